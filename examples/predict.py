@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Click probabilities of a raw table, by any finetuned model.
+
+    python predict.py --model flip --data new_rows.csv --output scored.csv
+
+Columns the model does not know are kept and not read; unseen and missing values are no error, their shares are printed.
+"""
+
+import argparse
+import time
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
+from flip_hf import load_ctr_dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Folder or Hub name of a finetuned model.")
+    parser.add_argument("--data", required=True, help="csv, tsv, json or parquet; or the name of a known data set.")
+    parser.add_argument("--data_dir", help="Folder with the raw files of a named data set.")
+    parser.add_argument("--output", required=True, help="csv or parquet to write: the table and a column 'probability'.")
+    parser.add_argument("--mode", choices=["tabular", "text", "joint"], help="Which of a joint model's modes to use.")
+    parser.add_argument("--batch_size", type=int, default=512, help="Rows per step.")
+    arguments = parser.parse_args()
+
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    options = {"mode": arguments.mode} if arguments.mode else {}
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.model, **options).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir)
+
+    reads_text = model.config.mode != "tabular"
+    probabilities: list[float] = []
+    feature_ids = []
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in table.iter(batch_size=arguments.batch_size):
+            inputs = processor(batch, text=reads_text, padding=True, return_tensors="pt")
+            inputs.pop("labels", None)
+            feature_ids.append(inputs["feature_ids"])
+            logits = model(**inputs.to(model.device)).logits
+            probabilities += torch.sigmoid(logits.double()).tolist()
+    seconds = time.perf_counter() - start
+
+    scored = table.add_column("probability", probabilities)
+    (scored.to_parquet if arguments.output.endswith(".parquet") else scored.to_csv)(arguments.output)
+    print(f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}")
+    for name, rates in processor.feature_extractor.rates(torch.cat(feature_ids).numpy()).items():
+        if rates["unseen"] or rates["missing"]:
+            print(f"    {name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: finetunes one pre-trained checkpoint into FLIP_ID, FLIP_PLM or FLIP, or trains the same model from scratch.
+
+    python run_finetuning.py --prepared_dir prepared --model pretrained --mode tabular --output_dir flip_id
+    python run_finetuning.py --prepared_dir prepared --model pretrained --mode joint --output_dir flip
+    python run_finetuning.py --prepared_dir prepared --mode tabular --output_dir scratch_id           # no --model
+    python run_finetuning.py finetuning.yaml
+
+Selects by validation AUC and reads the test rows once, at the end: metrics to `output_dir/test_results.json`, the
+probabilities to `output_dir/test_probabilities.npy`. Started again after a crash it goes on from the last checkpoint.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import load_from_disk
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, FlipProcessor
+
+
+@dataclass
+class ModelArguments:
+    prepared_dir: str = field(metadata={"help": "What prepare_data.py wrote."})
+    mode: str = field(default="joint", metadata={"help": "tabular (FLIP_ID), text (FLIP_PLM) or joint (FLIP)."})
+    model: str | None = field(default=None, metadata={"help": "Pre-trained folder or Hub name; without it: from scratch."})
+    text_model: str | None = field(default=None, metadata={"help": "From scratch: the language model."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "From scratch: keep its lowest so many layers."})
+    backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower (default dcnv2)."})
+    config_overrides: dict | None = field(
+        default_factory=dict, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"l2_coefficient": 1e-5}\'.'}
+    )
+
+
+def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForCTR:
+    overrides = arguments.config_overrides or {}
+    if arguments.model:
+        return FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
+    overrides = {"backbone": arguments.backbone or "dcnv2", **overrides}
+    if arguments.mode == "tabular":
+        return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
+    if not arguments.text_model:
+        raise SystemExit(f"mode {arguments.mode} from scratch needs --text_model (or pass --model, a pre-trained folder)")
+    return FlipForCTR.from_text_pretrained(
+        arguments.text_model,
+        processor=processor,
+        num_hidden_layers=arguments.num_hidden_layers,
+        mode=arguments.mode,
+        **overrides,
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, FlipCTRArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
+        parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
+        arguments, training_arguments = parse(sys.argv[1])
+    else:
+        arguments, training_arguments = parser.parse_args_into_dataclasses()
+
+    set_seed(training_arguments.seed)
+    rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
+    processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
+    model = build_model(arguments, processor)
+    if arguments.mode == "tabular":
+        rows = rows.select_columns(["feature_ids", "labels"])
+    trainer = FlipCTRTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        processing_class=processor,
+    )
+    output_dir = Path(training_arguments.output_dir)
+    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    trainer.save_state()
+    prediction = trainer.predict(rows["test"])
+    if trainer.is_world_process_zero():
+        np.save(output_dir / "test_probabilities.npy", 1.0 / (1.0 + np.exp(-prediction.predictions.astype(np.float64))))
+        (output_dir / "test_results.json").write_text(json.dumps(prediction.metrics, indent=2) + "\n")
+        print(json.dumps(prediction.metrics, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1: joint masked tabular/language pre-training and instance contrast of an ID tower and a language model.
+
+    python run_pretraining.py --prepared_dir prepared --text_model bert-base-uncased --output_dir pretrained
+    python run_pretraining.py pretraining.yaml
+    accelerate launch run_pretraining.py ...            # several GPUs: the same script
+
+Started again after a crash it goes on from the last checkpoint in `output_dir` (write some with --save_steps).
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import load_from_disk
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from flip_hf import FlipForPreTraining, FlipPreTrainingArguments, FlipPreTrainingTrainer, FlipProcessor
+
+
+@dataclass
+class ModelArguments:
+    prepared_dir: str = field(metadata={"help": "What prepare_data.py wrote."})
+    text_model: str = field(metadata={"help": "Language model: folder or Hub name (the one prepare_data.py was given)."})
+    text_model_name: str | None = field(default=None, metadata={"help": "Its name for the card, where text_model is a folder."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep its lowest so many layers."})
+    backbone: str = field(default="dcnv2", metadata={"help": "ID tower: dcnv2, deepfm or autoint."})
+    config_overrides: dict | None = field(
+        default_factory=dict, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'}
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, FlipPreTrainingArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
+        parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
+        arguments, training_arguments = parse(sys.argv[1])
+    else:
+        arguments, training_arguments = parser.parse_args_into_dataclasses()
+    overrides = arguments.config_overrides or {}
+    if arguments.text_model_name:
+        overrides["text_model_name_or_path"] = arguments.text_model_name
+
+    set_seed(training_arguments.seed)
+    rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
+    processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
+    model = FlipForPreTraining.from_text_pretrained(
+        arguments.text_model,
+        processor=processor,
+        num_hidden_layers=arguments.num_hidden_layers,
+        backbone=arguments.backbone,
+        **overrides,
+    )
+    trainer = FlipPreTrainingTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        processing_class=processor,
+    )
+    output_dir = Path(training_arguments.output_dir)
+    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    result = trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = {**result.metrics, **trainer.evaluate()}
+    trainer.save_metrics("all", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        print(json.dumps(metrics, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FLIP: one pre-training of an id tower and a language model, three click-through-rate models out of it.
+
+``import flip_hf`` costs milliseconds: every public name below is imported when it is first asked for, and the
+``transformers`` Auto classes learn about FLIP when they themselves are first imported (see ``registration.py``).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .registration import install as _install_registration
+
+
+__version__ = "0.1.0"
+
+# module -> the public names it defines
+_PUBLIC = {
+    "configuration_flip": ["FlipConfig"],
+    "modeling_flip_tabular": ["FlipTabularModel"],
+    "modeling_flip": ["FlipModel", "FlipForPreTraining", "FlipForCTR"],
+    "feature_extraction_flip": ["FlipFeatureExtractor"],
+    "processing_flip": ["FlipProcessor"],
+    "data": ["load_ctr_dataset", "split_dataset", "prepare_dataset"],
+    "data_collator": ["DataCollatorForFlipPreTraining", "DataCollatorForFlipCTR"],
+    "training_args": ["FlipPreTrainingArguments", "FlipCTRArguments"],
+    "trainer": ["FlipPreTrainingTrainer", "FlipCTRTrainer"],
+    "metrics": ["compute_ctr_metrics"],
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:
+    from .configuration_flip import FlipConfig
+    from .data import load_ctr_dataset, prepare_dataset, split_dataset
+    from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+    from .feature_extraction_flip import FlipFeatureExtractor
+    from .metrics import compute_ctr_metrics
+    from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
+    from .modeling_flip_tabular import FlipTabularModel
+    from .processing_flip import FlipProcessor
+    from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer
+    from .training_args import FlipCTRArguments, FlipPreTrainingArguments
+
+_install_registration()

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the two towers meet in stage 1: the heads of masked language modelling (MLM), masked tabular modelling (MTM) and
+instance contrast (ICL), each with its loss.
+
+Letters: B rows, F fields, S slots, T tokens, N features, V word pieces, K noise features, M masked (row, position) pairs
+of a batch, E size of a masked-feature output row, P size of a contrastive projection, d_v and d_w sizes of a tabular
+vector and of a text state.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .configuration_flip import FlipConfig
+
+
+# A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
+MAX_FIELD_VOCABULARY_SCORED = 100_000
+
+
+class FlipMLMHead(nn.Module):
+    """
+    Masked tokens recovered with the help of the complete tabular view (FLIP eq. 5 and 6).
+
+    z = [w~_l ; v] -> Linear(d_w + d_v, d_w) -> tanh -> dropout -> Linear(d_w, V), at the masked positions alone.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int):
+        super().__init__()
+        text_config = config.text_config
+        self.dense = nn.Linear(text_config.hidden_size + tabular_size, text_config.hidden_size)
+        self.dropout = nn.Dropout(config.mlm_dropout_prob)
+        self.decoder = nn.Linear(text_config.hidden_size, text_config.vocab_size)
+
+    def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
+        """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""
+        hidden = torch.tanh(self.dense(torch.cat([token_states, tabular_vectors], dim=-1)))
+        return self.decoder(self.dropout(hidden))
+
+
+class FlipMTMHead(nn.Module):
+    """
+    Masked features recovered with the help of the complete text (FLIP eq. 7 to 11).
+
+    The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W over
+    real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
+    s(j) = h_f . e_j + b_j - ln N with an output table of its own. b starts at ln p(j) + ln N, so that before any
+    training the scores are the log frequencies of the training rows.
+
+    The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; what
+    follows from them (log p, and the cumulative distribution noise is drawn from) is computed when first needed.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int):
+        super().__init__()
+        self.config = config
+        text_size = config.text_config.hidden_size
+        self.query = nn.Linear(tabular_size, text_size)
+        self.query_norm = nn.LayerNorm(text_size)
+        self.dense = nn.Linear(tabular_size + text_size, config.num_fields * config.mtm_embedding_size)
+        self.feature_embeddings = nn.Embedding(config.num_features, config.mtm_embedding_size)
+        self.feature_bias = nn.Parameter(torch.zeros(config.num_features))
+        self.register_buffer("feature_counts", torch.zeros(config.num_features, dtype=torch.long))
+        self.register_buffer("feature_fields", torch.full((config.num_features,), -1, dtype=torch.long))
+        self._noise: tuple[torch.Tensor, ...] | None = None
+
+    @torch.no_grad()
+    def set_feature_counts(self, counts: np.ndarray | torch.Tensor, fields: np.ndarray | torch.Tensor) -> None:
+        """
+        Takes the training frequencies over and starts the output bias from them.
+
+        Args:
+            counts (`(N,)`): how often each feature occurs in the training rows.
+            fields (`(N,)`): the field of each feature, -1 for pad and mask.
+
+        Raises:
+            ValueError: if there are not N of them.
+        """
+        counts, fields = torch.as_tensor(counts), torch.as_tensor(fields)
+        if len(counts) != self.config.num_features or len(fields) != self.config.num_features:
+            raise ValueError(
+                f"{len(counts)} feature counts for a model of {self.config.num_features} features: "
+                "build its configuration from the same processor (FlipConfig.from_processor)"
+            )
+        self.feature_counts.copy_(counts)
+        self.feature_fields.copy_(fields)
+        self._noise = None
+        log_probs = self.noise_distribution()[0]
+        self.feature_bias.copy_(log_probs + math.log(self.config.num_features))
+
+    def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64, and
+        the F + 1 borders of the fields in it. p is floored at 1e-10 and renormalised, over all features
+        (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask have p = 0.
+        """
+        if self._noise is not None and self._noise[0].device == self.feature_counts.device:
+            return self._noise
+        num_fields, device = self.config.num_fields, self.feature_counts.device
+        order = torch.argsort(self.feature_fields, stable=True)
+        counts = self.feature_counts.double()
+        counts[: self.config.num_reserved_features] = 0.0
+        drawn = self.feature_fields >= 0
+        # in a model that was never told the frequencies every feature is as likely as any other
+        if not bool(drawn.any()):
+            drawn = torch.arange(len(counts), device=device) >= self.config.num_reserved_features
+        group = self.feature_fields.clamp(min=0) if self.config.mtm_noise == "field" else torch.zeros_like(order)
+
+        def normalise(weights: torch.Tensor) -> torch.Tensor:
+            totals = weights.new_zeros(max(num_fields, 1)).index_add(0, group, weights)
+            return weights / totals.clamp(min=1e-300)[group]
+
+        probs = normalise(torch.where(drawn, normalise(counts).clamp(min=1e-10), 0.0))
+        log_probs = torch.where(drawn, probs, 1.0).log().float()
+        cumulative = probs[order].cumsum(0)
+        sizes = torch.bincount(self.feature_fields + 1, minlength=num_fields + 1).cumsum(0)  # pad and mask come first
+        borders = torch.cat([cumulative.new_zeros(1), cumulative])[sizes]
+        self._noise = (log_probs, order, cumulative, borders)
+        return self._noise
+
+    def draw_noise(self, fields: torch.LongTensor, generator: torch.Generator | None = None) -> torch.LongTensor:
+        """K features from the noise distribution for each of `fields` `(M,)` -> `(M, K)`."""
+        _, order, cumulative, borders = self.noise_distribution()
+        shape = (len(fields), self.config.num_noise_features)
+        uniform = torch.rand(shape, dtype=torch.float64, device=cumulative.device, generator=generator)
+        if self.config.mtm_noise == "field":
+            low, high = borders[fields, None], borders[fields + 1, None]
+            uniform = low + uniform * (high - low)
+        else:
+            uniform = uniform * cumulative[-1]
+        return order[torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(order) - 1)]
+
+    def predict(
+        self, masked_vectors: torch.Tensor, text_states: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)` -> h `(B, F, E)`."""
+        query = self.query_norm(self.query(masked_vectors))  # (B, d_w)
+        scores = torch.einsum("btd,bd->bt", text_states, query).float()
+        scores = scores.masked_fill(attention_mask == 0, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1).to(text_states.dtype)  # (B, T)
+        context = torch.einsum("bt,btd->bd", weights, text_states)
+        hidden = self.dense(torch.cat([masked_vectors, context], dim=-1))
+        return hidden.view(len(hidden), self.config.num_fields, self.config.mtm_embedding_size)
+
+    def score(self, hidden: torch.Tensor, features: torch.LongTensor) -> torch.Tensor:
+        """h_f `(M, E)` and candidates `(M, C)` -> s `(M, C)`."""
+        dot = torch.einsum("me,mce->mc", hidden, self.feature_embeddings(features))
+        return dot + self.feature_bias[features] - math.log(self.config.num_features)
+
+    def score_field(self, hidden: torch.Tensor, field: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """h_f `(M, E)` of one field -> (its real features `(n,)`, s `(M, n)`)."""
+        is_real = torch.arange(len(self.feature_fields), device=hidden.device) >= self.config.num_reserved_features
+        features = ((self.feature_fields == field) & is_real).nonzero().squeeze(1)
+        bias = self.feature_bias[features] - math.log(self.config.num_features)
+        return features, hidden @ self.feature_embeddings(features).T + bias
+
+    def losses(
+        self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor
+    ) -> torch.Tensor:
+        """h_f `(M, E)`, masked fields `(M,)`, their features `(M,)`, noise `(M, K)` -> loss of each `(M,)`."""
+        if self.config.mtm_loss == "full_softmax":
+            losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
+            for field in fields.unique().tolist():
+                asked = fields == field
+                features, scores = self.score_field(hidden[asked], field)
+                position = torch.searchsorted(features, targets[asked])
+                losses = losses.index_put((asked,), F.cross_entropy(scores.float(), position, reduction="none"))
+            return losses
+
+        candidates = torch.cat([targets[:, None], noise], dim=1)  # (M, 1 + K), the target in column 0
+        log_probs = self.noise_distribution()[0][candidates]
+        logits = self.score(hidden, candidates).float() - log_probs
+        if self.config.mtm_loss == "nce":
+            # a noise draw stays 0 even where it equals the target: with label 1 there NCE would not be consistent
+            labels = torch.zeros_like(logits)
+            labels[:, 0] = 1.0
+            logits = logits - math.log(self.config.num_noise_features)
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
+        repeats = torch.zeros_like(logits, dtype=torch.bool)
+        repeats[:, 1:] = noise == targets[:, None]
+        logits = logits.masked_fill(repeats, torch.finfo(logits.dtype).min)
+        return F.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
+
+    @torch.no_grad()
+    def accuracies(
+        self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `losses` -> shares of masked fields won against the noise, and against the field's whole vocabulary."""
+        best_noise = self.score(hidden, noise).masked_fill(noise == targets[:, None], -torch.inf).amax(1)
+        beats_noise = self.score(hidden, targets[:, None]).squeeze(1) > best_noise
+        is_best = []
+        for field in fields.unique().tolist():
+            asked = fields == field
+            if int((self.feature_fields == field).sum()) > MAX_FIELD_VOCABULARY_SCORED:
+                continue
+            features, scores = self.score_field(hidden[asked], field)
+            is_best.append(features[scores.argmax(1)] == targets[asked])
+        return share(beats_noise), share(torch.cat(is_best) if is_best else beats_noise[:0])
+
+
+class FlipProjectionHead(nn.Module):
+    """Contrastive projection: Linear(d, P) -> GELU -> Linear(P, P) -> dropout, plus the first Linear, LayerNorm."""
+
+    def __init__(self, size: int, config: FlipConfig):
+        super().__init__()
+        self.projection = nn.Linear(size, config.icl_projection_size)
+        self.dense = nn.Linear(config.icl_projection_size, config.icl_projection_size)
+        self.dropout = nn.Dropout(config.icl_dropout_prob)
+        self.norm = nn.LayerNorm(config.icl_projection_size)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`(B, d)` -> `(B, P)`."""
+        projected = self.projection(vectors)
+        return self.norm(projected + self.dropout(self.dense(F.gelu(projected))))
+
+
+class FlipICLHead(nn.Module):
+    """
+    Instance contrast (FLIP eq. 12 and 13): S = G_id G_text^T / tau, cross-entropy against the diagonal, mean of both
+    directions.
+
+    With several processes every rank scores its own rows against the rows of all ranks; the gather's backward sums over
+    ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is the one
+    of a single process on the joined batch, also where ranks hold different numbers of rows.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int):
+        super().__init__()
+        self.config = config
+        self.tabular_projection = FlipProjectionHead(tabular_size, config)
+        self.text_projection = FlipProjectionHead(config.text_config.hidden_size, config)
+        # log(1 / tau) as a parameter, so that no step can make tau negative
+        self.log_scale = nn.Parameter(torch.zeros(())) if config.icl_learnable_temperature else None
+
+    def scale(self) -> torch.Tensor | float:
+        """1 / tau."""
+        return 1.0 / self.config.icl_temperature if self.log_scale is None else self.log_scale.exp()
+
+    def forward(self, tabular_vectors: torch.Tensor, text_vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, d_v)` and `(B, d_w)` -> loss `()`, recall@1 of the row's text among all texts `()`."""
+        tabular, text = self.tabular_projection(tabular_vectors), self.text_projection(text_vectors)
+        if self.config.icl_normalize:
+            tabular, text = F.normalize(tabular, dim=-1), F.normalize(text, dim=-1)
+        all_tabular, offset = gather_rows(tabular)
+        all_text, _ = gather_rows(text)
+        targets = offset + torch.arange(len(tabular), device=tabular.device)
+        to_text = (tabular @ all_text.T).float() * self.scale()  # (B, rows of all ranks)
+        to_tabular = (text @ all_tabular.T).float() * self.scale()
+        loss = (F.cross_entropy(to_text, targets) + F.cross_entropy(to_tabular, targets)) / 2
+        world_size = torch.distributed.get_world_size() if _is_distributed() else 1
+        return loss * (world_size * len(tabular) / len(all_tabular)), share(to_text.argmax(1) == targets)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; backward sums every rank's gradient for my rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, sizes: list[int], rank: int) -> torch.Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        # ranks may hold different numbers of rows and all_gather wants equal ones: pad to the longest, cut again
+        padded = F.pad(rows.contiguous(), (0, 0, 0, max(sizes) - len(rows)))
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(gathered, padded)
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        gradient = gradients[0].contiguous()
+        torch.distributed.all_reduce(gradient)
+        start = sum(ctx.sizes[: ctx.rank])
+        return gradient[start : start + ctx.sizes[ctx.rank]], None, None
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`(B, P)` of this rank -> rows of all ranks in rank order, and where this rank's begin. One process: no change."""
+    if not _is_distributed() or torch.distributed.get_world_size() == 1:
+        return rows, 0
+    rank = torch.distributed.get_rank()
+    size = torch.tensor([len(rows)], device=rows.device)
+    sizes_of_ranks = [torch.empty_like(size) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes_of_ranks, size)
+    sizes = [int(other) for other in sizes_of_ranks]
+    return _GatherRows.apply(rows, sizes, rank), sum(sizes[:rank])
+
+
+def share(hits: torch.Tensor) -> torch.Tensor:
+    """Share of true entries; nan where there is none to ask."""
+    return hits.float().mean()

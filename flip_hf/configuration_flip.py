@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlipConfig: everything that decides the shape and the losses of a FLIP model, and nothing learnt from data.
+
+Vocabularies and training frequencies live in the feature extractor's own file and in buffers of the model, never here:
+transformers writes configurations as json with sorted keys, so anything ordered is a *list*.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+try:  # transformers >= 5.20
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:
+    SubConfigSpec = None
+
+
+MODES = ("tabular", "text", "joint")
+TEXT_POOLINGS = ("cls", "mean")
+MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
+MTM_NOISES = ("global", "field")
+
+# Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`, `missing_id`).
+PAD_FEATURE_ID = 0
+MASK_FEATURE_ID = 1
+NUM_SHARED_FEATURE_IDS = 2
+
+
+class FlipConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`].
+
+    The global feature id space (METHOD: one embedding table for all fields) is laid out so that no id ever moves:
+    `0` pad, `1` mask, then for field `f` the ids `2 + 2f` (unseen value) and `3 + 2f` (missing value), then the real
+    features from `2 + 2F` on.
+
+    Args:
+        fields (`list[dict]`): one entry per field, in order: `name` (`str`), `kind` (`"categorical"`) and
+            `num_slots` (`int`, how many columns of `feature_ids` the field takes; 1 for categorical fields).
+        num_features (`int`): N, size of the global id space, reserved ids included.
+        mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
+            ids alone.
+        text_model_name_or_path (`str`, *optional*): where the text tower's first weights came from; for the card.
+        text_pooling (`str`): `"cls"` (first token) or `"mean"` (over real tokens).
+        backbone (`str`): body of the tabular tower, a key of `TABULAR_BACKBONES`.
+        backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class; what is
+            absent takes that class's default, an unknown name is refused when the model is built.
+        feature_embedding_size (`int`): size of one feature's embedding (32 in the paper).
+        tabular_initializer_range (`float`): standard deviation of embeddings and DNN weights of the tabular tower.
+        initializer_range (`float`): standard deviation of the heads' linear layers.
+        mlm_weight, mtm_weight, icl_weight (`float`): weights of the three stage 1 losses; a loss of weight 0 is not
+            computed.
+        text_mask_ratio, feature_mask_ratio (`float`): share of the fields masked in a row's text and in its ids; at
+            least one field is masked.
+        share_field_masks (`bool`): both views mask the same fields.
+        hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
+            among those hidden in it, so that the rest of the row must explain them. Implies `share_field_masks`.
+        mlm_dropout_prob, icl_dropout_prob (`float`): dropout inside the two heads (0.2 in the paper).
+        mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's own vocabulary).
+        mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
+        num_noise_features (`int`): K, noise draws per (row, masked field).
+        mtm_embedding_size (`int`): size of a row of the masked-feature output table (32 in the paper).
+        icl_projection_size (`int`): size of the contrastive projections (128 in the paper).
+        icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).
+        icl_learnable_temperature (`bool`): learn tau (as the logarithm of its inverse).
+        icl_normalize (`bool`): L2-normalise both projections first.
+        alpha_init (`float`): stage 2, initial weight of the tabular logit in the joint logit.
+        l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
+            tables, added to the training loss (never to `eval_loss`).
+
+    Raises:
+        ValueError: for a value that none of the above allows, naming it and what is allowed.
+    """
+
+    model_type = "flip"
+    if SubConfigSpec is not None:
+        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
+    else:
+        sub_configs = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference = ["tabular_logits", "text_logits"]
+
+    fields: list[dict[str, Any]] | None = None
+    num_features: int = 2
+    mode: str = "joint"
+
+    text_config: dict | PreTrainedConfig | None = None
+    text_model_name_or_path: str | None = None
+    text_pooling: str = "cls"
+
+    backbone: str = "dcnv2"
+    backbone_config: dict[str, Any] | None = None
+    feature_embedding_size: int = 32
+    tabular_initializer_range: float = 0.05
+    initializer_range: float = 0.02
+
+    mlm_weight: float = 1.0
+    mtm_weight: float = 1.0
+    icl_weight: float = 1.0
+    text_mask_ratio: float = 0.15
+    feature_mask_ratio: float = 0.15
+    share_field_masks: bool = False
+    hide_target_in_text: bool = False
+    mlm_dropout_prob: float = 0.2
+    mtm_loss: str = "nce"
+    mtm_noise: str = "global"
+    num_noise_features: int = 25
+    mtm_embedding_size: int = 32
+    icl_projection_size: int = 128
+    icl_dropout_prob: float = 0.2
+    icl_temperature: float = 0.7
+    icl_learnable_temperature: bool = False
+    icl_normalize: bool = False
+
+    alpha_init: float = 0.0
+    l2_coefficient: float = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "bert", **self.text_config})
+        self.fields = [{"kind": "categorical", "num_slots": 1, **field} for field in self.fields or []]
+        self.backbone_config = dict(self.backbone_config or {})
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError` for a value that is not allowed, naming it and what is."""
+        for key, allowed in (
+            ("mode", MODES),
+            ("text_pooling", TEXT_POOLINGS),
+            ("mtm_loss", MTM_LOSSES),
+            ("mtm_noise", MTM_NOISES),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        for key in ("text_mask_ratio", "feature_mask_ratio"):
+            if not 0.0 < getattr(self, key) <= 1.0:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out")
+        names = self.field_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
+        if self.num_features < self.num_reserved_features:
+            raise ValueError(
+                f"num_features={self.num_features} is too small: {len(names)} fields reserve {self.num_reserved_features}"
+            )
+
+    @property
+    def field_names(self) -> list[str]:
+        """Names of the fields, in order."""
+        return [field["name"] for field in self.fields or []]
+
+    @property
+    def num_fields(self) -> int:
+        """F, the number of fields."""
+        return len(self.fields or [])
+
+    @property
+    def slot_fields(self) -> list[int]:
+        """Field index of every column of `feature_ids` (length S)."""
+        return [index for index, field in enumerate(self.fields or []) for _ in range(field["num_slots"])]
+
+    @property
+    def num_slots(self) -> int:
+        """S, the number of columns of `feature_ids`."""
+        return len(self.slot_fields)
+
+    @property
+    def num_reserved_features(self) -> int:
+        """Ids below this one are no real features: pad, mask, and two per field."""
+        return NUM_SHARED_FEATURE_IDS + 2 * self.num_fields
+
+    @classmethod
+    def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":
+        """
+        Builds the configuration that fits a fitted processor, so that the two cannot disagree.
+
+        Args:
+            processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): the fitted field list and id space.
+            text_model (`PreTrainedModel` or `PreTrainedConfig`, *optional*): the text tower.
+            kwargs: any other field of this class (`mode`, `backbone`, `text_config`, ...).
+
+        Raises:
+            ValueError: if a keyword is no field, naming the closest one.
+
+        Example:
+            ```python
+            config = FlipConfig.from_processor(processor, mode="tabular", backbone="dcnv2")
+            ```
+        """
+        extractor = getattr(processor, "feature_extractor", processor)
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in kwargs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                raise ValueError(
+                    f"{name!r} is no field of FlipConfig" + (f"; did you mean {close[0]!r}?" if close else "")
+                )
+        if text_model is not None:
+            text_config = getattr(text_model, "config", text_model)
+            kwargs.setdefault("text_config", text_config)
+            # a configuration hands its attention implementation down to its parts: without this it would hand down None
+            kwargs["attn_implementation"] = text_config._attn_implementation
+        return cls(fields=extractor.field_specs, num_features=extractor.num_features, **kwargs)
+
+    def check_processor(self, processor: Any) -> None:
+        """
+        Makes sure that a processor writes the ids that a model of this configuration reads.
+
+        Raises:
+            ValueError: if fields, number of features or vocabulary differ, saying how.
+        """
+        extractor = getattr(processor, "feature_extractor", processor)
+        if list(extractor.field_names) != self.field_names:
+            raise ValueError(
+                f"the processor does not fit the model: it has the fields {list(extractor.field_names)}, the model "
+                f"{self.field_names}; load the processor from the model's own folder"
+            )
+        if extractor.num_features != self.num_features:
+            raise ValueError(
+                f"the processor does not fit the model: it knows {extractor.num_features} features, the model "
+                f"{self.num_features}; load the processor from the model's own folder"
+            )
+        tokenizer = getattr(processor, "tokenizer", None)
+        if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:
+            raise ValueError(
+                f"the processor does not fit the model: its tokenizer has {len(tokenizer)} tokens, the text tower "
+                f"embeds {self.text_config.vocab_size}; take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+            )
+
+
+__all__ = ["FlipConfig"]

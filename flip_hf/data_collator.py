@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of `prepare_dataset` -> batches: padding for both stages, and stage 1's field-level masks, drawn anew each time.
+
+Letters: B rows, T tokens of the longest row, F fields, S slots (columns of `feature_ids`), k masked fields of a row.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .configuration_flip import MASK_FEATURE_ID, MODES
+from .processing_flip import FlipProcessor
+
+
+def _pad(rows: Sequence[dict[str, Any]], column: str, value: int, multiple: int) -> np.ndarray:
+    """Ragged lists of one column, right-padded with `value` -> int64 array (B, T), T a multiple of `multiple`."""
+    lengths = np.fromiter((len(row[column]) for row in rows), np.int64, len(rows))
+    longest = int(lengths.max(initial=1))
+    padded = np.full((len(rows), -(-longest // multiple) * multiple), value, np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate([row[column] for row in rows])
+    return padded
+
+
+def _need(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    if not rows:
+        raise ValueError("the batch is empty: a collator needs at least one row")
+    absent = [column for column in columns if column not in rows[0]]
+    if absent:
+        raise ValueError(
+            f"rows have no {', '.join(absent)} (they have {', '.join(rows[0])}): encode the data set with "
+            "prepare_dataset(dataset, processor), with text=True unless only ids are used"
+        )
+
+
+def _text_columns(rows: Sequence[dict[str, Any]], processor: FlipProcessor, multiple: int) -> dict[str, np.ndarray]:
+    pad_token_id = processor.tokenizer.pad_token_id
+    if pad_token_id is None:
+        raise ValueError(
+            f"{type(processor.tokenizer).__name__} has no pad token, so rows of different lengths cannot share a batch: "
+            "set one, for instance tokenizer.pad_token = tokenizer.eos_token"
+        )
+    return {
+        "input_ids": _pad(rows, "input_ids", pad_token_id, multiple),
+        "attention_mask": _pad(rows, "attention_mask", 0, multiple),
+    }
+
+
+@dataclass
+class DataCollatorForFlipCTR:
+    """
+    Stage 2: stacks ids, pads texts to the longest of the batch with the tokenizer's own pad id.
+
+    | input, per row | output |
+    |---|---|
+    | `feature_ids` (S) | `feature_ids` `(B, S)` int64 |
+    | `input_ids`, `attention_mask` (ragged; not in mode `"tabular"`) | the same, `(B, T)` int64 |
+    | `labels` (0/1, optional) | `labels` `(B,)` float32 |
+
+    Args:
+        processor ([`FlipProcessor`]): knows the pad token.
+        mode (`str`): `"tabular"` leaves the text out of the batch.
+        pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
+
+    Raises:
+        ValueError: if a row lacks a column, or a pad token is needed and there is none.
+    """
+
+    processor: FlipProcessor
+    mode: str = "joint"
+    pad_to_multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        reads_text = self.mode != "tabular"
+        _need(rows, ["feature_ids", "input_ids", "attention_mask"] if reads_text else ["feature_ids"])
+        batch = {"feature_ids": np.array([row["feature_ids"] for row in rows], np.int64)}
+        if reads_text:
+            batch |= _text_columns(rows, self.processor, self.pad_to_multiple_of)
+        if "labels" in rows[0]:
+            batch["labels"] = np.array([row["labels"] for row in rows], np.float32)
+        return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+
+@dataclass
+class DataCollatorForFlipPreTraining:
+    """
+    Stage 1: field-level masking of both views (FLIP section 3.2; METHOD: `k = max(1, int(F x ratio))` fields of a row).
+
+    The two views draw their fields independently. In the text *every* token of the value of a chosen field becomes the
+    mask token, whereas names and template words stay; in the ids a chosen field takes the mask id. A field whose value
+    has no token in the row (missing, or lost to truncation) is not chosen in the text, one that is missing or unseen is
+    not chosen in the ids.
+
+    | input, per row | output |
+    |---|---|
+    | `input_ids`, `attention_mask`, `token_field_ids` (ragged) | `input_ids`, `masked_input_ids`, `attention_mask` `(B, T)` |
+    | `feature_ids` (S) | `feature_ids`, `masked_feature_ids` `(B, S)` |
+
+    What has to be recovered is where a masked tensor differs from its clean one; there is no tensor of targets. Labels
+    are left out: stage 1 never sees them.
+
+    Args:
+        processor ([`FlipProcessor`]): knows the fields, the pad and the mask token.
+        text_mask_ratio (`float`): share of the F fields masked in the text; 0 masks none (and needs no mask token).
+        feature_mask_ratio (`float`): share of the F fields masked in the ids; 0 masks none.
+        share_field_masks (`bool`): the two views mask the same fields (of those that both can mask).
+        hide_target_in_text (`bool`): as above; the fields asked of the ids are hidden in the text.
+        seed (`int`, *optional*): draws masks from the seed and the content of the batch, so that the same batch is
+            masked the same way every time (evaluation). Without it they come from torch's generator.
+        pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
+
+    Raises:
+        ValueError: if a row lacks a column, or the tokenizer a mask or pad token.
+    """
+
+    processor: FlipProcessor
+    text_mask_ratio: float = 0.15
+    feature_mask_ratio: float = 0.15
+    share_field_masks: bool = False
+    hide_target_in_text: bool = False
+    seed: int | None = None
+    pad_to_multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("text_mask_ratio", "feature_mask_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
+        if self.text_mask_ratio and self.processor.tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a field: "
+                "set tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in the "
+                "configuration; text_mask_ratio=0 for this collator)"
+            )
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        _need(rows, ["input_ids", "attention_mask", "token_field_ids", "feature_ids"])
+        extractor = self.processor.feature_extractor
+        slot_fields = np.asarray(extractor.slot_fields)
+        num_fields = extractor.num_fields
+
+        batch = _text_columns(rows, self.processor, self.pad_to_multiple_of)
+        token_field_ids = _pad(rows, "token_field_ids", -1, self.pad_to_multiple_of)
+        feature_ids = np.array([row["feature_ids"] for row in rows], np.int64)
+        generator = self._generator(batch["input_ids"], feature_ids)
+
+        # which fields of a row could be masked, (B, F) in both views
+        row_of_token, position = np.nonzero(token_field_ids >= 0)
+        in_text = np.zeros((len(rows), num_fields), bool)
+        in_text[row_of_token, token_field_ids[row_of_token, position]] = True
+        is_known = feature_ids >= extractor.num_reserved_features
+        in_ids = np.zeros((len(rows), num_fields), bool)
+        row_of_slot, slot = np.nonzero(is_known)
+        in_ids[row_of_slot, slot_fields[slot]] = True
+
+        text_keys, feature_keys = generator.random((2, len(rows), num_fields))
+        if self.share_field_masks or self.hide_target_in_text:
+            in_text = in_ids = in_text & in_ids
+            feature_keys = text_keys
+        text_fields = self._choose(text_keys, in_text, self.text_mask_ratio)
+        feature_fields = self._choose(feature_keys, in_ids, self.feature_mask_ratio)
+        if self.hide_target_in_text:
+            text_fields |= feature_fields
+
+        # a chosen field loses all its value tokens, and all its known ids
+        hidden = np.zeros(token_field_ids.shape, bool)
+        hidden[row_of_token, position] = text_fields[row_of_token, token_field_ids[row_of_token, position]]
+        batch["masked_input_ids"] = np.where(hidden, self.processor.tokenizer.mask_token_id or 0, batch["input_ids"])
+        batch["feature_ids"] = feature_ids
+        batch["masked_feature_ids"] = np.where(feature_fields[:, slot_fields] & is_known, MASK_FEATURE_ID, feature_ids)
+        return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+    def _generator(self, input_ids: np.ndarray, feature_ids: np.ndarray) -> np.random.Generator:
+        if self.seed is None:
+            return np.random.default_rng(int(torch.randint(2**63 - 1, ()).item()))
+        content = hashlib.blake2b(input_ids.tobytes() + feature_ids.tobytes(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(content, "little")])
+
+    @staticmethod
+    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float) -> np.ndarray:
+        """Uniform choice of k eligible fields of every row without replacement -> bool (B, F)."""
+        chosen = np.zeros(keys.shape, bool)
+        if ratio == 0.0:
+            return chosen
+        count = max(1, int(keys.shape[1] * ratio))
+        smallest = np.argsort(np.where(eligible, keys, np.inf), axis=1)[:, :count]
+        np.put_along_axis(chosen, smallest, True, axis=1)
+        return chosen & eligible
+
+
+__all__ = ["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"]

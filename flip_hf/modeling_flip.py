@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two towers side by side (FlipModel), what stage 1 asks of them (FlipForPreTraining), and the three models of
+stage 2 (FlipForCTR).
+
+Letters: B rows, F fields, S slots (columns of `feature_ids`), T tokens, V word pieces, M masked (row, position) pairs of
+a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabular vector and of a text state.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead, share
+from .configuration_flip import FlipConfig
+from .modeling_flip_base import FlipPreTrainedModel, build_text_model
+from .modeling_flip_tabular import FlipTabularModel
+
+
+@dataclass
+class FlipModelOutput(ModelOutput):
+    """
+    Args:
+        tabular_vector (`torch.FloatTensor` of shape `(batch_size, d_v)`): v, the ID tower before its logit layer.
+        tabular_logits (`torch.FloatTensor` of shape `(batch_size,)`): the ID tower's own logit, where it has one.
+        text_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_tokens, d_w)`): W, one state per token.
+        text_vector (`torch.FloatTensor` of shape `(batch_size, d_w)`): pooled W.
+    """
+
+    tabular_vector: torch.FloatTensor | None = None
+    tabular_logits: torch.FloatTensor | None = None
+    text_hidden_states: torch.FloatTensor | None = None
+    text_vector: torch.FloatTensor | None = None
+
+
+@dataclass
+class FlipForPreTrainingOutput(ModelOutput):
+    """
+    Losses are in nats. Counts and accuracies come with `model.eval()` only; an accuracy is a share of its count.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): weighted sum of the three that have a weight.
+        mlm_loss (`torch.FloatTensor` of shape `(1,)`): cross-entropy per masked token.
+        mtm_loss (`torch.FloatTensor` of shape `(1,)`): noise-contrastive loss per masked (row, field).
+        icl_loss (`torch.FloatTensor` of shape `(1,)`): mean of both directions' cross-entropy; chance is ln(batch size).
+        num_masked_tokens, num_masked_features (`torch.LongTensor` of shape `(1,)`): what the means are over.
+        mlm_accuracy: masked tokens whose best-scored word piece is the right one.
+        mtm_accuracy: masked fields whose feature outscores its K noise features (draws equal to it are left out).
+        mtm_field_accuracy: masked fields whose feature outscores the field's whole vocabulary.
+        icl_recall: rows whose text scores highest with their own ids, among the texts of the batch (recall@1).
+    """
+
+    loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    mtm_loss: torch.FloatTensor | None = None
+    icl_loss: torch.FloatTensor | None = None
+    num_masked_tokens: torch.LongTensor | None = None
+    num_masked_features: torch.LongTensor | None = None
+    mlm_accuracy: torch.FloatTensor | None = None
+    mtm_accuracy: torch.FloatTensor | None = None
+    mtm_field_accuracy: torch.FloatTensor | None = None
+    icl_recall: torch.FloatTensor | None = None
+
+
+@dataclass
+class FlipForCTROutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): binary cross-entropy in nats, with `labels` alone; L2 in training.
+        logits (`torch.FloatTensor` of shape `(batch_size,)`): log-odds of a click.
+        tabular_logits, text_logits (`torch.FloatTensor` of shape `(batch_size,)`): the towers' own, in mode `"joint"`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    tabular_logits: torch.FloatTensor | None = None
+    text_logits: torch.FloatTensor | None = None
+
+
+class FlipModel(FlipPreTrainedModel):
+    """
+    The ID tower and the text tower side by side.
+
+    Args:
+        config ([`FlipConfig`]): `config.text_config=None` leaves the text tower out.
+        text_model (`PreTrainedModel`, *optional*): a loaded text tower; otherwise a fresh one from `text_config`.
+        towers (`str`): `"tabular"`, `"text"` or `"joint"`: which of the two are built.
+        add_logit_layers (`bool`): build the ID tower's own logit layers (stage 2); stage 1 has no use for them.
+
+    Raises:
+        ValueError: if a text tower is asked of a configuration that describes none.
+    """
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        text_model: PreTrainedModel | None = None,
+        towers: str | None = None,
+        add_logit_layers: bool = False,
+    ):
+        super().__init__(config)
+        if towers is None:
+            towers = "tabular" if config.text_config is None else "joint"
+        self.tabular = FlipTabularModel(config, add_logit_layers) if towers != "text" else None
+        self.text = None
+        if towers != "tabular":
+            if config.text_config is None:
+                raise ValueError(
+                    f'mode "{towers}" needs a text tower and config.text_config is None: take mode="tabular", or start '
+                    "from a language model with from_text_pretrained"
+                )
+            self.text = text_model if text_model is not None else build_text_model(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return None if self.text is None else self.text.get_input_embeddings()
+
+    def encode_text(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, pooled `(batch_size, d_w)`."""
+        states = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states, self.pool_text(states, attention_mask)
+
+    def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
+        """W `(batch_size, num_tokens, d_w)` -> `(batch_size, d_w)`, by `config.text_pooling`."""
+        if self.config.text_pooling == "cls":
+            return states[:, 0]
+        weights = attention_mask.to(states.dtype)  # (B, T)
+        return torch.einsum("bt,btd->bd", weights, states) / weights.sum(1, keepdim=True).clamp(min=1.0)
+
+    def forward(
+        self,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_field_ids: torch.LongTensor | None = None,
+        labels: torch.FloatTensor | None = None,
+    ) -> FlipModelOutput:
+        """
+        Args:
+            feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): read by the ID tower.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): read by the text tower.
+            token_field_ids, labels: accepted, so that a processor's output can be passed whole, and not read.
+
+        Raises:
+            ValueError: if a tower that the model has gets no input.
+        """
+        output = FlipModelOutput()
+        if self.tabular is not None:
+            if feature_ids is None:
+                raise ValueError("the ID tower needs feature_ids, and there are none: encode rows with the processor")
+            output.tabular_vector, logits = self.tabular(feature_ids)
+            if logits is not None:
+                output.tabular_logits = logits
+        if self.text is not None:
+            if input_ids is None:
+                raise ValueError(
+                    'the text tower needs input_ids, and there are none: encode rows with text=True, or use mode="tabular"'
+                )
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            output.text_hidden_states, output.text_vector = self.encode_text(input_ids, attention_mask)
+        return output
+
+
+class FlipForPreTraining(FlipPreTrainedModel):
+    """
+    Stage 1 (FLIP section 3): masked language modelling with the help of the ids, masked tabular modelling with the help
+    of the text, and instance contrast, in two passes of each tower: the clean rows and the masked rows.
+
+    A loss whose weight is 0 is not computed, nor is a pass that nothing needs.
+    """
+
+    accepts_loss_kwargs = False  # the trainer divides stage 1's losses by their own counts
+
+    def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        if config.text_config is None:
+            raise ValueError(
+                "stage 1 aligns ids with text and config.text_config is None: start from a language model with "
+                "FlipForPreTraining.from_text_pretrained(text_model, processor=processor)"
+            )
+        self.flip = FlipModel(config, text_model, towers="joint")
+        tabular_size = self.flip.tabular.hidden_size
+        self.mlm_head = FlipMLMHead(config, tabular_size) if config.mlm_weight else None
+        self.mtm_head = FlipMTMHead(config, tabular_size) if config.mtm_weight else None
+        self.icl_head = FlipICLHead(config, tabular_size) if config.icl_weight else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FlipMTMHead):
+            init.zeros_(module.feature_bias)
+            init.zeros_(module.feature_counts)
+            init.constant_(module.feature_fields, -1)
+        elif isinstance(module, FlipICLHead) and module.log_scale is not None:
+            init.constant_(module.log_scale, -math.log(self.config.icl_temperature))
+
+    def set_feature_counts(self, processor: Any) -> None:
+        """Takes the training frequencies over from a fitted processor (or feature extractor): MTM's noise and bias."""
+        extractor = getattr(processor, "feature_extractor", processor)
+        if self.mtm_head is not None:
+            self.mtm_head.set_feature_counts(extractor.feature_counts, extractor.feature_fields)
+
+    def weighted_sum(
+        self, mlm_loss: torch.Tensor | None, mtm_loss: torch.Tensor | None, icl_loss: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The three losses, those that are computed, by the weights of the configuration."""
+        config = self.config
+        pairs = ((config.mlm_weight, mlm_loss), (config.mtm_weight, mtm_loss), (config.icl_weight, icl_loss))
+        return torch.stack([weight * loss for weight, loss in pairs if loss is not None]).sum()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        feature_ids: torch.LongTensor | None = None,
+        masked_input_ids: torch.LongTensor | None = None,
+        masked_feature_ids: torch.LongTensor | None = None,
+        num_masked_tokens: torch.Tensor | int | None = None,
+        num_masked_features: torch.Tensor | int | None = None,
+        return_loss: bool = True,
+    ) -> FlipForPreTrainingOutput:
+        """
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): the clean text.
+            feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): the clean ids.
+            masked_input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): the text with fields hidden;
+                where it differs from `input_ids` a token has to be recovered.
+            masked_feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): likewise for the ids.
+            num_masked_tokens, num_masked_features (*optional*): what MLM and MTM are divided by, instead of the counts
+                of this batch (gradient accumulation).
+            return_loss (`bool`): always true; there so that evaluation knows that no labels are needed.
+
+        Raises:
+            ValueError: if one of the five tensors is missing.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "feature_ids": feature_ids,
+            "masked_input_ids": masked_input_ids,
+            "masked_feature_ids": masked_feature_ids,
+        }
+        missing = [name for name, tensor in given.items() if tensor is None]
+        if missing:
+            raise ValueError(
+                f"stage 1 needs {', '.join(missing)}: batches come from DataCollatorForFlipPreTraining, which masks rows"
+            )
+        config, size = self.config, len(input_ids)
+        has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
+        output = FlipForPreTrainingOutput()
+
+        # --- the towers: clean and masked rows in one batch, 2B rows, unless nothing reads one of the two ---
+        clean_text = has_icl or (has_mtm and not config.hide_target_in_text)
+        masked_text = has_mlm or (has_mtm and config.hide_target_in_text)
+        texts = [input_ids] * clean_text + [masked_input_ids] * masked_text
+        states, _ = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
+        states, masked_states = states[:size], states[-size:]  # (B, T, d_w) each
+        rows = [feature_ids] * (has_mlm or has_icl) + [masked_feature_ids] * has_mtm
+        vectors, _ = self.flip.tabular(torch.cat(rows))
+        vectors, masked_vectors = vectors[:size], vectors[-size:]  # (B, d_v) each
+
+        # --- MLM: only masked positions reach the head ---
+        if has_mlm:
+            row, position = (masked_input_ids != input_ids).nonzero(as_tuple=True)
+            targets = input_ids[row, position]  # (M,)
+            logits = self.mlm_head(masked_states[row, position], vectors[row]).float()  # (M, V)
+            total = F.cross_entropy(logits, targets, reduction="sum")
+            output.mlm_loss = total / _at_least_one(len(row) if num_masked_tokens is None else num_masked_tokens)
+            if not self.training:
+                output.num_masked_tokens = torch.tensor(len(row), device=total.device)
+                output.mlm_accuracy = share(logits.argmax(-1) == targets)
+
+        # --- MTM: what stands behind each masked slot ---
+        if has_mtm:
+            head: FlipMTMHead = self.mtm_head
+            hidden = head.predict(
+                masked_vectors, masked_states if config.hide_target_in_text else states, attention_mask
+            )  # (B, F, E)
+            row, slot = (masked_feature_ids != feature_ids).nonzero(as_tuple=True)
+            fields = torch.tensor(config.slot_fields, device=slot.device)[slot]  # (M,)
+            targets, hidden = feature_ids[row, slot], hidden[row, fields]
+            # evaluation asks the same questions every time
+            generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
+            noise = head.draw_noise(fields, generator)
+            total = head.losses(hidden, fields, targets, noise).sum()
+            output.mtm_loss = total / _at_least_one(len(row) if num_masked_features is None else num_masked_features)
+            if not self.training:
+                output.num_masked_features = torch.tensor(len(row), device=total.device)
+                output.mtm_accuracy, output.mtm_field_accuracy = head.accuracies(hidden, fields, targets, noise)
+
+        # --- ICL: which text belongs to which ids ---
+        if has_icl:
+            output.icl_loss, recall = self.icl_head(vectors, self.flip.pool_text(states, attention_mask))
+            if not self.training:
+                output.icl_recall = recall
+
+        output.loss = self.weighted_sum(output.mlm_loss, output.mtm_loss, output.icl_loss)
+        return output
+
+
+def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
+    """A divisor: the loss of nothing is 0 (with a gradient), not nan."""
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+
+
+# --- stage 2 ----------------------------------------------------------------------------------------------------------
+
+
+class FlipForCTR(FlipPreTrainedModel):
+    """
+    Stage 2 (FLIP section 3.4): one pre-trained checkpoint finetuned into three click models, by `config.mode`:
+
+    - `"tabular"`, FLIP_ID: the ID tower and its own logit; no text tower is built, loaded or saved.
+    - `"text"`, FLIP_PLM: the pooled text and a linear layer.
+    - `"joint"`, FLIP: alpha x logit_id + (1 - alpha) x logit_text (FLIP eq. 16), alpha one learnable scalar.
+
+    The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well; in
+    training plus `config.l2_coefficient` times the sum of squares of the tabular embedding tables.
+    """
+
+    _reads_folders_of = ("FlipForPreTraining", "FlipModel")
+    _keys_to_ignore_on_load_unexpected = [r"^(mlm|mtm|icl)_head\.", r"^flip\.(text|tabular)\.", r"^alpha$", r"^text_classifier\."]
+    accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself: exact under gradient accumulation
+
+    def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.flip = FlipModel(config, text_model, towers=config.mode, add_logit_layers=True)
+        if config.mode != "tabular":
+            self.text_classifier = nn.Linear(config.text_config.hidden_size, 1)
+        if config.mode == "joint":
+            self.alpha = nn.Parameter(torch.tensor(float(config.alpha_init)))
+        self.post_init()
+
+    @classmethod
+    def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
+        saved_mode, has_text = config.mode, config.text_config is not None
+        config = super()._prepare_config(config, source, mode)
+        if config.mode != "tabular" and not has_text:
+            raise ValueError(
+                f'mode "{config.mode}" needs a text tower, and this folder holds a tabular model alone: load the '
+                'pre-training folder it came from, or take mode="tabular"'
+            )
+        if config.mode != "text" and source == cls.__name__ and saved_mode == "text":
+            raise ValueError(
+                f'mode "{config.mode}" needs an ID tower, and this folder holds a text model alone: load the pre-training '
+                'folder it came from, or take mode="text"'
+            )
+        if config.mode == "tabular":
+            config.text_config = None
+        return config
+
+    def fresh_parameter_names(self) -> set[str]:
+        names = {name for name in self.state_dict() if name == "alpha" or name.startswith("text_classifier.")}
+        if self.flip.tabular is not None:
+            with torch.device("meta"):
+                without = FlipTabularModel(self.config, add_logit_layers=False).state_dict()
+            names |= {f"flip.tabular.{name}" for name in self.flip.tabular.state_dict() if name not in without}
+        return names
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.mode == "joint":
+            init.constant_(self.alpha, self.config.alpha_init)
+
+    def forward(
+        self,
+        feature_ids: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_field_ids: torch.LongTensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> FlipForCTROutput:
+        """
+        Args:
+            feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): ignored in mode `"text"`.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): ignored in `"tabular"`.
+            token_field_ids: accepted, so that a processor's output can be passed whole, and not read.
+            labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 clicked, 0 not.
+            num_items_in_batch (*optional*): what the summed loss is divided by, instead of the batch size.
+        """
+        towers = self.flip(feature_ids=feature_ids, input_ids=input_ids, attention_mask=attention_mask)
+        mode = self.config.mode
+        tabular_logits = towers.tabular_logits
+        text_logits = None if mode == "tabular" else self.text_classifier(towers.text_vector).squeeze(-1)
+        if mode == "joint":
+            logits = self.alpha * tabular_logits + (1 - self.alpha) * text_logits
+            output = FlipForCTROutput(logits=logits, tabular_logits=tabular_logits, text_logits=text_logits)
+        else:
+            output = FlipForCTROutput(logits=tabular_logits if mode == "tabular" else text_logits)
+
+        if labels is not None:
+            denominator = len(labels) if num_items_in_batch is None else num_items_in_batch
+            terms = [logits for logits in (output.logits, output.tabular_logits, output.text_logits) if logits is not None]
+            total = torch.stack(
+                [F.binary_cross_entropy_with_logits(term.float(), labels.float(), reduction="sum") for term in terms]
+            ).sum()
+            if self.training and self.config.l2_coefficient and self.flip.tabular is not None:
+                # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows
+                total = total + len(labels) * self.config.l2_coefficient * self.flip.tabular.sum_of_squares()
+            output.loss = total / denominator
+        return output
+
+
+# a saved folder carries the code that reads it, for whoever has no flip_hf (trust_remote_code=True)
+FlipConfig.register_for_auto_class()
+FlipModel.register_for_auto_class("AutoModel")
+FlipForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+FlipForCTR.register_for_auto_class("AutoModelForSequenceClassification")
+
+
+__all__ = ["FlipForCTR", "FlipForPreTraining", "FlipModel"]

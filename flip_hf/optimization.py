@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parameter learns at which rate, and which decays."""
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    text_learning_rate: float,
+    weight_decay: float,
+    contrastive_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Splits a FLIP model's trainable parameters into optimiser groups.
+
+    The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
+    want a larger one; unnormalised contrastive heads collapse at the larger one, so they have a rate of their own.
+    Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to zero
+    on every step that does not see the id.
+
+    Args:
+        model ([`FlipForPreTraining`] or [`FlipForCTR`]): whose parameters.
+        learning_rate (`float`): of everything that is in no other group.
+        text_learning_rate (`float`): of the text tower.
+        weight_decay (`float`): of matrices.
+        contrastive_learning_rate (`float`, *optional*): of the contrastive head; default `text_learning_rate`.
+
+    Returns:
+        `list[dict]`: groups with `name`, `params`, `lr` and `weight_decay`; no group is empty.
+    """
+    rates = {
+        "tabular and heads": learning_rate,
+        "text": text_learning_rate,
+        "contrastive": text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {(part, decays): [] for part in rates for decays in (True, False)}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        part = next(
+            (part for prefix, part in (("flip.text", "text"), ("icl_head", "contrastive")) if module_name.startswith(prefix)),
+            "tabular and heads",
+        )
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:  # a tied weight belongs to its first owner
+                seen.add(id(parameter))
+                decays = parameter.dim() >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+                groups[part, decays].append(parameter)
+    return [
+        {
+            "name": part if decays else f"{part}, no decay",
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in groups.items()
+        if parameters
+    ]

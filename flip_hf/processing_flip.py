@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a table -> everything a FLIP model reads: token ids of the row's sentence, and feature ids.
+
+Letters: B rows, F fields, S slots, L tokens of all rows together, P pieces.
+
+A row's text is "<field name> is <value>." for each field in order. Most values occur in many rows, so a *piece*, the
+sentence of one value of one field, is tokenised once per distinct value, and rows are put together from pieces by array
+operations. Whether a tokenizer may be cut at the border of two pieces is tried out, not assumed.
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import PROCESSOR_NAME, logging
+
+from .feature_extraction_flip import FlipFeatureExtractor, arrow_codes, as_columns, canonical_value, plain_values
+
+
+logger = logging.get_logger(__name__)
+
+# tokens kept in the store of pieces before it is emptied and built anew (32 bits each)
+_MAX_STORED_TOKENS = 1 << 24
+_PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+class _PieceStore:
+    """
+    Tokens of pieces, end to end in one array, each piece a prefix, the value's own tokens and a suffix.
+
+    `codes[f]` maps a raw value of field f to its piece. Two pieces more, `opening` and `closing`, hold the special tokens
+    around a row.
+    """
+
+    def __init__(self, num_fields: int, opening: Sequence[int], closing: Sequence[int]):
+        self.codes: list[dict[Any, int]] = [{} for _ in range(num_fields)]
+        self.tokens = np.zeros(1 << 12, np.int32)
+        self.token_fields = np.full(1 << 12, -1, np.int16)
+        self.size = 0
+        self.parts = np.zeros((1 << 8, 4), np.int64)  # start, and lengths of prefix, value and suffix
+        self.count = 0
+        self.opening = self.add(opening, -1, 0, 0)
+        self.closing = self.add(closing, -1, 0, 0)
+
+    def add(self, tokens: Sequence[int], field: int, first: int, last: int) -> int:
+        """Appends a piece whose tokens `first` to `last` (exclusive) spell the value; returns its number."""
+        end = self.size + len(tokens)
+        if end > len(self.tokens):
+            room = max(end, 2 * len(self.tokens))
+            self.tokens = np.concatenate([self.tokens, np.zeros(room - len(self.tokens), np.int32)])
+            self.token_fields = np.concatenate([self.token_fields, np.full(room - len(self.token_fields), -1, np.int16)])
+        if self.count == len(self.parts):
+            self.parts = np.concatenate([self.parts, np.zeros_like(self.parts)])
+        self.tokens[self.size : end] = tokens
+        self.token_fields[self.size + first : self.size + last] = field
+        self.parts[self.count] = (self.size, first, last - first, len(tokens) - last)
+        self.size, self.count = end, self.count + 1
+        return self.count - 1
+
+
+class FlipProcessor(ProcessorMixin):
+    r"""
+    Feature extractor, tokenizer and template in one: `processor(rows)` gives what `model(**inputs)` takes.
+
+    Args:
+        feature_extractor ([`FlipFeatureExtractor`]): fitted on the training rows.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text tower; not needed for `text=False`.
+        max_length (`int`): most tokens of a row, special tokens included (the paper: 100, GoodReads 180).
+        template (`str`): sentence of one field, with `{field}` (its name, "_" as spaces) and `{value}` once each.
+        separator (`str`): between two sentences.
+        missing_text (`str`): what stands for a missing value. Its tokens belong to no field: there is nothing to recover.
+
+    Raises:
+        ValueError: if the template lacks a placeholder, or `max_length` is more than the tokenizer's model takes.
+
+    A row that is longer than `max_length` loses the tails of its longest values: every value keeps at most c tokens, c
+    the largest number that fits (tokens left over go to the first of the shortened fields); names and template words all
+    stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: FlipFeatureExtractor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 100,
+        template: str = "{field} is {value}.",
+        separator: str = " ",
+        missing_text: str = "missing",
+    ):
+        if template.count("{value}") != 1 or template.count("{field}") != 1:
+            raise ValueError(f"template {template!r} has to contain {{field}} and {{value}} once each")
+        self.max_length = max_length
+        self.template = template
+        self.separator = separator
+        self.missing_text = missing_text
+        self._forget()
+        if feature_extractor is None:
+            raise ValueError("FlipProcessor needs a fitted feature_extractor: FlipFeatureExtractor.fit(training_rows)")
+        if tokenizer is None:  # ids alone: ProcessorMixin would refuse it
+            self.feature_extractor, self.tokenizer, self.chat_template = feature_extractor, None, None
+            return
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use the "
+                "tokenizer that AutoTokenizer loads, backed by the tokenizers library"
+            )
+        if max_length > tokenizer.model_max_length:
+            raise ValueError(
+                f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens that this tokenizer's model takes"
+            )
+        super().__init__(feature_extractor, tokenizer)
+
+    # --- rows -> model inputs -------------------------------------------------------------------------------------
+
+    def __call__(
+        self, rows: Any, text: bool = True, padding: bool | str = False, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """
+        Args:
+            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas frame.
+                Columns that are no fields are ignored; the label column is optional.
+            text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
+            padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length`.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists.
+
+        Returns:
+            [`BatchFeature`] with, as lists or tensors:
+
+            - `input_ids`, `attention_mask` `(batch_size, num_tokens)`: the row's sentence.
+            - `token_field_ids` `(batch_size, num_tokens)`: number of the field whose value the token spells, -1 elsewhere.
+            - `feature_ids` `(batch_size, num_slots)`: ids of the global feature space.
+            - `labels` `(batch_size,)`: 0.0 or 1.0, if the rows have the label column.
+
+        Raises:
+            ValueError: if a field has no column, a label is not 0 or 1, or not even the template fits `max_length`.
+        """
+        columns = as_columns(rows)
+        data: dict[str, Any] = {}
+        if text:
+            tokens, token_fields, lengths = self.encode_text(columns)
+            if padding:
+                width = self.max_length if padding == "max_length" else int(lengths.max(initial=0))
+                real = np.arange(width) < lengths[:, None]  # (B, T)
+                for name, flat, fill in (("input_ids", tokens, self._pad_token_id), ("token_field_ids", token_fields, -1)):
+                    data[name] = np.full(real.shape, fill, np.int64)
+                    data[name][real] = flat
+                data["attention_mask"] = real.astype(np.int64)
+            else:
+                with _no_garbage():
+                    data["input_ids"] = _lists(tokens, lengths)
+                    data["attention_mask"] = [[1] * length for length in lengths.tolist()]
+                    data["token_field_ids"] = _lists(token_fields, lengths)
+        data["feature_ids"] = self.feature_extractor(columns).astype(np.int64)
+        labels = self.encode_labels(columns)
+        if labels is not None:
+            data["labels"] = labels
+        if return_tensors is None:
+            with _no_garbage():
+                data = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def encode_text(self, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Returns token ids `(L,)` int32 of all rows end to end, the field each of them spells `(L,)` int16 (or -1), and the
+        number of tokens of each row `(B,)`.
+        """
+        if self.tokenizer is None:
+            raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
+        columns = self.feature_extractor.select_columns(rows)
+        if self._can_be_cut is None:
+            self._can_be_cut = self._try_cutting()
+            if not self._can_be_cut:
+                logger.warning(
+                    f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template {self.template!r} and "
+                    f"separator {self.separator!r}: whole rows are tokenised, which is right and several times slower"
+                )
+        return self._assemble(columns) if self._can_be_cut else self._encode_whole(columns)
+
+    def encode_labels(self, rows: Any) -> np.ndarray | None:
+        """
+        The label column `(B,)` as float32 0.0 or 1.0, `None` if the rows have none.
+
+        Raises:
+            ValueError: at the first label that is not 0 or 1, naming it and its row.
+        """
+        columns = as_columns(rows)
+        name = self.feature_extractor.label
+        if name not in columns:
+            return None
+        values = columns[name]
+        values = values.to_pylist() if hasattr(values, "to_pylist") else values
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            array = np.array([{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], np.float64)
+        array = array.astype(np.float64)
+        wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
+        if len(wrong):
+            raise ValueError(
+                f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so "
+                "(load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+            )
+        return array.astype(np.float32)
+
+    def render(self, rows: Any) -> list[str]:
+        """The sentence of each row, as the text tower would read it untruncated."""
+        columns = self.feature_extractor.select_columns(rows)
+        return ["".join(parts) for parts, _ in self._render_parts(columns)]
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._pieces: _PieceStore | None = None
+        self._can_be_cut: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pieces": None, "_can_be_cut": None}
+
+    @property
+    def _pad_token_id(self) -> int:
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} has no pad token, so rows of different lengths cannot be padded: set one, for "
+                "instance tokenizer.pad_token = tokenizer.eos_token"
+            )
+        return self.tokenizer.pad_token_id
+
+    def _around_value(self, field: int) -> tuple[str, str]:
+        """What stands before and after the value of field number `field`, the separator before it included."""
+        words = self.feature_extractor.field_names[field].replace("_", " ")
+        before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
+        return (self.separator if field else "") + before, after
+
+    def _tokenise(self, texts: list[str], add_special_tokens: bool = False) -> tuple[list[list[int]], list[list[tuple]]]:
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text, found out by asking it."""
+        (plain,), _ = self._tokenise(["a"])
+        (whole,), _ = self._tokenise(["a"], add_special_tokens=True)
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+        raise ValueError(f"{type(self.tokenizer).__name__} changes a text when it adds special tokens: it cannot be used here")
+
+    def _store(self) -> _PieceStore:
+        if self._pieces is None or self._pieces.size > _MAX_STORED_TOKENS:
+            self._pieces = _PieceStore(self.feature_extractor.num_fields, *self._special_tokens())
+        return self._pieces
+
+    def _piece_codes(self, store: _PieceStore, field: int, column: Any) -> np.ndarray:
+        """A column -> number of the piece of each row `(B,)`; new values are tokenised first, all at once."""
+        if hasattr(column, "dictionary_encode"):  # Arrow
+            indices, distinct = arrow_codes(column)
+            codes = self._codes_of_values(store, field, [*distinct, None])
+            return np.array(codes, np.int64)[indices]
+        return np.array(self._codes_of_values(store, field, plain_values(column)), np.int64)
+
+    def _codes_of_values(self, store: _PieceStore, field: int, values: Sequence[Any]) -> list[int]:
+        known = store.codes[field]
+        try:
+            return list(map(known.__getitem__, values))
+        except KeyError:
+            pass
+        name = self.feature_extractor.field_names[field]
+        before, after = self._around_value(field)
+        new = [value for value in dict.fromkeys(values) if value not in known]
+        spelled = [canonical_value(value, name) for value in new]
+        texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
+        for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
+            first, last = (len(tokens), len(tokens)) if text is None else _touching(offsets, len(before), len(before) + len(text))
+            known[value] = store.add(tokens, field, first, last)
+        return list(map(known.__getitem__, values))
+
+    def _assemble(self, columns: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        store = self._store()
+        size = len(columns[0])
+        codes = np.empty((size, len(columns) + 2), np.int64)  # opening, one piece per field, closing
+        codes[:, 0], codes[:, -1] = store.opening, store.closing
+        for field, column in enumerate(columns):
+            codes[:, field + 1] = self._piece_codes(store, field, column)
+        start, prefix, value, suffix = np.moveaxis(store.parts[codes], -1, 0)  # (B, F + 2) each
+        kept = value
+        lengths = (prefix + value + suffix).sum(1)
+        too_long = np.flatnonzero(lengths > self.max_length)
+        if len(too_long):
+            budget = self.max_length - (prefix + suffix)[too_long].sum(1)
+            kept = value.copy()
+            kept[too_long] = self._fit(value[too_long], budget)
+            lengths = (prefix + kept + suffix).sum(1)
+        # each piece contributes two runs of the store: its head up to the last value token kept, and its suffix
+        run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
+        run_length = np.stack([prefix + kept, suffix], axis=-1).reshape(-1)
+        run_end = np.cumsum(run_length)
+        source = np.repeat(run_start - (run_end - run_length), run_length)
+        source += np.arange(len(source))
+        return store.tokens.take(source), store.token_fields.take(source), lengths
+
+    def _fit(self, lengths: np.ndarray, budget: np.ndarray) -> np.ndarray:
+        """
+        Shortens values so that each row fits: value lengths `(R, F)` and tokens to spend `(R,)` -> lengths kept `(R, F)`.
+
+        Every value keeps at most c tokens, c the largest number that fits; what is left over goes to the first fields
+        that were shortened.
+        """
+        if (budget < 0).any():
+            raise ValueError(
+                f"max_length={self.max_length} does not even hold the template and the names of the "
+                f"{self.feature_extractor.num_fields} fields: it has to be at least {self.max_length - int(budget.min())}"
+            )
+        ascending = np.sort(lengths, axis=1)
+        num_fields = lengths.shape[1]
+        spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
+        share = (budget[:, None] - spent) // (num_fields - np.arange(num_fields))
+        first_cut = (share < ascending).argmax(1)
+        cap = share[np.arange(len(lengths)), first_cut]
+        kept = np.minimum(lengths, cap[:, None])
+        shortened = lengths > kept
+        left_over = (budget - kept.sum(1))[:, None]
+        return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
+
+    # --- whole rows, where pieces are not possible -----------------------------------------------------------------
+
+    def _render_parts(self, columns: list[Any]) -> list[tuple[list[str], list[tuple[int, int, int]]]]:
+        """For each row its parts, and (field, start, end) of the characters of each value that is not missing."""
+        around = [self._around_value(field) for field in range(len(columns))]
+        names = self.feature_extractor.field_names
+        rows = []
+        for values in zip(*(plain_values(column) for column in columns), strict=True):
+            parts: list[str] = []
+            spans, position = [], 0
+            for field, (value, (before, after)) in enumerate(zip(values, around, strict=True)):
+                text = canonical_value(value, names[field])
+                shown = self.missing_text if text is None else text
+                if text is not None:
+                    spans.append((field, position + len(before), position + len(before) + len(shown)))
+                parts += [before, shown, after]
+                position += len(before) + len(shown) + len(after)
+            rows.append((parts, spans))
+        return rows
+
+    def _encode_whole(self, columns: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rendered = self._render_parts(columns)
+        opening, closing = self._special_tokens()
+        tokens, fields, lengths = [], [], []
+        all_tokens, all_offsets = self._tokenise(["".join(parts) for parts, _ in rendered])
+        for (_, spans), row, offsets in zip(rendered, all_tokens, all_offsets, strict=True):
+            ids = np.array([*opening, *row, *closing], np.int32)
+            owner = np.full(len(ids), -1, np.int16)
+            for field, start, end in spans:
+                first, last = _touching(offsets, start, end)
+                owner[len(opening) + first : len(opening) + last] = field
+            if len(ids) > self.max_length:
+                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))
+                kept = self._fit(sizes[None], np.array([self.max_length - (owner < 0).sum()]))[0]
+                keep = np.ones(len(ids), bool)
+                for field in np.flatnonzero(kept < sizes):
+                    keep[np.flatnonzero(owner == field)[kept[field] :]] = False
+                ids, owner = ids[keep], owner[keep]
+            tokens.append(ids)
+            fields.append(owner)
+            lengths.append(len(ids))
+        return np.concatenate(tokens), np.concatenate(fields), np.array(lengths, np.int64)
+
+    def _try_cutting(self) -> bool:
+        """Whether pieces, put together, are what the tokenizer makes of whole rows with all sorts of value ends."""
+        count = len(_PROBE_VALUES)
+        columns = [
+            [_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)]
+            for field in range(self.feature_extractor.num_fields)
+        ]
+        max_length, self.max_length = self.max_length, 1 << 30
+        try:
+            pieces, whole = self._assemble(columns), self._encode_whole(columns)
+        finally:
+            self.max_length, self._pieces = max_length, None
+        return all(np.array_equal(a, b) for a, b in zip(pieces, whole, strict=True))
+
+    # --- the rest of a processor ----------------------------------------------------------------------------------
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """As the tokenizer's."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """As the tokenizer's."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def digest(self) -> str:
+        """Of everything that decides the output: equal digests encode equal rows equally."""
+        tokenizer = "" if self.tokenizer is None else self.tokenizer.backend_tokenizer.to_str()
+        settings = (self.max_length, self.template, self.separator, self.missing_text)
+        return f"{self.feature_extractor.digest()}-{settings!r}-{tokenizer}"
+
+    def __repr__(self) -> str:
+        tokenizer = "no tokenizer" if self.tokenizer is None else f"{type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens"
+        return f"{type(self).__name__}({self.feature_extractor!r}; {tokenizer}; max_length={self.max_length})"
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes `processor_config.json`, the tokenizer's files, the vocabularies, and the code that reads them."""
+        os.makedirs(save_directory, exist_ok=True)
+        path = self.feature_extractor.save_vocabulary(save_directory)
+        if self.tokenizer is not None:
+            return [*super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs), path]
+        if self._auto_class is not None:
+            custom_object_save(self, save_directory, config=[self.feature_extractor, self])
+        config = os.path.join(save_directory, PROCESSOR_NAME)
+        self.to_json_file(config)
+        return [config, path]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "FlipProcessor":
+        """
+        Loads feature extractor and tokenizer from one folder or Hub repository; `token`, `revision`, `subfolder`,
+        `cache_dir` and `local_files_only` hold for all files.
+
+        Raises:
+            OSError: if a file is not there.
+            ValueError: if the vocabulary is cut off, or the folder holds no FLIP processor.
+        """
+        name = str(pretrained_model_name_or_path)
+        where = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        config, _ = cls.get_processor_dict(name, **where)
+        if config.get("processor_class") != cls.__name__:
+            raise ValueError(f"{name} holds a {config.get('processor_class')}, not a {cls.__name__}")
+        extractor = FlipFeatureExtractor.from_pretrained(name, **where)
+        tokenizer = None
+        if config.get("tokenizer_class") != "none":
+            trust = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(name, **where, **trust)
+        settings = ("max_length", "template", "separator", "missing_text")
+        options = {key: kwargs.get(key, config.get(key)) for key in settings if key in kwargs or key in config}
+        return cls(extractor, tokenizer, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes into `processor_config.json`: settings and field names, never a value."""
+        output = {
+            "processor_class": type(self).__name__,
+            "feature_extractor": self.feature_extractor.to_dict(),
+            "max_length": self.max_length,
+            "template": self.template,
+            "separator": self.separator,
+            "missing_text": self.missing_text,
+        }
+        if self.tokenizer is None:
+            output["tokenizer_class"] = "none"
+        if "auto_map" in self.__dict__:
+            output["auto_map"] = self.__dict__["auto_map"]
+        return output
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """While thousands of lists are built that all stay: else the collector walks all of them again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    """`(L,)` and lengths `(B,)` -> a list for each row."""
+    values = flat.tolist()
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    return [values[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """First and last (exclusive) of the tokens that touch a character of [start, end); an empty range if none does."""
+    touching = [k for k, (low, high) in enumerate(offsets) if low < end and high > start and high > low]
+    return (touching[0], touching[-1] + 1) if touching else (len(offsets), len(offsets))
+
+
+FlipProcessor.register_for_auto_class("AutoProcessor")
+
+
+__all__ = ["FlipProcessor"]
