@@ -39,9 +39,6 @@ def main() -> None:
         arguments, training_arguments = parse(sys.argv[1])
     else:
         arguments, training_arguments = parser.parse_args_into_dataclasses()
-    overrides = arguments.config_overrides or {}
-    if arguments.text_model_name:
-        overrides["text_model_name_or_path"] = arguments.text_model_name
 
     set_seed(training_arguments.seed)
     rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
@@ -50,8 +47,9 @@ def main() -> None:
         arguments.text_model,
         processor=processor,
         num_hidden_layers=arguments.num_hidden_layers,
+        text_model_name=arguments.text_model_name,
         backbone=arguments.backbone,
-        **overrides,
+        **(arguments.config_overrides or {}),
     )
     trainer = FlipPreTrainingTrainer(
         model=model,

@@ -120,7 +120,13 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_text_pretrained(
-        cls, text_model_name_or_path: str, *, processor: Any, num_hidden_layers: int | None = None, **kwargs: Any
+        cls,
+        text_model_name_or_path: str,
+        *,
+        processor: Any,
+        num_hidden_layers: int | None = None,
+        text_model_name: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """
         A model with a pretrained language model as its text tower and a fresh ID tower that fits a processor.
@@ -129,6 +135,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             text_model_name_or_path (`str`): any encoder that `AutoModel` loads: folder, or name on the Hub.
             processor ([`FlipProcessor`]): fitted; decides fields and number of features, in stage 1 also the noise.
             num_hidden_layers (`int`, *optional*): keep only so many of the lowest layers.
+            text_model_name (`str`, *optional*): what the model card calls the language model, where it comes from a
+                folder; default: the folder's own name, never its path.
             kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `mtm_noise=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
                 (float32 by default), `attn_implementation`.
@@ -144,10 +152,9 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         loading = {key: kwargs.pop(key) for key in _TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)
-        # a path of this machine says nothing to whoever loads the model: keep the folder's own name
         path = str(text_model_name_or_path)
-        kwargs.setdefault("text_model_name_or_path", os.path.basename(path.rstrip("/")) if os.path.isdir(path) else path)
-        config = FlipConfig.from_processor(processor, text_model=text_model, **kwargs)
+        name = text_model_name or (os.path.basename(path.rstrip("/")) if os.path.isdir(path) else path)
+        config = FlipConfig.from_processor(processor, text_model=text_model, text_model_name_or_path=name, **kwargs)
         config.check_processor(processor)
         model = cls(config, text_model=text_model)
         model.set_feature_counts(processor)

@@ -102,6 +102,12 @@ class FlipTrainer(Trainer):
             return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
         return super()._get_train_sampler(train_dataset)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        # in the order of the rows: Trainer would group them by length too, and predictions would match no row
+        if eval_dataset is None or not hasattr(eval_dataset, "__len__") or self.args.world_size > 1:
+            return None
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
 
 class FlipPreTrainingTrainer(FlipTrainer):
     """
