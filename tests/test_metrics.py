@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from flip_hf import compute_ctr_metrics
+from flip_hf.metrics import auc, bootstrap_intervals, ece, gauc
+
+
+def rows(seed: int, size: int = 300, levels: int = 20):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 2, size), random.integers(0, levels + 1, size) / levels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_and_logloss_equal_scikit_learns_with_many_ties(seed):
+    labels, probabilities = rows(seed)
+    metrics = compute_ctr_metrics(labels, probabilities)
+    assert metrics["auc"] == pytest.approx(roc_auc_score(labels, probabilities), abs=1e-12)
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    assert metrics["logloss"] == pytest.approx(log_loss(labels, clipped), abs=1e-9)
+
+
+def test_gauc_is_the_row_weighted_mean_over_groups_with_both_classes():
+    labels, scores = rows(1)
+    groups = np.random.default_rng(2).integers(0, 40, len(labels))
+    total, weight = 0.0, 0
+    for group in np.unique(groups):
+        own = groups == group
+        if len(np.unique(labels[own])) == 2:
+            total += own.sum() * roc_auc_score(labels[own], scores[own])
+            weight += own.sum()
+    assert gauc(labels, scores, groups) == pytest.approx(total / weight, abs=1e-12)
+
+
+def test_golden_values():
+    metrics = compute_ctr_metrics([0, 1, 1, 0], [0.1, 0.8, 0.4, 0.4], groups=["a", "a", "b", "b"])
+    assert metrics["auc"] == pytest.approx(3.5 / 4)
+    assert metrics["gauc"] == pytest.approx((1.0 + 0.5) / 2)
+    loss = -(math.log(0.9) + math.log(0.8) + math.log(0.4) + math.log(0.6)) / 4
+    assert metrics["logloss"] == pytest.approx(loss)
+    assert metrics["ne"] == pytest.approx(loss / math.log(2))
+    assert metrics["rig"] == pytest.approx(1 - loss / math.log(2))
+    assert ece([0, 1, 1, 0], [0.1, 0.8, 0.4, 0.4], num_bins=2) == pytest.approx((abs(0.5 - 1) + abs(1.2 - 1)) / 4)
+
+
+def test_gauc_is_nan_without_groups():
+    assert math.isnan(compute_ctr_metrics([0, 1], [0.1, 0.2])["gauc"])
+
+
+def test_one_class_gives_nan_and_a_warning_that_names_it():
+    with pytest.warns(UserWarning, match="all 3 labels are 1: auc, gauc, ne and rig are not defined"):
+        metrics = compute_ctr_metrics([1, 1, 1], [0.5, 0.6, 0.7])
+    assert math.isnan(metrics["auc"]) and math.isnan(metrics["ne"]) and math.isfinite(metrics["logloss"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([], [], "no rows"),
+        ([0, 1], [0.5], "1 probabilities for 2 labels"),
+        ([0, 2], [0.5, 0.5], "label 2 in row 1 is neither 0 nor 1"),
+        ([0, 1], [0.5, 1.5], r"probability 1.5 in row 1 is outside \[0, 1\]: logits have to go through a sigmoid"),
+        ([0, 1], [np.nan, 0.5], "probability nan in row 0"),
+    ],
+)
+def test_bad_input_is_named(labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        compute_ctr_metrics(labels, probabilities)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), min_size=1, max_size=60))
+def test_auc_does_not_change_under_increasing_maps_and_is_gauc_of_one_group(pairs):
+    labels, scores = np.array([pair[0] for pair in pairs], float), np.array([pair[1] for pair in pairs], float)
+    expected = auc(labels, scores)
+    np.testing.assert_allclose(auc(labels, np.exp(scores / 3)), expected, atol=1e-12)
+    np.testing.assert_allclose(gauc(labels, scores, np.zeros(len(labels))), expected, atol=1e-12)
+    np.testing.assert_allclose(auc(labels, -scores), 1 - expected, atol=1e-12)
+
+
+def test_bootstrap_differences_are_paired_and_intervals_hold_the_value():
+    labels, scores = rows(3, size=500)
+    scores = scores + 0.3 * labels
+    intervals = bootstrap_intervals(labels, {"a": scores, "b": scores, "c": -scores}, reference="a", num_resamples=200)
+    assert intervals["b"].difference == intervals["b"].difference_low == intervals["b"].difference_high == 0.0
+    assert intervals["a"].low < intervals["a"].value < intervals["a"].high
+    assert intervals["c"].difference_high < 0
+    # the width is that of the textbook formula, sd of AUC about sqrt(AUC (1 - AUC) / min(n0, n1)) at most
+    assert 0.01 < intervals["a"].high - intervals["a"].low < 0.1
+    with pytest.raises(ValueError, match="reference='z' is none of a"):
+        bootstrap_intervals(labels, {"a": scores}, reference="z")
+
+
+@pytest.mark.slow
+def test_the_evaluate_metric_works_offline_and_gives_the_same():
+    from flip_hf.metrics_evaluate import CTRMetric
+
+    labels, probabilities = rows(4)
+    metric = CTRMetric()
+    metric.add_batch(references=labels[:100], predictions=probabilities[:100])
+    metric.add_batch(references=labels[100:], predictions=probabilities[100:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = metric.compute()
+    expected = compute_ctr_metrics(labels, probabilities)
+    assert result["auc"] == expected["auc"] and result["logloss"] == expected["logloss"]
