@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as they are published or as users have them -> `datasets.Dataset`, splits of it, and rows encoded for a model.
+"""Tables as they are published or as users have them -> `datasets.Dataset`, its splits, and rows encoded for a model.
 
 Adding a data set is one reader, a function from a folder to an Arrow table, and one entry of `NAMED_DATASETS`.
 """
@@ -8,8 +8,9 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ _ML1M_AGES = {
     "50": "50-55",
     "56": "56 or older",
 }
-_ML1M_OCCUPATIONS = (
+_ML1M_OCCUPATION_NAMES = (
     "other",
     "academic/educator",
     "artist",
@@ -69,6 +70,7 @@ _ML1M_OCCUPATIONS = (
     "unemployed",
     "writer",
 )
+_ML1M_OCCUPATIONS = {str(code): name for code, name in enumerate(_ML1M_OCCUPATION_NAMES)}
 _MOVIELENS_FIELDS = ("user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre")
 _RESTAURANT_FIELDS = (
     "user_id",
@@ -88,7 +90,7 @@ _RESTAURANT_FIELDS = (
 )
 
 
-# --- readers of the named data sets: folder -> table with a numeric column `rating` ------------------------------------
+# --- readers of the named data sets: folder -> table with a numeric column `rating` ----------------------------------
 
 
 def _lines(path: Path, encoding: str, separator: str, columns: int) -> Iterator[list[str]]:
@@ -103,14 +105,30 @@ def _lines(path: Path, encoding: str, separator: str, columns: int) -> Iterator[
             yield parts
 
 
+def _name_of(code: str, names: Mapping[str, str], column: str) -> str:
+    if code not in names:
+        raise ValueError(f"{column} code {code!r} is not one of the published {', '.join(names)}: is the file whole?")
+    return names[code]
+
+
 def _movielens_table(
     ratings: Iterable[Sequence[str]], users: Mapping[str, Sequence[str]], movies: Mapping[str, Sequence[str]]
 ) -> pa.Table:
-    """Joins (user, movie, rating, timestamp) with user and movie columns; a timestamp of 0 is unknown, hence null."""
+    """Joins (user, movie, rating, timestamp) with user and movie columns; a timestamp of 0 is unknown, hence null.
+
+    A rating whose user or movie is in no other file stays, with nulls for what is not known.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in (*_MOVIELENS_FIELDS, "rating", "timestamp")}
     no_user, no_movie = (None,) * 4, (None,) * 2
     for user, movie, rating, timestamp in ratings:
-        values = (user, *users.get(user, no_user), movie, *movies.get(movie, no_movie), int(rating), int(timestamp) or None)
+        values = (
+            user,
+            *users.get(user, no_user),
+            movie,
+            *movies.get(movie, no_movie),
+            int(rating),
+            int(timestamp) or None,
+        )
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     return pa.table(columns)
@@ -118,7 +136,7 @@ def _movielens_table(
 
 def _read_movielens_100k(folder: Path) -> pa.Table:
     users = {
-        user: (_GENDERS.get(gender), age, occupation, zipcode)
+        user: (_name_of(gender, _GENDERS, "gender"), age, occupation, zipcode)
         for user, age, gender, occupation, zipcode in _lines(folder / "u.user", "latin-1", "|", 5)
     }
     genres = [name for name, _ in _lines(folder / "u.genre", "latin-1", "|", 2)]
@@ -130,7 +148,12 @@ def _read_movielens_100k(folder: Path) -> pa.Table:
 
 def _read_movielens_1m(folder: Path) -> pa.Table:
     users = {
-        user: (_GENDERS.get(gender), _ML1M_AGES.get(age), _ML1M_OCCUPATIONS[int(occupation)], zipcode)
+        user: (
+            _name_of(gender, _GENDERS, "gender"),
+            _name_of(age, _ML1M_AGES, "age"),
+            _name_of(occupation, _ML1M_OCCUPATIONS, "occupation"),
+            zipcode,
+        )
         for user, gender, age, occupation, zipcode in _lines(folder / "users.dat", "latin-1", "::", 5)
     }
     movies = {
@@ -140,22 +163,31 @@ def _read_movielens_1m(folder: Path) -> pa.Table:
     return _movielens_table(_lines(folder / "ratings.dat", "latin-1", "::", 4), users, movies)
 
 
+def _read_embedded_restaurants(folder: Path) -> pa.Table:
+    """The file that `examples/prepare_restaurants.py` made of the UCI files."""
+    with (folder / "restaurants.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns: dict[str, list[Any]] = {name: [row[name] or None for row in rows] for name in _RESTAURANT_FIELDS}
+    return pa.table({**columns, "rating": [int(row["rating"]) for row in rows]})
+
+
 def _read_restaurants(folder: Path) -> pa.Table:
     """
-    The UCI files, or the one file made from them that comes with the package.
+    The UCI files, separated by commas or semicolons, in UTF-8 or Latin-1: both are in circulation.
 
-    "?" is missing. Underscores become spaces and cities lower case; nothing else is normalised. A user's or place's
-    cuisines are joined in the order of the files, at most three of them.
+    "?" is missing. Underscores become spaces, runs of spaces one, and cities lower case; nothing else is normalised
+    ("s.l.p." stays what it is, and so does a name with a character that was lost before publication). A user's or
+    place's cuisines are joined in the order of the files, at most three of them.
     """
-    if (folder / "restaurants.csv").is_file():
-        with (folder / "restaurants.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: [row[name] or None for row in rows] for name in _RESTAURANT_FIELDS}
-        return pa.table({**columns, "rating": [int(row["rating"]) for row in rows]})
 
     def read(name: str) -> list[dict[str, str]]:
-        with (folder / name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file, delimiter=";"))
+        raw = (folder / name).read_bytes()
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+        lines = text.split("\n")
+        return list(csv.DictReader(lines, delimiter=";" if ";" in lines[0] else ","))
 
     def clean(value: str) -> str | None:
         value = " ".join(value.replace("_", " ").split())
@@ -167,21 +199,28 @@ def _read_restaurants(folder: Path) -> pa.Table:
             groups.setdefault(row[key], []).append(clean(row["Rcuisine"]) or "")
         return {owner: ", ".join(dict.fromkeys(values[:3])) for owner, values in groups.items()}
 
+    user_cuisines = grouped(read("usercuisine.csv"), "userID")
+    place_cuisines = grouped(read("chefmozcuisine.csv"), "placeID")
     users = {row["userID"]: row for row in read("userprofile.csv")}
-    places = {row["placeID"]: row for row in read("geoplaces.csv")}
-    user_cuisine, place_cuisine = grouped(read("usercuisine.csv"), "userID"), grouped(read("chefmozcuisine.csv"), "placeID")
-    columns = {name: [] for name in (*_RESTAURANT_FIELDS, "rating")}
+    places_file = next(name for name in ("geoplaces.csv", "geoplaces2.csv") if (folder / name).is_file())
+    places = {row["placeID"]: row for row in read(places_file)}
+    columns: dict[str, list[Any]] = {name: [] for name in (*_RESTAURANT_FIELDS, "rating")}
     for row in read("rating_final.csv"):
+        if row["userID"] not in users or row["placeID"] not in places:
+            raise ValueError(
+                f"rating_final.csv names user {row['userID']} and place {row['placeID']}, and userprofile.csv or "
+                f"{places_file} does not have them: is the file whole?"
+            )
         user, place = users[row["userID"]], places[row["placeID"]]
         city = clean(place["city"])
         values = {
             "user_id": row["userID"],
             **{name: clean(user[name]) for name in ("activity", "budget", "transport", "drink_level", "ambience")},
-            "favourite_cuisine": user_cuisine.get(row["userID"]),
+            "favourite_cuisine": user_cuisines.get(row["userID"]),
             "place_id": row["placeID"],
             "name": clean(place["name"]),
             "city": city and city.lower(),
-            "cuisine": place_cuisine.get(row["placeID"]),
+            "cuisine": place_cuisines.get(row["placeID"]),
             "price": clean(place["price"]),
             "dress_code": clean(place["dress_code"]),
             "place_ambience": clean(place["Rambience"]),
@@ -194,7 +233,10 @@ def _read_restaurants(folder: Path) -> pa.Table:
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """How a published data set is read: its files, the reader, and where `rating > threshold` makes the label 1."""
+    """How a published data set is read: its files, the reader, and where `rating > threshold` makes the label 1.
+
+    A file that is published under two names is given as `"one|other"`.
+    """
 
     files: tuple[str, ...]
     reader: Callable[[Path], pa.Table]
@@ -225,13 +267,20 @@ NAMED_DATASETS = {
         homepage="https://grouplens.org/datasets/movielens/1m/",
     ),
     "restaurants": NamedDataset(
-        files=("rating_final.csv", "userprofile.csv", "geoplaces.csv", "usercuisine.csv", "chefmozcuisine.csv"),
+        files=(
+            "rating_final.csv",
+            "userprofile.csv",
+            "geoplaces.csv|geoplaces2.csv",
+            "usercuisine.csv",
+            "chefmozcuisine.csv",
+        ),
         reader=_read_restaurants,
         threshold=1,
         folder="restaurants",
         citation=(
-            "Vargas-Govea, González-Serna and Ponce-Medellín, Effects of relevant contextual features in the performance "
-            "of a restaurant recommender system, CARS 2011. Restaurant & consumer data, UCI, doi:10.24432/C5DP41."
+            "Vargas-Govea, González-Serna and Ponce-Medellín, Effects of relevant contextual features in the "
+            "performance of a restaurant recommender system, CARS 2011. Restaurant & consumer data, UCI, "
+            "doi:10.24432/C5DP41."
         ),
         license="CC BY 4.0",
         homepage="https://doi.org/10.24432/C5DP41",
@@ -239,7 +288,7 @@ NAMED_DATASETS = {
 }
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load_ctr_dataset(
@@ -258,41 +307,48 @@ def load_ctr_dataset(
 
     Args:
         name_or_path (`str`): `"movielens-100k"`, `"movielens-1m"`, `"restaurants"` (comes with the package), or a csv,
-            tsv, parquet, json or jsonl file. All columns of a csv are read as strings (`007` stays `007`) but
-            `timestamp` and `rating`, which are numbers.
+            tsv, parquet, json or jsonl file. All columns of a csv are read as strings (`007` stays `007`); `timestamp`
+            and `rating`, which are no fields, become numbers where all their values are.
         data_dir (`str`, *optional*): folder with the published files of a named set; default: the set's usual folder
             name in `$FLIP_DATA`.
-        label (`str`, *optional*): label column of a file; it becomes `label`. Without it a column of the name `label` is
-            the label, and a table without one is for prediction.
-        label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above it.
-            Defaults of named sets: 3 for MovieLens, 1 for restaurants (that is, rating == 2).
+        label (`str`, *optional*): label column of a file; it becomes `label`. Without it a column of the name `label`
+            is the label, and a table without one is for prediction. Values: 0 and 1, also as text, 0.0 and 1.0, or
+            true and false.
+        label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
+            it. Defaults of named sets: 3 for MovieLens, 1 for restaurants (that is, rating == 2).
         delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv).
         cache_dir (`str`, *optional*): default: `flip_hf` in datasets' own cache.
 
     Returns:
-        `datasets.Dataset`: strings per field (a parquet file keeps its own types), `label` int8; `rating` and `timestamp`
-        where there are some. Every row of the files is there.
+        `datasets.Dataset`: strings per field (parquet and json keep their own types; an index column that pandas left
+        in a parquet file is no field), `label` int8; `rating` and `timestamp` where there are some. Every row of the
+        files is there, in their order.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if the table is empty or cannot be parsed, column names repeat, there is no such label column, or a
-            label is missing or not 0 or 1.
+        ValueError: if the table is empty or cannot be parsed, a column has no name or the name of another, there is no
+            such label column, a label is missing or not 0 or 1, or an argument does not go with the data set.
     """
     key = str(name_or_path)
     if key in NAMED_DATASETS:
+        if label not in (None, "label") or delimiter is not None:
+            raise ValueError(
+                f"label={label!r} and delimiter={delimiter!r} are for files; {key} has its own, and its label is "
+                "1 where the rating is above label_threshold"
+            )
         named = NAMED_DATASETS[key]
         folder, files = _named_files(key, named, data_dir)
         settings: dict[str, Any] = {"threshold": named.threshold if label_threshold is None else label_threshold}
 
         def read() -> pa.Table:
-            table = named.reader(folder)
+            table = (_read_embedded_restaurants if folder == RESOURCES else named.reader)(folder)
             return _with_label(table, table.column("rating"), settings["threshold"], "rating")
     else:
         path = Path(name_or_path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{key} is no file, and none of the named data sets {', '.join(NAMED_DATASETS)}"
-            )
+            raise FileNotFoundError(f"{key} is no file, and none of the named data sets {', '.join(NAMED_DATASETS)}")
+        if data_dir is not None:
+            raise ValueError(f"data_dir={str(data_dir)!r} is for the named data sets; {key} is a file")
         files = [path]
         settings = {"label": label, "threshold": label_threshold, "delimiter": delimiter, "suffix": path.suffix}
 
@@ -330,108 +386,189 @@ def _named_files(name: str, named: NamedDataset, data_dir: str | os.PathLike | N
         root = os.environ.get("FLIP_DATA")
         if root is None:
             raise FileNotFoundError(
-                f"{name} cannot be shipped ({named.license}): download it from {named.homepage}, unpack it, and pass its "
-                "folder as data_dir (or set FLIP_DATA to the folder that holds it)"
+                f"{name} cannot be shipped ({named.license}): download it from {named.homepage}, unpack it, and "
+                "pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
             )
         data_dir = Path(root) / named.folder
     folder = Path(data_dir)
-    absent = [file for file in named.files if not (folder / file).is_file()]
+    found: list[Path] = []
+    absent: list[str] = []
+    for file in named.files:
+        paths = [folder / other for other in file.split("|") if (folder / other).is_file()]
+        found += paths[:1]
+        absent += [] if paths else [file.replace("|", " or ")]
     if absent:
         raise FileNotFoundError(f"{folder} lacks {', '.join(absent)} of {name}, as published at {named.homepage}")
-    return folder, [folder / file for file in named.files]
+    return folder, found
 
 
 def _write_whole(dataset: Dataset, target: Path) -> None:
     """Writes beside the target and renames: another process sees the whole folder or none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-")
+    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}"
     try:
-        dataset.save_to_disk(temporary)
+        dataset.save_to_disk(str(temporary))
         os.replace(temporary, target)
     except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
         if not target.is_dir():  # unless another process was faster
             raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_file(path: Path, label: str | None, threshold: float | None, delimiter: str | None) -> pa.Table:
     readers = {
         ".csv": lambda: _read_csv(path, delimiter or ",", label),
         ".tsv": lambda: _read_csv(path, delimiter or "\t", label),
-        ".parquet": lambda: pyarrow.parquet.read_table(path),
-        ".jsonl": lambda: pyarrow.json.read_json(path),
+        ".parquet": lambda: _read_parquet(path),
+        ".jsonl": lambda: _read_json(path),
         ".json": lambda: _read_json(path),
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path.name}: {path.suffix or 'no ending'} is not one of {', '.join(readers)}")
+    if delimiter is not None and (len(delimiter) != 1 or path.suffix.lower() not in (".csv", ".tsv")):
+        raise ValueError(f"{path.name}: delimiter={delimiter!r} has to be one character, and the file a csv or tsv")
     try:
         table = readers[path.suffix.lower()]()
-    except (pa.ArrowInvalid, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not in UTF-8 ({error}): save it in that encoding") from error
+    except (pa.ArrowException, csv.Error, json.JSONDecodeError) as error:
         raise ValueError(f"{path.name} cannot be parsed: {error}") from error
+    _check_names(path, table.column_names)
+    if table.num_rows == 0:
+        raise ValueError(f"{path.name} has no rows")
+    for position, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type):  # categories of pandas: an encoding, not a type of its own
+            table = table.set_column(position, table.column_names[position], column.cast(column.type.value_type))
     names = table.column_names
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path.name}: column names repeat: {sorted({name for name in names if names.count(name) > 1})}")
     if label is None and "label" not in names:
+        if threshold is not None:
+            raise ValueError(
+                f"label_threshold={threshold:g} needs a label column: name one with label; {path.name} has "
+                f"{', '.join(names)}"
+            )
         return table
-    column = label or "label"
-    if column not in names:
-        raise ValueError(f"{path.name} has no label column {column!r}; it has {', '.join(names)}")
-    values = table.column(column)
-    if column != "label" and "label" in names:
-        raise ValueError(f"{path.name} has a column 'label' beside the label column {column!r}: rename or drop one of them")
-    return _with_label(table.drop_columns([column]), values, threshold, column)
+    name = label or "label"
+    if name not in names:
+        raise ValueError(f"{path.name} has no label column {name!r}; it has {', '.join(names)}")
+    if name != "label" and "label" in names:
+        raise ValueError(
+            f"{path.name} has a column 'label' beside the label column {name!r}: rename or drop one of them"
+        )
+    return _with_label(table.drop_columns([name]), table.column(name), threshold, name)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path.name}: column names repeat: {', '.join(repeated)}")
+    for position, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(
+                f"{path.name}: column {position} (from 0) has no name: name it, or drop it if it is an index (pandas: "
+                "index=False)"
+            )
 
 
 def _read_csv(path: Path, delimiter: str, label: str | None) -> pa.Table:
+    """Strings in every column but `rating` and `timestamp`; an empty cell is null."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file, delimiter=delimiter), [])
-    others = [other for other in ",;\t|" if other != delimiter and other in (names or [""])[0]]
+    if not names:
+        raise ValueError(f"{path.name} has no rows")
+    others = [other for other in ",;\t|" if other != delimiter and other in names[0]]
     if len(names) == 1 and others:
         raise ValueError(
-            f"{path.name} has the one column {names[0]!r} with delimiter {delimiter!r}: it looks like delimiter={others[0]!r}"
+            f"{path.name} has the one column {names[0]!r} with delimiter {delimiter!r}: it looks like "
+            f"delimiter={others[0]!r}"
         )
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path.name}: column names repeat: {sorted({name for name in names if names.count(name) > 1})}")
-    numbers = {name: pa.float64() for name in ("rating", "timestamp") if name in names and name != label}
-    return pyarrow.csv.read_csv(
+    _check_names(path, names)  # before Arrow merges what column_types cannot tell apart
+    table = pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types={**dict.fromkeys(names, pa.string()), **numbers}, strings_can_be_null=True, null_values=[""]
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
+    for name in ("rating", "timestamp"):
+        if name in names and name != label:
+            table = table.set_column(names.index(name), name, _as_numbers(table.column(name)))
+    return table
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pyarrow.parquet.ParquetFile(path) as file:  # read_table would take "day=3/" in the path for a column
+        _check_names(path, file.schema_arrow.names)
+        table = file.read()
+    return table.drop_columns([name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)])
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings -> int64, float64 where that cannot be, or the strings themselves where one of them is no number."""
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            pass
+    return column
 
 
 def _read_json(path: Path) -> pa.Table:
-    text = path.read_text(encoding="utf-8").lstrip()
-    return pa.Table.from_pylist(json.loads(text)) if text.startswith("[") else pyarrow.json.read_json(path)
+    """A list of objects, or one object per line; a key that an object lacks is null there."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        raise ValueError(f"{path.name} has no rows")
+    if not start.startswith(b"["):
+        return pyarrow.json.read_json(path)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path.name} is a list of something else than objects: one object per row is expected")
+    # not Table.from_pylist, which looks for columns in the first row alone
+    names = dict.fromkeys(key for row in rows for key in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _label_numbers(values: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A label column as float64, nulls where it has no value; what is no number is an error that names it."""
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.int8()).cast(pa.float64())
+    if any(
+        is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    ):
+        return values.cast(pa.float64(), safe=False)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"label column {name!r} has the type {kind}: 0 and 1, or numbers, are expected")
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(values.cast(pa.string())))
+    words = pc.if_else(pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", words))
+    words = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
+    wrong = pc.index(pc.match_substring_regex(words, r"^-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$"), False).as_py()
+    if wrong >= 0:
+        raise ValueError(
+            f"label {values[wrong].as_py()!r} in row {wrong} (from 0) of column {name!r} is not a number: 0 and 1 are "
+            "expected"
+        )
+    return words.cast(pa.float64())
 
 
 def _with_label(table: pa.Table, values: pa.ChunkedArray, threshold: float | None, name: str) -> pa.Table:
     """Appends `label` int8, after checking every value of the label column."""
-    holes = pc.index(pc.is_null(values, nan_is_null=True), True).as_py()
-    if holes >= 0:
-        raise ValueError(f"label column {name!r} has no value in row {holes}: drop such rows, or fill them")
-    try:
-        numbers = values.cast(pa.string()).cast(pa.float64()) if not pa.types.is_boolean(values.type) else values.cast(pa.int8())
-        numbers = numbers.cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"label column {name!r} is not a number everywhere: {error}") from error
+    numbers = _label_numbers(values, name)
+    hole = pc.index(pc.is_null(numbers, nan_is_null=True), True).as_py()
+    if hole >= 0:
+        raise ValueError(f"label column {name!r} has no value in row {hole} (from 0): drop such rows, or fill them")
     if threshold is not None:
-        label = pc.greater(numbers, threshold).cast(pa.int8())
-    else:
-        is_label = pc.or_(pc.equal(numbers, 0.0), pc.equal(numbers, 1.0))
-        wrong = pc.index(is_label, False).as_py()
-        if wrong >= 0:
-            raise ValueError(
-                f"label {values[wrong].as_py()!r} in row {wrong} of column {name!r} is neither 0 nor 1: for a rating, "
-                "label_threshold=3 makes the label 1 where it is above 3"
-            )
-        label = numbers.cast(pa.int8())
-    return table.append_column("label", label)
+        return table.append_column("label", pc.greater(numbers, float(threshold)).cast(pa.int8()))
+    wrong = pc.index(pc.or_(pc.equal(numbers, 0.0), pc.equal(numbers, 1.0)), False).as_py()
+    if wrong >= 0:
+        raise ValueError(
+            f"label {values[wrong].as_py()!r} in row {wrong} (from 0) of column {name!r} is neither 0 nor 1: for a "
+            "rating, label_threshold=3 makes the label 1 where it is above 3"
+        )
+    return table.append_column("label", numbers.cast(pa.int8()))
 
 
-# --- splitting --------------------------------------------------------------------------------------------------------
+# --- splitting -------------------------------------------------------------------------------------------------------
 
 
 def split_dataset(
@@ -449,16 +586,20 @@ def split_dataset(
         strategy (`str`): `"random"`, or `"time"`: the earliest rows train, the latest test.
         seed (`int`): of a random split.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1.
-        time_column (`str`): what a split by time sorts by; equal times keep the order of the table.
+        time_column (`str`): what a split by time sorts by: numbers, dates, or ISO dates as text; equal times keep the
+            order of the table.
 
     Returns:
-        `DatasetDict` with `train`, `validation` and `test`.
+        `DatasetDict` with `train`, `validation` and `test`: the first `int(rows x fraction)` rows of the order, those
+        up to the sum of the first two fractions, and the rest. The same table and arguments give the same fingerprints
+        in every process, so what `map` made of a split is found again. A split with one class is warned about.
 
     Raises:
-        ValueError: for an unknown strategy, fractions that do not sum to 1, a split that would be empty, or a time column
-            that is not there or has holes.
+        ValueError: for an unknown strategy, fractions that are not positive or do not sum to 1, a split that would be
+            empty, or a time column that is not there, is no time, or has holes or zeros (which mean unknown).
     """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1.0) > 1e-9:
+    # "not all", so that nan is refused as well
+    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
         raise ValueError(f"fractions={tuple(fractions)} are not three positive shares that sum to 1")
     size = len(dataset)
     train_end = int(size * fractions[0] + 1e-9)
@@ -477,15 +618,17 @@ def split_dataset(
         if "label" in split.column_names:
             classes = np.unique(split.with_format("numpy", columns=["label"])["label"][:])
             if len(classes) == 1:
-                logger.warning(f"all {len(split)} rows of {name} have label {classes[0]}: nothing can be learnt or measured")
+                logger.warning(
+                    f"all {len(split)} rows of {name} have label {classes[0]}: nothing can be learnt or measured there"
+                )
     return splits
 
 
 def _times(dataset: Dataset, column: str) -> np.ndarray:
     if column not in dataset.column_names:
         raise ValueError(
-            f"there is no column {column!r} to split by time; the table has {', '.join(dataset.column_names)}: name one "
-            "with time_column, or take strategy='random'"
+            f"there is no column {column!r} to split by time; the table has {', '.join(dataset.column_names)}: name "
+            "one with time_column, or take strategy='random'"
         )
     values = pa.concat_arrays(
         [
@@ -493,15 +636,29 @@ def _times(dataset: Dataset, column: str) -> np.ndarray:
             for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1_000_000)
         ]
     )
-    if values.null_count:
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = _as_numbers(values)
+        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+            try:
+                values = values.cast(pa.timestamp("us"))
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"column {column!r} is not a number or an ISO date everywhere: {error}") from error
+    if pa.types.is_temporal(values.type):
+        unknown = values.null_count
+    elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        known = pc.fill_null(pc.and_(pc.is_finite(values), pc.not_equal(values, 0)), False)
+        unknown = len(values) - (pc.sum(known).as_py() or 0)
+    else:
+        raise ValueError(f"column {column!r} has the type {values.type}: a split by time needs numbers or dates")
+    if unknown:
         raise ValueError(
-            f"{values.null_count} of {len(values)} rows have no {column!r}: a split by time needs all of them; take "
-            "strategy='random'"
+            f"{unknown} of {len(values)} rows have no {column!r} (null, nan or 0): a split by time needs all of them; "
+            "take strategy='random'"
         )
     return values.to_numpy(zero_copy_only=False)
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------------
+# --- encoding --------------------------------------------------------------------------------------------------------
 
 
 @pklregister(FlipProcessor)

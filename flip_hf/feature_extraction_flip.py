@@ -9,6 +9,7 @@ processes share them; it is never json and never pickle.
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -428,7 +429,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
         content = hashlib.blake2b(digest_size=16)
-        content.update(repr((self.field_specs, self.label, self.min_frequency)).encode())
+        content.update(json.dumps([self.field_specs, self.label, self.min_frequency], sort_keys=True).encode())
         for name in _ARRAYS:
             content.update(np.ascontiguousarray(self._array(name)).data)
         return content.hexdigest()

@@ -154,6 +154,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)
         path = str(text_model_name_or_path)
         name = text_model_name or (os.path.basename(path.rstrip("/")) if os.path.isdir(path) else path)
+        text_model.config.name_or_path = name  # a path of this machine says nothing to whoever loads the model
         config = FlipConfig.from_processor(processor, text_model=text_model, text_model_name_or_path=name, **kwargs)
         config.check_processor(processor)
         model = cls(config, text_model=text_model)

@@ -114,7 +114,7 @@ def test_mtm_losses_equal_a_loop_in_float64(loss, noise):
         else:
             vocabulary = [j for j in range(6, 11) if FIELDS[j] == int(fields[row])]
             expected = -math.log(math.exp(s[target]) / sum(math.exp(s[j]) for j in vocabulary))
-        assert float(losses[row]) == pytest.approx(expected, rel=1e-5)  # logits are float32 from here on
+        assert losses[row].item() == pytest.approx(expected, rel=1e-5)  # logits are float32 from here on
 
 
 def test_gradients_of_nce_agree_with_finite_differences():
@@ -193,7 +193,7 @@ def test_icl_loss_equals_a_loop_in_float64(normalize):
     s = [[float(ids[i] @ words[j]) / 0.7 for j in range(3)] for i in range(3)]
     rows = sum(-math.log(math.exp(s[i][i]) / sum(math.exp(s[i][j]) for j in range(3))) for i in range(3)) / 3
     columns = sum(-math.log(math.exp(s[i][i]) / sum(math.exp(s[j][i]) for j in range(3))) for i in range(3)) / 3
-    assert float(loss) == pytest.approx((rows + columns) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx((rows + columns) / 2, rel=1e-5)
     assert float(recall) == pytest.approx(sum(max(range(3), key=s[i].__getitem__) == i for i in range(3)) / 3)
 
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Field-level masks, by literal examples and by counting."""
+
+import numpy as np
+import pytest
+import torch
+
+from flip_hf import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+
+
+@pytest.fixture()
+def rows(encoded):
+    return [encoded["train"][k] for k in range(32)]
+
+
+def test_ctr_batches_are_padded_to_the_longest_row_with_the_tokenizers_pad_id(processor, rows):
+    batch = DataCollatorForFlipCTR(processor)(rows)
+    longest = max(len(row["input_ids"]) for row in rows)
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "feature_ids": torch.int64,
+        "input_ids": torch.int64,
+        "attention_mask": torch.int64,
+        "labels": torch.float32,
+    }
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (32, longest)
+    for k, row in enumerate(rows):
+        length = len(row["input_ids"])
+        assert batch["input_ids"][k, :length].tolist() == row["input_ids"]
+        assert set(batch["input_ids"][k, length:].tolist()) <= {processor.tokenizer.pad_token_id}
+        assert batch["attention_mask"][k].sum() == length
+        assert batch["feature_ids"][k].tolist() == row["feature_ids"] and batch["labels"][k] == row["labels"]
+
+
+def test_tabular_batches_need_and_hold_no_text(processor, rows):
+    short = [{"feature_ids": row["feature_ids"]} for row in rows]
+    assert set(DataCollatorForFlipCTR(processor, mode="tabular")(short)) == {"feature_ids"}
+    with pytest.raises(ValueError, match="rows have no input_ids, attention_mask"):
+        DataCollatorForFlipCTR(processor)(short)
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_length_is_a_multiple(processor, rows, multiple):
+    assert DataCollatorForFlipCTR(processor, pad_to_multiple_of=multiple)(rows)["input_ids"].shape[1] % multiple == 0
+
+
+def masked_fields(batch, rows):
+    """For each row: fields masked in the text, fields masked in the ids; asserts that fields are masked whole."""
+    text, ids = [], []
+    for k, row in enumerate(rows):
+        owner = np.array(row["token_field_ids"])
+        changed = (batch["masked_input_ids"][k] != batch["input_ids"][k]).numpy()[: len(owner)]
+        fields = set(owner[changed].tolist())
+        assert -1 not in fields
+        for field in fields:
+            assert changed[owner == field].all()
+        text.append(fields)
+        ids.append(set(np.flatnonzero((batch["masked_feature_ids"][k] != batch["feature_ids"][k]).numpy()).tolist()))
+    return text, ids
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.15, 1), (0.4, 2), (1.0, 5)])
+def test_every_row_loses_k_whole_fields_of_each_view(processor, rows, ratio, count):
+    collator = DataCollatorForFlipPreTraining(processor, text_mask_ratio=ratio, feature_mask_ratio=ratio)
+    batch = collator(rows)
+    text, ids = masked_fields(batch, rows)
+    assert all(len(fields) == count for fields in text + ids)
+    mask_id = processor.tokenizer.mask_token_id
+    assert set(batch["masked_input_ids"][batch["masked_input_ids"] != batch["input_ids"]].tolist()) == {mask_id}
+    assert set(batch["masked_feature_ids"][batch["masked_feature_ids"] != batch["feature_ids"]].tolist()) == {1}
+    assert "labels" not in batch
+
+
+def test_fields_are_drawn_uniformly_and_the_views_independently(processor, rows):
+    torch.manual_seed(0)
+    collator = DataCollatorForFlipPreTraining(processor)
+    text_counts, id_counts, same, total = np.zeros(5), np.zeros(5), 0, 0
+    for _ in range(100):
+        for text, ids in zip(*masked_fields(collator(rows), rows), strict=True):
+            text_counts[list(text)] += 1
+            id_counts[list(ids)] += 1
+            same += text == ids
+            total += 1
+    # 3,200 draws of one field in five: a share's standard error is 0.007
+    np.testing.assert_allclose(text_counts / total, 0.2, atol=0.03)
+    np.testing.assert_allclose(id_counts / total, 0.2, atol=0.03)
+    assert same / total == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("option", ["share_field_masks", "hide_target_in_text"])
+def test_views_can_share_their_masks(processor, rows, option):
+    text, ids = masked_fields(DataCollatorForFlipPreTraining(processor, **{option: True})(rows), rows)
+    assert text == ids
+
+
+def test_missing_unseen_and_truncated_fields_are_not_chosen(processor):
+    row = processor(
+        {"user_id": ["nobody"], "gender": [None], "item_id": ["200"], "title": [""], "genre": ["Drama"]}
+    )
+    row = {name: row[name][0] for name in row}
+    collator = DataCollatorForFlipPreTraining(processor, text_mask_ratio=1.0, feature_mask_ratio=1.0)
+    text, ids = masked_fields(collator([row]), [row])
+    assert text == [{0, 2, 4}]  # an unseen value still has words
+    assert ids == [{2, 4}]
+
+
+def test_a_row_without_an_eligible_field_is_left_whole(processor):
+    row = processor({"user_id": [None], "gender": [None], "item_id": [""], "title": [" "], "genre": [float("nan")]})
+    batch = DataCollatorForFlipPreTraining(processor)([{name: row[name][0] for name in row}])
+    assert torch.equal(batch["input_ids"], batch["masked_input_ids"])
+    assert torch.equal(batch["feature_ids"], batch["masked_feature_ids"])
+
+
+def test_a_seed_masks_the_same_batch_the_same_way_and_another_one_otherwise(processor, rows):
+    collator = DataCollatorForFlipPreTraining(processor, seed=3)
+    first, second = collator(rows), collator(rows)
+    assert torch.equal(first["masked_input_ids"], second["masked_input_ids"])
+    other = DataCollatorForFlipPreTraining(processor, seed=4)(rows)
+    assert not torch.equal(first["masked_input_ids"], other["masked_input_ids"])
+    free = DataCollatorForFlipPreTraining(processor)
+    assert not torch.equal(free(rows)["masked_input_ids"], free(rows)["masked_input_ids"])
+
+
+def test_a_tokenizer_without_mask_token_is_refused_with_the_remedy(processor, rows):
+    from copy import deepcopy
+
+    from flip_hf import FlipProcessor
+
+    tokenizer = deepcopy(processor.tokenizer)
+    tokenizer.mask_token = None
+    bare = FlipProcessor(processor.feature_extractor, tokenizer, max_length=64)
+    with pytest.raises(ValueError, match="has no mask token.*mlm_weight=0"):
+        DataCollatorForFlipPreTraining(bare)
+    batch = DataCollatorForFlipPreTraining(bare, text_mask_ratio=0.0)(rows)
+    assert torch.equal(batch["input_ids"], batch["masked_input_ids"])
+
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="has no pad token"):
+        DataCollatorForFlipCTR(bare)(rows)
+
+
+def test_ratios_outside_0_to_1_and_empty_batches_are_refused(processor):
+    with pytest.raises(ValueError, match="text_mask_ratio=1.5"):
+        DataCollatorForFlipPreTraining(processor, text_mask_ratio=1.5)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        DataCollatorForFlipCTR(processor)([])
+    with pytest.raises(ValueError, match="mode='id' is not one of"):
+        DataCollatorForFlipCTR(processor, mode="id")

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vocabularies: which ids, which values are the same, what is missing and unseen, and what the disk gives back."""
+
+import pickle
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoFeatureExtractor
+
+from flip_hf import FlipFeatureExtractor
+from flip_hf.feature_extraction_flip import canonical_value
+
+
+ROWS = {
+    "user": ["b", "a", "b", None, "c"],
+    "age": [30, 41, 30, 30, 41],
+    "label": [0, 1, 0, 1, 1],
+    "rating": [1, 5, 2, 4, 5],
+}
+
+
+@pytest.fixture()
+def extractor():
+    return FlipFeatureExtractor.fit(ROWS)
+
+
+def test_ids_are_laid_out_as_documented(extractor):
+    # 0 pad, 1 mask, user 2 unseen 3 missing, age 4 unseen 5 missing, then values by count and bytes
+    assert extractor.field_names == ["user", "age"] and extractor.num_reserved_features == 6
+    assert extractor.num_features == 6 + 3 + 2
+    assert extractor(ROWS).tolist() == [[6, 9], [7, 10], [6, 9], [3, 9], [8, 10]]
+    assert extractor({"user": ["z"], "age": [99]}).tolist() == [[2, 4]]
+    assert extractor.feature_counts.tolist() == [0, 0, 0, 1, 0, 0, 2, 1, 1, 3, 2]
+    assert extractor.feature_fields.tolist() == [-1, -1, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+    assert extractor.decode([0, 1, 2, 3, 4, 5, 6, 9]) == [
+        "[PAD]", "[MASK]", "[UNSEEN]", "[MISSING]", "[UNSEEN]", "[MISSING]", "b", "30",
+    ]  # fmt: skip
+
+
+def test_the_order_of_rows_does_not_matter(extractor):
+    order = [3, 1, 4, 0, 2]
+    assert FlipFeatureExtractor.fit({name: [column[k] for k in order] for name, column in ROWS.items()}) == extractor
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "   ", "\t\n", np.nan])
+def test_holes_are_missing_and_not_unseen(extractor, missing):
+    assert extractor({"user": [missing], "age": [missing]}).tolist() == [[3, 5]]
+
+
+@pytest.mark.parametrize(
+    ("value", "canonical"),
+    [
+        (1, "1"), (1.0, "1"), (np.int64(1), "1"), (np.float32(1.0), "1"), ("1", "1"), (" 1 ", "1"), ("1.0", "1.0"),
+        (True, "True"), (np.bool_(False), "False"), (0.5, "0.5"), (-0.0, "0"), (float("inf"), "inf"), (b"x", "x"), ("", None),
+    ],
+)  # fmt: skip
+def test_which_values_are_the_same(value, canonical):
+    assert canonical_value(value) == canonical
+
+
+def test_one_true_and_one_point_zero_do_not_meet_in_a_cache():
+    extractor = FlipFeatureExtractor.fit({"x": ["1", "True", "2"]})
+    one, true, two = (extractor({"x": [value]})[0, 0] for value in ("1", "True", "2"))
+    assert extractor({"x": [True, 1, 1.0, "1", True, 2.0]})[:, 0].tolist() == [true, one, one, one, true, two]
+    assert extractor({"x": [1, 1]})[:, 0].tolist() == [one, one]
+    assert extractor({"x": [True, True]})[:, 0].tolist() == [true, true]
+
+
+def test_every_form_of_rows_gives_the_same_ids(extractor):
+    import pandas as pd
+    import pyarrow as pa
+
+    expected = extractor(ROWS).tolist()
+    records = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
+    dataset = Dataset.from_dict(ROWS)
+    forms = [records, dataset, dataset[:], pa.table(ROWS), pd.DataFrame(ROWS), {k: tuple(v) for k, v in ROWS.items()}]
+    forms += [{name: np.array(column, dtype=object) for name, column in ROWS.items()}]
+    for form in forms:
+        assert extractor(form).tolist() == expected, type(form)
+        assert FlipFeatureExtractor.fit(form) == extractor, type(form)
+    assert extractor(records[0]).tolist() == [expected[0]]
+    mapped = dataset.map(lambda batch: {"ids": extractor(batch).tolist()}, batched=True)
+    assert mapped["ids"][:] == expected
+
+
+def test_min_frequency_makes_rare_values_unseen():
+    extractor = FlipFeatureExtractor.fit(ROWS, min_frequency=2)
+    assert extractor.num_features == 6 + 1 + 2
+    assert extractor({"user": ["b", "a", "c"], "age": [30, 30, 30]})[:, 0].tolist() == [6, 2, 2]
+    assert extractor.feature_counts[2] == 2
+
+
+def test_rates_count_unseen_and_missing(extractor):
+    ids = extractor({"user": ["a", "z", None, "y"], "age": [30, 30, 30, None]})
+    assert extractor.rates(ids) == {
+        "user": {"unseen": 0.5, "missing": 0.25},
+        "age": {"unseen": 0.0, "missing": 0.25},
+    }
+
+
+def test_fields_can_be_chosen_and_ordered():
+    extractor = FlipFeatureExtractor.fit(ROWS, fields=["rating", "user"])
+    assert extractor.field_names == ["rating", "user"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"a": [], "label": []}, {}, "the table has no rows"),
+        (ROWS, {"fields": ["user", "nope"]}, "no such field: 'nope'; the table has user, age, label, rating"),
+        (ROWS, {"fields": ["user", "label"]}, "the label column 'label' cannot be a field"),
+        (ROWS, {"fields": ["user", "user"]}, "a field is named twice"),
+        ({"a": [None, ""], "b": ["x", "y"]}, {}, "field 'a' has no value in any of the 2 rows: leave it out"),
+        ({"label": [0, 1]}, {}, "no field is left"),
+    ],
+)
+def test_tables_that_cannot_be_fitted_say_why(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        FlipFeatureExtractor.fit(rows, **options)
+
+
+def test_fitting_on_all_splits_is_refused():
+    splits = DatasetDict({"train": Dataset.from_dict(ROWS), "test": Dataset.from_dict(ROWS)})
+    with pytest.raises(ValueError, match=r"vocabularies come from training rows alone.*fit\(splits\['train'\]\)"):
+        FlipFeatureExtractor.fit(splits)
+
+
+def test_a_field_with_one_value_is_warned_about(caplog):
+    import logging
+
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        FlipFeatureExtractor.fit({"a": ["x", "x"], "b": ["x", "y"]})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "field 'a' has the one value 'x' in all rows" in caplog.text
+
+
+def test_a_missing_column_and_a_list_are_errors_that_name_the_field(extractor):
+    with pytest.raises(ValueError, match="no column for field 'age'; the rows have user"):
+        extractor({"user": ["a"]})
+    with pytest.raises(TypeError, match="field 'user' holds a list"):
+        extractor({"user": [["a", "b"]], "age": [1]})
+    with pytest.raises(ValueError, match="columns differ in length"):
+        extractor({"user": ["a"], "age": [1, 2]})
+    with pytest.raises(TypeError, match="rows are a int"):
+        extractor(3)
+    with pytest.raises(ValueError, match="not fitted"):
+        FlipFeatureExtractor([{"name": "a", "kind": "categorical", "num_slots": 1}])({"a": ["x"]})
+
+
+def test_the_disk_gives_back_the_same_and_json_holds_no_value(extractor, tmp_path):
+    extractor.save_pretrained(tmp_path)
+    again = FlipFeatureExtractor.from_pretrained(tmp_path)
+    assert again == extractor and again(ROWS).tolist() == extractor(ROWS).tolist()
+    assert '"b"' not in (tmp_path / "preprocessor_config.json").read_text()
+    assert pickle.loads(pickle.dumps(again))(ROWS).tolist() == extractor(ROWS).tolist()
+    assert "features" in repr(again) and len(repr(again)) < 200
+    assert isinstance(AutoFeatureExtractor.from_pretrained(tmp_path), FlipFeatureExtractor)
+
+
+def test_a_damaged_or_absent_vocabulary_is_named(extractor, tmp_path):
+    extractor.save_pretrained(tmp_path)
+    path = tmp_path / "feature_vocabulary.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="is cut off or no feature_vocabulary.safetensors"):
+        FlipFeatureExtractor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(OSError, match=r"feature_vocabulary\.safetensors"):
+        FlipFeatureExtractor.from_pretrained(tmp_path)
+
+
+def test_caches_are_bounded_and_do_not_travel(extractor, monkeypatch):
+    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_VALUES", 3)
+    many = [str(k) for k in range(10)] + ["a", "b"]
+    assert extractor({"user": many, "age": [30] * 12})[:, 0].tolist() == [2] * 10 + [7, 6]
+    assert extractor({"user": ["a"], "age": [30]}).tolist() == [[7, 9]]
+    assert len(pickle.dumps(extractor)) == len(pickle.dumps(FlipFeatureExtractor.fit(ROWS)))
+
+
+def test_values_with_the_same_64_bits_are_told_apart(monkeypatch):
+    monkeypatch.setattr("flip_hf.feature_extraction_flip._hash", lambda value, field: 7)
+    extractor = FlipFeatureExtractor.fit(ROWS)
+    assert extractor(ROWS).tolist() == [[6, 9], [7, 10], [6, 9], [3, 9], [8, 10]]
+    assert extractor({"user": ["z"], "age": [7]}).tolist() == [[2, 4]]
+
+
+CELLS = st.one_of(
+    st.none(), st.text(max_size=8), st.integers(-5, 5), st.floats(allow_nan=True), st.booleans(), st.sampled_from(["a", "b"])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20), st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20))
+def test_any_table_gives_ids_in_range_and_training_values_are_known(train, other):
+    columns = {"x": [row[0] for row in train] + ["known"], "y": [row[1] for row in train] + ["known"]}
+    extractor = FlipFeatureExtractor.fit(columns)
+    ids = extractor({"x": [row[0] for row in other], "y": [row[1] for row in other]})
+    assert ids.min() >= 2 and ids.max() < extractor.num_features
+    known = extractor(columns)
+    for field, name in enumerate(("x", "y")):
+        for value, feature in zip(columns[name], known[:, field].tolist(), strict=True):
+            text = canonical_value(value)
+            expected = "[MISSING]" if text is None else text
+            assert extractor.decode([feature]) == [expected]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What importing costs, what the files that travel may import, and in which direction modules know one another."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flip_hf
+
+
+PACKAGE = Path(flip_hf.__file__).parent
+TRAVELLING = {
+    "configuration_flip",
+    "tabular_layers_flip",
+    "alignment_layers_flip",
+    "modeling_flip_base",
+    "modeling_flip_tabular",
+    "modeling_flip",
+    "feature_extraction_flip",
+    "processing_flip",
+}
+ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(sys.stdlib_module_names)
+# a module may import those of the rows above its own
+ORDER = [
+    {"configuration_flip"},
+    {"tabular_layers_flip", "alignment_layers_flip", "modeling_flip_base", "feature_extraction_flip", "metrics"},
+    {"modeling_flip_tabular", "processing_flip", "metrics_evaluate"},
+    {"modeling_flip", "data", "data_collator"},
+    {"optimization", "training_args", "model_card"},
+    {"trainer"},
+]
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """Names of our own modules that it imports, and of other top-level packages."""
+    own, other = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            other |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            own.add(node.module or "__init__")
+        elif isinstance(node, ast.ImportFrom):
+            other.add(node.module.split(".")[0])
+    return own, other
+
+
+@pytest.mark.parametrize("module", sorted(TRAVELLING))
+def test_files_that_travel_need_nothing_that_stays_at_home(module):
+    own, other = imports(module)
+    assert own <= TRAVELLING and other <= ALLOWED
+    # transformers looks for these with a regular expression, in docstrings as well
+    text = (PACKAGE / f"{module}.py").read_text()
+    found = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE))
+    found |= set(re.findall(r"^\s*import\s+\.(\S+)\s*$", text, flags=re.MULTILINE))
+    assert found == own
+
+
+def test_modules_know_one_another_in_one_direction():
+    level = {module: depth for depth, row in enumerate(ORDER) for module in row}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "registration"}
+    assert modules == set(level), "a new module needs a place in ORDER"
+    for module in modules:
+        for other in imports(module)[0] - {"__init__"}:
+            assert level[other] < level[module], f"{module} imports {other}"
+
+
+def test_every_public_name_is_there():
+    for name in flip_hf.__all__:
+        assert getattr(flip_hf, name).__module__.startswith("flip_hf."), name
+    with pytest.raises(AttributeError, match="has no attribute 'FlipNothing'"):
+        flip_hf.FlipNothing  # noqa: B018
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_the_package_brings_in_nothing_heavy():
+    code = (
+        "import torch, transformers, sys, flip_hf;"
+        "print([m for m in ('datasets', 'evaluate', 'sklearn', 'pandas', 'matplotlib', 'pyarrow', 'tokenizers') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+AUTO = "from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, AutoFeatureExtractor"
+KNOWN = (
+    "from transformers import AutoConfig, AutoProcessor, AutoFeatureExtractor;"
+    "from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_FOR_PRETRAINING_MAPPING as P;"
+    "from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as S;"
+    "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING;"
+    "from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING;"
+    "c = AutoConfig.for_model('flip');"
+    "maps = (MODEL_MAPPING, P, S, PROCESSOR_MAPPING, FEATURE_EXTRACTOR_MAPPING);"
+    "print(' '.join(m[type(c)].__name__ for m in maps))"
+)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import flip_hf",
+        f"import flip_hf; {AUTO}",
+        f"{AUTO}; import flip_hf",
+        "from flip_hf.modeling_flip import FlipForCTR",
+        "from flip_hf import FlipTabularModel",
+        "from flip_hf.trainer import FlipCTRTrainer",
+    ],
+)
+def test_auto_classes_know_flip_whatever_is_imported_first(before):
+    assert run(f"{before}; {KNOWN}") == "FlipModel FlipForPreTraining FlipForCTR FlipProcessor FlipFeatureExtractor"

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Towers, losses, the way from stage 1 to stage 2, and what a damaged or foreign folder answers."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
+
+from flip_hf import (
+    DataCollatorForFlipCTR,
+    DataCollatorForFlipPreTraining,
+    FlipConfig,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipModel,
+    FlipProcessor,
+    FlipTabularModel,
+)
+
+
+MODES = ["tabular", "text", "joint"]
+BACKBONES = ["dcnv2", "autoint", "deepfm"]
+
+
+@pytest.fixture()
+def masked_batch(processor, encoded):
+    return DataCollatorForFlipPreTraining(processor, seed=0)([encoded["train"][k] for k in range(16)])
+
+
+@pytest.fixture()
+def batch(processor, encoded):
+    return DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(16)])
+
+
+def make_ctr(mode, processor, text_model_dir, **overrides) -> FlipForCTR:
+    torch.manual_seed(0)
+    if mode == "tabular":
+        return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
+    return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode, **overrides)
+
+
+# --- stage 1 ----------------------------------------------------------------------------------------------------------
+
+
+def test_stage_1_reads_each_view_twice_and_asks_the_vocabulary_about_masked_tokens_alone(pretraining_model, masked_batch):
+    texts, asked, rows = [], [], []
+    pretraining_model.flip.text.register_forward_hook(lambda m, i, kw, o: texts.append(kw["input_ids"].shape), with_kwargs=True)
+    pretraining_model.mlm_head.decoder.register_forward_hook(lambda m, i, o: asked.append(len(o)))
+    pretraining_model.flip.tabular.register_forward_hook(lambda m, i, o: rows.append(len(o.vector)))
+    pretraining_model(**masked_batch)
+    num_masked = int((masked_batch["input_ids"] != masked_batch["masked_input_ids"]).sum())
+    assert texts == [(32, masked_batch["input_ids"].shape[1])] and rows == [32] and asked == [num_masked]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_parameter_of_stage_1_gets_a_gradient(text_model_dir, processor, masked_batch, backbone):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, backbone=backbone)
+    output = model(**masked_batch)
+    assert torch.isfinite(output.loss)
+    torch.testing.assert_close(output.loss, output.mlm_loss + output.mtm_loss + output.icl_loss)
+    output.loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_losses_start_where_an_untrained_model_stands(pretraining_model, masked_batch):
+    output = pretraining_model.eval()(**masked_batch)
+    assert output.mlm_loss.item() == pytest.approx(math.log(pretraining_model.config.text_config.vocab_size), abs=0.3)
+    # scores start at the log frequencies, so NCE's logits start at -ln K for the target and for each noise draw
+    noise = pretraining_model.config.num_noise_features
+    expected = math.log1p(noise) + noise * math.log1p(1 / noise)
+    assert output.mtm_loss.item() == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize("off", ["mlm", "mtm", "icl"])
+def test_a_loss_of_weight_0_is_not_computed(text_model_dir, processor, masked_batch, off):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **{f"{off}_weight": 0.0}).eval()
+    output = model(**masked_batch)
+    assert output[f"{off}_loss"] is None if f"{off}_loss" in output else True
+    assert getattr(model, f"{off}_head") is None
+    rest = [output[f"{name}_loss"] for name in ("mlm", "mtm", "icl") if name != off]
+    torch.testing.assert_close(output.loss, sum(rest))
+
+
+def test_weights_of_losses_multiply_them(text_model_dir, processor, masked_batch):
+    weights = {"mlm_weight": 2.0, "mtm_weight": 0.5, "icl_weight": 3.0}
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **weights).eval()
+    output = model(**masked_batch)
+    torch.testing.assert_close(output.loss, 2 * output.mlm_loss + 0.5 * output.mtm_loss + 3 * output.icl_loss)
+
+
+def test_a_batch_with_nothing_masked_gives_losses_of_exactly_0_with_gradient(pretraining_model, masked_batch):
+    clean = {
+        **masked_batch,
+        "masked_input_ids": masked_batch["input_ids"],
+        "masked_feature_ids": masked_batch["feature_ids"],
+    }
+    output = pretraining_model(**clean)
+    assert output.mlm_loss.item() == 0.0 and output.mtm_loss.item() == 0.0 and torch.isfinite(output.loss)
+    (output.mlm_loss + output.mtm_loss).backward()
+    gradient = pretraining_model.mlm_head.decoder.weight.grad
+    assert gradient is not None and torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_unseen_and_padded_positions_do_not_change_the_losses(pretraining_model, processor, encoded):
+    rows = [encoded["train"][k] for k in range(8)]
+    collate = DataCollatorForFlipPreTraining(processor, seed=0)
+    plain = collate(rows)
+    width = plain["input_ids"].shape[1]
+    padded = {
+        name: torch.nn.functional.pad(tensor, (0, 5), value=processor.tokenizer.pad_token_id if "input" in name else 0)
+        if tensor.shape[1] == width and "feature" not in name
+        else tensor
+        for name, tensor in plain.items()
+    }
+    model = pretraining_model.eval()
+    first, second = model(**plain), model(**padded)
+    for name in ("mlm_loss", "mtm_loss", "icl_loss"):
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_targets_make_the_masked_text_answer(text_model_dir, processor, encoded):
+    rows = [encoded["train"][k] for k in range(8)]
+    batch = DataCollatorForFlipPreTraining(processor, hide_target_in_text=True, seed=0)(rows)
+    model = FlipForPreTraining.from_text_pretrained(
+        text_model_dir, processor=processor, hide_target_in_text=True, icl_weight=0.0, mlm_weight=0.0
+    ).eval()
+    changed = {**batch, "input_ids": torch.where(batch["masked_input_ids"] != batch["input_ids"], 0, batch["input_ids"])}
+    torch.testing.assert_close(model(**batch).mtm_loss, model(**changed).mtm_loss)
+
+
+def test_stage_1_without_masks_says_where_batches_come_from(pretraining_model, batch):
+    batch.pop("labels")
+    with pytest.raises(ValueError, match="stage 1 needs masked_input_ids, masked_feature_ids.*DataCollatorForFlipPreTraining"):
+        pretraining_model(**batch)
+
+
+def test_evaluation_asks_the_same_questions_every_time(pretraining_model, masked_batch):
+    model = pretraining_model.eval()
+    first, second = model(**masked_batch), model(**masked_batch)
+    assert float(first.mtm_loss) == float(second.mtm_loss)
+    assert all(0.0 <= float(first[name]) <= 1.0 for name in ("mlm_accuracy", "mtm_accuracy", "mtm_field_accuracy"))
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+def test_the_language_model_arrives_unchanged_with_its_lowest_layers(text_model_dir, processor):
+    whole = BertModel.from_pretrained(text_model_dir).state_dict()
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, num_hidden_layers=1)
+    kept = model.flip.text.state_dict()
+    assert len(model.flip.text.encoder.layer) == 1 and model.config.text_config.num_hidden_layers == 1
+    assert not any("pooler" in name for name in kept)
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_the_attention_implementation_is_the_language_models_own(text_model_dir, processor, tmp_path):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+    assert model.flip.text.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    assert FlipForPreTraining.from_pretrained(tmp_path).flip.text.config._attn_implementation == "sdpa"
+    eager = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, attn_implementation="eager")
+    assert eager.flip.text.config._attn_implementation == "eager"
+
+
+def test_a_misspelt_setting_is_refused_with_the_closest_name(text_model_dir, processor):
+    with pytest.raises(ValueError, match="'mtm_nois' is no field of FlipConfig; did you mean 'mtm_noise'"):
+        FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_nois="field")
+    with pytest.raises(ValueError, match="mtm_noise='local' is not one of global, field"):
+        FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_noise="local")
+
+
+def test_more_layers_than_there_are_is_an_error(text_model_dir, processor):
+    with pytest.raises(ValueError, match="lacks 16 weights of a bert with 3 layers"):
+        FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, num_hidden_layers=3)
+
+
+def test_a_folder_name_and_not_a_path_ends_up_in_the_configuration(text_model_dir, processor, tmp_path):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+    assert model.config.text_model_name_or_path == "tiny-bert"
+    model.save_pretrained(tmp_path)
+    assert text_model_dir not in (tmp_path / "config.json").read_text()
+
+
+# --- stage 2 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_takes_a_processors_output_whole_and_ignores_the_other_view(mode, processor, splits, text_model_dir):
+    model = make_ctr(mode, processor, text_model_dir).eval()
+    inputs = processor(splits["test"][:6], return_tensors="pt", padding=True)
+    output = model(**inputs)
+    assert output.logits.shape == (6,) and output.loss.shape == ()
+    changed = dict(inputs)
+    if mode == "tabular":
+        changed["input_ids"] = torch.zeros_like(inputs["input_ids"])
+    elif mode == "text":
+        changed["feature_ids"] = torch.zeros_like(inputs["feature_ids"])
+    torch.testing.assert_close(model(**changed).logits, output.logits)
+    assert (output.tabular_logits is not None) == (mode == "joint") == (output.text_logits is not None)
+
+
+def test_the_joint_logit_and_loss_are_those_of_the_paper(processor, text_model_dir, batch):
+    model = make_ctr("joint", processor, text_model_dir, alpha_init=0.3).eval()
+    output = model(**batch)
+    torch.testing.assert_close(output.logits, 0.3 * output.tabular_logits + 0.7 * output.text_logits)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    terms = [bce(logits, batch["labels"]) for logits in (output.logits, output.tabular_logits, output.text_logits)]
+    torch.testing.assert_close(output.loss, sum(terms))
+    assert float(make_ctr("joint", processor, text_model_dir).alpha) == 0.0
+
+
+@pytest.mark.parametrize("mode", ["tabular", "joint"])
+def test_l2_is_a_sum_over_the_tables_in_training_and_left_out_in_evaluation(mode, processor, text_model_dir, batch):
+    model = make_ctr(mode, processor, text_model_dir, l2_coefficient=0.5)
+    if model.flip.text is not None:
+        model.flip.text.eval()
+    model.training = True
+    trained = model(**batch).loss
+    model.training = False
+    tables = model.flip.tabular.embeddings.weight.square().sum() + model.flip.tabular.first_order.weight.square().sum()
+    torch.testing.assert_close(trained - model(**batch).loss, 0.5 * tables)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loss_of_micro_batches_sums_to_the_loss_of_the_whole(mode, processor, text_model_dir, batch):
+    model = make_ctr(mode, processor, text_model_dir, l2_coefficient=0.1).eval()
+    model.training = True  # for L2; dropout stays off
+    parts = [{name: tensor[a:b] for name, tensor in batch.items()} for a, b in ((0, 3), (3, 10), (10, 16))]
+    total = sum(model(**part, num_items_in_batch=16).loss for part in parts)
+    torch.testing.assert_close(total, model(**batch).loss)
+
+
+@pytest.mark.parametrize(
+    ("mode", "backbone"), [("text", "dcnv2"), *((mode, name) for mode in ("tabular", "joint") for name in BACKBONES)]
+)
+def test_every_tower_in_every_mode_learns_32_rows_by_heart(mode, backbone, processor, text_model_dir, encoded):
+    batch = DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(32)])
+    model = make_ctr(mode, processor, text_model_dir, backbone=backbone, alpha_init=0.5).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    predicted = model.eval()(**batch).logits > 0
+    assert (predicted == (batch["labels"] == 1)).float().mean() > 0.95
+
+
+def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, batch):
+    with pytest.raises(ValueError, match="needs input_ids"):
+        make_ctr("joint", processor, text_model_dir)(feature_ids=batch["feature_ids"])
+    with pytest.raises(ValueError, match="needs feature_ids"):
+        make_ctr("tabular", processor, text_model_dir)(input_ids=batch["input_ids"])
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_from_pre_training_to_each_mode_and_back_from_disk(mode, pretraining_model, processor, batch, tmp_path):
+    pretraining_model.save_pretrained(tmp_path / "stage1")
+    model, info = FlipForCTR.from_pretrained(tmp_path / "stage1", mode=mode, output_loading_info=True)
+    fresh = {
+        "tabular": {"flip.tabular.first_order.weight", "flip.tabular.logit.weight", "flip.tabular.logit.bias"},
+        "text": {"text_classifier.weight", "text_classifier.bias"},
+    }
+    fresh["joint"] = fresh["tabular"] | fresh["text"] | {"alpha"}
+    assert info["missing_keys"] == fresh[mode] and model.config.mode == mode
+    source = pretraining_model.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in fresh[mode]:
+            assert torch.equal(tensor, source[name]), name
+    assert (model.flip.text is None) == (mode == "tabular") and (model.flip.tabular is None) == (mode == "text")
+
+    model.save_pretrained(tmp_path / "stage2")
+    again = FlipForCTR.from_pretrained(tmp_path / "stage2").eval()
+    assert again.config.mode == mode
+    assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
+    assert sorted(path.suffix for path in (tmp_path / "stage2").iterdir() if path.suffix != ".py") == [".json", ".safetensors"]
+    if mode == "tabular":
+        assert again.config.text_config is None
+        assert not any("text" in name for name in load_file(tmp_path / "stage2" / "model.safetensors"))
+
+
+def test_a_joint_folder_opens_in_its_parts(processor, text_model_dir, batch, tmp_path):
+    joint = make_ctr("joint", processor, text_model_dir).eval()
+    joint.save_pretrained(tmp_path)
+    for mode, logits in (("tabular", "tabular_logits"), ("text", "text_logits")):
+        part = FlipForCTR.from_pretrained(tmp_path, mode=mode).eval()
+        torch.testing.assert_close(part(**batch).logits, joint(**batch)[logits])
+
+
+def test_noise_and_bias_of_stage_1_survive_the_disk(pretraining_model, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    again = FlipForPreTraining.from_pretrained(tmp_path)
+    for name, tensor in pretraining_model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    torch.testing.assert_close(again.mtm_head.noise_distribution(), pretraining_model.mtm_head.noise_distribution())
+
+
+def test_auto_classes_open_their_folders_and_name_the_right_one_for_others(
+    pretraining_model, processor, text_model_dir, tmp_path
+):
+    pretraining_model.save_pretrained(tmp_path / "stage1")
+    make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path / "ctr")
+    pretraining_model.flip.save_pretrained(tmp_path / "towers")
+    assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "stage1"), FlipForPreTraining)
+    assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "ctr"), FlipForCTR)
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "towers"), FlipModel)
+    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSequenceCl"):
+        AutoModel.from_pretrained(tmp_path / "ctr")
+    with pytest.raises(ValueError, match="holds a FlipForPreTraining.*AutoModelForPreTraining"):
+        AutoModel.from_pretrained(tmp_path / "stage1")
+    with pytest.raises(ValueError, match="holds a FlipForCTR"):
+        AutoModelForPreTraining.from_pretrained(tmp_path / "ctr")
+
+
+def test_a_weight_missing_beyond_the_fresh_ones_is_an_error(pretraining_model, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["flip.tabular.embeddings.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (FlipForPreTraining.from_pretrained, FlipForCTR.from_pretrained):
+        with pytest.raises(ValueError, match=r"lacks 1 weights of a Flip.*flip.tabular.embeddings.weight"):
+            load(tmp_path)
+
+
+def test_a_finetuned_folder_may_lack_nothing_at_all(processor, text_model_dir, tmp_path):
+    make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["alpha"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of a FlipForCTR with mode='joint', among them alpha"):
+        FlipForCTR.from_pretrained(tmp_path)
+
+
+def test_a_file_cut_off_in_the_middle_is_an_error_that_says_so(pretraining_model, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="cut off or corrupt.*copy or download them again"):
+        FlipForPreTraining.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_another_model_type_is_refused(text_model_dir):
+    with pytest.raises(ValueError, match="holds a model of type 'bert', not a FLIP one.*from_text_pretrained"):
+        FlipForCTR.from_pretrained(text_model_dir)
+
+
+@pytest.mark.parametrize("mode", ["text", "joint"])
+def test_a_tabular_folder_cannot_become_a_text_model(mode, processor, text_model_dir, tmp_path):
+    make_ctr("tabular", processor, text_model_dir).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f'mode "{mode}" needs a text tower, and this folder holds a tabular model alone'):
+        FlipForCTR.from_pretrained(tmp_path, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["tabular", "joint"])
+def test_a_text_folder_cannot_become_a_tabular_model(mode, processor, text_model_dir, tmp_path):
+    make_ctr("text", processor, text_model_dir).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f'mode "{mode}" needs an ID tower, and this folder holds a text model alone'):
+        FlipForCTR.from_pretrained(tmp_path, mode=mode)
+
+
+def test_an_unknown_mode_is_refused(pretraining_model, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mode='ids' is not one of tabular, text, joint"):
+        FlipForCTR.from_pretrained(tmp_path, mode="ids")
+
+
+def test_a_processor_that_does_not_fit_is_refused(pretraining_model, processor, splits):
+    other = FlipFeatureExtractor.fit(splits["train"], fields=["user_id", "title"])
+    with pytest.raises(ValueError, match="does not fit the model: it has the fields"):
+        pretraining_model.config.check_processor(FlipProcessor(other, processor.tokenizer))
+    fewer = FlipFeatureExtractor.fit(splits["train"].select(range(10)))
+    with pytest.raises(ValueError, match="does not fit the model: it knows .* features"):
+        pretraining_model.config.check_processor(FlipProcessor(fewer, processor.tokenizer))
+
+
+def test_fields_keep_their_order_through_json(processor, tmp_path):
+    FlipConfig.from_processor(processor).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert [field["name"] for field in saved["fields"]] == ["user_id", "gender", "item_id", "title", "genre"]
+    assert FlipConfig.from_pretrained(tmp_path).field_names == processor.feature_extractor.field_names
+
+
+def test_the_tabular_tower_alone_gives_vector_and_logit(processor, batch):
+    vector, logit = FlipTabularModel(FlipConfig.from_processor(processor))(batch["feature_ids"])
+    assert vector.shape == (16, 5 * 32 + 128) and logit.shape == (16,)

