@@ -13,17 +13,26 @@ IDS, TEXT, BOTH, PLAIN = "#d9e8f6", "#fbe5d0", "#e3efda", "#f4f4f4"
 
 def box(axes, x, y, width, height, text, color=PLAIN, **options):
     axes.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.6", facecolor=color, edgecolor="#666666")
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.6", facecolor=color, edgecolor="#666666"
+        )
     )
     options = {"ha": "center", "va": "center", "fontsize": 9.5, **options}
     axes.text(x + width / 2, y + height / 2, text, **options)
 
 
 def arrow(axes, start, end, text="", offset=(0, 1), color="#555555"):
-    axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0})
+    axes.annotate(
+        "", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0}
+    )
     if text:
         axes.text(
-            (start[0] + end[0]) / 2 + offset[0], (start[1] + end[1]) / 2 + offset[1], text, fontsize=8.5, color=color, ha="center"
+            (start[0] + end[0]) / 2 + offset[0],
+            (start[1] + end[1]) / 2 + offset[1],
+            text,
+            fontsize=8.5,
+            color=color,
+            ha="center",
         )
 
 
@@ -61,9 +70,18 @@ def main() -> None:
     axes.text(42.2, 24.3, "each view\nhelps the other", fontsize=8.5, ha="center", va="center", color="#555555")
 
     axes.plot([71.5, 71.5], [2, 46], color="#bbbbbb", linestyle=(0, (4, 3)))
-    box(axes, 75, 35.5, 29, 7, "FLIP_ID     mode=\"tabular\"\nids alone, the cost of a plain CTR model", IDS, fontsize=8.5)
-    box(axes, 75, 21.5, 29, 7, "FLIP     mode=\"joint\"\nα · logit of ids + (1 − α) · logit of text", BOTH, fontsize=8.5)
-    box(axes, 75, 6, 29, 7, "FLIP_PLM     mode=\"text\"\nthe sentence alone", TEXT, fontsize=8.5)
+    box(
+        axes,
+        75,
+        35.5,
+        29,
+        7,
+        'FLIP_ID     mode="tabular"\nids alone, the cost of a plain CTR model',
+        IDS,
+        fontsize=8.5,
+    )
+    box(axes, 75, 21.5, 29, 7, 'FLIP     mode="joint"\nα · logit of ids + (1 − α) · logit of text', BOTH, fontsize=8.5)
+    box(axes, 75, 6, 29, 7, 'FLIP_PLM     mode="text"\nthe sentence alone', TEXT, fontsize=8.5)
     for y in (39, 25, 9.5):
         arrow(axes, (70, y), (75, y))
     axes.text(89.5, 1.5, "one checkpoint, one from_pretrained each", fontsize=8.5, ha="center", color="#555555")

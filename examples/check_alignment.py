@@ -3,8 +3,8 @@
 
     python check_alignment.py --prepared_dir prepared --model pretrained
 
-Asks for masked ids and masked tokens of the test rows three times: as they are; with the other view taken from another row
-of the batch; and by always answering the field's most frequent value of the training rows.
+Asks for masked ids and masked tokens of the test rows three times: as they are; with the other view taken from another
+row of the batch; and by always answering the field's most frequent value of the training rows.
 """
 
 import argparse

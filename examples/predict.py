@@ -3,7 +3,8 @@
 
     python predict.py --model flip --data new_rows.csv --output scored.csv
 
-Columns the model does not know are kept and not read; unseen and missing values are no error, their shares are printed.
+Columns the model does not know are kept and not read; unseen and missing values are no error, their shares are
+printed.
 """
 
 import argparse
@@ -22,7 +23,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="Folder or Hub name of a finetuned model.")
     parser.add_argument("--data", required=True, help="csv, tsv, json or parquet; or the name of a known data set.")
     parser.add_argument("--data_dir", help="Folder with the raw files of a named data set.")
-    parser.add_argument("--output", required=True, help="csv or parquet to write: the table and a column 'probability'.")
+    parser.add_argument(
+        "--output", required=True, help="csv or parquet to write: the table and a column 'probability'."
+    )
     parser.add_argument("--mode", choices=["tabular", "text", "joint"], help="Which of a joint model's modes to use.")
     parser.add_argument("--batch_size", type=int, default=512, help="Rows per step.")
     arguments = parser.parse_args()
@@ -48,7 +51,9 @@ def main() -> None:
 
     scored = table.add_column("probability", probabilities)
     (scored.to_parquet if arguments.output.endswith(".parquet") else scored.to_csv)(arguments.output)
-    print(f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}")
+    print(
+        f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}"
+    )
     for name, rates in processor.feature_extractor.rates(torch.cat(feature_ids).numpy()).items():
         if rates["unseen"] or rates["missing"]:
             print(f"    {name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")

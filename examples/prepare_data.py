@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw table -> splits -> fitted processor -> encoded rows on disk, once, for run_pretraining.py and run_finetuning.py.
 
-    python prepare_data.py --dataset movielens-100k --data_dir ml-100k --text_model bert-base-uncased --output_dir prepared
-    python prepare_data.py --dataset clicks.csv --label clicked --text_model bert-base-uncased --output_dir prepared
-    python prepare_data.py prepare.yaml
+    python prepare_data.py --dataset movielens-100k --data_dir ml-100k --text_model bert-base-uncased --output_dir
+    prepared python prepare_data.py --dataset clicks.csv --label clicked --text_model bert-base-uncased --output_dir
+    prepared python prepare_data.py prepare.yaml
 
 Writes `output_dir/rows` (a DatasetDict of encoded rows), `output_dir/tables` (the raw splits, for predict.py) and
 `output_dir/processor`. Vocabularies and frequencies come from the training rows alone.
@@ -23,7 +23,9 @@ class DataArguments:
     output_dir: str = field(metadata={"help": "Folder to write to."})
     dataset: str = field(
         default="restaurants",
-        metadata={"help": "movielens-100k, movielens-1m, restaurants, or the path of a csv, tsv, json or parquet file."},
+        metadata={
+            "help": "movielens-100k, movielens-1m, restaurants, or the path of a csv, tsv, json or parquet file."
+        },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the raw files of a named data set."})
     label: str | None = field(default=None, metadata={"help": "Label column of a file (0/1)."})

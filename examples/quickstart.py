@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLIP from a raw table to three click models, in minutes, on your own machine and without a network.
 
-    python examples/quickstart.py                                      # the restaurant table that comes with the package
-    python examples/quickstart.py --data clicks.csv --label clicked    # your own table
+    python examples/quickstart.py                                      # the restaurant table that comes with the
+    package python examples/quickstart.py --data clicks.csv --label clicked    # your own table
 
 1. trains an ID tower from scratch, for comparison;
 2. pre-trains an ID tower and a language model on the training rows (stage 1);
@@ -69,12 +69,16 @@ print(json.dumps(model(**inputs).logits.sigmoid().tolist()))
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", help="Your own csv, tsv, json or parquet file (default: the restaurants that come with the package).")
+    add(
+        "--data", help="Your own csv, tsv, json or parquet file (default: the restaurants that come with the package)."
+    )
     add("--label", help="Its label column, 0 or 1.")
     add("--label_threshold", type=float, help="If the label column is a rating: above this the label is 1.")
     add("--fields", nargs="+", help="Columns to use, in the order of the sentence (default: all but the label).")
     add("--text_model", help=f"Language model: folder or Hub name (default: {MINILM} of the demo extra).")
-    add("--num_hidden_layers", type=int, help="Keep its lowest so many layers (default: 2 of MiniLM, all of your own).")
+    add(
+        "--num_hidden_layers", type=int, help="Keep its lowest so many layers (default: 2 of MiniLM, all of your own)."
+    )
     add("--backbone", default="dcnv2", help="ID tower: dcnv2, deepfm or autoint (default: dcnv2).")
     add("--max_length", type=int, default=128, help="Most tokens of a row (default: 128).")
     add("--test_fraction", type=float, default=0.3, help="Share of the rows kept for the test (default: 0.3).")
@@ -142,7 +146,10 @@ def main() -> None:
     rates = extractor.rates(rows["test"].with_format("numpy")["feature_ids"][:])
 
     print(f"{dataset_name}: {len(dataset):,} rows, label 1 if {label_rule}")
-    print(f"train {len(rows['train']):,}, validation {len(rows['validation']):,}, test {len(rows['test']):,} rows (random)")
+    print(
+        f"train {len(rows['train']):,}, validation {len(rows['validation']):,}, test {len(rows['test']):,} rows "
+        "(random)"
+    )
     print(f"a row as the language model reads it:\n    {processor.render(splits['train'][0])[0]}")
     for name, rate in rates.items():
         if rate["unseen"] or rate["missing"]:
@@ -191,8 +198,9 @@ def main() -> None:
         trainer.train()
         metrics = trainer.evaluate()
         print(
-            f"held-out rows: {metrics['eval_mtm_field_accuracy']:.0%} of masked ids and {metrics['eval_mlm_accuracy']:.0%} of "
-            f"masked tokens recovered, contrast {metrics['eval_icl_loss']:.2f} nats (chance {metrics['eval_icl_chance']:.2f})"
+            f"held-out rows: {metrics['eval_mtm_field_accuracy']:.0%} of masked ids and "
+            f"{metrics['eval_mlm_accuracy']:.0%} of masked tokens recovered, contrast {metrics['eval_icl_loss']:.2f} "
+            f"nats (chance {metrics['eval_icl_chance']:.2f})"
         )
         trainer.save_model()
         draw_training_curves(trainer.state.log_history, output / "pretrained" / "training_curves.png")
@@ -262,15 +270,19 @@ def main() -> None:
 
 
 def print_table(trainers, predictions, metrics, intervals) -> None:
-    print(f"{'model':16} {'AUC [95 %]':24} {'difference to scratch [95 %]':32} {'logloss':>8} {'ECE':>6} {'parameters':>11} {'rows/s':>8}")
+    print(
+        f"{'model':16} {'AUC [95 %]':24} {'difference to scratch [95 %]':32} {'logloss':>8} {'ECE':>6} "
+        f"{'parameters':>11} {'rows/s':>8}"
+    )
     for name, trainer in trainers.items():
         interval = intervals[name]
         auc = f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
         difference = f"{interval.difference:+.4f} [{interval.difference_low:+.4f}, {interval.difference_high:+.4f}]"
         speed = predictions[name].metrics["test_samples_per_second"]
         print(
-            f"{name:16} {auc:24} {difference if name != 'ID from scratch' else '-':32} {metrics[name]['logloss']:8.4f} "
-            f"{metrics[name]['ece']:6.3f} {trainer.model.num_parameters():11,} {speed:8,.0f}"
+            f"{name:16} {auc:24} {difference if name != 'ID from scratch' else '-':32} "
+            f"{metrics[name]['logloss']:8.4f} {metrics[name]['ece']:6.3f} {trainer.model.num_parameters():11,} "
+            f"{speed:8,.0f}"
         )
 
 
@@ -290,8 +302,8 @@ def verdict(intervals, num_rows: int) -> str:
         else "no difference to the ID tower from scratch is outside what chance does"
     )
     return (
-        f"On {num_rows:,} test rows of one split and one seed: {'; '.join(said)} (95 % intervals of paired differences, up to "
-        f"{widest:.3f} wide)."
+        f"On {num_rows:,} test rows of one split and one seed: {'; '.join(said)} (95 % intervals of paired "
+        f"differences, up to {widest:.3f} wide)."
     )
 
 

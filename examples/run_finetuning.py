@@ -27,12 +27,16 @@ from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, Fl
 class ModelArguments:
     prepared_dir: str = field(metadata={"help": "What prepare_data.py wrote."})
     mode: str = field(default="joint", metadata={"help": "tabular (FLIP_ID), text (FLIP_PLM) or joint (FLIP)."})
-    model: str | None = field(default=None, metadata={"help": "Pre-trained folder or Hub name; without it: from scratch."})
+    model: str | None = field(
+        default=None, metadata={"help": "Pre-trained folder or Hub name; without it: from scratch."}
+    )
     text_model: str | None = field(default=None, metadata={"help": "From scratch: the language model."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "From scratch: keep its lowest so many layers."})
+    num_hidden_layers: int | None = field(
+        default=None, metadata={"help": "From scratch: keep its lowest so many layers."}
+    )
     backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower (default dcnv2)."})
     config_overrides: dict | None = field(
-        default_factory=dict, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"l2_coefficient": 1e-5}\'.'}
+        default_factory=dict, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
     )
 
 
@@ -44,7 +48,9 @@ def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForC
     if arguments.mode == "tabular":
         return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
     if not arguments.text_model:
-        raise SystemExit(f"mode {arguments.mode} from scratch needs --text_model (or pass --model, a pre-trained folder)")
+        raise SystemExit(
+            f"mode {arguments.mode} from scratch needs --text_model (or pass --model, a pre-trained folder)"
+        )
     return FlipForCTR.from_text_pretrained(
         arguments.text_model,
         processor=processor,
@@ -82,7 +88,9 @@ def main() -> None:
     trainer.save_state()
     prediction = trainer.predict(rows["test"])
     if trainer.is_world_process_zero():
-        np.save(output_dir / "test_probabilities.npy", 1.0 / (1.0 + np.exp(-prediction.predictions.astype(np.float64))))
+        np.save(
+            output_dir / "test_probabilities.npy", 1.0 / (1.0 + np.exp(-prediction.predictions.astype(np.float64)))
+        )
         (output_dir / "test_results.json").write_text(json.dumps(prediction.metrics, indent=2) + "\n")
         print(json.dumps(prediction.metrics, indent=2))
 

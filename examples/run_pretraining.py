@@ -23,8 +23,12 @@ from flip_hf import FlipForPreTraining, FlipPreTrainingArguments, FlipPreTrainin
 @dataclass
 class ModelArguments:
     prepared_dir: str = field(metadata={"help": "What prepare_data.py wrote."})
-    text_model: str = field(metadata={"help": "Language model: folder or Hub name (the one prepare_data.py was given)."})
-    text_model_name: str | None = field(default=None, metadata={"help": "Its name for the card, where text_model is a folder."})
+    text_model: str = field(
+        metadata={"help": "Language model: folder or Hub name (the one prepare_data.py was given)."}
+    )
+    text_model_name: str | None = field(
+        default=None, metadata={"help": "Its name for the card, where text_model is a folder."}
+    )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep its lowest so many layers."})
     backbone: str = field(default="dcnv2", metadata={"help": "ID tower: dcnv2, deepfm or autoint."})
     config_overrides: dict | None = field(

@@ -44,6 +44,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    # ruff: noqa: F401
     from .configuration_flip import FlipConfig
     from .data import load_ctr_dataset, prepare_dataset, split_dataset
     from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the two towers meet in stage 1: the heads of masked language modelling (MLM), masked tabular modelling (MTM) and
-instance contrast (ICL), each with its loss.
+"""Where the two towers meet in stage 1: the heads of masked language modelling (MLM), masked tabular modelling
+(MTM) and instance contrast (ICL), each with its loss.
 
-Letters: B rows, F fields, S slots, T tokens, N features, V word pieces, K noise features, M masked (row, position) pairs
-of a batch, E size of a masked-feature output row, P size of a contrastive projection, d_v and d_w sizes of a tabular
-vector and of a text state.
+Letters: B rows, F fields, S slots, T tokens, N features, V word pieces, K noise features, M masked (row, position)
+pairs of a batch, E size of a masked-feature output row, P size of a contrastive projection, d_v and d_w sizes of a
+tabular vector and of a text state.
 """
 
 import math
@@ -46,8 +46,8 @@ class FlipMTMHead(nn.Module):
     """
     Masked features recovered with the help of the complete text (FLIP eq. 7 to 11).
 
-    The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W over
-    real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
+    The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W
+    over real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
     s(j) = h_f . e_j + b_j - ln N with an output table of its own. b starts at ln p(j) + ln N, so that before any
     training the scores are the log frequencies of the training rows.
 
@@ -94,8 +94,8 @@ class FlipMTMHead(nn.Module):
 
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64, and
-        the F + 1 borders of the fields in it. p is floored at 1e-10 and renormalised, over all features
+        Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64,
+        and the F + 1 borders of the fields in it. p is floored at 1e-10 and renormalised, over all features
         (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask have p = 0.
         """
         if self._noise is not None and self._noise[0].device == self.feature_counts.device:
@@ -223,9 +223,9 @@ class FlipICLHead(nn.Module):
     Instance contrast (FLIP eq. 12 and 13): S = G_id G_text^T / tau, cross-entropy against the diagonal, mean of both
     directions.
 
-    With several processes every rank scores its own rows against the rows of all ranks; the gather's backward sums over
-    ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is the one
-    of a single process on the joined batch, also where ranks hold different numbers of rows.
+    With several processes every rank scores its own rows against the rows of all ranks; the gather's backward sums
+    over ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is
+    the one of a single process on the joined batch, also where ranks hold different numbers of rows.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
@@ -280,7 +280,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`(B, P)` of this rank -> rows of all ranks in rank order, and where this rank's begin. One process: no change."""
+    """`(B, P)` of this rank -> rows of all ranks in rank order, and where its own begin."""
     if not _is_distributed() or torch.distributed.get_world_size() == 1:
         return rows, 0
     rank = torch.distributed.get_rank()

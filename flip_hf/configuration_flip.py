@@ -23,7 +23,8 @@ TEXT_POOLINGS = ("cls", "mean")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NOISES = ("global", "field")
 
-# Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`, `missing_id`).
+# Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`,
+# `missing_id`).
 PAD_FEATURE_ID = 0
 MASK_FEATURE_ID = 1
 NUM_SHARED_FEATURE_IDS = 2
@@ -78,7 +79,9 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     if SubConfigSpec is not None:
-        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
+        sub_configs_defaults = {
+            "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)
+        }
     else:
         sub_configs = {"text_config": AutoConfig}
     keys_to_ignore_at_inference = ["tabular_logits", "text_logits"]
@@ -87,7 +90,7 @@ class FlipConfig(PreTrainedConfig):
     num_features: int = 2
     mode: str = "joint"
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # dict or PreTrainedConfig
     text_model_name_or_path: str | None = None
     text_pooling: str = "cls"
 
@@ -138,13 +141,16 @@ class FlipConfig(PreTrainedConfig):
                 raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(allowed)}")
         for key in ("text_mask_ratio", "feature_mask_ratio"):
             if not 0.0 < getattr(self, key) <= 1.0:
-                raise ValueError(f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out")
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out"
+                )
         names = self.field_names
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
         if self.num_features < self.num_reserved_features:
             raise ValueError(
-                f"num_features={self.num_features} is too small: {len(names)} fields reserve {self.num_reserved_features}"
+                f"num_features={self.num_features} is too small: {len(names)} fields reserve "
+                f"{self.num_reserved_features}"
             )
 
     @property
@@ -201,7 +207,8 @@ class FlipConfig(PreTrainedConfig):
         if text_model is not None:
             text_config = getattr(text_model, "config", text_model)
             kwargs.setdefault("text_config", text_config)
-            # a configuration hands its attention implementation down to its parts: without this it would hand down None
+            # a configuration hands its attention implementation down to its parts: without this it would hand down
+            # None
             kwargs["attn_implementation"] = text_config._attn_implementation
         return cls(fields=extractor.field_specs, num_features=extractor.num_features, **kwargs)
 
@@ -227,7 +234,8 @@ class FlipConfig(PreTrainedConfig):
         if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:
             raise ValueError(
                 f"the processor does not fit the model: its tokenizer has {len(tokenizer)} tokens, the text tower "
-                f"embeds {self.text_config.vocab_size}; take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+                f"embeds {self.text_config.vocab_size}; take the tokenizer of "
+                f"{self.text_model_name_or_path or 'the same model'}"
             )
 
 

@@ -714,8 +714,8 @@ def prepare_dataset(
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
-        row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0). The share of unseen
-        and of missing values of each field is logged.
+        row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0). The share of
+        unseen and of missing values of each field is logged.
 
     Raises:
         ValueError: if the table is empty, a field has no column, or a label is not 0 or 1.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of `prepare_dataset` -> batches: padding for both stages, and stage 1's field-level masks, drawn anew each time.
+"""Rows of `prepare_dataset` -> batches: padding for both stages, and stage 1's field-level masks, drawn anew each
+time.
 
 Letters: B rows, T tokens of the longest row, F fields, S slots (columns of `feature_ids`), k masked fields of a row.
 """
@@ -40,8 +41,8 @@ def _text_columns(rows: Sequence[dict[str, Any]], processor: FlipProcessor, mult
     pad_token_id = processor.tokenizer.pad_token_id
     if pad_token_id is None:
         raise ValueError(
-            f"{type(processor.tokenizer).__name__} has no pad token, so rows of different lengths cannot share a batch: "
-            "set one, for instance tokenizer.pad_token = tokenizer.eos_token"
+            f"{type(processor.tokenizer).__name__} has no pad token, so rows of different lengths cannot share a "
+            "batch: set one, for instance tokenizer.pad_token = tokenizer.eos_token"
         )
     return {
         "input_ids": _pad(rows, "input_ids", pad_token_id, multiple),
@@ -91,16 +92,18 @@ class DataCollatorForFlipCTR:
 @dataclass
 class DataCollatorForFlipPreTraining:
     """
-    Stage 1: field-level masking of both views (FLIP section 3.2; METHOD: `k = max(1, int(F x ratio))` fields of a row).
+    Stage 1: field-level masking of both views (FLIP section 3.2; METHOD: `k = max(1, int(F x ratio))` fields of a
+    row).
 
     The two views draw their fields independently. In the text *every* token of the value of a chosen field becomes the
     mask token, whereas names and template words stay; in the ids a chosen field takes the mask id. A field whose value
-    has no token in the row (missing, or lost to truncation) is not chosen in the text, one that is missing or unseen is
-    not chosen in the ids.
+    has no token in the row (missing, or lost to truncation) is not chosen in the text, one that is missing or unseen
+    is not chosen in the ids.
 
     | input, per row | output |
     |---|---|
-    | `input_ids`, `attention_mask`, `token_field_ids` (ragged) | `input_ids`, `masked_input_ids`, `attention_mask` `(B, T)` |
+    | `input_ids`, `attention_mask`, `token_field_ids` (ragged) | `input_ids`, `masked_input_ids`, `attention_mask`
+    `(B, T)` |
     | `feature_ids` (S) | `feature_ids`, `masked_feature_ids` `(B, S)` |
 
     What has to be recovered is where a masked tensor differs from its clean one; there is no tensor of targets. Labels
@@ -134,9 +137,9 @@ class DataCollatorForFlipPreTraining:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
         if self.text_mask_ratio and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
-                f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a field: "
-                "set tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in the "
-                "configuration; text_mask_ratio=0 for this collator)"
+                f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a "
+                "field: set tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in "
+                "the configuration; text_mask_ratio=0 for this collator)"
             )
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -37,8 +37,9 @@ def canonical_value(value: Any, field: str = "") -> str | None:
     """
     The string that a value of a categorical field stands for; `None` where it is missing.
 
-    Strings lose surrounding whitespace. `1` and `1.0` are the same value as `"1"` (a column of ints with a hole becomes
-    floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `""` and whitespace are missing.
+    Strings lose surrounding whitespace. `1` and `1.0` are the same value as `"1"` (a column of ints with a hole
+    becomes floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `""` and whitespace are
+    missing.
 
     Raises:
         TypeError: for a list, dict or other container, naming the field.
@@ -61,7 +62,8 @@ def canonical_value(value: Any, field: str = "") -> str | None:
         return canonical_value(value.decode("utf-8", "replace"), field)
     if isinstance(value, list | tuple | set | dict | np.ndarray):
         raise TypeError(
-            f"field {field!r} holds a {type(value).__name__} ({str(value)[:60]}), a categorical field one value per row: join it "
+            f"field {field!r} holds a {type(value).__name__} ({str(value)[:60]}), a categorical field one value per "
+            "row: join it "
             'into a string (", ".join(values)) or leave the field out'
         )
     return str(value).strip() or None
@@ -81,7 +83,10 @@ def plain_values(column: Any) -> Sequence[Any]:
     types = set(map(type, column))
     if types <= {str, type(None)} or (len(types) == 1 and types <= {int, str}):
         return column
-    return [value if type(value) is str else canonical_value(value) if _is_scalar(value) else _Container(value) for value in column]
+    return [
+        value if type(value) is str else canonical_value(value) if _is_scalar(value) else _Container(value)
+        for value in column
+    ]
 
 
 def _is_scalar(value: Any) -> bool:
@@ -99,8 +104,8 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
     """
     A batch in any of the forms users have it -> a mapping of columns.
 
-    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch of `datasets.map`, a `datasets.Dataset`, an
-    Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
+    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch of `datasets.map`, a `datasets.Dataset`,
+    an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
 
     Raises:
         TypeError: for anything else.
@@ -124,8 +129,8 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             names = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in names}
     raise TypeError(
-        f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an Arrow "
-        "table or a pandas frame"
+        f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
+        "Arrow table or a pandas frame"
     )
 
 
@@ -224,7 +229,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             dataset: training rows, in any form that `extractor(rows)` takes, or an iterable of such batches.
-            fields (`list[str]`, *optional*): the columns to use, in this order; default: all but `label` and `exclude`.
+            fields (`list[str]`, *optional*): the columns to use, in this order; default: all but `label` and
+                `exclude`.
             label (`str`): name of the label column.
             exclude (`list[str]`): columns that are no fields unless `fields` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
@@ -254,7 +260,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return cls._from_counts(names, counters, label, min_frequency, num_rows)
 
     @staticmethod
-    def _choose_fields(columns: list[str], fields: Sequence[str] | None, label: str, exclude: Sequence[str]) -> list[str]:
+    def _choose_fields(
+        columns: list[str], fields: Sequence[str] | None, label: str, exclude: Sequence[str]
+    ) -> list[str]:
         if fields is None:
             fields = [name for name in columns if name != label and name not in exclude]
         unknown = [name for name in fields if name not in columns]
@@ -272,7 +280,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _from_counts(
         cls, names: list[str], counters: list[dict[str | None, int]], label: str, min_frequency: int, num_rows: int
     ) -> "FlipFeatureExtractor":
-        extractor = cls([{"name": name, "kind": "categorical", "num_slots": 1} for name in names], label, min_frequency)
+        extractor = cls(
+            [{"name": name, "kind": "categorical", "num_slots": 1} for name in names], label, min_frequency
+        )
         reserved = extractor.num_reserved_features
         counts, fields, values = [0] * reserved, [-1] * reserved, []
         for index, (name, counter) in enumerate(zip(names, counters, strict=True)):
@@ -280,9 +290,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             fields[unseen] = fields[missing] = index
             counts[missing] = counter.pop(None, 0)
             if not counter:
-                raise ValueError(f"field {name!r} has no value in any of the {num_rows} rows: leave it out of `fields`")
+                raise ValueError(
+                    f"field {name!r} has no value in any of the {num_rows} rows: leave it out of `fields`"
+                )
             if len(counter) == 1:
-                logger.warning(f"field {name!r} has the one value {next(iter(counter))[:40]!r} in all rows: it says nothing")
+                logger.warning(
+                    f"field {name!r} has the one value {next(iter(counter))[:40]!r} in all rows: it says nothing"
+                )
             kept = [(value, count) for value, count in counter.items() if count >= min_frequency]
             counts[unseen] = sum(counter.values()) - sum(count for _, count in kept)
             # an order that the order of the rows does not change
@@ -292,7 +306,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 fields.append(index)
         offsets = np.zeros(len(values) + 1, np.int64)
         np.cumsum([len(value) for value in values], out=offsets[1:])
-        hashes = np.array([_hash(value, field) for value, field in zip(values, fields[reserved:], strict=True)], np.int64)
+        hashes = np.array(
+            [_hash(value, field) for value, field in zip(values, fields[reserved:], strict=True)], np.int64
+        )
         order = np.argsort(hashes, kind="stable")
         extractor._set_arrays(
             value_bytes=np.frombuffer(b"".join(values) or b"\0", np.uint8),
@@ -314,8 +330,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def __call__(self, rows: Any) -> np.ndarray:
         """
         Args:
-            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas frame;
-                columns that are no fields are ignored.
+            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
+                frame; columns that are no fields are ignored.
 
         Returns:
             `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out of range; unseen and missing values have
@@ -334,8 +350,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         absent = [name for name in self.field_names if name not in columns]
         if absent:
             raise ValueError(
-                f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A value may "
-                "be missing (None), a column may not"
+                f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
+                "value may be missing (None), a column may not"
             )
         selected = [columns[name] for name in self.field_names]
         sizes = {name: len(column) for name, column in zip(self.field_names, selected, strict=True)}
@@ -480,7 +496,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"{path} does not belong to the fields {self.field_names}")
         self._set_arrays(**arrays)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`."""
         os.makedirs(save_directory, exist_ok=True)
         path = self.save_vocabulary(save_directory)

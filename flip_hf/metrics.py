@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of click probabilities, in numpy alone; `metrics_evaluate.py` wraps them for `evaluate`.
 
-Letters: B rows, G groups, R bootstrap resamples. Probabilities are of a click; labels are 0 or 1; logarithms are natural.
+Letters: B rows, G groups, R bootstrap resamples. Probabilities are of a click; labels are 0 or 1; logarithms are
+natural.
 """
 
 import warnings
@@ -31,15 +32,16 @@ def compute_ctr_metrics(
         `dict` with
 
         - `auc`: probability that a click scores above a non-click, ties count half.
-        - `logloss`: mean of -ln of the probability given to what happened, in nats; probabilities are first kept within
-          [1e-7, 1 - 1e-7].
-        - `gauc`: AUC of each group, weighted by the group's number of rows; groups of one class are left out. nan without
+        - `logloss`: mean of -ln of the probability given to what happened, in nats; probabilities are first kept
+          within [1e-7, 1 - 1e-7].
+        - `gauc`: AUC of each group, weighted by the group's number of rows; groups of one class are left out. nan
+        without
           `groups`.
         - `ne`: normalised entropy, logloss over the entropy of the base rate of these rows (1 is no better than always
           predicting it).
         - `rig`: relative information gain, 1 - ne.
-        - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many rows
-          in order of prediction, weighted by rows.
+        - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many
+          rows in order of prediction, weighted by rows.
 
         With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
 
@@ -54,7 +56,9 @@ def compute_ctr_metrics(
     one_class = rate in (0.0, 1.0)
     if one_class:
         warnings.warn(
-            f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined (nan)", UserWarning, stacklevel=2
+            f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined (nan)",
+            UserWarning,
+            stacklevel=2,
         )
     entropy = np.nan if one_class else -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     return {
@@ -113,7 +117,7 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> fl
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """A metric on the rows at hand, with percentile intervals over resampled rows; `difference` is to the reference."""
+    """A metric and its percentile interval over resampled rows; `difference` is to the reference."""
 
     value: float
     low: float
@@ -133,7 +137,8 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> dict[str, BootstrapInterval]:
     """
-    How sure a comparison is. All models are scored on the same R resamples of the rows, so that differences are paired.
+    How sure a comparison is. All models are scored on the same R resamples of the rows, so that differences are
+    paired.
 
     Args:
         labels (`np.ndarray` of shape `(B,)`): 0 or 1.
@@ -180,7 +185,10 @@ def bootstrap_intervals(
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels, probabilities = np.asarray(labels, np.float64).reshape(-1), np.asarray(probabilities, np.float64).reshape(-1)
+    labels, probabilities = (
+        np.asarray(labels, np.float64).reshape(-1),
+        np.asarray(probabilities, np.float64).reshape(-1),
+    )
     if len(labels) != len(probabilities):
         raise ValueError(f"{len(probabilities)} probabilities for {len(labels)} labels")
     if not len(labels):
@@ -191,8 +199,8 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
     wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))
     if len(wrong):
         raise ValueError(
-            f"probability {probabilities[wrong[0]]:g} in row {wrong[0]} is outside [0, 1]: logits have to go through a sigmoid "
-            "first"
+            f"probability {probabilities[wrong[0]]:g} in row {wrong[0]} is outside [0, 1]: logits have to go through "
+            "a sigmoid first"
         )
     return labels, probabilities
 

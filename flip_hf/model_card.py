@@ -18,9 +18,14 @@ from .modeling_flip import FlipForCTR
 
 _TEMPLATE = Path(__file__).parent / "resources" / "model_card.md"
 _WHAT = {
-    "tabular": "FLIP_ID: a click-through-rate model that reads ids alone{pretrained}. It serves at the cost of a plain ID model.",
+    "tabular": (
+        "FLIP_ID: a click-through-rate model that reads ids alone{pretrained}. It serves at the cost of a plain ID "
+        "model."
+    ),
     "text": "FLIP_PLM: a click-through-rate model that reads each row as a sentence{pretrained}.",
-    "joint": "FLIP: a click-through-rate model that reads ids and the row's sentence{pretrained}, and weighs both logits.",
+    "joint": (
+        "FLIP: a click-through-rate model that reads ids and the row's sentence{pretrained}, and weighs both logits."
+    ),
 }
 
 
@@ -86,7 +91,9 @@ def write_model_card(
         data,
         template_path=str(_TEMPLATE),
         title=title,
-        what=_WHAT[config.mode].format(pretrained=", pre-trained together with a language model" if pretrained else ""),
+        what=_WHAT[config.mode].format(
+            pretrained=", pre-trained together with a language model" if pretrained else ""
+        ),
         config=config,
         text_model=base,
         num_parameters=model.num_parameters(),
@@ -123,7 +130,8 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
 
     losses = {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL", "eval_loss": "validation"}
     series = {
-        label: [(entry["step"], entry[name]) for entry in log_history if name in entry] for name, label in losses.items()
+        label: [(entry["step"], entry[name]) for entry in log_history if name in entry]
+        for name, label in losses.items()
     }
     scores = [(entry["step"], entry["eval_auc"]) for entry in log_history if "eval_auc" in entry]
     figure = Figure(figsize=(9 if scores else 5, 3.2), layout="constrained")

@@ -2,8 +2,8 @@
 """The two towers side by side (FlipModel), what stage 1 asks of them (FlipForPreTraining), and the three models of
 stage 2 (FlipForCTR).
 
-Letters: B rows, F fields, S slots (columns of `feature_ids`), T tokens, V word pieces, M masked (row, position) pairs of
-a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabular vector and of a text state.
+Letters: B rows, F fields, S slots (columns of `feature_ids`), T tokens, V word pieces, M masked (row, position) pairs
+of a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabular vector and of a text state.
 """
 
 import math
@@ -48,7 +48,8 @@ class FlipForPreTrainingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`): weighted sum of the three that have a weight.
         mlm_loss (`torch.FloatTensor` of shape `(1,)`): cross-entropy per masked token.
         mtm_loss (`torch.FloatTensor` of shape `(1,)`): noise-contrastive loss per masked (row, field).
-        icl_loss (`torch.FloatTensor` of shape `(1,)`): mean of both directions' cross-entropy; chance is ln(batch size).
+        icl_loss (`torch.FloatTensor` of shape `(1,)`): mean of both directions' cross-entropy; chance is ln(batch
+            size).
         num_masked_tokens, num_masked_features (`torch.LongTensor` of shape `(1,)`): what the means are over.
         mlm_accuracy: masked tokens whose best-scored word piece is the right one.
         mtm_accuracy: masked fields whose feature outscores its K noise features (draws equal to it are left out).
@@ -112,8 +113,8 @@ class FlipModel(FlipPreTrainedModel):
         if towers != "tabular":
             if config.text_config is None:
                 raise ValueError(
-                    f'mode "{towers}" needs a text tower and config.text_config is None: take mode="tabular", or start '
-                    "from a language model with from_text_pretrained"
+                    f'mode "{towers}" needs a text tower and config.text_config is None: take mode="tabular", or '
+                    "start from a language model with from_text_pretrained"
                 )
             self.text = text_model if text_model is not None else build_text_model(config.text_config)
         self.post_init()
@@ -162,7 +163,8 @@ class FlipModel(FlipPreTrainedModel):
         if self.text is not None:
             if input_ids is None:
                 raise ValueError(
-                    'the text tower needs input_ids, and there are none: encode rows with text=True, or use mode="tabular"'
+                    "the text tower needs input_ids, and there are none: encode rows with text=True, or use "
+                    'mode="tabular"'
                 )
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
@@ -172,8 +174,8 @@ class FlipModel(FlipPreTrainedModel):
 
 class FlipForPreTraining(FlipPreTrainedModel):
     """
-    Stage 1 (FLIP section 3): masked language modelling with the help of the ids, masked tabular modelling with the help
-    of the text, and instance contrast, in two passes of each tower: the clean rows and the masked rows.
+    Stage 1 (FLIP section 3): masked language modelling with the help of the ids, masked tabular modelling with the
+    help of the text, and instance contrast, in two passes of each tower: the clean rows and the masked rows.
 
     A loss whose weight is 0 is not computed, nor is a pass that nothing needs.
     """
@@ -252,7 +254,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         missing = [name for name, tensor in given.items() if tensor is None]
         if missing:
             raise ValueError(
-                f"stage 1 needs {', '.join(missing)}: batches come from DataCollatorForFlipPreTraining, which masks rows"
+                f"stage 1 needs {', '.join(missing)}: batches come from DataCollatorForFlipPreTraining, which masks "
+                "rows"
             )
         config, size = self.config, len(input_ids)
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
@@ -312,7 +315,7 @@ def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
-# --- stage 2 ----------------------------------------------------------------------------------------------------------
+# --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
 class FlipForCTR(FlipPreTrainedModel):
@@ -328,7 +331,12 @@ class FlipForCTR(FlipPreTrainedModel):
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm|mtm|icl)_head\.", r"^flip\.(text|tabular)\.", r"^alpha$", r"^text_classifier\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(mlm|mtm|icl)_head\.",
+        r"^flip\.(text|tabular)\.",
+        r"^alpha$",
+        r"^text_classifier\.",
+    ]
     accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself: exact under gradient accumulation
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
@@ -351,8 +359,8 @@ class FlipForCTR(FlipPreTrainedModel):
             )
         if config.mode != "text" and source == cls.__name__ and saved_mode == "text":
             raise ValueError(
-                f'mode "{config.mode}" needs an ID tower, and this folder holds a text model alone: load the pre-training '
-                'folder it came from, or take mode="text"'
+                f'mode "{config.mode}" needs an ID tower, and this folder holds a text model alone: load the '
+                'pre-training folder it came from, or take mode="text"'
             )
         if config.mode == "tabular":
             config.text_config = None
@@ -400,7 +408,9 @@ class FlipForCTR(FlipPreTrainedModel):
 
         if labels is not None:
             denominator = len(labels) if num_items_in_batch is None else num_items_in_batch
-            terms = [logits for logits in (output.logits, output.tabular_logits, output.text_logits) if logits is not None]
+            terms = [
+                logits for logits in (output.logits, output.tabular_logits, output.text_logits) if logits is not None
+            ]
             total = torch.stack(
                 [F.binary_cross_entropy_with_logits(term.float(), labels.float(), reduction="sum") for term in terms]
             ).sum()

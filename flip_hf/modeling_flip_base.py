@@ -75,8 +75,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 `local_files_only`, `dtype`, ...
 
         Raises:
-            ValueError: if the folder holds another kind of model, if a weight is missing beyond those that are fresh in
-                stage 2, or if the file of weights is cut off.
+            ValueError: if the folder holds another kind of model, if a weight is missing beyond those that are fresh
+                in stage 2, or if the file of weights is cut off.
         """
         name = str(pretrained_model_name_or_path)
         if config is None:
@@ -84,8 +84,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             found, _ = FlipConfig.get_config_dict(name, **where)
             if found.get("model_type") != FlipConfig.model_type:
                 raise ValueError(
-                    f"{name} holds a model of type {found.get('model_type')!r}, not a FLIP one: to start from a language "
-                    f"model use {cls.__name__}.from_text_pretrained"
+                    f"{name} holds a model of type {found.get('model_type')!r}, not a FLIP one: to start from a "
+                    f"language model use {cls.__name__}.from_text_pretrained"
                 )
             config, kwargs = FlipConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
             kwargs = {**where, **kwargs}
@@ -106,13 +106,15 @@ class FlipPreTrainedModel(PreTrainedModel):
                     name, *model_args, config=config, output_loading_info=True, **kwargs
                 )
         except SafetensorError as error:
-            raise ValueError(f"the weights of {name} are cut off or corrupt ({error}): copy or download them again") from error
+            raise ValueError(
+                f"the weights of {name} are cut off or corrupt ({error}): copy or download them again"
+            ) from error
         fresh = model.fresh_parameter_names() if source != cls.__name__ else set()
         missing = sorted(set(info["missing_keys"]) - fresh)
         if missing:
             raise ValueError(
-                f"{name} lacks {len(missing)} weights of a {cls.__name__} with mode={config.mode!r}, among them {missing[0]}: "
-                "the folder is incomplete, or was saved by another class or mode"
+                f"{name} lacks {len(missing)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
+                f"{missing[0]}: the folder is incomplete, or was saved by another class or mode"
             )
         if info["missing_keys"]:
             logger.info(f"fresh in this model, to be trained in stage 2: {', '.join(sorted(info['missing_keys']))}")
@@ -142,12 +144,12 @@ class FlipPreTrainedModel(PreTrainedModel):
                 (float32 by default), `attn_implementation`.
 
         Raises:
-            ValueError: if the language model lacks weights, the tokenizer has tokens it does not embed, or a keyword is
-                no field of the configuration.
+            ValueError: if the language model lacks weights, the tokenizer has tokens it does not embed, or a keyword
+                is no field of the configuration.
 
         Example:
             ```python
-            model = FlipForPreTraining.from_text_pretrained("bert-base-uncased", processor=processor, num_hidden_layers=4)
+            model = FlipForPreTraining.from_text_pretrained("bert-base-uncased", processor=processor)
             ```
         """
         loading = {key: kwargs.pop(key) for key in _TEXT_MODEL_ARGUMENTS if key in kwargs}
@@ -199,14 +201,15 @@ def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **k
     if missing:
         raise ValueError(
             f"{name_or_path} lacks {len(missing)} weights of a {model.config.model_type} with "
-            f"{model.config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer layers"
+            f"{model.config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer "
+            "layers"
         )
     return model
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' report of missing and unused weights: here each is either expected or an error of ours."""
+    """Holds back transformers' report of missing and unused weights: each is expected, or an error of ours."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

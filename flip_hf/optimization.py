@@ -18,8 +18,8 @@ def parameter_groups(
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
     want a larger one; unnormalised contrastive heads collapse at the larger one, so they have a rate of their own.
-    Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to zero
-    on every step that does not see the id.
+    Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
+    zero on every step that does not see the id.
 
     Args:
         model ([`FlipForPreTraining`] or [`FlipForCTR`]): whose parameters.
@@ -36,11 +36,17 @@ def parameter_groups(
         "text": text_learning_rate,
         "contrastive": text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate,
     }
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {(part, decays): [] for part in rates for decays in (True, False)}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, decays): [] for part in rates for decays in (True, False)
+    }
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         part = next(
-            (part for prefix, part in (("flip.text", "text"), ("icl_head", "contrastive")) if module_name.startswith(prefix)),
+            (
+                part
+                for prefix, part in (("flip.text", "text"), ("icl_head", "contrastive"))
+                if module_name.startswith(prefix)
+            ),
             "tabular and heads",
         )
         for parameter in module.parameters(recurse=False):

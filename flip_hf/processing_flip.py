@@ -4,12 +4,13 @@
 Letters: B rows, F fields, S slots, L tokens of all rows together, P pieces.
 
 A row's text is "<field name> is <value>." for each field in order. Most values occur in many rows, so a *piece*, the
-sentence of one value of one field, is tokenised once per distinct value, and rows are put together from pieces by array
-operations. Whether a tokenizer may be cut at the border of two pieces is tried out, not assumed.
+sentence of one value of one field, is tokenised once per distinct value, and rows are put together from pieces by
+array operations. Whether a tokenizer may be cut at the border of two pieces is tried out, not assumed.
 """
 
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,8 +35,8 @@ class _PieceStore:
     """
     Tokens of pieces, end to end in one array, each piece a prefix, the value's own tokens and a suffix.
 
-    `codes[f]` maps a raw value of field f to its piece. Two pieces more, `opening` and `closing`, hold the special tokens
-    around a row.
+    `codes[f]` maps a raw value of field f to its piece. Two pieces more, `opening` and `closing`, hold the special
+    tokens around a row.
     """
 
     def __init__(self, num_fields: int, opening: Sequence[int], closing: Sequence[int]):
@@ -54,7 +55,9 @@ class _PieceStore:
         if end > len(self.tokens):
             room = max(end, 2 * len(self.tokens))
             self.tokens = np.concatenate([self.tokens, np.zeros(room - len(self.tokens), np.int32)])
-            self.token_fields = np.concatenate([self.token_fields, np.full(room - len(self.token_fields), -1, np.int16)])
+            self.token_fields = np.concatenate(
+                [self.token_fields, np.full(room - len(self.token_fields), -1, np.int16)]
+            )
         if self.count == len(self.parts):
             self.parts = np.concatenate([self.parts, np.zeros_like(self.parts)])
         self.tokens[self.size : end] = tokens
@@ -74,15 +77,21 @@ class FlipProcessor(ProcessorMixin):
         max_length (`int`): most tokens of a row, special tokens included (the paper: 100, GoodReads 180).
         template (`str`): sentence of one field, with `{field}` (its name, "_" as spaces) and `{value}` once each.
         separator (`str`): between two sentences.
-        missing_text (`str`): what stands for a missing value. Its tokens belong to no field: there is nothing to recover.
+        missing_text (`str`): what stands for a missing value. Its tokens belong to no field: there is nothing to
+            recover.
 
     Raises:
         ValueError: if the template lacks a placeholder, or `max_length` is more than the tokenizer's model takes.
 
     A row that is longer than `max_length` loses the tails of its longest values: every value keeps at most c tokens, c
-    the largest number that fits (tokens left over go to the first of the shortened fields); names and template words all
-    stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
+    the largest number that fits (tokens left over go to the first of the shortened fields); names and template words
+    all stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
     """
+
+    feature_extractor: FlipFeatureExtractor
+    tokenizer: Any
+    _pieces: _PieceStore | None
+    _can_be_cut: bool | None
 
     def __init__(
         self,
@@ -107,12 +116,13 @@ class FlipProcessor(ProcessorMixin):
             return
         if not tokenizer.is_fast:
             raise ValueError(
-                f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use the "
-                "tokenizer that AutoTokenizer loads, backed by the tokenizers library"
+                f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use "
+                "the tokenizer that AutoTokenizer loads, backed by the tokenizers library"
             )
         if max_length > tokenizer.model_max_length:
             raise ValueError(
-                f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens that this tokenizer's model takes"
+                f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens that this tokenizer's "
+                "model takes"
             )
         super().__init__(feature_extractor, tokenizer)
 
@@ -123,8 +133,8 @@ class FlipProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas frame.
-                Columns that are no fields are ignored; the label column is optional.
+            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
+                frame. Columns that are no fields are ignored; the label column is optional.
             text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
             padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length`.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists.
@@ -133,7 +143,8 @@ class FlipProcessor(ProcessorMixin):
             [`BatchFeature`] with, as lists or tensors:
 
             - `input_ids`, `attention_mask` `(batch_size, num_tokens)`: the row's sentence.
-            - `token_field_ids` `(batch_size, num_tokens)`: number of the field whose value the token spells, -1 elsewhere.
+            - `token_field_ids` `(batch_size, num_tokens)`: number of the field whose value the token spells, -1
+            elsewhere.
             - `feature_ids` `(batch_size, num_slots)`: ids of the global feature space.
             - `labels` `(batch_size,)`: 0.0 or 1.0, if the rows have the label column.
 
@@ -147,7 +158,10 @@ class FlipProcessor(ProcessorMixin):
             if padding:
                 width = self.max_length if padding == "max_length" else int(lengths.max(initial=0))
                 real = np.arange(width) < lengths[:, None]  # (B, T)
-                for name, flat, fill in (("input_ids", tokens, self._pad_token_id), ("token_field_ids", token_fields, -1)):
+                for name, flat, fill in (
+                    ("input_ids", tokens, self._pad_token_id),
+                    ("token_field_ids", token_fields, -1),
+                ):
                     data[name] = np.full(real.shape, fill, np.int64)
                     data[name][real] = flat
                 data["attention_mask"] = real.astype(np.int64)
@@ -162,13 +176,15 @@ class FlipProcessor(ProcessorMixin):
             data["labels"] = labels
         if return_tensors is None:
             with _no_garbage():
-                data = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
+                data = {
+                    name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()
+                }
         return BatchFeature(data, tensor_type=return_tensors)
 
     def encode_text(self, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Returns token ids `(L,)` int32 of all rows end to end, the field each of them spells `(L,)` int16 (or -1), and the
-        number of tokens of each row `(B,)`.
+        Returns token ids `(L,)` int32 of all rows end to end, the field each of them spells `(L,)` int16 (or -1), and
+        the number of tokens of each row `(B,)`.
         """
         if self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
@@ -177,8 +193,9 @@ class FlipProcessor(ProcessorMixin):
             self._can_be_cut = self._try_cutting()
             if not self._can_be_cut:
                 logger.warning(
-                    f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template {self.template!r} and "
-                    f"separator {self.separator!r}: whole rows are tokenised, which is right and several times slower"
+                    f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template "
+                    f"{self.template!r} and separator {self.separator!r}: whole rows are tokenised, which is right "
+                    "and several times slower"
                 )
         return self._assemble(columns) if self._can_be_cut else self._encode_whole(columns)
 
@@ -197,13 +214,15 @@ class FlipProcessor(ProcessorMixin):
         values = values.to_pylist() if hasattr(values, "to_pylist") else values
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
-            array = np.array([{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], np.float64)
+            array = np.array(
+                [{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], np.float64
+            )
         array = array.astype(np.float64)
         wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
         if len(wrong):
             raise ValueError(
-                f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so "
-                "(load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+                f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
+                "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
             )
         return array.astype(np.float32)
 
@@ -215,8 +234,8 @@ class FlipProcessor(ProcessorMixin):
     # --- pieces ---------------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._pieces: _PieceStore | None = None
-        self._can_be_cut: bool | None = None
+        self._pieces = None
+        self._can_be_cut = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pieces": None, "_can_be_cut": None}
@@ -225,8 +244,8 @@ class FlipProcessor(ProcessorMixin):
     def _pad_token_id(self) -> int:
         if self.tokenizer.pad_token_id is None:
             raise ValueError(
-                f"{type(self.tokenizer).__name__} has no pad token, so rows of different lengths cannot be padded: set one, for "
-                "instance tokenizer.pad_token = tokenizer.eos_token"
+                f"{type(self.tokenizer).__name__} has no pad token, so rows of different lengths cannot be padded: "
+                "set one, for instance tokenizer.pad_token = tokenizer.eos_token"
             )
         return self.tokenizer.pad_token_id
 
@@ -236,7 +255,9 @@ class FlipProcessor(ProcessorMixin):
         before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
         return (self.separator if field else "") + before, after
 
-    def _tokenise(self, texts: list[str], add_special_tokens: bool = False) -> tuple[list[list[int]], list[list[tuple]]]:
+    def _tokenise(
+        self, texts: list[str], add_special_tokens: bool = False
+    ) -> tuple[list[list[int]], list[list[tuple]]]:
         encoded = self.tokenizer(
             texts,
             add_special_tokens=add_special_tokens,
@@ -255,7 +276,9 @@ class FlipProcessor(ProcessorMixin):
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return whole[:start], whole[start + len(plain) :]
-        raise ValueError(f"{type(self.tokenizer).__name__} changes a text when it adds special tokens: it cannot be used here")
+        raise ValueError(
+            f"{type(self.tokenizer).__name__} changes a text when it adds special tokens: it cannot be used here"
+        )
 
     def _store(self) -> _PieceStore:
         if self._pieces is None or self._pieces.size > _MAX_STORED_TOKENS:
@@ -282,7 +305,11 @@ class FlipProcessor(ProcessorMixin):
         spelled = [canonical_value(value, name) for value in new]
         texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
         for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
-            first, last = (len(tokens), len(tokens)) if text is None else _touching(offsets, len(before), len(before) + len(text))
+            first, last = (
+                (len(tokens), len(tokens))
+                if text is None
+                else _touching(offsets, len(before), len(before) + len(text))
+            )
             known[value] = store.add(tokens, field, first, last)
         return list(map(known.__getitem__, values))
 
@@ -312,7 +339,8 @@ class FlipProcessor(ProcessorMixin):
 
     def _fit(self, lengths: np.ndarray, budget: np.ndarray) -> np.ndarray:
         """
-        Shortens values so that each row fits: value lengths `(R, F)` and tokens to spend `(R,)` -> lengths kept `(R, F)`.
+        Shortens values so that each row fits: value lengths `(R, F)` and tokens to spend `(R,)` -> lengths kept `(R,
+        F)`.
 
         Every value keeps at most c tokens, c the largest number that fits; what is left over goes to the first fields
         that were shortened.
@@ -320,7 +348,8 @@ class FlipProcessor(ProcessorMixin):
         if (budget < 0).any():
             raise ValueError(
                 f"max_length={self.max_length} does not even hold the template and the names of the "
-                f"{self.feature_extractor.num_fields} fields: it has to be at least {self.max_length - int(budget.min())}"
+                f"{self.feature_extractor.num_fields} fields: it has to be at least "
+                f"{self.max_length - int(budget.min())}"
             )
         ascending = np.sort(lengths, axis=1)
         num_fields = lengths.shape[1]
@@ -368,7 +397,7 @@ class FlipProcessor(ProcessorMixin):
                 sizes = np.bincount(owner[owner >= 0], minlength=len(columns))
                 kept = self._fit(sizes[None], np.array([self.max_length - (owner < 0).sum()]))[0]
                 keep = np.ones(len(ids), bool)
-                for field in np.flatnonzero(kept < sizes):
+                for field in np.flatnonzero(kept < sizes).tolist():
                     keep[np.flatnonzero(owner == field)[kept[field] :]] = False
                 ids, owner = ids[keep], owner[keep]
             tokens.append(ids)
@@ -411,10 +440,16 @@ class FlipProcessor(ProcessorMixin):
         return f"{self.feature_extractor.digest()}-{settings!r}-{tokenizer}"
 
     def __repr__(self) -> str:
-        tokenizer = "no tokenizer" if self.tokenizer is None else f"{type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens"
+        tokenizer = (
+            "no tokenizer"
+            if self.tokenizer is None
+            else f"{type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens"
+        )
         return f"{type(self).__name__}({self.feature_extractor!r}; {tokenizer}; max_length={self.max_length})"
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Writes `processor_config.json`, the tokenizer's files, the vocabularies, and the code that reads them."""
         os.makedirs(save_directory, exist_ok=True)
         path = self.feature_extractor.save_vocabulary(save_directory)
@@ -483,7 +518,7 @@ def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     """`(L,)` and lengths `(B,)` -> a list for each row."""
     values = flat.tolist()
     bounds = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    return [values[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [values[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:

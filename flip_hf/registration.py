@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells the Auto classes of transformers about FLIP, no earlier than somebody uses them.
 
-Importing a single Auto class costs a quarter of a second and ``AutoProcessor`` more than one, so ``import flip_hf`` must
-not do it. A finder in front of ``sys.meta_path`` watches the Auto modules and our own files instead: when one of them has
-been imported, every row of ``_REGISTRATIONS`` whose Auto module is loaded is registered. Nothing else about importing
-changes.
+Importing a single Auto class costs a quarter of a second and ``AutoProcessor`` more than one, so ``import flip_hf``
+must not do it. A finder in front of ``sys.meta_path`` watches the Auto modules and our own files instead: when one of
+them has been imported, every row of ``_REGISTRATIONS`` whose Auto module is loaded is registered. Nothing else about
+importing changes.
 """
 
 import importlib

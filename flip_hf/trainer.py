@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two stages as `Trainer` subclasses. What they change: collator, batches of similar length, learning rates per part,
-exact losses under gradient accumulation, and what is logged and evaluated. The loop, checkpoints, resuming, mixed
-precision and several processes are transformers' and accelerate's.
+"""The two stages as `Trainer` subclasses. What they change: collator, batches of similar length, learning rates per
+part, exact losses under gradient accumulation, and what is logged and evaluated. The loop, checkpoints, resuming,
+mixed precision and several processes are transformers' and accelerate's.
 
 Letters: B rows, T tokens.
 """
@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
-    """Batches of similar length, in an order that depends on (seed, epoch) alone: the same on every rank and on resuming."""
+    """Batches of similar length, in an order of (seed, epoch) alone: the same on all ranks and on resuming."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -48,7 +48,7 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
 
 
 def text_lengths(dataset: datasets.Dataset) -> list[int]:
-    """Tokens of every row, read from Arrow's list offsets: milliseconds for 100,000 rows, where decoding them takes many."""
+    """Tokens of every row, from Arrow's list offsets: no row is decoded."""
     lengths: list[int] = []
     for table in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=50_000):
         for chunk in table.column("input_ids").chunks:
@@ -60,14 +60,19 @@ class FlipTrainer(Trainer):
     """What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]."""
 
     _trains: type[nn.Module]
+    # set by Trainer
+    optimizer: Any
+    compute_metrics: Any
+    data_collator: Any
+    _signature_columns: list[str] | None
 
     def __init__(self, model: Any = None, args: Any = None, *, processing_class: Any = None, **kwargs: Any):
         if not isinstance(model, self._trains):
             raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
         if processing_class is None:
             raise ValueError(
-                f"{type(self).__name__} needs processing_class=processor: its collator pads and masks with it, and it is "
-                "saved with the model"
+                f"{type(self).__name__} needs processing_class=processor: its collator pads and masks with it, and it "
+                "is saved with the model"
             )
         if isinstance(processing_class, FlipProcessor):
             model.config.check_processor(processing_class)
@@ -75,7 +80,9 @@ class FlipTrainer(Trainer):
             parts = kwargs.get(name)
             for key, part in (parts if isinstance(parts, dict) else {name: parts}).items():
                 if hasattr(part, "__len__") and len(part) == 0:
-                    raise ValueError(f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on")
+                    raise ValueError(
+                        f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on"
+                    )
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -141,8 +148,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         batch_size = args.per_device_train_batch_size * args.world_size
         if hasattr(dataset, "__len__") and 0 < len(dataset) < batch_size and args.dataloader_drop_last:
             raise ValueError(
-                f"train_dataset has {len(dataset)} rows, fewer than one batch of {batch_size}, and stage 1 drops incomplete "
-                "batches: lower per_device_train_batch_size"
+                f"train_dataset has {len(dataset)} rows, fewer than one batch of {batch_size}, and stage 1 drops "
+                "incomplete batches: lower per_device_train_batch_size"
             )
         if kwargs.get("data_collator") is None and isinstance(kwargs.get("processing_class"), FlipProcessor):
             config = model.config
@@ -188,7 +195,11 @@ class FlipPreTrainingTrainer(FlipTrainer):
             return super().get_test_dataloader(test_dataset)
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Returns the loss and one row of sums `(1, 10)`, from which `_metrics_from_sums` makes the means."""
         inputs = self._prepare_inputs(inputs)
@@ -213,13 +224,18 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def _metrics_from_sums(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = np.asarray(prediction.predictions, np.float64).sum(0)
         names = ("mlm_loss", "mlm_accuracy"), ("mtm_loss", "mtm_accuracy", "mtm_field_accuracy")
-        metrics, start = {}, 0
+        metrics: dict[str, float] = {}
+        start = 0
         for group in (*names, ("icl_loss", "icl_recall", "icl_chance")):
             count = sums[start]
             if count:
                 metrics |= {name: sums[start + 1 + k] / count for k, name in enumerate(group)}
             start += 1 + len(group)
-        unused = {"mlm": self.model.config.mlm_weight, "mtm": self.model.config.mtm_weight, "icl": self.model.config.icl_weight}
+        unused = {
+            "mlm": self.model.config.mlm_weight,
+            "mtm": self.model.config.mtm_weight,
+            "icl": self.model.config.icl_weight,
+        }
         return {name: value for name, value in metrics.items() if unused[name[:3]]}
 
     # --- training: losses over what all micro-batches and ranks hold -------------------------------------------------
@@ -252,15 +268,15 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if not isinstance(num_items_in_batch, torch.Tensor):
             output = model(**inputs)
             return (output.loss, output) if return_outputs else output.loss
-        output = model(
-            **inputs, num_masked_tokens=num_items_in_batch[0], num_masked_features=num_items_in_batch[1]
-        )
+        output = model(**inputs, num_masked_tokens=num_items_in_batch[0], num_masked_features=num_items_in_batch[1])
         # DDP averages gradients over ranks: a sum over ranks is divided by the world size too often
         world_size = self.accelerator.num_processes
         losses = {
             "mlm_loss": None if output.mlm_loss is None else output.mlm_loss * world_size,
             "mtm_loss": None if output.mtm_loss is None else output.mtm_loss * world_size,
-            "icl_loss": None if output.icl_loss is None else output.icl_loss / self.current_gradient_accumulation_steps,
+            "icl_loss": None
+            if output.icl_loss is None
+            else output.icl_loss / self.current_gradient_accumulation_steps,
         }
         for name, value in losses.items():
             if value is not None:
@@ -284,8 +300,8 @@ class FlipCTRTrainer(FlipTrainer):
     Stage 2: finetunes a [`FlipForCTR`] in any mode. Takes what `Trainer` takes; `processing_class` is the
     [`FlipProcessor`], data sets come from [`prepare_dataset`]. Brings its own collator.
 
-    Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`); the model with the best
-    AUC on `eval_dataset`, which has to be validation rows, is loaded at the end, and training stops after
+    Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`); the model with the
+    best AUC on `eval_dataset`, which has to be validation rows, is loaded at the end, and training stops after
     `args.early_stopping_patience` evaluations without a better one. Losses are means over all rows of an optimiser
     step, whatever the gradient accumulation. Without `eval_dataset` there is nothing to select by: neither happens.
 
@@ -299,7 +315,9 @@ class FlipCTRTrainer(FlipTrainer):
     def __init__(self, model: Any = None, args: FlipCTRArguments | None = None, **kwargs: Any):
         args = args or FlipCTRArguments()
         if kwargs.get("eval_dataset") is None and args.eval_strategy != "no":
-            logger.warning("no eval_dataset: no evaluation, no early stopping, and the last model is kept, not the best")
+            logger.warning(
+                "no eval_dataset: no evaluation, no early stopping, and the last model is kept, not the best"
+            )
             args = copy.copy(args)
             args.eval_strategy, args.load_best_model_at_end, args.metric_for_best_model = "no", False, None
         if not isinstance(model, FlipForCTR):
@@ -339,8 +357,8 @@ def _check_labels(name: str, dataset: Any) -> None:
         return
     if "labels" not in dataset.column_names:
         raise ValueError(
-            f"{name} has no labels column (it has {dataset.column_names}): the raw table needs the label column that the "
-            "feature extractor was fitted with"
+            f"{name} has no labels column (it has {dataset.column_names}): the raw table needs the label column that "
+            "the feature extractor was fitted with"
         )
     labels = np.asarray(dataset.with_format("numpy", columns=["labels"])["labels"][:])
     classes = np.unique(labels)

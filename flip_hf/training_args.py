@@ -51,12 +51,15 @@ class FlipCTRArguments(TrainingArguments):
         text_learning_rate (`float`): of the language model (modes `"text"` and `"joint"`).
         early_stopping_patience (`int`, *optional*): stop after so many evaluations without a better
             `metric_for_best_model`; `None` never stops early. Counts only with an evaluation data set.
-        group_field (`str`, *optional*): field whose values are GAUC's groups, `user_id` for instance; adds `eval_gauc`.
+        group_field (`str`, *optional*): field whose values are GAUC's groups, `user_id` for instance; adds
+            `eval_gauc`.
 
     The best model by *validation* AUC is loaded at the end.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of everything but the language model."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of everything but the language model."}
+    )
     text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
     early_stopping_patience: int | None = field(
         default=3, metadata={"help": "Evaluations without improvement before training stops."}
@@ -68,12 +71,15 @@ class FlipCTRArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows per device and step."})
     per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows per device in evaluation."})
     train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "group_by_length (only where text is read), random or sequential."}
+        default="group_by_length",
+        metadata={"help": "group_by_length (only where text is read), random or sequential."},
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept (the best always is)."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best model on validation rows."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "End with the best model on validation rows."}
+    )
     metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best model is best at."})
     logging_steps: float = field(default=50, metadata={"help": "Log the loss every so many steps."})
 

@@ -39,10 +39,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """A BERT-like WordPiece tokenizer over the words of the table, its pad id not 0 on purpose."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    words = "user id is item gender male female title genre drama comedy action thriller horror missing . , ( ) [ ]".split()
+    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
+    words += list(".,()[]")
     pieces = [*words, *WORDS, *"0123456789", *(f"##{digit}" for digit in range(10))]
     pieces += [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
-    vocabulary = {piece: k for k, piece in enumerate(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *dict.fromkeys(pieces)])}
+    vocabulary = {
+        piece: k for k, piece in enumerate(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *dict.fromkeys(pieces)])
+    }
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

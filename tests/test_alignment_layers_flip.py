@@ -18,7 +18,9 @@ COUNTS = [0, 0, 2, 1, 0, 5, 6, 3, 0, 8, 2]
 
 
 def make_config(**overrides) -> FlipConfig:
-    text_config = BertConfig(vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    text_config = BertConfig(
+        vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
     options = {"mtm_embedding_size": 3, "num_noise_features": 4, "icl_projection_size": 5, **overrides}
     return FlipConfig(fields=[{"name": "a"}, {"name": "b"}], num_features=11, text_config=text_config, **options)
 
@@ -46,7 +48,9 @@ def test_field_noise_is_normalised_within_each_field():
 def test_before_training_scores_are_log_frequencies():
     head = make_mtm_head()
     scores = head.score(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[6, 9]]))
-    torch.testing.assert_close(scores[0], torch.log(torch.tensor([6 / 19, 8 / 19], dtype=torch.float64)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        scores[0], torch.log(torch.tensor([6 / 19, 8 / 19], dtype=torch.float64)), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("noise", "field"), [("global", 0), ("field", 0), ("field", 1)])
@@ -80,9 +84,7 @@ def reference_log_p(noise: str) -> list[float]:
     """ln p of every feature; pad and mask are never asked for."""
     out = [math.nan, math.nan]
     for feature in range(2, 11):
-        total = sum(
-            COUNTS[j] for j in range(6, 11) if noise == "global" or FIELDS[j] == FIELDS[feature]
-        )
+        total = sum(COUNTS[j] for j in range(6, 11) if noise == "global" or FIELDS[j] == FIELDS[feature])
         count = COUNTS[feature] if feature >= 6 else 0
         out.append(math.log(max(count / total, 1e-10)))
     return out

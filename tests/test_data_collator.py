@@ -93,9 +93,7 @@ def test_views_can_share_their_masks(processor, rows, option):
 
 
 def test_missing_unseen_and_truncated_fields_are_not_chosen(processor):
-    row = processor(
-        {"user_id": ["nobody"], "gender": [None], "item_id": ["200"], "title": [""], "genre": ["Drama"]}
-    )
+    row = processor({"user_id": ["nobody"], "gender": [None], "item_id": ["200"], "title": [""], "genre": ["Drama"]})
     row = {name: row[name][0] for name in row}
     collator = DataCollatorForFlipPreTraining(processor, text_mask_ratio=1.0, feature_mask_ratio=1.0)
     text, ids = masked_fields(collator([row]), [row])

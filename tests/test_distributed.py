@@ -12,9 +12,13 @@ from flip_hf.alignment_layers_flip import FlipICLHead
 
 
 def make_head() -> FlipICLHead:
-    text_config = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    text_config = BertConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
     torch.manual_seed(0)
-    return FlipICLHead(FlipConfig(fields=[{"name": "a"}], num_features=9, text_config=text_config), tabular_size=6).eval()
+    return FlipICLHead(
+        FlipConfig(fields=[{"name": "a"}], num_features=9, text_config=text_config), tabular_size=6
+    ).eval()
 
 
 def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,5 +50,9 @@ def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch(cuts, tmp_p
     for name, parameter in head.named_parameters():
         for rank in (0, 1):
             torch.testing.assert_close(
-                torch.tensor(results[rank][1][name]), parameter.grad, rtol=1e-4, atol=1e-6, msg=f"{name} on rank {rank}"
+                torch.tensor(results[rank][1][name]),
+                parameter.grad,
+                rtol=1e-4,
+                atol=1e-6,
+                msg=f"{name} on rank {rank}",
             )

@@ -54,7 +54,8 @@ def test_holes_are_missing_and_not_unseen(extractor, missing):
     ("value", "canonical"),
     [
         (1, "1"), (1.0, "1"), (np.int64(1), "1"), (np.float32(1.0), "1"), ("1", "1"), (" 1 ", "1"), ("1.0", "1.0"),
-        (True, "True"), (np.bool_(False), "False"), (0.5, "0.5"), (-0.0, "0"), (float("inf"), "inf"), (b"x", "x"), ("", None),
+        (True, "True"), (np.bool_(False), "False"), (0.5, "0.5"), (-0.0, "0"), (float("inf"), "inf"), (b"x", "x"),
+        ("", None),
     ],
 )  # fmt: skip
 def test_which_values_are_the_same(value, canonical):
@@ -190,12 +191,20 @@ def test_values_with_the_same_64_bits_are_told_apart(monkeypatch):
 
 
 CELLS = st.one_of(
-    st.none(), st.text(max_size=8), st.integers(-5, 5), st.floats(allow_nan=True), st.booleans(), st.sampled_from(["a", "b"])
+    st.none(),
+    st.text(max_size=8),
+    st.integers(-5, 5),
+    st.floats(allow_nan=True),
+    st.booleans(),
+    st.sampled_from(["a", "b"]),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20), st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20))
+@given(
+    st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20),
+    st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=20),
+)
 def test_any_table_gives_ids_in_range_and_training_values_are_known(train, other):
     columns = {"x": [row[0] for row in train] + ["known"], "y": [row[1] for row in train] + ["known"]}
     extractor = FlipFeatureExtractor.fit(columns)

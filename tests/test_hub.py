@@ -43,7 +43,12 @@ ROWS = {
 def elsewhere(tmp_path, *arguments: str, code: str) -> str:
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip().splitlines()[-1]
@@ -100,11 +105,19 @@ def test_a_card_reloads_with_its_metadata_and_escapes_names_from_the_data(proces
     assert card.data.base_model == "google/some-bert" and card.data.license == "cc-by-4.0"
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("auc", 0.71234), ("logloss", 0.5)]
     assert "| a\\|b&lt; | 25.0% | 0.0% |" in card.text and "<script>" not in card.text
-    assert "rating &gt; 3" in card.text and "FlipForCTR.from_pretrained" in card.text and "trust_remote_code=True" in card.text
+    assert (
+        "rating &gt; 3" in card.text
+        and "FlipForCTR.from_pretrained" in card.text
+        and "trust_remote_code=True" in card.text
+    )
 
 
 def test_training_curves_are_drawn_from_a_trainers_log(tmp_path):
     pytest.importorskip("matplotlib")
-    log = [{"step": 10, "loss": 3.0, "mlm_loss": 1.0}, {"step": 20, "loss": 2.0, "mlm_loss": 0.5}, {"step": 20, "eval_auc": 0.7}]
+    log = [
+        {"step": 10, "loss": 3.0, "mlm_loss": 1.0},
+        {"step": 20, "loss": 2.0, "mlm_loss": 0.5},
+        {"step": 20, "eval_auc": 0.7},
+    ]
     draw_training_curves(log, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -83,22 +83,21 @@ def run(code: str) -> str:
 
 def test_importing_the_package_brings_in_nothing_heavy():
     code = (
-        "import torch, transformers, sys, flip_hf;"
-        "print([m for m in ('datasets', 'evaluate', 'sklearn', 'pandas', 'matplotlib', 'pyarrow', 'tokenizers') if m in sys.modules])"
+        "import torch, transformers, sys, flip_hf;print([m for m in ('datasets', 'evaluate', 'sklearn', 'pandas', "
+        "'matplotlib', 'pyarrow', 'tokenizers') if m in sys.modules])"
     )
     assert run(code) == "[]"
 
 
 AUTO = "from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, AutoFeatureExtractor"
 KNOWN = (
-    "from transformers import AutoConfig, AutoProcessor, AutoFeatureExtractor;"
-    "from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_FOR_PRETRAINING_MAPPING as P;"
-    "from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as S;"
-    "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING;"
-    "from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING;"
-    "c = AutoConfig.for_model('flip');"
-    "maps = (MODEL_MAPPING, P, S, PROCESSOR_MAPPING, FEATURE_EXTRACTOR_MAPPING);"
-    "print(' '.join(m[type(c)].__name__ for m in maps))"
+    "from transformers import AutoConfig, AutoProcessor, AutoFeatureExtractor;from "
+    "transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_FOR_PRETRAINING_MAPPING as P;from "
+    "transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as S;from "
+    "transformers.models.auto.processing_auto import PROCESSOR_MAPPING;from "
+    "transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING;c = "
+    "AutoConfig.for_model('flip');maps = (MODEL_MAPPING, P, S, PROCESSOR_MAPPING, FEATURE_EXTRACTOR_MAPPING);print(' "
+    "'.join(m[type(c)].__name__ for m in maps))"
 )
 
 

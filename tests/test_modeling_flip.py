@@ -43,12 +43,16 @@ def make_ctr(mode, processor, text_model_dir, **overrides) -> FlipForCTR:
     return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode, **overrides)
 
 
-# --- stage 1 ----------------------------------------------------------------------------------------------------------
+# --- stage 1 ---------------------------------------------------------------------------------------------------------
 
 
-def test_stage_1_reads_each_view_twice_and_asks_the_vocabulary_about_masked_tokens_alone(pretraining_model, masked_batch):
+def test_stage_1_reads_each_view_twice_and_asks_the_vocabulary_about_masked_tokens_alone(
+    pretraining_model, masked_batch
+):
     texts, asked, rows = [], [], []
-    pretraining_model.flip.text.register_forward_hook(lambda m, i, kw, o: texts.append(kw["input_ids"].shape), with_kwargs=True)
+    pretraining_model.flip.text.register_forward_hook(
+        lambda m, i, kw, o: texts.append(kw["input_ids"].shape), with_kwargs=True
+    )
     pretraining_model.mlm_head.decoder.register_forward_hook(lambda m, i, o: asked.append(len(o)))
     pretraining_model.flip.tabular.register_forward_hook(lambda m, i, o: rows.append(len(o.vector)))
     pretraining_model(**masked_batch)
@@ -77,7 +81,9 @@ def test_losses_start_where_an_untrained_model_stands(pretraining_model, masked_
 
 @pytest.mark.parametrize("off", ["mlm", "mtm", "icl"])
 def test_a_loss_of_weight_0_is_not_computed(text_model_dir, processor, masked_batch, off):
-    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **{f"{off}_weight": 0.0}).eval()
+    model = FlipForPreTraining.from_text_pretrained(
+        text_model_dir, processor=processor, **{f"{off}_weight": 0.0}
+    ).eval()
     output = model(**masked_batch)
     assert output[f"{off}_loss"] is None if f"{off}_loss" in output else True
     assert getattr(model, f"{off}_head") is None
@@ -128,13 +134,18 @@ def test_hidden_targets_make_the_masked_text_answer(text_model_dir, processor, e
     model = FlipForPreTraining.from_text_pretrained(
         text_model_dir, processor=processor, hide_target_in_text=True, icl_weight=0.0, mlm_weight=0.0
     ).eval()
-    changed = {**batch, "input_ids": torch.where(batch["masked_input_ids"] != batch["input_ids"], 0, batch["input_ids"])}
+    changed = {
+        **batch,
+        "input_ids": torch.where(batch["masked_input_ids"] != batch["input_ids"], 0, batch["input_ids"]),
+    }
     torch.testing.assert_close(model(**batch).mtm_loss, model(**changed).mtm_loss)
 
 
 def test_stage_1_without_masks_says_where_batches_come_from(pretraining_model, batch):
     batch.pop("labels")
-    with pytest.raises(ValueError, match="stage 1 needs masked_input_ids, masked_feature_ids.*DataCollatorForFlipPreTraining"):
+    with pytest.raises(
+        ValueError, match="stage 1 needs masked_input_ids, masked_feature_ids.*DataCollatorForFlipPreTraining"
+    ):
         pretraining_model(**batch)
 
 
@@ -145,7 +156,7 @@ def test_evaluation_asks_the_same_questions_every_time(pretraining_model, masked
     assert all(0.0 <= float(first[name]) <= 1.0 for name in ("mlm_accuracy", "mtm_accuracy", "mtm_field_accuracy"))
 
 
-# --- language models --------------------------------------------------------------------------------------------------
+# --- language models -------------------------------------------------------------------------------------------------
 
 
 def test_the_language_model_arrives_unchanged_with_its_lowest_layers(text_model_dir, processor):
@@ -186,11 +197,13 @@ def test_a_folder_name_and_not_a_path_ends_up_in_the_configuration(text_model_di
     assert text_model_dir not in (tmp_path / "config.json").read_text()
 
 
-# --- stage 2 ----------------------------------------------------------------------------------------------------------
+# --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_takes_a_processors_output_whole_and_ignores_the_other_view(mode, processor, splits, text_model_dir):
+def test_every_mode_takes_a_processors_output_whole_and_ignores_the_other_view(
+    mode, processor, splits, text_model_dir
+):
     model = make_ctr(mode, processor, text_model_dir).eval()
     inputs = processor(splits["test"][:6], return_tensors="pt", padding=True)
     output = model(**inputs)
@@ -258,7 +271,7 @@ def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, b
         make_ctr("tabular", processor, text_model_dir)(input_ids=batch["input_ids"])
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -281,7 +294,10 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, pretraining_mod
     again = FlipForCTR.from_pretrained(tmp_path / "stage2").eval()
     assert again.config.mode == mode
     assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
-    assert sorted(path.suffix for path in (tmp_path / "stage2").iterdir() if path.suffix != ".py") == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in (tmp_path / "stage2").iterdir() if path.suffix != ".py") == [
+        ".json",
+        ".safetensors",
+    ]
     if mode == "tabular":
         assert again.config.text_config is None
         assert not any("text" in name for name in load_file(tmp_path / "stage2" / "model.safetensors"))
@@ -312,7 +328,9 @@ def test_auto_classes_open_their_folders_and_name_the_right_one_for_others(
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "stage1"), FlipForPreTraining)
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "ctr"), FlipForCTR)
     assert isinstance(AutoModel.from_pretrained(tmp_path / "towers"), FlipModel)
-    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSequenceCl"):
+    with pytest.raises(
+        ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSequenceCl"
+    ):
         AutoModel.from_pretrained(tmp_path / "ctr")
     with pytest.raises(ValueError, match="holds a FlipForPreTraining.*AutoModelForPreTraining"):
         AutoModel.from_pretrained(tmp_path / "stage1")
@@ -355,7 +373,9 @@ def test_a_folder_of_another_model_type_is_refused(text_model_dir):
 @pytest.mark.parametrize("mode", ["text", "joint"])
 def test_a_tabular_folder_cannot_become_a_text_model(mode, processor, text_model_dir, tmp_path):
     make_ctr("tabular", processor, text_model_dir).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f'mode "{mode}" needs a text tower, and this folder holds a tabular model alone'):
+    with pytest.raises(
+        ValueError, match=f'mode "{mode}" needs a text tower, and this folder holds a tabular model alone'
+    ):
         FlipForCTR.from_pretrained(tmp_path, mode=mode)
 
 

@@ -37,24 +37,43 @@ def byte_level_bpe() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet))
-    backend.post_processor = post_processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    backend.train_from_iterator(
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    )
+    backend.post_processor = post_processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+        "unk_token": "<unk>",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
 
 
 def unigram() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.train_from_iterator(TEXTS * 3, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512)
+    backend.train_from_iterator(
+        TEXTS * 3, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>")
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
 
 
 def uncuttable() -> PreTrainedTokenizerFast:
     """No pre-tokenizer at all: merges run across the borders of fields."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.train_from_iterator([". gender is male. gender is female"] * 9 + TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<pad>"]))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512)
+    backend.train_from_iterator(
+        [". gender is male. gender is female"] * 9 + TEXTS,
+        trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<pad>"]),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +110,9 @@ def test_a_token_that_touches_a_value_belongs_to_its_field():
     tokenizer = byte_level_bpe()
     extractor = FlipFeatureExtractor.fit({"title": ["(1996)"]})
     row = FlipProcessor(extractor, tokenizer)({"title": ["(1996)"]})
-    spelled = [token for token, field in zip(row["input_ids"][0], row["token_field_ids"][0], strict=True) if field == 0]
+    spelled = [
+        token for token, field in zip(row["input_ids"][0], row["token_field_ids"][0], strict=True) if field == 0
+    ]
     text = tokenizer.decode(spelled)
     assert "(1996)" in text and len(text.strip()) <= len("(1996).")
 
@@ -117,7 +138,9 @@ def test_both_ways_to_encode_agree_on_everything(tokenizer):
 
 
 VALUES = st.one_of(
-    st.text(max_size=30), st.integers(-10, 10**6), st.sampled_from(["[MASK]", "a [SEP] b", "x.", "(1996).", "...", "é é", "#1"])
+    st.text(max_size=30),
+    st.integers(-10, 10**6),
+    st.sampled_from(["[MASK]", "a [SEP] b", "x.", "(1996).", "...", "é é", "#1"]),
 )
 
 
@@ -135,7 +158,13 @@ def test_any_values_give_the_ids_of_the_whole_sentence(minilm, rows):
 
 
 def test_unseen_values_keep_their_words_and_missing_ones_say_so(processor):
-    rows = {"user_id": ["999"], "gender": [None], "item_id": ["200"], "title": ["new night (1980)"], "genre": ["Drama"]}
+    rows = {
+        "user_id": ["999"],
+        "gender": [None],
+        "item_id": ["200"],
+        "title": ["new night (1980)"],
+        "genre": ["Drama"],
+    }
     output = processor(rows)
     assert processor.render(rows) == [
         "user id is 999. gender is missing. item id is 200. title is new night (1980). genre is Drama."
@@ -185,7 +214,9 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     assert set(output) == {"feature_ids", "labels"}
     ids_only.save_pretrained(tmp_path)
     again = FlipProcessor.from_pretrained(tmp_path)
-    assert again.tokenizer is None and torch.equal(again(splits["train"][:3], text=False, return_tensors="pt")["feature_ids"], output["feature_ids"])
+    assert again.tokenizer is None and torch.equal(
+        again(splits["train"][:3], text=False, return_tensors="pt")["feature_ids"], output["feature_ids"]
+    )
     with pytest.raises(ValueError, match="has no tokenizer: pass text=False"):
         ids_only(splits["train"][:3])
 
@@ -259,9 +290,17 @@ def test_prepare_dataset_works_in_two_processes_without_text_and_with_columns_ke
 
 
 def test_a_megabyte_and_odd_white_space_survive(processor):
-    rows = {"user_id": ["a\n\tb"], "gender": ["male"], "item_id": ["x" * 2**20], "title": ["a\u200bb"], "genre": ["Drama"]}
+    rows = {
+        "user_id": ["a\n\tb"],
+        "gender": ["male"],
+        "item_id": ["x" * 2**20],
+        "title": ["a\u200bb"],
+        "genre": ["Drama"],
+    }
     output = processor(rows)
-    assert len(output["input_ids"][0]) <= 64 and output["feature_ids"][0][2] == processor.feature_extractor.unseen_id(2)
+    assert len(output["input_ids"][0]) <= 64 and output["feature_ids"][0][2] == processor.feature_extractor.unseen_id(
+        2
+    )
 
 
 def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):

@@ -37,7 +37,7 @@ def tabular_model(processor, **overrides) -> FlipForCTR:
     return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
 
 
-# --- stage 1 ----------------------------------------------------------------------------------------------------------
+# --- stage 1 ---------------------------------------------------------------------------------------------------------
 
 
 def test_stage_1_learns_logs_each_loss_and_writes_a_folder(pretraining_model, processor, encoded, tmp_path):
@@ -134,7 +134,9 @@ def first_step_gradients(model, processor, encoded, tmp_path, batch_size, accumu
     return gradients
 
 
-def test_accumulated_mlm_and_mtm_gradients_equal_those_of_one_large_batch(text_model_dir, processor, encoded, tmp_path):
+def test_accumulated_mlm_and_mtm_gradients_equal_those_of_one_large_batch(
+    text_model_dir, processor, encoded, tmp_path
+):
     gradients = []
     for batch_size, accumulation in ((32, 1), (8, 4)):
         torch.manual_seed(0)
@@ -145,7 +147,9 @@ def test_accumulated_mlm_and_mtm_gradients_equal_those_of_one_large_batch(text_m
         torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_stage_1_refuses_fewer_rows_than_one_batch_and_a_foreign_model(pretraining_model, processor, encoded, tmp_path):
+def test_stage_1_refuses_fewer_rows_than_one_batch_and_a_foreign_model(
+    pretraining_model, processor, encoded, tmp_path
+):
     with pytest.raises(ValueError, match="train_dataset has 10 rows, fewer than one batch of 32"):
         FlipPreTrainingTrainer(
             model=pretraining_model,
@@ -159,7 +163,7 @@ def test_stage_1_refuses_fewer_rows_than_one_batch_and_a_foreign_model(pretraini
         FlipPreTrainingTrainer(model=pretraining_model, args=pretraining_arguments(tmp_path))
 
 
-# --- stage 2 ----------------------------------------------------------------------------------------------------------
+# --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_best_model_on_validation_rows_is_the_one_that_is_left(processor, encoded, tmp_path):
@@ -213,7 +217,9 @@ def test_accumulation_does_not_change_a_stage_2_step(mode, processor, encoded, t
         if mode == "tabular":
             model = tabular_model(processor, l2_coefficient=1e-2)
         else:
-            model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", l2_coefficient=1e-2)
+            model = FlipForCTR.from_text_pretrained(
+                text_model_dir, processor=processor, mode="joint", l2_coefficient=1e-2
+            )
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
@@ -250,7 +256,9 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(processor, encoded, tmp_pa
         set_seed(0)
         trainer = FlipCTRTrainer(
             model=tabular_model(processor),
-            args=ctr_arguments(folder, num_train_epochs=3, save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5),
+            args=ctr_arguments(
+                folder, num_train_epochs=3, save_strategy="steps", eval_strategy="steps", save_steps=5, eval_steps=5
+            ),
             train_dataset=encoded["train"],
             eval_dataset=encoded["validation"],
             processing_class=processor,
@@ -297,7 +305,10 @@ def test_data_sets_without_two_classes_or_labels_are_refused(processor, encoded,
     ones = encoded["train"].select(np.flatnonzero(labels == 1))
     with pytest.raises(ValueError, match=r"all \d+ rows of train_dataset have label 1: nothing can be ranked"):
         FlipCTRTrainer(
-            model=tabular_model(processor), args=ctr_arguments(tmp_path), train_dataset=ones, processing_class=processor
+            model=tabular_model(processor),
+            args=ctr_arguments(tmp_path),
+            train_dataset=ones,
+            processing_class=processor,
         )
     with pytest.raises(ValueError, match="rows of eval_dataset have label 1"):
         FlipCTRTrainer(
@@ -326,7 +337,9 @@ def test_data_sets_without_two_classes_or_labels_are_refused(processor, encoded,
 def test_a_processor_of_another_table_is_refused(processor, encoded, splits, tmp_path):
     from flip_hf import FlipFeatureExtractor, FlipProcessor
 
-    other = FlipProcessor(FlipFeatureExtractor.fit(splits["train"], fields=["user_id", "genre"]), processor.tokenizer, 64)
+    other = FlipProcessor(
+        FlipFeatureExtractor.fit(splits["train"], fields=["user_id", "genre"]), processor.tokenizer, 64
+    )
     with pytest.raises(ValueError, match="the processor does not fit the model"):
         FlipCTRTrainer(
             model=tabular_model(processor),
@@ -344,7 +357,7 @@ def test_a_processor_of_another_table_is_refused(processor, encoded, splits, tmp
         )
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def test_rates_and_decay_of_parameter_groups(pretraining_model):
@@ -371,7 +384,10 @@ def test_batches_hold_rows_of_similar_length_in_an_order_of_the_epoch_alone(enco
     assert sorted(first) == list(range(256)) and first == list(sampler)
     sampler.set_epoch(1)
     assert list(sampler) != first
-    spread = [max(lengths[i] for i in first[k : k + 16]) - min(lengths[i] for i in first[k : k + 16]) for k in range(0, 256, 16)]
+    spread = [
+        max(lengths[i] for i in first[k : k + 16]) - min(lengths[i] for i in first[k : k + 16])
+        for k in range(0, 256, 16)
+    ]
     assert np.mean(spread) < np.ptp(lengths) / 2
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `import flip_hf` costs a process that has torch and transformers already.
 
-    python examples/benchmarks/import_time.py
+python examples/benchmarks/import_time.py
 """
 
 import subprocess
@@ -9,10 +9,9 @@ import sys
 
 
 CODE = (
-    "import sys, time, torch, transformers; start = time.perf_counter(); import flip_hf;"
-    "seconds = time.perf_counter() - start;"
-    "heavy = [name for name in ('datasets', 'evaluate', 'sklearn', 'pandas', 'matplotlib') if name in sys.modules];"
-    "print(seconds, ' '.join(heavy) or '-')"
+    "import sys, time, torch, transformers; start = time.perf_counter(); import flip_hf;seconds = "
+    "time.perf_counter() - start;heavy = [name for name in ('datasets', 'evaluate', 'sklearn', 'pandas', "
+    "'matplotlib') if name in sys.modules];print(seconds, ' '.join(heavy) or '-')"
 )
 
 
@@ -22,7 +21,10 @@ def main() -> None:
         out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
         times.append(float(out[0]))
         heavy |= set(out[1:]) - {"-"}
-    print(f"import flip_hf: {sorted(times)[2] * 1000:.0f} ms (median of 5), brings in {', '.join(heavy) or 'nothing heavy'}")
+    print(
+        f"import flip_hf: {sorted(times)[2] * 1000:.0f} ms (median of 5), brings in "
+        f"{', '.join(heavy) or 'nothing heavy'}"
+    )
 
 
 if __name__ == "__main__":

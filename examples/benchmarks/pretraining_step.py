@@ -3,9 +3,10 @@
 
     python examples/benchmarks/pretraining_step.py --text_model <all-MiniLM-L6-v2> --data_dir <ml-100k>
 
-The release pads every text to 100 tokens, passes the language model three times and computes the vocabulary's logits at
-every position; here texts are padded to the longest of the batch, two passes serve all losses and only masked positions
-reach the vocabulary. Both sides use the same rows, heads, losses and optimiser (fused AdamW), in train mode, float32.
+The release pads every text to 100 tokens, passes the language model three times and computes the vocabulary's logits
+at every position; here texts are padded to the longest of the batch, two passes serve all losses and only masked
+positions reach the vocabulary. Both sides use the same rows, heads, losses and optimiser (fused AdamW), in train mode,
+float32.
 
 Prints, for a random batch and for one of rows of similar length: seconds of either step (median), their ratio, and the
 share of the machine's matrix-product rate that the language model's own arithmetic reaches here, counted as
@@ -113,7 +114,10 @@ def main() -> None:
     }
     to_longest = DataCollatorForFlipPreTraining(processor)
     to_100 = DataCollatorForFlipPreTraining(processor, pad_to_multiple_of=100)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.num_hidden_layers} layers, batch {size}, float32")
+    print(
+        f"torch {torch.__version__}, {arguments.threads} threads, {arguments.num_hidden_layers} layers, batch "
+        f"{size}, float32"
+    )
     for name, pool in pools.items():
         here, release, shares = [], [], []
         for k in range(arguments.steps + 1):
@@ -124,13 +128,15 @@ def main() -> None:
             here.append(seconds)
             release.append(timed(lambda batch=long_batch: release_step(model, batch), optimizer))
             hidden = model.config.text_config.hidden_size
-            rate = matrix_product_rate(2 * batch["input_ids"].numel(), hidden, model.config.text_config.intermediate_size)
+            rate = matrix_product_rate(
+                2 * batch["input_ids"].numel(), hidden, model.config.text_config.intermediate_size
+            )
             shares.append(6 * layers * tokens * 2 / seconds / rate)
         ratios = [b / a for a, b in zip(here[1:], release[1:], strict=True)]
         print(
-            f"{name:15} here {statistics.median(here[1:]):.2f} s, the release's way {statistics.median(release[1:]):.2f} s: "
-            f"{statistics.median(ratios):.1f} times faster; language model at {statistics.median(shares[1:]):.0%} of the "
-            f"matrix-product rate"
+            f"{name:15} here {statistics.median(here[1:]):.2f} s, the release's way "
+            f"{statistics.median(release[1:]):.2f} s: {statistics.median(ratios):.1f} times faster; language model at "
+            f"{statistics.median(shares[1:]):.0%} of the matrix-product rate"
         )
 
 
