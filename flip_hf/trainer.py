@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -99,6 +100,11 @@ class FlipTrainer(Trainer):
             )
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -348,7 +354,8 @@ class FlipCTRTrainer(FlipTrainer):
         if self.args.group_field is not None:
             field = self.model.config.field_names.index(self.args.group_field)
             groups = np.asarray(prediction.inputs)[:, self.model.config.slot_fields.index(field)]
-        return compute_ctr_metrics(prediction.label_ids, 1.0 / (1.0 + np.exp(-logits)), groups)
+        metrics = compute_ctr_metrics(prediction.label_ids, 1.0 / (1.0 + np.exp(-logits)), groups)
+        return {name: value for name, value in metrics.items() if name != "gauc" or groups is not None}
 
 
 def _check_labels(name: str, dataset: Any) -> None:

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -39,6 +40,10 @@ class FlipPreTrainingArguments(TrainingArguments):
         default="group_by_length", metadata={"help": "group_by_length, random or sequential."}
     )
     logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _pin_only_for_accelerators(self)
 
 
 @dataclass
@@ -82,6 +87,15 @@ class FlipCTRArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best model is best at."})
     logging_steps: float = field(default=50, metadata={"help": "Log the loss every so many steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _pin_only_for_accelerators(self)
+
+
+def _pin_only_for_accelerators(arguments: TrainingArguments) -> None:
+    """Pinned memory serves copies to an accelerator; without one torch warns at every loader."""
+    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and torch.accelerator.is_available()
 
 
 __all__ = ["FlipCTRArguments", "FlipPreTrainingArguments"]

@@ -294,7 +294,7 @@ def test_a_parquet_file_keeps_its_types_and_loses_the_index_of_pandas(tmp_path):
             "user": pa.array([7, 8], pa.int32()),
             "city": pa.array(["Rome", None]).dictionary_encode(),
             "price": [1.5, 2.5],
-            "clicked": [True, False],
+            "clicked": pa.array(["1", "0"]).dictionary_encode(),
             "__index_level_0__": [5, 9],
         }
     )
@@ -419,6 +419,8 @@ def test_what_is_neither_file_nor_name_is_refused(tmp_path):
         load_ctr_dataset("movielens")
     with pytest.raises(ValueError, match="label='rating' and delimiter=None are for files"):
         load_ctr_dataset("restaurants", label="rating")
+    with pytest.raises(ValueError, match="label=None and delimiter=';' are for files"):
+        load_ctr_dataset("restaurants", delimiter=";")
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -550,6 +552,13 @@ def test_sizes_do_not_suffer_from_rounding_in_binary():
 def test_a_split_by_time_trains_on_the_past_and_keeps_the_order_of_equal_times(times):
     splits = split_dataset(numbered(10, when=times), strategy="time", time_column="when", fractions=(0.5, 0.2, 0.3))
     assert [split["row"][:] for split in splits.values()] == [[4, 7, 1, 2, 5], [0, 9], [8, 6, 3]]
+
+
+def test_many_equal_times_keep_the_order_of_the_table():
+    times = [1 + k % 2 for k in range(100)]  # more rows than a sort by insertion takes
+    splits = split_dataset(numbered(100, timestamp=times), strategy="time")
+    rows = [row for split in splits.values() for row in split["row"]]
+    assert rows == [*range(0, 100, 2), *range(1, 100, 2)]
 
 
 @pytest.mark.parametrize(

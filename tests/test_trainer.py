@@ -64,6 +64,7 @@ def test_stage_1_learns_logs_each_loss_and_writes_a_folder(pretraining_model, pr
         path.name for path in tmp_path.iterdir()
     }
     assert FlipForCTR.from_pretrained(tmp_path, mode="joint").config.mode == "joint"
+    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
 
 def test_evaluation_is_repeatable_and_leaves_no_row_out(pretraining_model, processor, encoded, tmp_path):
