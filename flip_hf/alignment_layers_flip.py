@@ -24,7 +24,7 @@ MAX_FIELD_VOCABULARY_SCORED = 100_000
 
 class FlipMLMHead(nn.Module):
     """
-    Masked tokens recovered with the help of the complete tabular view (FLIP eq. 5 and 6).
+    Masked tokens recovered with the help of the complete tabular view (FLIP, masked language modelling).
 
     z = [w~_l ; v] -> Linear(d_w + d_v, d_w) -> tanh -> dropout -> Linear(d_w, V), at the masked positions alone.
     """
@@ -44,7 +44,7 @@ class FlipMLMHead(nn.Module):
 
 class FlipMTMHead(nn.Module):
     """
-    Masked features recovered with the help of the complete text (FLIP eq. 7 to 11).
+    Masked features recovered with the help of the complete text (FLIP, masked tabular modelling).
 
     The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W
     over real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
@@ -220,8 +220,8 @@ class FlipProjectionHead(nn.Module):
 
 class FlipICLHead(nn.Module):
     """
-    Instance contrast (FLIP eq. 12 and 13): S = G_id G_text^T / tau, cross-entropy against the diagonal, mean of both
-    directions.
+    Instance contrast (FLIP, instance-level contrast): S = G_id G_text^T / tau, cross-entropy against the diagonal,
+    mean of both directions.
 
     With several processes every rank scores its own rows against the rows of all ranks; the gather's backward sums
     over ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is

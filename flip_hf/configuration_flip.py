@@ -34,7 +34,7 @@ class FlipConfig(PreTrainedConfig):
     r"""
     Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`].
 
-    The global feature id space (METHOD: one embedding table for all fields) is laid out so that no id ever moves:
+    The global feature id space (one embedding table for all fields) is laid out so that no id ever moves:
     `0` pad, `1` mask, then for field `f` the ids `2 + 2f` (unseen value) and `3 + 2f` (missing value), then the real
     features from `2 + 2F` on.
 

@@ -92,8 +92,7 @@ class DataCollatorForFlipCTR:
 @dataclass
 class DataCollatorForFlipPreTraining:
     """
-    Stage 1: field-level masking of both views (FLIP section 3.2; METHOD: `k = max(1, int(F x ratio))` fields of a
-    row).
+    Stage 1: field-level masking of both views (FLIP, arXiv 2310.19453), k = max(1, int(F x ratio)) fields of a row.
 
     The two views draw their fields independently. In the text *every* token of the value of a chosen field becomes the
     mask token, whereas names and template words stay; in the ids a chosen field takes the mask id. A field whose value

@@ -174,8 +174,9 @@ class FlipModel(FlipPreTrainedModel):
 
 class FlipForPreTraining(FlipPreTrainedModel):
     """
-    Stage 1 (FLIP section 3): masked language modelling with the help of the ids, masked tabular modelling with the
-    help of the text, and instance contrast, in two passes of each tower: the clean rows and the masked rows.
+    Stage 1 (FLIP, arXiv 2310.19453, modality alignment pre-training): masked language modelling with the help of the
+    ids, masked tabular modelling with the help of the text, and instance contrast, in two passes of each tower: the
+    clean rows and the masked rows.
 
     A loss whose weight is 0 is not computed, nor is a pass that nothing needs.
     """
@@ -320,11 +321,12 @@ def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
 
 class FlipForCTR(FlipPreTrainedModel):
     """
-    Stage 2 (FLIP section 3.4): one pre-trained checkpoint finetuned into three click models, by `config.mode`:
+    Stage 2 (FLIP, arXiv 2310.19453, adaptive finetuning): one pre-trained checkpoint finetuned into three click
+    models, by `config.mode`:
 
     - `"tabular"`, FLIP_ID: the ID tower and its own logit; no text tower is built, loaded or saved.
     - `"text"`, FLIP_PLM: the pooled text and a linear layer.
-    - `"joint"`, FLIP: alpha x logit_id + (1 - alpha) x logit_text (FLIP eq. 16), alpha one learnable scalar.
+    - `"joint"`, FLIP: alpha x logit_id + (1 - alpha) x logit_text, alpha one learnable scalar.
 
     The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well; in
     training plus `config.l2_coefficient` times the sum of squares of the tabular embedding tables.

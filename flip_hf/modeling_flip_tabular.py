@@ -165,7 +165,7 @@ def build_backbone(config: FlipConfig) -> Any:
 
 class FlipTabularModel(FlipPreTrainedModel):
     """
-    The ID tower (METHOD section 5): embeddings of all fields from one table, a backbone, and the logit
+    The ID tower: embeddings of all fields from one table, a backbone, and the logit
 
     - first-order term (the sum over slots of the features' own weights) + Linear(v), whose bias is the only one;
     - for a backbone whose v holds the first-order term (DeepFM): Linear(v) alone, so that it is not counted twice.

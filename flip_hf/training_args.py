@@ -18,8 +18,8 @@ class FlipPreTrainingArguments(TrainingArguments):
         contrastive_learning_rate (`float`, *optional*): of the contrastive heads; `text_learning_rate` by default.
         eval_mask_seed (`int`): evaluation masks the same batch in the same way every time.
 
-    The paper trains everything at 1e-4 for 30 epochs; on tables of 1e5 rows the ID tower and the heads learn faster at
-    1e-3, whereas unnormalised contrastive heads collapse to chance there and keep the language model's rate. The last
+    The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate,
+    1e-3 here; unnormalised contrastive heads can collapse to chance at it and keep the language model's. The last
     incomplete training batch is dropped: a shorter one would ask an easier contrast. Batches hold rows of similar
     length (`train_sampling_strategy="group_by_length"`), which spares the language model the padding.
     """
