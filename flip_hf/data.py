@@ -612,7 +612,7 @@ def split_dataset(
     else:
         raise ValueError(f"strategy={strategy!r} is not one of random, time")
     bounds = {"train": (0, train_end), "validation": (train_end, validation_end), "test": (validation_end, size)}
-    splits = DatasetDict({name: dataset.select(order[start:end]) for name, (start, end) in bounds.items()})
+    splits = DatasetDict({name: _take(dataset, order[start:end]) for name, (start, end) in bounds.items()})
     for name, split in splits.items():
         if "label" in split.column_names:
             classes = np.unique(split.with_format("numpy", columns=["label"])["label"][:])
@@ -621,6 +621,32 @@ def split_dataset(
                     f"all {len(split)} rows of {name} have label {classes[0]}: nothing can be learnt or measured there"
                 )
     return splits
+
+
+def _take(dataset: Dataset, order: np.ndarray) -> Dataset:
+    """
+    Rows in a given order, written out in that order beside the data set's own cache.
+
+    `dataset.select` would keep a list of row numbers instead, and gather rows one by one at every later read.
+    """
+    digest = hashlib.blake2b(
+        dataset._fingerprint.encode() + order.astype(np.int64).tobytes(), digest_size=8
+    ).hexdigest()
+    folder = Path(dataset.cache_files[0]["filename"]).parent / f"rows-{digest}" if dataset.cache_files else None
+    if folder is not None and folder.is_dir():
+        return load_from_disk(str(folder))
+    try:
+        if dataset._indices is not None:  # the table behind it has other rows
+            return dataset.select(order)
+        taken = Dataset(
+            dataset.data.table.take(pa.array(order)).combine_chunks(), dataset.info.copy(), fingerprint=digest
+        )
+        if folder is None:
+            return taken
+        _write_whole(taken, folder)
+    except (pa.ArrowInvalid, OSError):  # more text than one Arrow array holds, or a folder that cannot be written to
+        return dataset.select(order)
+    return load_from_disk(str(folder))
 
 
 def _times(dataset: Dataset, column: str) -> np.ndarray:
@@ -662,7 +688,7 @@ def _times(dataset: Dataset, column: str) -> np.ndarray:
 
 @pklregister(FlipProcessor)
 def _hash_by_content(pickler: Any, processor: FlipProcessor) -> None:
-    """For `datasets`' fingerprints, and for them alone: what a processor is, not its bytes. Workers unpickle it whole."""
+    """For `datasets`' fingerprints, and for them alone: what a processor is. Workers still unpickle it whole."""
     pickler.save_reduce(str, (processor.digest(),), obj=processor)
 
 
@@ -673,6 +699,7 @@ class _EncodeTable:
         self.processor, self.text, self.keep_columns = processor, text, list(keep_columns)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        table = table.combine_chunks()  # rows of a selection come in a chunk each
         columns: dict[str, pa.Array] = {}
         if self.text:
             tokens, token_fields, lengths = self.processor.encode_text(table)
