@@ -699,20 +699,19 @@ class _EncodeTable:
         self.processor, self.text, self.keep_columns = processor, text, list(keep_columns)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        table = table.combine_chunks()  # rows of a selection come in a chunk each
+        encoded = self.processor.encode(table.combine_chunks(), self.text)  # rows of a selection come in a chunk each
         columns: dict[str, pa.Array] = {}
         if self.text:
-            tokens, token_fields, lengths = self.processor.encode_text(table)
-            offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-            columns["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(tokens))
-            columns["attention_mask"] = pa.ListArray.from_arrays(offsets, pa.array(np.ones(len(tokens), np.int8)))
-            columns["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(token_fields))
-        feature_ids = self.processor.feature_extractor(table)
-        offsets = pa.array(np.arange(len(feature_ids) + 1, dtype=np.int32) * feature_ids.shape[1])
-        columns["feature_ids"] = pa.ListArray.from_arrays(offsets, pa.array(feature_ids.reshape(-1)))
-        labels = self.processor.encode_labels(table)
-        if labels is not None:
-            columns["labels"] = pa.array(labels)
+            offsets = pa.array(np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int32))
+            ones = np.ones(len(encoded.tokens), np.int8)
+            columns["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens))
+            columns["attention_mask"] = pa.ListArray.from_arrays(offsets, pa.array(ones))
+            columns["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.token_fields))
+        size, num_slots = encoded.feature_ids.shape
+        offsets = pa.array(np.arange(size + 1, dtype=np.int32) * num_slots)
+        columns["feature_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.feature_ids.reshape(-1)))
+        if encoded.labels is not None:
+            columns["labels"] = pa.array(encoded.labels)
         for name in self.keep_columns:
             columns[name] = table.column(name)
         return pa.table(columns)

@@ -77,9 +77,31 @@ def _python_values(column: Any) -> Sequence[Any]:
     return column if isinstance(column, list | tuple) else list(column)
 
 
-def plain_values(column: Any) -> Sequence[Any]:
-    """A column -> values that can be keys of one dict: 1, 1.0 and True are equal to Python and different here."""
-    column = _python_values(column)
+class CodedColumn:
+    """
+    A column as its distinct values, and for each row the number of its value: what is done per value is done once.
+
+    Args:
+        values (`list`): distinct values that can be keys of one dict, raw or already canonical.
+        indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
+    """
+
+    def __init__(self, column: Any):
+        if hasattr(column, "dictionary_encode"):  # Arrow; a null is -1, the last of the values
+            indices, values = _arrow_codes(column)
+            self.values, self.indices = [*_plain_values(values), None], indices.astype(np.int64)
+            return
+        plain = _plain_values(_python_values(column))
+        numbers = {value: number for number, value in enumerate(dict.fromkeys(plain))}
+        self.values = list(numbers)
+        self.indices = np.fromiter(map(numbers.__getitem__, plain), np.int64, len(plain))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _plain_values(column: Sequence[Any]) -> Sequence[Any]:
+    """Values that can be keys of one dict: 1, 1.0 and True are equal to Python and different here."""
     types = set(map(type, column))
     if types <= {str, type(None)} or (len(types) == 1 and types <= {int, str}):
         return column
@@ -341,11 +363,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             ValueError: if a field has no column.
             TypeError: if a value is a list or another container.
         """
-        columns = self.select_columns(rows)
-        return np.stack([self.encode_column(field, column) for field, column in enumerate(columns)], axis=1)
+        return self.encode_columns(self.select_columns(rows))
 
-    def select_columns(self, rows: Any) -> list[Any]:
-        """The columns of the fields, in order, after checking that they are there and equally long."""
+    def select_columns(self, rows: Any) -> list[CodedColumn]:
+        """The columns of the fields, in order, coded, after checking that they are there and equally long."""
         columns = as_columns(rows)
         absent = [name for name in self.field_names if name not in columns]
         if absent:
@@ -357,32 +378,31 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         sizes = {name: len(column) for name, column in zip(self.field_names, selected, strict=True)}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"columns differ in length: {sizes}")
-        return selected
+        return [CodedColumn(column) for column in selected]
 
-    def encode_column(self, field: int, column: Any) -> np.ndarray:
-        """One column of field number `field` -> ids `(B,)`, int32."""
-        if hasattr(column, "dictionary_encode"):  # Arrow: look up distinct values alone
-            indices, distinct = arrow_codes(column)
-            ids = np.append(self._lookup(field, distinct), self.missing_id(field)).astype(np.int32)
-            return ids[indices]
-        return np.array(self._lookup(field, column), np.int32)
+    def encode_columns(self, columns: Sequence[CodedColumn]) -> np.ndarray:
+        """What `select_columns` gives -> ids `(B, S)`, int32."""
+        ids = np.empty((len(columns[0]), len(columns)), np.int32)
+        for field, column in enumerate(columns):
+            ids[:, field] = np.array(self._lookup(field, column.values), np.int32).take(column.indices)
+        return ids
 
     def _lookup(self, field: int, values: Sequence[Any]) -> list[int]:
-        values = plain_values(values)
+        """Distinct values of field number `field` -> their ids."""
         cache = self._caches.setdefault(field, {})
         try:
             return list(map(cache.__getitem__, values))
-        except (KeyError, TypeError):
+        except KeyError:
             self._remember(field, values, cache)
             return list(map(cache.__getitem__, values))
 
     def _remember(self, field: int, values: Sequence[Any], cache: dict[Any, int]) -> None:
         """Looks up, all at once, the distinct values that the field's cache does not hold yet."""
         name = self.field_names[field]
-        new = [value for value in dict.fromkeys(values) if value not in cache]
+        new = [value for value in values if value not in cache]
         if len(cache) + len(new) > _MAX_CACHED_VALUES:
             cache.clear()
-            new = list(dict.fromkeys(values))
+            new = list(values)
         canonical = [canonical_value(value, name) for value in new]
         present = [value.encode() for value in canonical if value is not None]
         found = iter(self._find(field, present))
@@ -539,7 +559,7 @@ def _batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
         yield as_columns(dataset)
 
 
-def arrow_codes(column: Any) -> tuple[np.ndarray, list[Any]]:
+def _arrow_codes(column: Any) -> tuple[np.ndarray, list[Any]]:
     """An Arrow column -> index of each row's value in the list of distinct values (-1 where it is null), that list."""
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
@@ -557,7 +577,7 @@ def _count(column: Any, name: str, counter: dict[str | None, int]) -> None:
         )
     else:
         tally: dict[Any, int] = {}
-        for value in plain_values(column):
+        for value in _plain_values(_python_values(column)):
             tally[value] = tally.get(value, 0) + 1
         pairs = tally.items()
     for value, count in pairs:

@@ -13,14 +13,14 @@ import gc
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
 
-from .feature_extraction_flip import FlipFeatureExtractor, arrow_codes, as_columns, canonical_value, plain_values
+from .feature_extraction_flip import CodedColumn, FlipFeatureExtractor, as_columns, canonical_value
 
 
 logger = logging.get_logger(__name__)
@@ -65,6 +65,23 @@ class _PieceStore:
         self.parts[self.count] = (self.size, first, last - first, len(tokens) - last)
         self.size, self.count = end, self.count + 1
         return self.count - 1
+
+
+class EncodedRows(NamedTuple):
+    """
+    Args:
+        tokens (`np.ndarray` of shape `(L,)`, int32): token ids of all rows, end to end; `None` without text.
+        token_fields (`np.ndarray` of shape `(L,)`, int16): number of the field each token spells, or -1.
+        lengths (`np.ndarray` of shape `(B,)`, int64): tokens of each row.
+        feature_ids (`np.ndarray` of shape `(B, S)`, int32): ids of the global feature space.
+        labels (`np.ndarray` of shape `(B,)`, float32): 0 or 1; `None` if the rows have none.
+    """
+
+    tokens: np.ndarray | None
+    token_fields: np.ndarray | None
+    lengths: np.ndarray | None
+    feature_ids: np.ndarray
+    labels: np.ndarray | None
 
 
 class FlipProcessor(ProcessorMixin):
@@ -151,44 +168,44 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: if a field has no column, a label is not 0 or 1, or not even the template fits `max_length`.
         """
-        columns = as_columns(rows)
+        encoded = self.encode(rows, text)
         data: dict[str, Any] = {}
-        if text:
-            tokens, token_fields, lengths = self.encode_text(columns)
-            if padding:
-                width = self.max_length if padding == "max_length" else int(lengths.max(initial=0))
-                real = np.arange(width) < lengths[:, None]  # (B, T)
+        with _no_garbage():
+            if text and padding:
+                width = self.max_length if padding == "max_length" else int(encoded.lengths.max(initial=0))
+                real = np.arange(width) < encoded.lengths[:, None]  # (B, T)
                 for name, flat, fill in (
-                    ("input_ids", tokens, self._pad_token_id),
-                    ("token_field_ids", token_fields, -1),
+                    ("input_ids", encoded.tokens, self._pad_token_id),
+                    ("token_field_ids", encoded.token_fields, -1),
                 ):
                     data[name] = np.full(real.shape, fill, np.int64)
                     data[name][real] = flat
                 data["attention_mask"] = real.astype(np.int64)
-            else:
-                with _no_garbage():
-                    data["input_ids"] = _lists(tokens, lengths)
-                    data["attention_mask"] = [[1] * length for length in lengths.tolist()]
-                    data["token_field_ids"] = _lists(token_fields, lengths)
-        data["feature_ids"] = self.feature_extractor(columns).astype(np.int64)
-        labels = self.encode_labels(columns)
-        if labels is not None:
-            data["labels"] = labels
-        if return_tensors is None:
-            with _no_garbage():
+            elif text:
+                data["input_ids"] = _lists(encoded.tokens, encoded.lengths)
+                data["attention_mask"] = [[1] * length for length in encoded.lengths.tolist()]
+                data["token_field_ids"] = _lists(encoded.token_fields, encoded.lengths)
+            data["feature_ids"] = encoded.feature_ids.astype(np.int64)
+            if encoded.labels is not None:
+                data["labels"] = encoded.labels
+            if return_tensors is None:
                 data = {
                     name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()
                 }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode_text(self, rows: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        Returns token ids `(L,)` int32 of all rows end to end, the field each of them spells `(L,)` int16 (or -1), and
-        the number of tokens of each row `(B,)`.
-        """
-        if self.tokenizer is None:
+    def encode(self, rows: Any, text: bool = True) -> "EncodedRows":
+        """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
+        if text and self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
+        rows = as_columns(rows)
         columns = self.feature_extractor.select_columns(rows)
+        tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
+        return EncodedRows(
+            tokens, token_fields, lengths, self.feature_extractor.encode_columns(columns), self.encode_labels(rows)
+        )
+
+    def _encode_text(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._can_be_cut is None:
             self._can_be_cut = self._try_cutting()
             if not self._can_be_cut:
@@ -258,16 +275,21 @@ class FlipProcessor(ProcessorMixin):
     def _tokenise(
         self, texts: list[str], add_special_tokens: bool = False
     ) -> tuple[list[list[int]], list[list[tuple]]]:
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=add_special_tokens,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return encoded["input_ids"], encoded["offset_mapping"]
+        backend = self.tokenizer.backend_tokenizer
+        # the tokenizer's own call sets the same things, and copies every encoding into Python lists of lists twice
+        split, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        finally:
+            backend.encode_special_tokens = split
+            if truncation is not None:
+                backend.enable_truncation(**truncation)
+            if padding is not None:
+                backend.enable_padding(**padding)
+        return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text, found out by asking it."""
@@ -285,35 +307,23 @@ class FlipProcessor(ProcessorMixin):
             self._pieces = _PieceStore(self.feature_extractor.num_fields, *self._special_tokens())
         return self._pieces
 
-    def _piece_codes(self, store: _PieceStore, field: int, column: Any) -> np.ndarray:
+    def _piece_codes(self, store: _PieceStore, field: int, column: CodedColumn) -> np.ndarray:
         """A column -> number of the piece of each row `(B,)`; new values are tokenised first, all at once."""
-        if hasattr(column, "dictionary_encode"):  # Arrow
-            indices, distinct = arrow_codes(column)
-            codes = self._codes_of_values(store, field, [*distinct, None])
-            return np.array(codes, np.int64)[indices]
-        return np.array(self._codes_of_values(store, field, plain_values(column)), np.int64)
-
-    def _codes_of_values(self, store: _PieceStore, field: int, values: Sequence[Any]) -> list[int]:
         known = store.codes[field]
-        try:
-            return list(map(known.__getitem__, values))
-        except KeyError:
-            pass
-        name = self.feature_extractor.field_names[field]
-        before, after = self._around_value(field)
-        new = [value for value in dict.fromkeys(values) if value not in known]
-        spelled = [canonical_value(value, name) for value in new]
-        texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
-        for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
-            first, last = (
-                (len(tokens), len(tokens))
-                if text is None
-                else _touching(offsets, len(before), len(before) + len(text))
-            )
-            known[value] = store.add(tokens, field, first, last)
-        return list(map(known.__getitem__, values))
+        new = [value for value in column.values if value not in known]
+        if new:
+            name = self.feature_extractor.field_names[field]
+            before, after = self._around_value(field)
+            spelled = [canonical_value(value, name) for value in new]
+            texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
+            for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
+                first = last = len(tokens)
+                if text is not None:
+                    first, last = _touching(offsets, len(before), len(before) + len(text))
+                known[value] = store.add(tokens, field, first, last)
+        return np.array([known[value] for value in column.values], np.int64).take(column.indices)
 
-    def _assemble(self, columns: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _assemble(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         store = self._store()
         size = len(columns[0])
         codes = np.empty((size, len(columns) + 2), np.int64)  # opening, one piece per field, closing
@@ -364,12 +374,13 @@ class FlipProcessor(ProcessorMixin):
 
     # --- whole rows, where pieces are not possible -----------------------------------------------------------------
 
-    def _render_parts(self, columns: list[Any]) -> list[tuple[list[str], list[tuple[int, int, int]]]]:
+    def _render_parts(self, columns: list[CodedColumn]) -> list[tuple[list[str], list[tuple[int, int, int]]]]:
         """For each row its parts, and (field, start, end) of the characters of each value that is not missing."""
         around = [self._around_value(field) for field in range(len(columns))]
         names = self.feature_extractor.field_names
         rows = []
-        for values in zip(*(plain_values(column) for column in columns), strict=True):
+        for numbers in zip(*(column.indices.tolist() for column in columns), strict=True):
+            values = [column.values[number] for column, number in zip(columns, numbers, strict=True)]
             parts: list[str] = []
             spans, position = [], 0
             for field, (value, (before, after)) in enumerate(zip(values, around, strict=True)):
@@ -382,7 +393,7 @@ class FlipProcessor(ProcessorMixin):
             rows.append((parts, spans))
         return rows
 
-    def _encode_whole(self, columns: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_whole(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rendered = self._render_parts(columns)
         opening, closing = self._special_tokens()
         tokens, fields, lengths = [], [], []
@@ -409,7 +420,7 @@ class FlipProcessor(ProcessorMixin):
         """Whether pieces, put together, are what the tokenizer makes of whole rows with all sorts of value ends."""
         count = len(_PROBE_VALUES)
         columns = [
-            [_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)]
+            CodedColumn([_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)])
             for field in range(self.feature_extractor.num_fields)
         ]
         max_length, self.max_length = self.max_length, 1 << 30
@@ -504,13 +515,19 @@ class FlipProcessor(ProcessorMixin):
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """While thousands of lists are built that all stay: else the collector walks all of them again and again."""
-    collecting = gc.isenabled()
+    """
+    For building many thousand lists that all stay: else the collector walks them again and again, and once more at the
+    end. What is new afterwards counts as old.
+    """
+    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
+            if not frozen:  # nobody else's frozen objects would be thawed
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
