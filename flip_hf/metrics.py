@@ -14,6 +14,8 @@ import numpy as np
 
 # a probability of exactly 0 or 1 that turns out wrong costs this much, instead of everything
 _SMALLEST_PROBABILITY = 1e-7
+# resamples are taken in chunks of about so many drawn rows: 16 MB for each array of 64-bit numbers
+_CHUNK_ROWS = 2**21
 
 
 def compute_ctr_metrics(
@@ -35,8 +37,7 @@ def compute_ctr_metrics(
         - `logloss`: mean of -ln of the probability given to what happened, in nats; probabilities are first kept
           within [1e-7, 1 - 1e-7].
         - `gauc`: AUC of each group, weighted by the group's number of rows; groups of one class are left out. nan
-        without
-          `groups`.
+          without `groups`, and where no group has both classes.
         - `ne`: normalised entropy, logloss over the entropy of the base rate of these rows (1 is no better than always
           predicting it).
         - `rig`: relative information gain, 1 - ne.
@@ -140,19 +141,29 @@ def bootstrap_intervals(
     How sure a comparison is. All models are scored on the same R resamples of the rows, so that differences are
     paired.
 
+    For `auc` each model's scores are sorted once, not once per resample: 1,000 resamples of 10,000 rows take a tenth
+    of a second or two per model. Any other metric is called once per model and resample.
+
     Args:
         labels (`np.ndarray` of shape `(B,)`): 0 or 1.
         predictions (`dict[str, np.ndarray]`): name of a model -> its predictions `(B,)`.
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
-        num_resamples (`int`): R; a resample of one class is left out.
-        level (`float`): of the intervals.
+        num_resamples (`int`): R, 1 or more; a resample on which the metric is nan (of one class, say) is left out.
+        level (`float`): of the intervals, between 0 and 1.
         seed (`int`): of the resamples.
 
     Raises:
-        ValueError: if `reference` is none of the models, or lengths differ.
+        ValueError: if there are no rows or no models, `reference` is none of the models, lengths differ, or
+            `num_resamples` or `level` is out of range.
     """
     labels = np.asarray(labels)
+    if not len(labels) or not predictions:
+        raise ValueError(f"{len(labels)} rows and {len(predictions)} models: there is nothing to resample")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples} has to be 1 or more")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} has to be between 0 and 1: 0.95 for an interval of 95 %")
     if reference is not None and reference not in predictions:
         raise ValueError(f"reference={reference!r} is none of {', '.join(predictions)}")
     for name, values in predictions.items():
@@ -161,11 +172,15 @@ def bootstrap_intervals(
     generator = np.random.default_rng(seed)
     names = list(predictions)
     values = np.stack([np.asarray(predictions[name], np.float64) for name in names])
-    scores = []
-    for _ in range(num_resamples):
-        rows = generator.integers(0, len(labels), len(labels))
-        scores.append([metric(labels[rows], model[rows]) for model in values])
-    resampled = np.array(scores).T  # (models, R)
+    chunks = []
+    chunk = max(1, _CHUNK_ROWS // len(labels))
+    for start in range(0, num_resamples, chunk):
+        drawn = generator.integers(0, len(labels), (min(chunk, num_resamples - start), len(labels)))  # (R, B)
+        if metric is auc:
+            chunks.append(_auc_of_resamples(labels, values, drawn))
+        else:
+            chunks.append(np.array([[metric(labels[rows], model[rows]) for rows in drawn] for model in values]))
+    resampled = np.concatenate(chunks, axis=1)  # (models, R)
     resampled = resampled[:, ~np.isnan(resampled).any(0)]
     if resampled.shape[1] == 0:
         raise ValueError("no resample has both classes: the metric is not defined on these rows")
@@ -182,6 +197,27 @@ def bootstrap_intervals(
         difference = value - metric(labels, values[base])
         intervals[name] = BootstrapInterval(value, low, high, difference, difference_low, difference_high)
     return intervals
+
+
+def _auc_of_resamples(labels: np.ndarray, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """`(B,)`, scores `(models, B)` and drawn rows `(R, B)` -> `(models, R)`; nan for a resample of one class."""
+    num_resamples, num_rows = drawn.shape
+    # how often each resample drew each row
+    cells = drawn + num_rows * np.arange(num_resamples)[:, None]
+    counts = np.bincount(cells.reshape(-1), minlength=drawn.size).reshape(drawn.shape)  # (R, B)
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
+    clicks = counts[:, positives]
+    below = np.zeros((num_resamples, len(negatives) + 1), counts.dtype)
+    result = np.empty((len(values), num_resamples))
+    for model, scores in enumerate(values):
+        order = negatives[np.argsort(scores[negatives])]
+        np.cumsum(counts[:, order], axis=1, out=below[:, 1:])
+        # a click wins against the non-clicks below it, and half of those it ties with
+        low, high = (np.searchsorted(scores[order], scores[positives], side) for side in ("left", "right"))
+        twice = (clicks * (below[:, low] + below[:, high])).sum(axis=1)
+        pairs = clicks.sum(axis=1) * below[:, -1]
+        result[model] = np.where(pairs > 0, twice / np.maximum(2 * pairs, 1), np.nan)
+    return result
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -104,13 +104,17 @@ def main() -> None:
             )
 
     baseline = statistics.median(times["tokenizer"])
-    print(f"{num_rows} rows, {extractor.num_fields} fields, one thread, cold caches, median of {arguments.trials} trials")
+    print(
+        f"{num_rows} rows, {extractor.num_fields} fields, one thread, cold caches, median of {arguments.trials} trials"
+    )
     print(f"{'tokenizer(rendered sentences)':<30} {num_rows / baseline:>9,.0f} rows/s")
     for target, wanted in TARGETS.items():
         taken = statistics.median(times[target])
         # trial by trial, so that whatever else the machine does weighs on both
         ratio = statistics.median(slow / fast for slow, fast in zip(times["tokenizer"], times[target], strict=True))
-        print(f"{target:<30} {num_rows / taken:>9,.0f} rows/s, {ratio:5.1f} times the tokenizer (at least {wanted:.0f})")
+        print(
+            f"{target:<30} {num_rows / taken:>9,.0f} rows/s, {ratio:5.1f} times the tokenizer (at least {wanted:.0f})"
+        )
 
 
 if __name__ == "__main__":
