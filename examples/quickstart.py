@@ -82,8 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--backbone", default="dcnv2", help="ID tower: dcnv2, deepfm or autoint (default: dcnv2).")
     add("--max_length", type=int, default=128, help="Most tokens of a row (default: 128).")
     add("--test_fraction", type=float, default=0.3, help="Share of the rows kept for the test (default: 0.3).")
-    add("--pretraining_epochs", type=float, default=8, help="Epochs of stage 1 (default: 8).")
-    add("--finetuning_epochs", type=float, default=6, help="Most epochs of stage 2 (default: 6).")
+    add("--pretraining_epochs", type=float, default=5, help="Epochs of stage 1 (default: 5).")
+    add("--finetuning_epochs", type=float, default=4, help="Most epochs of stage 2 (default: 4).")
     add("--batch_size", type=int, default=32, help="Rows per step (default: 32).")
     add("--seed", type=int, default=0, help="Of the split, the initial weights and the masks (default: 0).")
     add("--output_dir", default="flip_quickstart", help="One folder per model goes here (default: flip_quickstart).")
@@ -298,7 +298,7 @@ def verdict(intervals, num_rows: int) -> str:
     if better:
         said.append(f"{', '.join(better)} beat the ID tower from scratch")
     if worse:
-        said.append(f"{', '.join(worse)} fall behind it")
+        said.append(f"{', '.join(worse)} fell behind it")
     said.append(
         "all other differences are within what chance does"
         if said

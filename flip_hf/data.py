@@ -743,7 +743,8 @@ def prepare_dataset(
         unseen and of missing values of each field is logged.
 
     Raises:
-        ValueError: if the table is empty, a field has no column, or a label is not 0 or 1.
+        ValueError: if the table is empty, a field has no column, a label is not 0 or 1, or `keep_columns` names a
+            column that is not there or that the processor makes.
     """
     if isinstance(dataset, dict):
         return DatasetDict(
@@ -766,12 +767,25 @@ def _prepare_split(
 ) -> Dataset:
     if not len(dataset):
         raise ValueError(f"{name} has no rows: there is nothing to encode")
+    absent = [column for column in keep_columns if column not in dataset.column_names]
+    if absent:
+        raise ValueError(
+            f"keep_columns names {', '.join(map(repr, absent))}, and {name} has {', '.join(dataset.column_names)}"
+        )
+    label = processor.feature_extractor.label
+    if label in dataset.column_names:  # all at once, so that an error counts rows of the table and not of a batch
+        processor.encode_labels(dataset.select_columns([label]).with_format("arrow")[:])
     features = {"feature_ids": List(Value("int32"))}
     if text:
         lists = {"input_ids": "int32", "attention_mask": "int8", "token_field_ids": "int16"}
         features = {column: List(Value(dtype)) for column, dtype in lists.items()} | features
-    if processor.feature_extractor.label in dataset.column_names:
+    if label in dataset.column_names:
         features["labels"] = Value("float32")
+    clash = [column for column in keep_columns if column in features]
+    if clash:
+        raise ValueError(
+            f"keep_columns names {', '.join(map(repr, clash))}, which {name} gets from the processor: rename it first"
+        )
     features |= {column: dataset.features[column] for column in keep_columns}
     encoded = dataset.with_format("arrow").map(
         _EncodeTable(processor, text, keep_columns),

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,11 @@ VOCABULARY_NAME = "feature_vocabulary.safetensors"
 _ARRAYS = ("value_bytes", "value_offsets", "sorted_hashes", "sorted_ids", "feature_counts", "feature_fields")
 # raw values remembered per field, so that a value is looked up once and not once per row
 _MAX_CACHED_VALUES = 1 << 18
+# and no more characters of them, since the values of a field may be whole reviews
+_MAX_CACHED_CHARACTERS = 1 << 26
 _FIT_BATCH_SIZE = 100_000
+# how objects that stand for nothing print: an empty value, pandas.NaT, pandas.NA, decimal.Decimal("nan")
+_MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
 
 
 def canonical_value(value: Any, field: str = "") -> str | None:
@@ -38,18 +43,25 @@ def canonical_value(value: Any, field: str = "") -> str | None:
     The string that a value of a categorical field stands for; `None` where it is missing.
 
     Strings lose surrounding whitespace. `1` and `1.0` are the same value as `"1"` (a column of ints with a hole
-    becomes floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `""` and whitespace are
-    missing.
+    becomes floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `pandas.NA`, `NaT`, `""`
+    and whitespace are missing. Half a surrogate pair, which no encoding holds, becomes "?".
 
     Raises:
         TypeError: for a list, dict or other container, naming the field.
     """
     if isinstance(value, str):
-        return value.strip() or None
+        text = value.strip()
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", "replace").decode()
+        return text or None
     if value is None:
         return None
-    if isinstance(value, _Container):
-        value = value.value
+    if _is_container(value):
+        raise TypeError(_container_message(value, field))
+    if hasattr(value, "ndim") and not isinstance(value, np.generic):  # an array or tensor of no dimension
+        value = value.item()
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if isinstance(value, int | np.integer):
@@ -60,16 +72,23 @@ def canonical_value(value: Any, field: str = "") -> str | None:
         return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
     if isinstance(value, bytes):
         return canonical_value(value.decode("utf-8", "replace"), field)
-    if isinstance(value, list | tuple | set | dict | np.ndarray):
-        raise TypeError(
-            f"field {field!r} holds a {type(value).__name__} ({str(value)[:60]}), a categorical field one value per "
-            "row: join it "
-            'into a string (", ".join(values)) or leave the field out'
-        )
-    return str(value).strip() or None
+    text = str(value).strip()
+    return None if text in _MISSING_OBJECTS else text
 
 
-def _python_values(column: Any) -> Sequence[Any]:
+def _is_container(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset | Mapping) or getattr(value, "ndim", 0) > 0
+
+
+def _container_message(value: Any, field: str, row: int | None = None) -> str:
+    where = "" if row is None else f" in row {row}"
+    return (
+        f"field {field!r} holds a {type(value).__name__}{where} ({str(value)[:60]}), a categorical field one value "
+        'per row: join it into a string (", ".join(values)) or leave the field out'
+    )
+
+
+def as_list(column: Any) -> Sequence[Any]:
     """A column as a Python sequence, whatever holds it."""
     for method in ("to_pylist", "tolist"):  # arrow; numpy, pandas and torch
         if hasattr(column, method):
@@ -86,12 +105,12 @@ class CodedColumn:
         indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
     """
 
-    def __init__(self, column: Any):
-        if hasattr(column, "dictionary_encode"):  # Arrow; a null is -1, the last of the values
+    def __init__(self, column: Any, field: str = ""):
+        if _is_arrow(column):  # a null is -1, the last of the values
             indices, values = _arrow_codes(column)
-            self.values, self.indices = [*_plain_values(values), None], indices.astype(np.int64)
+            self.values, self.indices = [*_plain_values(values, field), None], indices.astype(np.int64)
             return
-        plain = _plain_values(_python_values(column))
+        plain = _plain_values(as_list(column), field)
         numbers = {value: number for number, value in enumerate(dict.fromkeys(plain))}
         self.values = list(numbers)
         self.indices = np.fromiter(map(numbers.__getitem__, plain), np.int64, len(plain))
@@ -100,48 +119,51 @@ class CodedColumn:
         return len(self.indices)
 
 
-def _plain_values(column: Sequence[Any]) -> Sequence[Any]:
-    """Values that can be keys of one dict: 1, 1.0 and True are equal to Python and different here."""
+def _plain_values(column: Sequence[Any], field: str = "", first_row: int = 0) -> Sequence[Any]:
+    """
+    A column -> values that can be keys of one dict: 1, 1.0 and True are equal to Python and different here.
+
+    Raises:
+        TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
+    """
     types = set(map(type, column))
-    if types <= {str, type(None)} or (len(types) == 1 and types <= {int, str}):
+    if types <= {str, type(None)} or types == {int}:
         return column
-    return [
-        value if type(value) is str else canonical_value(value) if _is_scalar(value) else _Container(value)
-        for value in column
-    ]
+    for row, value in enumerate(column):
+        if _is_container(value):
+            raise TypeError(_container_message(value, field, first_row + row))
+    return [value if type(value) is str else canonical_value(value) for value in column]
 
 
-def _is_scalar(value: Any) -> bool:
-    return not isinstance(value, list | tuple | set | dict | np.ndarray)
+def _is_arrow(column: Any) -> bool:
+    """An Arrow column whose distinct values Arrow itself can find: lists and structs are none."""
+    return hasattr(column, "dictionary_encode") and not column.type.num_fields
 
 
-class _Container:
-    """Marks a value that no categorical field can hold, so that the error can name the field."""
-
-    def __init__(self, value: Any):
-        self.value = value
+def _is_column(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
 
 
 def as_columns(rows: Any) -> Mapping[str, Any]:
     """
     A batch in any of the forms users have it -> a mapping of columns.
 
-    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch of `datasets.map`, a `datasets.Dataset`,
-    an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
+    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
+    `datasets.Dataset`, an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
 
     Raises:
         TypeError: for anything else.
-        ValueError: if columns differ in length, or a list of rows is empty.
+        ValueError: if a list of rows is empty.
     """
     if isinstance(rows, Mapping):
-        first = next(iter(rows.values()), None) if type(rows) is dict else None
-        if type(rows) is dict and (isinstance(first, str | bytes) or not hasattr(first, "__len__")):
-            return {name: [value] for name, value in rows.items()}
-        return rows
+        # the first column of a batch ends this: a lazy batch need not decode the others
+        if any(_is_column(rows[name]) for name in rows):
+            return rows
+        return {name: [rows[name]] for name in rows}
+    if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
+        rows = rows.with_format("arrow")[:]
     if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
         return {name: rows.column(name) for name in rows.column_names}
-    if hasattr(rows, "column_names") and hasattr(rows, "features"):  # a datasets.Dataset
-        return {name: rows[name] for name in rows.column_names}
     if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
         return {str(name): rows[name] for name in rows.columns}
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
@@ -154,6 +176,29 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
         f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
         "Arrow table or a pandas frame"
     )
+
+
+def _select(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """The columns `names`, after checking that they are there, are columns, and are equally long."""
+    absent = [name for name in names if name not in columns]
+    if absent:
+        raise ValueError(
+            f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
+            "value may be missing (None), a column may not"
+        )
+    selected = [columns[name] for name in names]
+    single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
+    if len(single) == len(names):  # one row, beside something that is no field
+        return [[value] for value in selected]
+    if single:
+        raise ValueError(
+            f"field {single[0]!r} is the one value {str(columns[single[0]])[:40]!r} and others are columns: pass a "
+            "list for every field, or one value for every field"
+        )
+    sizes = {name: len(column) for name, column in zip(names, selected, strict=True)}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns differ in length: {sizes}")
+    return selected
 
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
@@ -171,6 +216,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     """
 
     model_input_names = ["feature_ids"]
+    _cached_characters: int
 
     def __init__(
         self,
@@ -258,10 +304,18 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             min_frequency (`int`): values that occur less often are treated as unseen.
 
         Raises:
-            ValueError: if the table is empty, a field is not there or has no value at all, or validation and test rows
-                are passed as well.
+            ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
+                `min_frequency` is less than 1, or validation and test rows are passed as well.
+            TypeError: if a value is a list or another container, or `fields` is one string.
         """
-        if isinstance(dataset, Mapping) and any(hasattr(part, "column_names") for part in dataset.values()):
+        if isinstance(fields, str):
+            raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
+        if min_frequency < 1:
+            raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
+        if isinstance(dataset, Mapping) and any(
+            hasattr(part, "column_names") or (hasattr(part, "iloc") and hasattr(part, "columns"))
+            for part in dataset.values()
+        ):
             raise ValueError(
                 f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
                 "FlipFeatureExtractor.fit(splits['train'])"
@@ -273,10 +327,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             if not counters:
                 names = cls._choose_fields(list(columns), fields, label, exclude)
                 counters = [{} for _ in names]
-            sizes = {len(columns[name]) for name in names}
-            num_rows += max(sizes)
-            for name, counter in zip(names, counters, strict=True):
-                _count(columns[name], name, counter)
+            selected = _select(columns, names)
+            for name, counter, column in zip(names, counters, selected, strict=True):
+                _count(column, name, counter, num_rows)
+            num_rows += len(selected[0])
         if num_rows == 0:
             raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
         return cls._from_counts(names, counters, label, min_frequency, num_rows)
@@ -367,18 +421,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
         """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        columns = as_columns(rows)
-        absent = [name for name in self.field_names if name not in columns]
-        if absent:
-            raise ValueError(
-                f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
-                "value may be missing (None), a column may not"
-            )
-        selected = [columns[name] for name in self.field_names]
-        sizes = {name: len(column) for name, column in zip(self.field_names, selected, strict=True)}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"columns differ in length: {sizes}")
-        return [CodedColumn(column) for column in selected]
+        selected = _select(as_columns(rows), self.field_names)
+        return [CodedColumn(column, name) for column, name in zip(selected, self.field_names, strict=True)]
 
     def encode_columns(self, columns: Sequence[CodedColumn]) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
@@ -400,9 +444,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Looks up, all at once, the distinct values that the field's cache does not hold yet."""
         name = self.field_names[field]
         new = [value for value in values if value not in cache]
-        if len(cache) + len(new) > _MAX_CACHED_VALUES:
-            cache.clear()
+        self._cached_characters += _characters(new)
+        if len(cache) + len(new) > _MAX_CACHED_VALUES or self._cached_characters > _MAX_CACHED_CHARACTERS:
+            for other in self._caches.values():
+                other.clear()
             new = list(values)
+            self._cached_characters = _characters(new)
         canonical = [canonical_value(value, name) for value in new]
         present = [value.encode() for value in canonical if value is not None]
         found = iter(self._find(field, present))
@@ -458,9 +505,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _reset_caches(self) -> None:
         self._caches: dict[int, dict[Any, int]] = {}
+        self._cached_characters = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_caches": {}}
+        return {**self.__dict__, "_caches": {}, "_cached_characters": 0}
 
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
@@ -569,20 +617,21 @@ def _arrow_codes(column: Any) -> tuple[np.ndarray, list[Any]]:
     return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
 
 
-def _count(column: Any, name: str, counter: dict[str | None, int]) -> None:
-    """Adds a column's values to `counter`, missing ones under None."""
-    if hasattr(column, "value_counts") and hasattr(column, "dictionary_encode"):  # Arrow
+def _count(column: Any, name: str, counter: dict[str | None, int], first_row: int) -> None:
+    """Adds a column's values to `counter`, missing ones under None; `first_row` is what errors count rows from."""
+    if _is_arrow(column):
         pairs: Iterable[tuple[Any, int]] = (
             (pair["values"], pair["counts"]) for pair in column.value_counts().to_pylist()
         )
     else:
-        tally: dict[Any, int] = {}
-        for value in _plain_values(_python_values(column)):
-            tally[value] = tally.get(value, 0) + 1
-        pairs = tally.items()
+        pairs = Counter(_plain_values(as_list(column), name, first_row)).items()
     for value, count in pairs:
         text = canonical_value(value, name)
         counter[text] = counter.get(text, 0) + count
+
+
+def _characters(values: Sequence[Any]) -> int:
+    return sum(len(value) for value in values if type(value) is str)
 
 
 def _hash(value: bytes, field: int) -> int:

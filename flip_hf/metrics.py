@@ -14,7 +14,7 @@ import numpy as np
 
 # a probability of exactly 0 or 1 that turns out wrong costs this much, instead of everything
 _SMALLEST_PROBABILITY = 1e-7
-# resamples are taken in chunks of about so many drawn rows: 16 MB for each array of 64-bit numbers
+# resamples are taken in chunks of about so many drawn rows: 16 MB for an array of 64-bit numbers
 _CHUNK_ROWS = 2**21
 
 
@@ -141,8 +141,8 @@ def bootstrap_intervals(
     How sure a comparison is. All models are scored on the same R resamples of the rows, so that differences are
     paired.
 
-    For `auc` each model's scores are sorted once, not once per resample: 1,000 resamples of 10,000 rows take a tenth
-    of a second or two per model. Any other metric is called once per model and resample.
+    For `auc` each model's scores are sorted once, not once per resample. Any other metric is called once per model
+    and resample.
 
     Args:
         labels (`np.ndarray` of shape `(B,)`): 0 or 1.
@@ -202,20 +202,20 @@ def bootstrap_intervals(
 def _auc_of_resamples(labels: np.ndarray, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """`(B,)`, scores `(models, B)` and drawn rows `(R, B)` -> `(models, R)`; nan for a resample of one class."""
     num_resamples, num_rows = drawn.shape
-    # how often each resample drew each row
-    cells = drawn + num_rows * np.arange(num_resamples)[:, None]
-    counts = np.bincount(cells.reshape(-1), minlength=drawn.size).reshape(drawn.shape)  # (R, B)
+    # how often each row was drawn: rows come first, so that putting them in order moves whole lines of memory
+    cells = drawn * num_resamples + np.arange(num_resamples)[:, None]
+    counts = np.bincount(cells.reshape(-1), minlength=drawn.size).astype(np.int32).reshape(num_rows, num_resamples)
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
-    clicks = counts[:, positives]
-    below = np.zeros((num_resamples, len(negatives) + 1), counts.dtype)
+    clicks = counts[positives]
+    below = np.zeros((len(negatives) + 1, num_resamples), np.int32)  # non-clicks drawn below the k-th, in order
     result = np.empty((len(values), num_resamples))
     for model, scores in enumerate(values):
         order = negatives[np.argsort(scores[negatives])]
-        np.cumsum(counts[:, order], axis=1, out=below[:, 1:])
+        np.cumsum(counts[order], axis=0, out=below[1:])
         # a click wins against the non-clicks below it, and half of those it ties with
         low, high = (np.searchsorted(scores[order], scores[positives], side) for side in ("left", "right"))
-        twice = (clicks * (below[:, low] + below[:, high])).sum(axis=1)
-        pairs = clicks.sum(axis=1) * below[:, -1]
+        twice = np.einsum("pr,pr->r", clicks, below[low] + below[high], dtype=np.int64)
+        pairs = clicks.sum(axis=0, dtype=np.int64) * below[-1]
         result[model] = np.where(pairs > 0, twice / np.maximum(2 * pairs, 1), np.nan)
     return result
 

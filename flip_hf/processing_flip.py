@@ -20,13 +20,17 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
 
-from .feature_extraction_flip import CodedColumn, FlipFeatureExtractor, as_columns, canonical_value
+from .feature_extraction_flip import CodedColumn, FlipFeatureExtractor, as_columns, as_list, canonical_value
 
 
 logger = logging.get_logger(__name__)
 
 # tokens kept in the store of pieces before it is emptied and built anew (32 bits each)
 _MAX_STORED_TOKENS = 1 << 24
+# and characters of the values they spell: a megabyte of letters may be one unknown token
+_MAX_STORED_CHARACTERS = 1 << 26
+# first rows of the first batch on which pieces are compared with whole sentences as well
+_NUM_PROBE_ROWS = 4
 _PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
@@ -46,6 +50,7 @@ class _PieceStore:
         self.size = 0
         self.parts = np.zeros((1 << 8, 4), np.int64)  # start, and lengths of prefix, value and suffix
         self.count = 0
+        self.characters = 0
         self.opening = self.add(opening, -1, 0, 0)
         self.closing = self.add(closing, -1, 0, 0)
 
@@ -128,6 +133,11 @@ class FlipProcessor(ProcessorMixin):
         self._forget()
         if feature_extractor is None:
             raise ValueError("FlipProcessor needs a fitted feature_extractor: FlipFeatureExtractor.fit(training_rows)")
+        if not hasattr(feature_extractor, "select_columns"):
+            raise TypeError(
+                f"feature_extractor is a {type(feature_extractor).__name__}: pass a FlipFeatureExtractor first, the "
+                "tokenizer second, or both by name"
+            )
         if tokenizer is None:  # ids alone: ProcessorMixin would refuse it
             self.feature_extractor, self.tokenizer, self.chat_template = feature_extractor, None, None
             return
@@ -168,14 +178,24 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: if a field has no column, a label is not 0 or 1, or not even the template fits `max_length`.
         """
+        if padding not in (False, True, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"padding={padding!r} is not one of True, False, 'longest', 'max_length', 'do_not_pad'")
+        padding = padding != "do_not_pad" and padding
         encoded = self.encode(rows, text)
+        lengths = encoded.lengths
+        if return_tensors and not padding and lengths is not None and len(lengths) and lengths.min() < lengths.max():
+            raise ValueError(
+                f"rows of {lengths.min()} to {lengths.max()} tokens make no tensor: pass padding=True with "
+                f"return_tensors={return_tensors!r}"
+            )
         data: dict[str, Any] = {}
         with _no_garbage():
             if text and padding:
                 width = self.max_length if padding == "max_length" else int(encoded.lengths.max(initial=0))
                 real = np.arange(width) < encoded.lengths[:, None]  # (B, T)
+                fill_token = 0 if real.all() else self._pad_token_id
                 for name, flat, fill in (
-                    ("input_ids", encoded.tokens, self._pad_token_id),
+                    ("input_ids", encoded.tokens, fill_token),
                     ("token_field_ids", encoded.token_fields, -1),
                 ):
                     data[name] = np.full(real.shape, fill, np.int64)
@@ -201,13 +221,18 @@ class FlipProcessor(ProcessorMixin):
         rows = as_columns(rows)
         columns = self.feature_extractor.select_columns(rows)
         tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
-        return EncodedRows(
-            tokens, token_fields, lengths, self.feature_extractor.encode_columns(columns), self.encode_labels(rows)
-        )
+        labels = self.encode_labels(rows)
+        if labels is not None and len(labels) != len(columns[0]):
+            raise ValueError(
+                f"{len(labels)} labels in column {self.feature_extractor.label!r} for {len(columns[0])} rows"
+            )
+        return EncodedRows(tokens, token_fields, lengths, self.feature_extractor.encode_columns(columns), labels)
 
     def _encode_text(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not len(columns[0]):
+            return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros(0, np.int64)
         if self._can_be_cut is None:
-            self._can_be_cut = self._try_cutting()
+            self._can_be_cut = self._try_cutting(columns)
             if not self._can_be_cut:
                 logger.warning(
                     f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template "
@@ -228,7 +253,7 @@ class FlipProcessor(ProcessorMixin):
         if name not in columns:
             return None
         values = columns[name]
-        values = values.to_pylist() if hasattr(values, "to_pylist") else values
+        values = as_list(values) if hasattr(values, "__len__") and not isinstance(values, str | bytes) else [values]
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             array = np.array(
@@ -275,6 +300,10 @@ class FlipProcessor(ProcessorMixin):
     def _tokenise(
         self, texts: list[str], add_special_tokens: bool = False
     ) -> tuple[list[list[int]], list[list[tuple]]]:
+        encodings = self._encodings(texts, add_special_tokens)
+        return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
+
+    def _encodings(self, texts: list[str], add_special_tokens: bool = False) -> list[Any]:
         backend = self.tokenizer.backend_tokenizer
         # the tokenizer's own call sets the same things, and copies every encoding into Python lists of lists twice
         split, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
@@ -282,14 +311,13 @@ class FlipProcessor(ProcessorMixin):
         backend.no_truncation()
         backend.no_padding()
         try:
-            encodings = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+            return backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         finally:
             backend.encode_special_tokens = split
             if truncation is not None:
                 backend.enable_truncation(**truncation)
             if padding is not None:
                 backend.enable_padding(**padding)
-        return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text, found out by asking it."""
@@ -303,7 +331,8 @@ class FlipProcessor(ProcessorMixin):
         )
 
     def _store(self) -> _PieceStore:
-        if self._pieces is None or self._pieces.size > _MAX_STORED_TOKENS:
+        pieces = self._pieces
+        if pieces is None or pieces.size > _MAX_STORED_TOKENS or pieces.characters > _MAX_STORED_CHARACTERS:
             self._pieces = _PieceStore(self.feature_extractor.num_fields, *self._special_tokens())
         return self._pieces
 
@@ -315,6 +344,7 @@ class FlipProcessor(ProcessorMixin):
             name = self.feature_extractor.field_names[field]
             before, after = self._around_value(field)
             spelled = [canonical_value(value, name) for value in new]
+            store.characters += sum(len(value) for value in spelled if value is not None)
             texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
             for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
                 first = last = len(tokens)
@@ -416,19 +446,39 @@ class FlipProcessor(ProcessorMixin):
             lengths.append(len(ids))
         return np.concatenate(tokens), np.concatenate(fields), np.array(lengths, np.int64)
 
-    def _try_cutting(self) -> bool:
-        """Whether pieces, put together, are what the tokenizer makes of whole rows with all sorts of value ends."""
+    def _try_cutting(self, columns: list[CodedColumn]) -> bool:
+        """
+        Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
+        and of the first rows of `columns`.
+
+        Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
+        those, whatever the values.
+        """
         count = len(_PROBE_VALUES)
-        columns = [
-            CodedColumn([_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)])
-            for field in range(self.feature_extractor.num_fields)
-        ]
+        probes = []
+        for field, column in enumerate(columns):
+            first = [canonical_value(column.values[number]) for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
+            probes.append(CodedColumn([*(_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)), *first]))
         max_length, self.max_length = self.max_length, 1 << 30
         try:
-            pieces, whole = self._assemble(columns), self._encode_whole(columns)
+            pieces, whole = self._assemble(probes), self._encode_whole(probes)
         finally:
             self.max_length, self._pieces = max_length, None
-        return all(np.array_equal(a, b) for a, b in zip(pieces, whole, strict=True))
+        if not all(np.array_equal(a, b) for a, b in zip(pieces, whole, strict=True)):
+            return False
+        rendered = [parts for parts, _ in self._render_parts(probes)]
+        for parts, encoding in zip(rendered, self._encodings(["".join(parts) for parts in rendered]), strict=True):
+            words = [
+                (word, high)
+                for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
+                if low < high
+            ]
+            for border in np.cumsum([len(part) for part in parts])[2::3][:-1].tolist():  # a piece has three parts
+                before = [word for word, high in words if high <= border]
+                after = [word for word, high in words if high > border]
+                if before and after and before[-1] == after[0]:
+                    return False
+        return True
 
     # --- the rest of a processor ----------------------------------------------------------------------------------
 
@@ -446,7 +496,10 @@ class FlipProcessor(ProcessorMixin):
 
     def digest(self) -> str:
         """Of everything that decides the output: equal digests encode equal rows equally."""
-        tokenizer = "" if self.tokenizer is None else self.tokenizer.backend_tokenizer.to_str()
+        tokenizer = ""
+        if self.tokenizer is not None:
+            # what stands before is the padding and truncation of the tokenizer's last call, which decide nothing here
+            tokenizer = self.tokenizer.backend_tokenizer.to_str().partition('"added_tokens":')[2]
         settings = (self.max_length, self.template, self.separator, self.missing_text)
         return f"{self.feature_extractor.digest()}-{settings!r}-{tokenizer}"
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabularies: which ids, which values are the same, what is missing and unseen, and what the disk gives back."""
 
+import collections
+import decimal
 import pickle
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,3 +219,111 @@ def test_any_table_gives_ids_in_range_and_training_values_are_known(train, other
             text = canonical_value(value)
             expected = "[MISSING]" if text is None else text
             assert extractor.decode([feature]) == [expected]
+
+
+# --- forms of rows that once slipped through -------------------------------------------------------------------------
+
+
+def test_what_pandas_and_decimal_put_into_holes_is_missing():
+    import pandas as pd
+
+    extractor = FlipFeatureExtractor.fit({"x": ["a", "b"]})
+    holes = [pd.NA, pd.NaT, np.datetime64("NaT"), decimal.Decimal("NaN"), np.float32("nan")]
+    assert extractor({"x": holes})[:, 0].tolist() == [extractor.missing_id(0)] * 5
+    frame = pd.DataFrame({"x": pd.array(["a", pd.NA], dtype="string")}, index=[7, 9])
+    assert extractor(frame)[:, 0].tolist() == [4, 3]
+
+
+def test_tensors_are_the_numbers_in_them(extractor):
+    dataset = Dataset.from_dict(ROWS)
+    expected = extractor(ROWS).tolist()
+    assert extractor(dataset.with_format("torch")).tolist() == expected
+    assert FlipFeatureExtractor.fit(dataset.with_format("torch")) == extractor
+    assert (
+        extractor([{"user": "b", "age": torch.tensor(30)}, {"user": "a", "age": np.int64(41)}]).tolist()
+        == expected[:2]
+    )
+
+
+def test_a_row_need_not_be_a_dict(extractor):
+    assert extractor(collections.OrderedDict(user="b", age=30)).tolist() == [[6, 9]]
+    assert extractor({"tags": ["one", "two"], "user": "b", "age": 30}).tolist() == [[6, 9]]
+    mapped = Dataset.from_dict(ROWS).map(lambda row: {"ids": extractor(row)[0].tolist()})
+    assert mapped["ids"][:] == extractor(ROWS).tolist()
+
+
+def test_a_string_among_columns_is_not_a_column_of_letters(extractor):
+    with pytest.raises(ValueError, match="field 'user' is the one value 'ab' and others are columns"):
+        extractor({"user": "ab", "age": [30, 41]})
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(["q"], "list"), ({"q"}, "set"), (frozenset("q"), "frozenset"), ({"q": 1}, "dict")]
+)
+def test_a_container_is_named_with_its_field_and_row(extractor, value, kind):
+    message = f"field 'user' holds a {kind} in row 1 .*join it into a string"
+    with pytest.raises(TypeError, match=message):
+        extractor({"user": ["a", value], "age": [1, 2]})
+    with pytest.raises(TypeError, match=message):
+        FlipFeatureExtractor.fit({"user": ["a", value]})
+    with pytest.raises(TypeError, match=message.replace("row 1", "row 3")):
+        FlipFeatureExtractor.fit(iter([{"user": ["a", "b"]}, {"user": ["a", value]}]))
+
+
+def test_arrow_lists_and_structs_are_refused_as_python_ones_are(extractor):
+    import pyarrow as pa
+
+    for column, kind in ((pa.array([["a"], ["b"]]), "list"), (pa.array([{"q": 1}, {"q": 2}]), "dict")):
+        table = pa.table({"user": column, "age": [1, 2]})
+        for call in (extractor, FlipFeatureExtractor.fit):
+            with pytest.raises(TypeError, match=f"field 'user' holds a {kind} in row 0"):
+                call(table)
+
+
+def test_arrow_columns_in_pieces_and_with_several_dictionaries(extractor):
+    import pyarrow as pa
+
+    user = pa.chunked_array([pa.array(["b"]).dictionary_encode(), pa.array(["a", None]).dictionary_encode()])
+    assert extractor(pa.table({"user": user, "age": [30, 41, 30]})).tolist() == [[6, 9], [7, 10], [3, 9]]
+    empty = pa.table({"user": pa.chunked_array([], pa.string()), "age": pa.chunked_array([], pa.int64())})
+    assert extractor(empty).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "error", "message"),
+    [
+        ({"a": ["x"], "b": [1, 2]}, {}, ValueError, "columns differ in length: {'a': 1, 'b': 2}"),
+        (ROWS, {"min_frequency": 0}, ValueError, "min_frequency=0 is less than 1"),
+        (ROWS, {"fields": "user"}, TypeError, "fields='user' is one string: pass a list"),
+        (3, {}, TypeError, "rows are a int"),
+    ],
+)
+def test_fitting_on_something_else_says_what_is_wrong(rows, options, error, message):
+    with pytest.raises(error, match=message):
+        FlipFeatureExtractor.fit(rows, **options)
+
+
+def test_a_later_batch_without_a_column_and_a_dict_of_frames_are_refused():
+    import pandas as pd
+
+    with pytest.raises(ValueError, match="no column for field 'b'; the rows have a"):
+        FlipFeatureExtractor.fit(iter([{"a": ["x"], "b": ["y"]}, {"a": ["x"]}]))
+    with pytest.raises(ValueError, match="vocabularies come from training rows alone"):
+        FlipFeatureExtractor.fit({"train": pd.DataFrame({"a": ["x"]}), "test": pd.DataFrame({"a": ["x"]})})
+
+
+def test_an_iterable_data_set_is_read_in_batches(extractor):
+    assert FlipFeatureExtractor.fit(Dataset.from_dict(ROWS).to_iterable_dataset()) == extractor
+
+
+def test_half_a_surrogate_pair_is_a_value_like_others():
+    extractor = FlipFeatureExtractor.fit({"x": ["a\ud800", "b", "b"]})
+    assert extractor({"x": ["a\ud800", "b"]})[:, 0].tolist() == [5, 4]
+    assert extractor.decode([5]) == ["a?"]
+
+
+def test_the_characters_of_a_cache_are_bounded_too(extractor, monkeypatch):
+    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_CHARACTERS", 100)
+    for letter in "xyz":
+        assert extractor({"user": [letter * 90, "a"], "age": [30, 30]})[:, 0].tolist() == [2, 7]
+    assert sum(len(value) for value in extractor._caches[0] if isinstance(value, str)) <= 100

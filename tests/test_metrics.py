@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 import warnings
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from flip_hf import compute_ctr_metrics
+from flip_hf import metrics as metrics_module
 from flip_hf.metrics import auc, bootstrap_intervals, ece, gauc
 
 
@@ -95,6 +97,39 @@ def test_bootstrap_differences_are_paired_and_intervals_hold_the_value():
     assert 0.01 < intervals["a"].high - intervals["a"].low < 0.1
     with pytest.raises(ValueError, match="reference='z' is none of a"):
         bootstrap_intervals(labels, {"a": scores}, reference="z")
+
+
+def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample(monkeypatch):
+    """Ties, a skewed label, resamples of one class that are left out, and several chunks."""
+    random = np.random.default_rng(5)
+    labels = (np.arange(12) < 2).astype(int)
+    predictions = {"a": random.integers(0, 4, 12) / 4, "b": random.integers(0, 12, 12) / 12}
+
+    def by_hand(labels, scores):
+        return roc_auc_score(labels, scores) if 0 < labels.sum() < len(labels) else np.nan
+
+    expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=100)
+    for chunk_rows in (metrics_module._CHUNK_ROWS, 12 * 7, 1):
+        monkeypatch.setattr(metrics_module, "_CHUNK_ROWS", chunk_rows)
+        intervals = bootstrap_intervals(labels, predictions, reference="a", num_resamples=100)
+        for name, interval in intervals.items():
+            np.testing.assert_allclose(astuple(interval), astuple(expected[name]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([], {}, "0 rows and 1 models: there is nothing to resample"),
+        ([0, 1], {"num_resamples": 0}, "num_resamples=0 has to be 1 or more"),
+        ([0, 1], {"level": 95}, "level=95 has to be between 0 and 1"),
+        ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
+        ([1, 1], {}, "no resample has both classes"),
+    ],
+)
+def test_bootstrap_names_bad_input(labels, options, message):
+    predictions = {"a": np.linspace(0, 1, 2 if len(labels) else 0)}
+    with pytest.raises(ValueError, match=message):
+        bootstrap_intervals(labels, predictions, **options)
 
 
 @pytest.mark.slow

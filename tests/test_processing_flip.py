@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table to text: the ids of whole sentences, who spells which field, truncation, and what cannot be smuggled in."""
 
+import copy
+import gc
 import importlib.util
 import pickle
 from pathlib import Path
@@ -309,3 +311,117 @@ def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
     for start in (0, 20, 40):
         rows = splits["train"][start : start + 20]
         assert fresh(rows)["input_ids"] == processor(rows)["input_ids"]
+
+
+# --- rows made of pieces ---------------------------------------------------------------------------------------------
+
+
+def test_rows_do_not_share_their_lists(processor, splits):
+    rows = splits["train"][:20]
+    del rows["label"]
+    expected = copy.deepcopy(dict(processor(rows)))
+    for column in processor(rows).values():
+        for row in column:
+            row.append(-7)
+        assert [row.count(-7) for row in column] == [1] * 20
+    assert dict(processor(rows)) == expected
+
+
+def test_the_garbage_collector_is_left_as_it_was(processor, splits):
+    assert gc.isenabled()
+    processor(splits["train"][:8])
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+    gc.disable()
+    try:
+        processor(splits["train"][:8])
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_noticed():
+    characters = sorted(set("user id is item.title ZQ0123456789abcdefghijklmnopqrstuvwxyz"))
+    vocabulary = {token: k for k, token in enumerate(["<unk>", "<pad>", *characters, "Z.", "Z. "])}
+    backend = Tokenizer(models.BPE(vocabulary, [("Z", "."), ("Z.", " ")], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    rows = {"user_id": ["1", "2", "3", "4", "5", "6", "Z"], "title": ["a", "b", "a", "b", "a", "b", "aZ"]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer)
+    assert processor(rows)["input_ids"] == whole(processor, rows)
+    assert processor._can_be_cut is False
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 40))
+def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths, budget):
+    processor = FlipProcessor(FlipFeatureExtractor.fit({"a": ["x", "y"]}))
+    if sum(lengths) <= budget:
+        return
+    cap = max(c for c in range(10) if sum(min(length, c) for length in lengths) <= budget)
+    expected = [min(length, cap) for length in lengths]
+    rest = budget - sum(expected)
+    for k, length in enumerate(lengths):
+        if rest and length > cap:
+            expected[k], rest = expected[k] + 1, rest - 1
+    assert processor._fit(np.array([lengths]), np.array([budget]))[0].tolist() == expected
+
+
+def test_using_the_tokenizer_elsewhere_changes_no_fingerprint(processor):
+    before = Hasher.hash(processor)
+    processor.tokenizer(["red", "blue house"], padding=True, truncation=True, max_length=3)
+    assert Hasher.hash(processor) == before
+
+
+def test_values_of_any_length_do_not_fill_the_memory(processor, monkeypatch):
+    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_CHARACTERS", 200)
+    row = {"user_id": "1", "gender": "male", "item_id": "2", "genre": "Drama"}
+    for letter in "abcdef":
+        processor({**row, "title": letter * 150})
+    assert processor._pieces.characters < 600
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_different_lengths_make_no_tensor_without_padding(processor, splits):
+    rows = {**splits["train"][:2], "genre": ["Horror", "Action, Thriller"], "title": ["red", "red house (1996)"]}
+    for kind in ("pt", "np"):
+        with pytest.raises(ValueError, match=r"rows of \d+ to \d+ tokens make no tensor: pass padding=True"):
+            processor(rows, return_tensors=kind)
+    with pytest.raises(ValueError, match="padding='nope' is not one of"):
+        processor(rows, padding="nope", return_tensors="pt")
+
+
+def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()  # which other tests leave behind, and which names a pad token
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128)
+    processor = FlipProcessor(FlipFeatureExtractor.fit({"title": ["a", "a b"]}), bare)
+    assert processor({"title": ["a", "b"]}, padding=True, return_tensors="pt")["input_ids"].shape[0] == 2
+    with pytest.raises(ValueError, match="has no pad token"):
+        processor({"title": ["a", "a b"]}, padding=True, return_tensors="pt")
+
+
+def test_fewer_labels_than_rows_and_swapped_arguments_are_refused(processor, splits, tokenizer):
+    with pytest.raises(ValueError, match="1 labels in column 'label' for 2 rows"):
+        processor({**splits["train"][:2], "label": [1]}, text=False)
+    with pytest.raises(TypeError, match="feature_extractor is a .*: pass a FlipFeatureExtractor first"):
+        FlipProcessor(tokenizer, processor.feature_extractor)
+
+
+def test_prepare_dataset_counts_rows_of_the_table_and_guards_its_own_columns(processor, splits):
+    table = splits["test"]
+    labels = table["label"][:]
+    broken = table.remove_columns("label").add_column("label", [*labels[:-1], 7])
+    with pytest.raises(ValueError, match=f"label 7 in row {len(table) - 1} of column 'label'"):
+        prepare_dataset(broken, processor, batch_size=10)
+    with pytest.raises(ValueError, match="keep_columns names 'nope', and the table has user_id"):
+        prepare_dataset(table, processor, keep_columns=["nope"])
+    with pytest.raises(ValueError, match="keep_columns names 'labels', which the table gets from the processor"):
+        prepare_dataset(table.add_column("labels", labels), processor, keep_columns=["labels"])
+
+
+def test_no_rows_are_no_rows_for_any_tokenizer(any_tokenizer):
+    processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), any_tokenizer, max_length=128)
+    empty = {name: [] for name in ROWS}
+    assert processor(empty)["input_ids"] == [] and processor(ROWS)["input_ids"] == whole(processor, ROWS)
+    assert processor(empty)["feature_ids"] == []
