@@ -337,6 +337,12 @@ def test_the_garbage_collector_is_left_as_it_was(processor, splits):
         assert not gc.isenabled()
     finally:
         gc.enable()
+    gc.freeze()  # what a server does before it forks: not ours to thaw
+    try:
+        processor(splits["train"][:8])
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_noticed():
@@ -387,6 +393,7 @@ def test_rows_of_different_lengths_make_no_tensor_without_padding(processor, spl
     for kind in ("pt", "np"):
         with pytest.raises(ValueError, match=r"rows of \d+ to \d+ tokens make no tensor: pass padding=True"):
             processor(rows, return_tensors=kind)
+    assert dict(processor(rows, padding="do_not_pad")) == dict(processor(rows))
     with pytest.raises(ValueError, match="padding='nope' is not one of"):
         processor(rows, padding="nope", return_tensors="pt")
 
