@@ -4,8 +4,8 @@
 Letters: B rows, F fields, S slots (columns of `feature_ids`; one per field so far), N features.
 
 Ids never move: 0 pad, 1 mask, then 2 + 2f and 3 + 2f for an unseen and a missing value of field f, then the real
-features. The fitted state is a file of arrays that is mapped into memory, so a million ids load at once and worker
-processes share them; it is never json and never pickle.
+features. The fitted state is a file of arrays that is mapped into memory: a million ids load at once, and processes
+that load the same file share them. It is never json and never pickle (a pickled extractor carries a copy of it).
 """
 
 import hashlib

@@ -17,7 +17,7 @@ def parameter_groups(
     Splits a FLIP model's trainable parameters into optimiser groups.
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
-    want a larger one; unnormalised contrastive heads collapse at the larger one, so they have a rate of their own.
+    want a larger one; unnormalised contrastive heads can collapse at it, so they have a rate of their own.
     Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
     zero on every step that does not see the id.
 
