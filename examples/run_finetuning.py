@@ -35,13 +35,18 @@ class ModelArguments:
         default=None, metadata={"help": "From scratch: keep its lowest so many layers."}
     )
     backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower (default dcnv2)."})
-    config_overrides: dict | None = field(
-        default_factory=dict, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
     )
 
 
+def read_overrides(given: dict | str | None) -> dict:
+    """Fields of the configuration: a mapping in a yaml file, json on the command line."""
+    return json.loads(given) if isinstance(given, str) else given or {}
+
+
 def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForCTR:
-    overrides = arguments.config_overrides or {}
+    overrides = read_overrides(arguments.config_overrides)
     if arguments.model:
         return FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
     overrides = {"backbone": arguments.backbone or "dcnv2", **overrides}

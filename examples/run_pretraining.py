@@ -31,9 +31,14 @@ class ModelArguments:
     )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep its lowest so many layers."})
     backbone: str = field(default="dcnv2", metadata={"help": "ID tower: dcnv2, deepfm or autoint."})
-    config_overrides: dict | None = field(
-        default_factory=dict, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'}
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'}
     )
+
+
+def read_overrides(given: dict | str | None) -> dict:
+    """Fields of the configuration: a mapping in a yaml file, json on the command line."""
+    return json.loads(given) if isinstance(given, str) else given or {}
 
 
 def main() -> None:
@@ -53,7 +58,7 @@ def main() -> None:
         num_hidden_layers=arguments.num_hidden_layers,
         text_model_name=arguments.text_model_name,
         backbone=arguments.backbone,
-        **(arguments.config_overrides or {}),
+        **read_overrides(arguments.config_overrides),
     )
     trainer = FlipPreTrainingTrainer(
         model=model,
