@@ -20,7 +20,9 @@ _PUBLIC = {
     "modeling_flip": ["FlipModel", "FlipForPreTraining", "FlipForCTR"],
     "feature_extraction_flip": ["FlipFeatureExtractor"],
     "processing_flip": ["FlipProcessor"],
-    "data": ["load_ctr_dataset", "split_dataset", "prepare_dataset"],
+    "data": ["load_ctr_dataset"],
+    "splitting": ["split_dataset"],
+    "encoding": ["prepare_dataset"],
     "data_collator": ["DataCollatorForFlipPreTraining", "DataCollatorForFlipCTR"],
     "training_args": ["FlipPreTrainingArguments", "FlipCTRArguments"],
     "trainer": ["FlipPreTrainingTrainer", "FlipCTRTrainer"],
@@ -46,13 +48,15 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     # ruff: noqa: F401
     from .configuration_flip import FlipConfig
-    from .data import load_ctr_dataset, prepare_dataset, split_dataset
+    from .data import load_ctr_dataset
     from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+    from .encoding import prepare_dataset
     from .feature_extraction_flip import FlipFeatureExtractor
     from .metrics import compute_ctr_metrics
     from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
     from .modeling_flip_tabular import FlipTabularModel
     from .processing_flip import FlipProcessor
+    from .splitting import split_dataset
     from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training_args import FlipCTRArguments, FlipPreTrainingArguments
 

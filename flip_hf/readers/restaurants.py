@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restaurant & consumer data of the UCI repository (Vargas-Govea et al. 2011, doi:10.24432/C5DP41)."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+
+_RESTAURANT_FIELDS = (
+    "user_id",
+    "activity",
+    "budget",
+    "transport",
+    "drink_level",
+    "ambience",
+    "favourite_cuisine",
+    "place_id",
+    "name",
+    "city",
+    "cuisine",
+    "price",
+    "dress_code",
+    "place_ambience",
+)
+
+
+def read_embedded_restaurants(folder: Path) -> pa.Table:
+    """The file that `examples/prepare_restaurants.py` made of the UCI files."""
+    with (folder / "restaurants.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns: dict[str, list[Any]] = {name: [row[name] or None for row in rows] for name in _RESTAURANT_FIELDS}
+    return pa.table({**columns, "rating": [int(row["rating"]) for row in rows]})
+
+
+def read_restaurants(folder: Path) -> pa.Table:
+    """
+    The UCI files, separated by commas or semicolons, in UTF-8 or Latin-1: both are in circulation.
+
+    "?" is missing. Underscores become spaces, runs of spaces one, and cities lower case; nothing else is normalised
+    ("s.l.p." stays what it is, and so does a name with a character that was lost before publication). A user's or
+    place's cuisines are joined in the order of the files, at most three of them.
+    """
+
+    def read(name: str) -> list[dict[str, str]]:
+        raw = (folder / name).read_bytes()
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+        lines = text.split("\n")
+        return list(csv.DictReader(lines, delimiter=";" if ";" in lines[0] else ","))
+
+    def clean(value: str) -> str | None:
+        value = " ".join(value.replace("_", " ").split())
+        return None if value in ("?", "") else value
+
+    def grouped(rows: list[dict[str, str]], key: str) -> dict[str, str]:
+        groups: dict[str, list[str]] = {}
+        for row in rows:
+            groups.setdefault(row[key], []).append(clean(row["Rcuisine"]) or "")
+        return {owner: ", ".join(dict.fromkeys(values[:3])) for owner, values in groups.items()}
+
+    user_cuisines = grouped(read("usercuisine.csv"), "userID")
+    place_cuisines = grouped(read("chefmozcuisine.csv"), "placeID")
+    users = {row["userID"]: row for row in read("userprofile.csv")}
+    places_file = next(name for name in ("geoplaces.csv", "geoplaces2.csv") if (folder / name).is_file())
+    places = {row["placeID"]: row for row in read(places_file)}
+    columns: dict[str, list[Any]] = {name: [] for name in (*_RESTAURANT_FIELDS, "rating")}
+    for row in read("rating_final.csv"):
+        if row["userID"] not in users or row["placeID"] not in places:
+            raise ValueError(
+                f"rating_final.csv names user {row['userID']} and place {row['placeID']}, and userprofile.csv or "
+                f"{places_file} does not have them: is the file whole?"
+            )
+        user, place = users[row["userID"]], places[row["placeID"]]
+        city = clean(place["city"])
+        values = {
+            "user_id": row["userID"],
+            **{name: clean(user[name]) for name in ("activity", "budget", "transport", "drink_level", "ambience")},
+            "favourite_cuisine": user_cuisines.get(row["userID"]),
+            "place_id": row["placeID"],
+            "name": clean(place["name"]),
+            "city": city and city.lower(),
+            "cuisine": place_cuisines.get(row["placeID"]),
+            "price": clean(place["price"]),
+            "dress_code": clean(place["dress_code"]),
+            "place_ambience": clean(place["Rambience"]),
+            "rating": int(row["rating"]),
+        }
+        for name, column in columns.items():
+            column.append(values[name])
+    return pa.table(columns)
