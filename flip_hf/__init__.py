@@ -18,6 +18,7 @@ _PUBLIC = {
     "configuration_flip": ["FlipConfig"],
     "modeling_flip_tabular": ["FlipTabularModel"],
     "modeling_flip": ["FlipModel", "FlipForPreTraining", "FlipForCTR"],
+    "feature_counts_flip": ["FeatureCounts"],
     "feature_extraction_flip": ["FlipFeatureExtractor"],
     "processing_flip": ["FlipProcessor"],
     "data": ["load_ctr_dataset"],
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .data import load_ctr_dataset
     from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
     from .encoding import prepare_dataset
+    from .feature_counts_flip import FeatureCounts
     from .feature_extraction_flip import FlipFeatureExtractor
     from .metrics import compute_ctr_metrics
     from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .configuration_flip import FlipConfig
+from .configuration_flip import MASK_FEATURE_ID, FlipConfig
+from .modeling_flip_base import grow_table
 
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
@@ -91,6 +92,29 @@ class FlipMTMHead(nn.Module):
         self._noise = None
         log_probs = self.noise_distribution()[0]
         self.feature_bias.copy_(log_probs + math.log(self.config.num_features))
+
+    def grow_features(self, fields: torch.Tensor, feature_fields: torch.Tensor, start: str) -> None:
+        """
+        New rows `(num_new,)` behind the output table's own, as [`FlipTabularModel.grow_features`] does for input
+        tables; ids for unseen values are never asked for and have no row to copy, so `"unseen"` is `"mean"` here.
+        `add_feature_counts` has to follow.
+        """
+        std, reserved = self.config.initializer_range, self.config.num_reserved_features
+        start = "mean" if start == "unseen" else start
+        grow_table(self.feature_embeddings, fields, feature_fields, start, std, reserved)
+
+    @torch.no_grad()
+    def add_feature_counts(self, counts: torch.Tensor, fields: torch.Tensor) -> None:
+        """
+        Takes frequencies `(N,)` and fields `(N,)` over that were extended: the noise distribution follows all of them,
+        the bias of old features stays, that of new ones starts at ln p(j) + ln N.
+        """
+        old_bias, device = self.feature_bias, self.feature_bias.device
+        self.feature_counts, self.feature_fields = counts.long().to(device), fields.long().to(device)
+        self._noise = None
+        log_probs = self.noise_distribution()[0].to(old_bias.dtype) + math.log(len(counts))
+        bias = torch.cat([old_bias, log_probs[len(old_bias) :]])
+        self.feature_bias = nn.Parameter(bias, requires_grad=old_bias.requires_grad)
 
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -187,19 +211,30 @@ class FlipMTMHead(nn.Module):
 
     @torch.no_grad()
     def accuracies(
-        self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor
+        self,
+        hidden: torch.Tensor,
+        fields: torch.LongTensor,
+        targets: torch.LongTensor,
+        noise: torch.LongTensor,
+        weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `losses` -> shares of masked fields won against the noise, and against the field's whole vocabulary."""
+        """
+        As `losses`, and what each counts `(M,)` -> shares of masked fields won against the noise, and against the
+        field's whole vocabulary.
+        """
         best_noise = self.score(hidden, noise).masked_fill(noise == targets[:, None], -torch.inf).amax(1)
         beats_noise = self.score(hidden, targets[:, None]).squeeze(1) > best_noise
-        is_best = []
+        is_best, weights_scored = [], []
         for field in fields.unique().tolist():
             asked = fields == field
             if int((self.feature_fields == field).sum()) > MAX_FIELD_VOCABULARY_SCORED:
                 continue
             features, scores = self.score_field(hidden[asked], field)
             is_best.append(features[scores.argmax(1)] == targets[asked])
-        return share(beats_noise), share(torch.cat(is_best) if is_best else beats_noise[:0])
+            weights_scored.append(weights[asked])
+        if not is_best:
+            is_best, weights_scored = [beats_noise[:0]], [weights[:0]]
+        return share(beats_noise, weights), share(torch.cat(is_best), torch.cat(weights_scored))
 
 
 class FlipProjectionHead(nn.Module):
@@ -291,6 +326,17 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     return _GatherRows.apply(rows, sizes, rank), sum(sizes[:rank])
 
 
-def share(hits: torch.Tensor) -> torch.Tensor:
-    """Share of true entries; nan where there is none to ask."""
-    return hits.float().mean()
+def share(hits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Share of true entries, weighted perhaps; nan where there is none to ask."""
+    return hits.float().mean() if weights is None else (hits * weights).sum() / weights.sum()
+
+
+def masked_slots(feature_ids: torch.Tensor, masked_feature_ids: torch.Tensor, config: FlipConfig) -> torch.Tensor:
+    """Which slots `(B, S)` MTM asks for: those that are masked and whose value is known."""
+    return (masked_feature_ids == MASK_FEATURE_ID) & (feature_ids >= config.num_reserved_features)
+
+
+def slots_per_field(slots: torch.Tensor, config: FlipConfig) -> torch.Tensor:
+    """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
+    slot_fields = torch.tensor(config.slot_fields, device=slots.device)
+    return slots.new_zeros(len(slots), config.num_fields, dtype=torch.long).index_add(1, slot_fields, slots.long())

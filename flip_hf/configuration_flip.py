@@ -39,8 +39,10 @@ class FlipConfig(PreTrainedConfig):
     features from `2 + 2F` on.
 
     Args:
-        fields (`list[dict]`): one entry per field, in order: `name` (`str`), `kind` (`"categorical"`) and
-            `num_slots` (`int`, how many columns of `feature_ids` the field takes; 1 for categorical fields).
+        fields (`list[dict]`): one entry per field, in order: `name` (`str`), `kind` (`str`, as the extractor names
+            it), `num_slots` (`int`, how many columns of `feature_ids` the field takes: 1, more for a multivalued
+            field, none for one of text alone), and `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued
+            field.
         num_features (`int`): N, size of the global id space, reserved ids included.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
@@ -69,6 +71,8 @@ class FlipConfig(PreTrainedConfig):
         icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).
         icl_learnable_temperature (`bool`): learn tau (as the logarithm of its inverse).
         icl_normalize (`bool`): L2-normalise both projections first.
+        id_dropout (`float`): in training, the share of ids of categorical and multivalued fields that are replaced by
+            their field's id for unseen values, which no training row has and which would stay untrained otherwise.
         alpha_init (`float`): stage 2, initial weight of the tabular logit in the joint logit.
         l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
             tables, added to the training loss (never to `eval_loss`).
@@ -99,6 +103,7 @@ class FlipConfig(PreTrainedConfig):
     feature_embedding_size: int = 32
     tabular_initializer_range: float = 0.05
     initializer_range: float = 0.02
+    id_dropout: float = 0.0
 
     mlm_weight: float = 1.0
     mtm_weight: float = 1.0
@@ -144,6 +149,8 @@ class FlipConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out"
                 )
+        if not 0.0 <= self.id_dropout < 1.0:
+            raise ValueError(f"id_dropout={self.id_dropout!r} is not in [0, 1)")
         names = self.field_names
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
@@ -167,6 +174,11 @@ class FlipConfig(PreTrainedConfig):
     def slot_fields(self) -> list[int]:
         """Field index of every column of `feature_ids` (length S)."""
         return [index for index, field in enumerate(self.fields or []) for _ in range(field["num_slots"])]
+
+    @property
+    def tabular_fields(self) -> list[int]:
+        """Fields that the ID tower reads: those that have slots."""
+        return [index for index, field in enumerate(self.fields or []) if field["num_slots"]]
 
     @property
     def num_slots(self) -> int:
@@ -210,7 +222,9 @@ class FlipConfig(PreTrainedConfig):
             # a configuration hands its attention implementation down to its parts: without this it would hand down
             # None
             kwargs["attn_implementation"] = text_config._attn_implementation
-        return cls(fields=extractor.field_specs, num_features=extractor.num_features, **kwargs)
+        kept = ("name", "kind", "num_slots", "pooling", "hash_buckets")
+        fields = [{key: spec[key] for key in kept if key in spec} for spec in extractor.field_specs]
+        return cls(fields=fields, num_features=extractor.num_features, **kwargs)
 
     def check_processor(self, processor: Any) -> None:
         """
@@ -225,10 +239,16 @@ class FlipConfig(PreTrainedConfig):
                 f"the processor does not fit the model: it has the fields {list(extractor.field_names)}, the model "
                 f"{self.field_names}; load the processor from the model's own folder"
             )
+        if list(extractor.slot_fields) != self.slot_fields:
+            raise ValueError(
+                f"the processor does not fit the model: its ids have {len(extractor.slot_fields)} columns, the model "
+                f"reads {self.num_slots}; load the processor from the model's own folder"
+            )
         if extractor.num_features != self.num_features:
             raise ValueError(
                 f"the processor does not fit the model: it knows {extractor.num_features} features, the model "
-                f"{self.num_features}; load the processor from the model's own folder"
+                f"{self.num_features}; load the processor from the model's own folder, or, if it was extended, "
+                "grow the model with resize_feature_embeddings(processor)"
             )
         tokenizer = getattr(processor, "tokenizer", None)
         if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_flip import MASK_FEATURE_ID, MODES
+from .configuration_flip import MASK_FEATURE_ID, MODES, PAD_FEATURE_ID
 from .processing_flip import FlipProcessor
 
 
@@ -94,10 +94,11 @@ class DataCollatorForFlipPreTraining:
     """
     Stage 1: field-level masking of both views (FLIP, arXiv 2310.19453), k = max(1, int(F x ratio)) fields of a row.
 
-    The two views draw their fields independently. In the text *every* token of the value of a chosen field becomes the
-    mask token, whereas names and template words stay; in the ids a chosen field takes the mask id. A field whose value
-    has no token in the row (missing, or lost to truncation) is not chosen in the text, one that is missing or unseen
-    is not chosen in the ids.
+    F counts the fields that a view has, statistics left out. The two views draw their fields independently. In the
+    text *every* token of the value of a chosen field becomes the mask token, whereas names and template words stay; in
+    the ids all values of a chosen field take the mask id, and statistics of it are missing. A field whose value has no
+    token in the row (missing, or lost to truncation) is not chosen in the text; one that is missing or unseen, or a
+    statistic, is not chosen in the ids.
 
     | input, per row | output |
     |---|---|
@@ -156,7 +157,7 @@ class DataCollatorForFlipPreTraining:
         row_of_token, position = np.nonzero(token_field_ids >= 0)
         in_text = np.zeros((len(rows), num_fields), bool)
         in_text[row_of_token, token_field_ids[row_of_token, position]] = True
-        is_known = feature_ids >= extractor.num_reserved_features
+        is_known = (feature_ids >= extractor.num_reserved_features) & (self._sources()[slot_fields] < 0)
         in_ids = np.zeros((len(rows), num_fields), bool)
         row_of_slot, slot = np.nonzero(is_known)
         in_ids[row_of_slot, slot_fields[slot]] = True
@@ -165,17 +166,24 @@ class DataCollatorForFlipPreTraining:
         if self.share_field_masks or self.hide_target_in_text:
             in_text = in_ids = in_text & in_ids
             feature_keys = text_keys
-        text_fields = self._choose(text_keys, in_text, self.text_mask_ratio)
-        feature_fields = self._choose(feature_keys, in_ids, self.feature_mask_ratio)
+        text_fields = self._choose(text_keys, in_text, self.text_mask_ratio, len(extractor.text_fields))
+        num_maskable = int((self._sources()[np.unique(slot_fields)] < 0).sum())
+        feature_fields = self._choose(feature_keys, in_ids, self.feature_mask_ratio, num_maskable)
         if self.hide_target_in_text:
             text_fields |= feature_fields
 
-        # a chosen field loses all its value tokens, and all its known ids
+        # a chosen field loses all its value tokens, and all its ids
         hidden = np.zeros(token_field_ids.shape, bool)
         hidden[row_of_token, position] = text_fields[row_of_token, token_field_ids[row_of_token, position]]
         batch["masked_input_ids"] = np.where(hidden, self.processor.tokenizer.mask_token_id or 0, batch["input_ids"])
         batch["feature_ids"] = feature_ids
-        batch["masked_feature_ids"] = np.where(feature_fields[:, slot_fields] & is_known, MASK_FEATURE_ID, feature_ids)
+        hidden_slots = feature_fields[:, slot_fields] & (feature_ids != PAD_FEATURE_ID)
+        batch["masked_feature_ids"] = np.where(hidden_slots, MASK_FEATURE_ID, feature_ids)
+        for field, source in enumerate(self._sources().tolist()):
+            if source >= 0:  # a statistic of a value would give the value away
+                slot = int(np.flatnonzero(slot_fields == field)[0])
+                column = batch["masked_feature_ids"][:, slot]
+                column[feature_fields[:, source]] = extractor.missing_id(field)
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
     def _generator(self, input_ids: np.ndarray, feature_ids: np.ndarray) -> np.random.Generator:
@@ -184,13 +192,19 @@ class DataCollatorForFlipPreTraining:
         content = hashlib.blake2b(input_ids.tobytes() + feature_ids.tobytes(), digest_size=8).digest()
         return np.random.default_rng([self.seed, int.from_bytes(content, "little")])
 
+    def _sources(self) -> np.ndarray:
+        """For each field `(F,)` the field that it is a statistic of, or -1."""
+        extractor = self.processor.feature_extractor
+        names = extractor.field_names
+        return np.array([names.index(spec["source"]) if "source" in spec else -1 for spec in extractor.field_specs])
+
     @staticmethod
-    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float) -> np.ndarray:
-        """Uniform choice of k eligible fields of every row without replacement -> bool (B, F)."""
+    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num_fields: int) -> np.ndarray:
+        """Uniform choice of k = max(1, int(num_fields x ratio)) eligible fields of every row -> bool (B, F)."""
         chosen = np.zeros(keys.shape, bool)
         if ratio == 0.0:
             return chosen
-        count = max(1, int(keys.shape[1] * ratio))
+        count = max(1, int(num_fields * ratio))
         smallest = np.argsort(np.where(eligible, keys, np.inf), axis=1)[:, :count]
         np.put_along_axis(chosen, smallest, True, axis=1)
         return chosen & eligible

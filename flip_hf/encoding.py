@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a table -> rows a model reads, encoded once for any number of epochs."""
 
+import copy
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets.fingerprint import Hasher
 from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
+from .feature_extraction_flip import VOCABULARY_NAME
 from .processing_flip import FlipProcessor
 
 
@@ -23,13 +28,38 @@ def _hash_by_content(pickler: Any, processor: FlipProcessor) -> None:
 
 
 class _EncodeTable:
-    """Arrow table of raw columns -> Arrow table of model inputs, without a Python object per row."""
+    """
+    Arrow table of raw columns -> Arrow table of model inputs, without a Python object per row.
 
-    def __init__(self, processor: FlipProcessor, text: bool, keep_columns: Sequence[str]):
-        self.processor, self.text, self.keep_columns = processor, text, list(keep_columns)
+    Worker processes get the path of the vocabulary, not the vocabulary: they map the same file into memory.
+    """
+
+    def __init__(self, processor: FlipProcessor, text: bool, out_of_fold: bool, keep_columns: Sequence[str]):
+        self.processor, self.text, self.out_of_fold = processor, text, out_of_fold
+        self.keep_columns = list(keep_columns)
+        self.vocabulary_folder: str | None = None
+
+    def share_vocabulary(self, folder: str) -> None:
+        """Writes the vocabulary to `folder`; from now on a pickle of this object names it."""
+        self.processor.feature_extractor.save_vocabulary(folder)
+        self.vocabulary_folder = folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.vocabulary_folder is None:
+            return self.__dict__
+        processor = copy.copy(self.processor)
+        processor.feature_extractor = processor.feature_extractor.without_arrays()
+        return {**self.__dict__, "processor": processor}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.vocabulary_folder is not None:
+            path = os.path.join(self.vocabulary_folder, VOCABULARY_NAME)
+            self.processor.feature_extractor.load_vocabulary(path)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        encoded = self.processor.encode(table.combine_chunks(), self.text)  # rows of a selection come in a chunk each
+        table = table.combine_chunks()  # rows of a selection come in a chunk each
+        encoded = self.processor.encode(table, self.text, self.out_of_fold)
         columns: dict[str, pa.Array] = {}
         if self.text:
             offsets = pa.array(np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int32))
@@ -48,24 +78,29 @@ class _EncodeTable:
 
 
 def prepare_dataset(
-    dataset: Dataset | DatasetDict,
+    dataset: Dataset | DatasetDict | IterableDataset,
     processor: FlipProcessor,
     text: bool = True,
     num_proc: int | None = None,
     batch_size: int = 10_000,
     keep_columns: Sequence[str] = (),
+    out_of_fold: bool | None = None,
 ) -> Any:
     """
     Encodes a table once, for any number of epochs: `dataset.map(processor, batched=True, remove_columns=...)`, several
     times faster, since columns go from Arrow to Arrow. Cached like any `map`, also for the next process.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): raw columns; splits are encoded one by one.
+        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; splits are encoded one by one, a stream
+            as it is read.
         processor ([`FlipProcessor`]): fitted on the training rows.
         text (`bool`): `False` leaves the text out (FLIP_ID).
-        num_proc (`int`, *optional*): processes.
+        num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
         batch_size (`int`): rows encoded at a time.
         keep_columns (`list[str]`): raw columns to carry along.
+        out_of_fold (`bool`, *optional*): whether these are the rows that the processor was fitted on, which must not
+            read their own labels in label statistics. By default the split `"train"` of a `DatasetDict` is, and other
+            splits are not; a table without a split has to say so, if the processor has such fields.
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
@@ -73,69 +108,85 @@ def prepare_dataset(
         unseen and of missing values of each field is logged.
 
     Raises:
-        ValueError: if the table is empty, a field has no column, a label is not 0 or 1, or `keep_columns` names a
-            column that is not there or that the processor makes.
+        ValueError: if the table is empty, a field has no column, a label is not 0 or 1, `out_of_fold` has to be said,
+            or `keep_columns` names a column that is not there or that the processor makes.
     """
+    has_statistics = processor.feature_extractor.has_label_statistics
     if isinstance(dataset, dict):
-        return DatasetDict(
+        return type(dataset)(
             {
-                name: _prepare_split(split, processor, text, num_proc, batch_size, keep_columns, name)
+                name: prepare_dataset(
+                    split, processor, text, num_proc, batch_size, keep_columns, _is_fitted_on(name, out_of_fold)
+                )
                 for name, split in dataset.items()
             }
         )
-    return _prepare_split(dataset, processor, text, num_proc, batch_size, keep_columns, "the table")
-
-
-def _prepare_split(
-    dataset: Dataset,
-    processor: FlipProcessor,
-    text: bool,
-    num_proc: int | None,
-    batch_size: int,
-    keep_columns: Sequence[str],
-    name: str,
-) -> Dataset:
-    if not len(dataset):
-        raise ValueError(f"{name} has no rows: there is nothing to encode")
-    absent = [column for column in keep_columns if column not in dataset.column_names]
-    if absent:
+    if has_statistics and out_of_fold is None:
         raise ValueError(
-            f"keep_columns names {', '.join(map(repr, absent))}, and {name} has {', '.join(dataset.column_names)}"
+            "the processor has label statistics, in which a row that it was fitted on must not find its own label: "
+            "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
         )
+    is_stream = isinstance(dataset, IterableDataset)
+    if is_stream and dataset.features is None:
+        dataset = dataset._resolve_features()
+    names = dataset.column_names
+    if not is_stream and not len(dataset):
+        raise ValueError("the table has no rows: there is nothing to encode")
+    absent = [column for column in keep_columns if column not in names]
+    if absent:
+        raise ValueError(f"keep_columns names {', '.join(map(repr, absent))}, and the table has {', '.join(names)}")
     label = processor.feature_extractor.label
-    if label in dataset.column_names:  # all at once, so that an error counts rows of the table and not of a batch
+    if label in names and not is_stream:  # all at once, so that an error counts rows of the table and not of a batch
         processor.encode_labels(dataset.select_columns([label]).with_format("arrow")[:])
-    features = {"feature_ids": List(Value("int32"))}
-    if text:
-        lists = {"input_ids": "int32", "attention_mask": "int8", "token_field_ids": "int16"}
-        features = {column: List(Value(dtype)) for column, dtype in lists.items()} | features
-    if label in dataset.column_names:
-        features["labels"] = Value("float32")
+    features = _features(text, label in names)
     clash = [column for column in keep_columns if column in features]
     if clash:
         raise ValueError(
-            f"keep_columns names {', '.join(map(repr, clash))}, which {name} gets from the processor: rename it first"
+            f"keep_columns names {', '.join(map(repr, clash))}, which the processor makes: rename it first"
         )
     features |= {column: dataset.features[column] for column in keep_columns}
-    encoded = dataset.with_format("arrow").map(
-        _EncodeTable(processor, text, keep_columns),
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=dataset.column_names,
-        features=Features(features),
-        num_proc=num_proc,
-        desc=f"encoding {name}",
-    )
-    feature_ids = np.concatenate(
-        [
-            table.column("feature_ids").combine_chunks().flatten().to_numpy()
-            for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000)
-        ]
-    ).reshape(len(encoded), -1)
-    for field, rates in processor.feature_extractor.rates(feature_ids).items():
-        if rates["unseen"] or rates["missing"]:
-            logger.info(f"{name}, {field}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+    encode = _EncodeTable(processor, text, bool(out_of_fold and has_statistics), keep_columns)
+    settings = {"batched": True, "batch_size": batch_size, "remove_columns": names, "features": Features(features)}
+    if is_stream:
+        return dataset.with_format("arrow").map(encode, **settings).with_format(None)
+    fingerprint = Hasher.hash([dataset._fingerprint, encode, batch_size])
+    with tempfile.TemporaryDirectory() as folder:
+        if num_proc is not None and num_proc > 1:
+            encode.share_vocabulary(folder)
+        encoded = dataset.with_format("arrow").map(
+            encode, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings
+        )
+    _log_rates(encoded, processor)
     return encoded.with_format(None)
+
+
+def _is_fitted_on(split: str, out_of_fold: bool | None) -> bool:
+    return split == "train" if out_of_fold is None else out_of_fold
+
+
+def _features(text: bool, has_labels: bool) -> dict[str, Any]:
+    features: dict[str, Any] = {}
+    if text:
+        for column, dtype in (("input_ids", "int32"), ("attention_mask", "int8"), ("token_field_ids", "int16")):
+            features[column] = List(Value(dtype))
+    features["feature_ids"] = List(Value("int32"))
+    if has_labels:
+        features["labels"] = Value("float32")
+    return features
+
+
+def _log_rates(encoded: Dataset, processor: FlipProcessor) -> None:
+    """Shares of unseen and missing values, a piece at a time: the ids of a large table need not fit into memory."""
+    totals: dict[str, dict[str, float]] = {}
+    for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
+        ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        for field, rates in processor.feature_extractor.rates(ids).items():
+            of_field = totals.setdefault(field, dict.fromkeys(rates, 0.0))
+            for name, rate in rates.items():
+                of_field[name] += rate * table.num_rows / len(encoded)
+    for field, rates in totals.items():
+        if rates["unseen"] or rates["missing"]:
+            logger.info(f"{field}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
 
 
 __all__ = ["prepare_dataset"]

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a table -> ids of one global feature space, by vocabularies fitted on the training rows.
+"""Rows of a table -> ids of one global feature space, by vocabularies, buckets and statistics of the training rows.
 
-Letters: B rows, F fields, S slots (columns of `feature_ids`; one per field so far), N features.
+Letters: B rows, F fields, S slots (columns of `feature_ids`), N features, n distinct values, K folds.
 
 Ids never move: 0 pad, 1 mask, then 2 + 2f and 3 + 2f for an unseen and a missing value of field f, then the real
-features. The fitted state is a file of arrays that is mapped into memory: a million ids load at once, and processes
-that load the same file share them. It is never json and never pickle (a pickled extractor carries a copy of it).
+features: those of the first fit field by field, later ones (`extend`) behind them. The fitted state is a file of
+arrays that is mapped into memory: a million ids load at once, and processes that load the same file share them. It is
+never json and never pickle (a pickled extractor carries a copy of it).
 """
 
+import copy
+import dataclasses
 import hashlib
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,192 +23,54 @@ from safetensors.numpy import save_file
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file, logging
 
+from .columns_flip import CodedColumn, as_columns
 from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
+from .feature_building_flip import FeatureBuilder, statistics, value_hash
+from .feature_counts_flip import NUM_FOLDS, FeatureCounts, ValueCounts, code_columns, hash_buckets, row_folds
+from .fields_flip import (
+    AgeField,
+    CategoricalField,
+    Field,
+    MultivaluedField,
+    NumericField,
+    StatisticField,
+    field_from_dict,
+)
+from .report_flip import FlipReport, describe_rows
 
 
 logger = logging.get_logger(__name__)
 
 VOCABULARY_NAME = "feature_vocabulary.safetensors"
-_ARRAYS = ("value_bytes", "value_offsets", "sorted_hashes", "sorted_ids", "feature_counts", "feature_fields")
-# raw values remembered per field, so that a value is looked up once and not once per row
-_MAX_CACHED_VALUES = 1 << 18
+_ARRAYS = {
+    "value_bytes": np.uint8,  # of all real features, end to end: values, names of buckets
+    "value_offsets": np.int64,  # (N - reserved + 1,)
+    "sorted_hashes": np.int64,  # of the values of vocabularies, and
+    "sorted_ids": np.int32,  # their ids
+    "feature_counts": np.int64,  # (N,)
+    "feature_fields": np.int32,  # (N,)
+    "edges": np.float64,  # of all numeric fields, end to end
+    "edge_offsets": np.int64,  # (F + 1,)
+    "references": np.float64,  # (F,), the day that an age is counted to; else nan
+    "label_features": np.int32,  # the features that statistics are of, and
+    "label_sums": np.int64,  # (features, K, 2), rows and clicks in each fold
+    "label_totals": np.int64,  # (F, K, 2), those of all rows, at the source of a statistic
+}
+# values remembered, so that a value is looked up once and not once per row
+_MAX_CACHED_VALUES = 1 << 19
 # and no more characters of them, since the values of a field may be whole reviews
 _MAX_CACHED_CHARACTERS = 1 << 26
-_FIT_BATCH_SIZE = 100_000
-# how objects that stand for nothing print: an empty value, pandas.NaT, pandas.NA, decimal.Decimal("nan")
-_MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
-
-
-def canonical_value(value: Any, field: str = "") -> str | None:
-    """
-    The string that a value of a categorical field stands for; `None` where it is missing.
-
-    Strings lose surrounding whitespace. `1` and `1.0` are the same value as `"1"` (a column of ints with a hole
-    becomes floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `pandas.NA`, `NaT`, `""`
-    and whitespace are missing. Half a surrogate pair, which no encoding holds, becomes "?".
-
-    Raises:
-        TypeError: for a list, dict or other container, naming the field.
-    """
-    if isinstance(value, str):
-        text = value.strip()
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            text = text.encode("utf-8", "replace").decode()
-        return text or None
-    if value is None:
-        return None
-    if _is_container(value):
-        raise TypeError(_container_message(value, field))
-    if hasattr(value, "ndim") and not isinstance(value, np.generic):  # an array or tensor of no dimension
-        value = value.item()
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value))
-    if isinstance(value, int | np.integer):
-        return str(int(value))
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
-    if isinstance(value, bytes):
-        return canonical_value(value.decode("utf-8", "replace"), field)
-    text = str(value).strip()
-    return None if text in _MISSING_OBJECTS else text
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset | Mapping) or getattr(value, "ndim", 0) > 0
-
-
-def _container_message(value: Any, field: str, row: int | None = None) -> str:
-    where = "" if row is None else f" in row {row}"
-    return (
-        f"field {field!r} holds a {type(value).__name__}{where} ({str(value)[:60]}), a categorical field one value "
-        'per row: join it into a string (", ".join(values)) or leave the field out'
-    )
-
-
-def as_list(column: Any) -> Sequence[Any]:
-    """A column as a Python sequence, whatever holds it."""
-    for method in ("to_pylist", "tolist"):  # arrow; numpy, pandas and torch
-        if hasattr(column, method):
-            return getattr(column, method)()
-    return column if isinstance(column, list | tuple) else list(column)
-
-
-class CodedColumn:
-    """
-    A column as its distinct values, and for each row the number of its value: what is done per value is done once.
-
-    Args:
-        values (`list`): distinct values that can be keys of one dict, raw or already canonical.
-        indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
-    """
-
-    def __init__(self, column: Any, field: str = ""):
-        if _is_arrow(column):  # a null is -1, the last of the values
-            indices, values = _arrow_codes(column)
-            self.values, self.indices = [*_plain_values(values, field), None], indices.astype(np.int64)
-            return
-        plain = _plain_values(as_list(column), field)
-        numbers = {value: number for number, value in enumerate(dict.fromkeys(plain))}
-        self.values = list(numbers)
-        self.indices = np.fromiter(map(numbers.__getitem__, plain), np.int64, len(plain))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def _plain_values(column: Sequence[Any], field: str = "", first_row: int = 0) -> Sequence[Any]:
-    """
-    A column -> values that can be keys of one dict: 1, 1.0 and True are equal to Python and different here.
-
-    Raises:
-        TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
-    """
-    types = set(map(type, column))
-    if types <= {str, type(None)} or types == {int}:
-        return column
-    for row, value in enumerate(column):
-        if _is_container(value):
-            raise TypeError(_container_message(value, field, first_row + row))
-    return [value if type(value) is str else canonical_value(value) for value in column]
-
-
-def _is_arrow(column: Any) -> bool:
-    """An Arrow column whose distinct values Arrow itself can find: lists and structs are none."""
-    return hasattr(column, "dictionary_encode") and not column.type.num_fields
-
-
-def _is_column(value: Any) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
-
-
-def as_columns(rows: Any) -> Mapping[str, Any]:
-    """
-    A batch in any of the forms users have it -> a mapping of columns.
-
-    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
-    `datasets.Dataset`, an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: if a list of rows is empty.
-    """
-    if isinstance(rows, Mapping):
-        # the first column of a batch ends this: a lazy batch need not decode the others
-        if any(_is_column(rows[name]) for name in rows):
-            return rows
-        return {name: [rows[name]] for name in rows}
-    if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
-        rows = rows.with_format("arrow")[:]
-    if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
-        return {name: rows.column(name) for name in rows.column_names}
-    if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
-        return {str(name): rows[name] for name in rows.columns}
-    if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
-        if not len(rows):
-            raise ValueError("no rows: the list is empty")
-        if all(isinstance(row, Mapping) for row in rows):
-            names = dict.fromkeys(name for row in rows for name in row)
-            return {name: [row.get(name) for row in rows] for name in names}
-    raise TypeError(
-        f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
-        "Arrow table or a pandas frame"
-    )
-
-
-def _select(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """The columns `names`, after checking that they are there, are columns, and are equally long."""
-    absent = [name for name in names if name not in columns]
-    if absent:
-        raise ValueError(
-            f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
-            "value may be missing (None), a column may not"
-        )
-    selected = [columns[name] for name in names]
-    single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
-    if len(single) == len(names):  # one row, beside something that is no field
-        return [[value] for value in selected]
-    if single:
-        raise ValueError(
-            f"field {single[0]!r} is the one value {str(columns[single[0]])[:40]!r} and others are columns: pass a "
-            "list for every field, or one value for every field"
-        )
-    sizes = {name: len(column) for name, column in zip(names, selected, strict=True)}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"columns differ in length: {sizes}")
-    return selected
 
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
     r"""
-    Fitted vocabularies of the fields of a table: `extractor(rows)` gives `feature_ids`.
+    Fitted fields of a table: `extractor(rows)` gives `feature_ids`.
 
-    Build one with [`FlipFeatureExtractor.fit`] or [`FlipFeatureExtractor.from_pretrained`].
+    Build one with [`FlipFeatureExtractor.fit`], [`FlipFeatureExtractor.from_counts`] or
+    [`FlipFeatureExtractor.from_pretrained`].
 
     Attributes:
+        fields (`list[Field]`): kind and options of each field, in order.
         field_names (`list[str]`): the fields, in order.
         num_features (`int`): N, reserved ids included.
         feature_counts (`np.ndarray` of shape `(N,)`, int64): how often each feature occurs in the training rows.
@@ -217,6 +80,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     model_input_names = ["feature_ids"]
     _cached_characters: int
+    _num_cached: int
 
     def __init__(
         self,
@@ -225,29 +89,44 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         min_frequency: int = 1,
         **kwargs: Any,
     ):
-        self.field_specs = [dict(spec) for spec in field_specs or []]
+        self.fields: list[Field] = [field_from_dict(spec) for spec in field_specs or []]
         self.label = label
         self.min_frequency = min_frequency
-        self._reset_caches()
         for name in _ARRAYS:
             self.__dict__.setdefault(f"_{name}", None)
+        self._reset_caches()
         super().__init__(**{key: value for key, value in kwargs.items() if key != "feature_extractor_type"})
 
     # --- shape ----------------------------------------------------------------------------------------------------
 
     @property
+    def field_specs(self) -> list[dict[str, Any]]:
+        """The fields as json: name, kind, num_slots, view, and options that are not at their default."""
+        return [field.to_dict() for field in self.fields]
+
+    @property
     def field_names(self) -> list[str]:
-        return [spec["name"] for spec in self.field_specs]
+        return [field.name for field in self.fields]
 
     @property
     def num_fields(self) -> int:
         """F."""
-        return len(self.field_specs)
+        return len(self.fields)
 
     @property
     def slot_fields(self) -> list[int]:
         """Field index of each of the S columns of `feature_ids`."""
-        return [index for index, spec in enumerate(self.field_specs) for _ in range(spec["num_slots"])]
+        return [index for index, field in enumerate(self.fields) for _ in range(field.num_slots)]
+
+    @property
+    def text_fields(self) -> list[int]:
+        """Fields that the text says something of."""
+        return [index for index, field in enumerate(self.fields) if field.view != "tabular"]
+
+    @property
+    def has_label_statistics(self) -> bool:
+        """Whether training rows have to be encoded out of fold (`out_of_fold=True`)."""
+        return any(isinstance(field, StatisticField) for field in self.fields)
 
     @property
     def num_reserved_features(self) -> int:
@@ -291,110 +170,140 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         label: str = "label",
         exclude: Sequence[str] = ("rating", "timestamp"),
         min_frequency: int = 1,
+        field_options: Mapping[str, Mapping[str, Any]] | None = None,
+        checkpoint: str | os.PathLike | None = None,
     ) -> "FlipFeatureExtractor":
         """
-        Builds the vocabularies from training rows, and from nothing else.
+        Builds vocabularies, buckets and statistics from training rows, in one pass, and from nothing else.
 
         Args:
-            dataset: training rows, in any form that `extractor(rows)` takes, or an iterable of such batches.
+            dataset: training rows: a `Dataset` or a streamed `IterableDataset`, any form that `extractor(rows)` takes,
+                or an iterator of such batches.
             fields (`list[str]`, *optional*): the columns to use, in this order; default: all but `label` and
                 `exclude`.
             label (`str`): name of the label column.
-            exclude (`list[str]`): columns that are no fields unless `fields` names them.
+            exclude (`list[str]`): columns that are no fields unless `fields` or `field_options` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
+            field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its type says (see
+                below) its `kind` and the options of that kind, as the classes of `fields_flip.py` name them; also
+                `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with `parts`.
+            checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
+                [`FeatureCounts.count`]).
+
+        Without options floats are numeric, lists multivalued, strings, booleans and integers categorical; columns of
+        dates or times are left out.
 
         Raises:
             ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
-                `min_frequency` is less than 1, or validation and test rows are passed as well.
-            TypeError: if a value is a list or another container, or `fields` is one string.
+                an option does not fit, `min_frequency` is less than 1, or validation and test rows are passed as well.
+            TypeError: if a value is a list where a single value is expected, or `fields` is one string.
+
+        Example:
+            ```python
+            extractor = FlipFeatureExtractor.fit(
+                splits["train"],
+                field_options={
+                    "price": {"kind": "numeric", "num_buckets": 20},
+                    "genre": {"kind": "multivalued", "separator": "|"},
+                    "user_id": {"statistics": ["frequency", "label_mean"]},
+                    "description": {"view": "text"},
+                },
+            )
+            ```
         """
-        if isinstance(fields, str):
-            raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
-        if isinstance(dataset, Mapping) and any(
-            hasattr(part, "column_names") or (hasattr(part, "iloc") and hasattr(part, "columns"))
-            for part in dataset.values()
-        ):
-            raise ValueError(
-                f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
-                "FlipFeatureExtractor.fit(splits['train'])"
-            )
-        counters: list[dict[str | None, int]] = []
-        names: list[str] = []
-        num_rows = 0
-        for columns in _batches(dataset):
-            if not counters:
-                names = cls._choose_fields(list(columns), fields, label, exclude)
-                counters = [{} for _ in names]
-            selected = _select(columns, names)
-            for name, counter, column in zip(names, counters, selected, strict=True):
-                _count(column, name, counter, num_rows)
-            num_rows += len(selected[0])
-        if num_rows == 0:
-            raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
-        return cls._from_counts(names, counters, label, min_frequency, num_rows)
-
-    @staticmethod
-    def _choose_fields(
-        columns: list[str], fields: Sequence[str] | None, label: str, exclude: Sequence[str]
-    ) -> list[str]:
-        if fields is None:
-            fields = [name for name in columns if name != label and name not in exclude]
-        unknown = [name for name in fields if name not in columns]
-        if unknown:
-            raise ValueError(f"no such field: {', '.join(map(repr, unknown))}; the table has {', '.join(columns)}")
-        if label in fields:
-            raise ValueError(f"the label column {label!r} cannot be a field: the model would read the answer")
-        if len(set(fields)) != len(fields):
-            raise ValueError(f"a field is named twice: {list(fields)}")
-        if not fields:
-            raise ValueError(f"no field is left: the table has {', '.join(columns) or 'no columns'}")
-        return list(fields)
+        counts = FeatureCounts.count(dataset, fields, label, exclude, field_options, checkpoint)
+        return cls.from_counts(counts, min_frequency)
 
     @classmethod
-    def _from_counts(
-        cls, names: list[str], counters: list[dict[str | None, int]], label: str, min_frequency: int, num_rows: int
-    ) -> "FlipFeatureExtractor":
-        extractor = cls(
-            [{"name": name, "kind": "categorical", "num_slots": 1} for name in names], label, min_frequency
-        )
-        reserved = extractor.num_reserved_features
-        counts, fields, values = [0] * reserved, [-1] * reserved, []
-        for index, (name, counter) in enumerate(zip(names, counters, strict=True)):
-            unseen, missing = extractor.unseen_id(index), extractor.missing_id(index)
-            fields[unseen] = fields[missing] = index
-            counts[missing] = counter.pop(None, 0)
-            if not counter:
-                raise ValueError(
-                    f"field {name!r} has no value in any of the {num_rows} rows: leave it out of `fields`"
-                )
-            if len(counter) == 1:
-                logger.warning(
-                    f"field {name!r} has the one value {next(iter(counter))[:40]!r} in all rows: it says nothing"
-                )
-            kept = [(value, count) for value, count in counter.items() if count >= min_frequency]
-            counts[unseen] = sum(counter.values()) - sum(count for _, count in kept)
-            # an order that the order of the rows does not change
-            for value, count in sorted(kept, key=lambda pair: (-pair[1], pair[0])):
-                values.append(value.encode())
-                counts.append(count)
-                fields.append(index)
-        offsets = np.zeros(len(values) + 1, np.int64)
-        np.cumsum([len(value) for value in values], out=offsets[1:])
-        hashes = np.array(
-            [_hash(value, field) for value, field in zip(values, fields[reserved:], strict=True)], np.int64
-        )
-        order = np.argsort(hashes, kind="stable")
-        extractor._set_arrays(
-            value_bytes=np.frombuffer(b"".join(values) or b"\0", np.uint8),
-            value_offsets=offsets,
-            sorted_hashes=hashes[order],
-            sorted_ids=(order + reserved).astype(np.int32),
-            feature_counts=np.array(counts, np.int64),
-            feature_fields=np.array(fields, np.int32),
-        )
+    def from_counts(cls, counts: FeatureCounts, min_frequency: int = 1) -> "FlipFeatureExtractor":
+        """
+        Builds an extractor from counts of training rows, merged from parts perhaps; `counts` stays as it is.
+
+        Raises:
+            ValueError: if a field has no value in any row.
+        """
+        fields = list(counts.fields)
+        for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
+            if isinstance(field, MultivaluedField) and counter is not None:
+                fields[index] = dataclasses.replace(field, max_values=min(field.max_values, counter.longest))
+        extractor = cls([field.to_dict() for field in fields], counts.label, min_frequency)
+        builder = FeatureBuilder(extractor, counts)
+        for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
+            if field.num_slots:
+                builder.add(index, field, counter)
+        extractor._set_arrays(**builder.arrays())
         return extractor
+
+    def extend(self, rows: Any) -> dict[str, int]:
+        """
+        Adds the values of new rows that are unseen so far, with ids behind all others: no id moves.
+
+        Frequencies of values that are known grow by those of the new rows. Buckets, statistics and fields that are
+        hashed stay what they are, and so does a vocabulary that its `vocabulary_size` caps. The model has to grow as
+        well: `model.resize_feature_embeddings(extractor)`.
+
+        Args:
+            rows: new training rows, in any form that `fit` takes; labels are not read.
+
+        Returns:
+            For each field that grew the number of its new features.
+
+        Raises:
+            ValueError: if a field has no column.
+        """
+        # statistics would need labels, and are not extended
+        kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
+        counts = FeatureCounts([self.fields[index] for index in kept], self.label)
+        counts.add(rows)
+        totals = self.feature_counts.copy()
+        added_values: list[bytes] = []
+        added_counts: list[int] = []
+        added_fields: list[int] = []
+        grown: dict[str, int] = {}
+        for index, counter in zip(kept, counts.of_field, strict=True):
+            if not isinstance(counter, ValueCounts):
+                continue
+            field = self.fields[index]
+            assert isinstance(field, CategoricalField)
+            totals[self.missing_id(index)] += counter.counts.pop(None, 0)
+            values = list(counter.counts)
+            ids = np.array(self._find(index, [value.encode() for value in values]), np.int64)
+            occurrences = np.array([counter.counts[value] for value in values], np.int64)
+            known = ids >= self.num_reserved_features
+            np.add.at(totals, ids[known], occurrences[known])
+            least = field.min_frequency or self.min_frequency
+            new = [
+                (value, count)
+                for value, count, is_known in zip(values, occurrences.tolist(), known.tolist(), strict=True)
+                if not is_known and count >= least and field.vocabulary_size is None
+            ]
+            totals[self.unseen_id(index)] += int(occurrences[~known].sum()) - sum(count for _, count in new)
+            for value, count in sorted(new, key=lambda pair: (-pair[1], pair[0])):
+                added_values.append(value.encode())
+                added_counts.append(count)
+                added_fields.append(index)
+            if new:
+                grown[field.name] = len(new)
+        first = self.num_features
+        offsets = self._array("value_offsets")
+        lengths = np.array([len(value) for value in added_values], np.int64)
+        hashes = np.array([value_hash(*pair) for pair in zip(added_values, added_fields, strict=True)], np.int64)
+        hashes = np.concatenate([self._array("sorted_hashes"), hashes])
+        ids = np.arange(first, first + len(added_values), dtype=np.int32)
+        ids = np.concatenate([self._array("sorted_ids"), ids])
+        order = np.argsort(hashes, kind="stable")
+        content = self._array("value_bytes")[: offsets[-1]]
+        self._set_arrays(
+            value_bytes=np.concatenate([content, np.frombuffer(b"".join(added_values), np.uint8)]),
+            value_offsets=np.concatenate([offsets, offsets[-1] + np.cumsum(lengths)]),
+            sorted_hashes=hashes[order],
+            sorted_ids=ids[order],
+            feature_counts=np.concatenate([totals, np.array(added_counts, np.int64)]),
+            feature_fields=np.concatenate([self.feature_fields, np.array(added_fields, np.int32)]),
+        )
+        return grown
 
     def _set_arrays(self, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
@@ -403,33 +312,110 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     # --- rows -> ids ----------------------------------------------------------------------------------------------
 
-    def __call__(self, rows: Any) -> np.ndarray:
+    def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
         """
         Args:
             rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
                 frame; columns that are no fields are ignored.
+            out_of_fold (`bool`): for the rows the extractor was fitted on: statistics leave out the fold a row is in,
+                so that no row reads its own label.
 
         Returns:
             `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out of range; unseen and missing values have
-            ids of their own.
+            ids of their own, and a multivalued field is padded with 0.
 
         Raises:
             ValueError: if a field has no column.
-            TypeError: if a value is a list or another container.
+            TypeError: if a value is a list where a single value is expected.
         """
-        return self.encode_columns(self.select_columns(rows))
+        return self.encode_columns(self.select_columns(rows), out_of_fold)
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
         """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        selected = _select(as_columns(rows), self.field_names)
-        return [CodedColumn(column, name) for column, name in zip(selected, self.field_names, strict=True)]
+        return code_columns(self.fields, as_columns(rows))
 
-    def encode_columns(self, columns: Sequence[CodedColumn]) -> np.ndarray:
+    def encode_columns(self, columns: Sequence[CodedColumn], out_of_fold: bool = False) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
-        ids = np.empty((len(columns[0]), len(columns)), np.int32)
-        for field, column in enumerate(columns):
-            ids[:, field] = np.array(self._lookup(field, column.values), np.int32).take(column.indices)
+        ids = np.empty((columns[0].num_rows, len(self.slot_fields)), np.int32)
+        folds = row_folds(self.fields, columns) if out_of_fold and self.has_label_statistics else None
+        slot = 0
+        for index, (field, column) in enumerate(zip(self.fields, columns, strict=True)):
+            if field.num_slots == 0:
+                continue
+            if isinstance(field, StatisticField):
+                of_values = self._statistic_ids(index, field, column.values)  # (n, K + 1)
+                ids[:, slot] = of_values[column.indices, NUM_FOLDS if folds is None else folds]
+            elif isinstance(field, MultivaluedField):
+                ids[:, slot : slot + field.num_slots] = self._list_ids(index, field, column.values)[column.indices]
+            else:
+                ids[:, slot] = self._ids(index, field, column.values)[column.indices]
+            slot += field.num_slots
         return ids
+
+    def _ids(self, index: int, field: Field, values: Sequence[Any]) -> np.ndarray:
+        """Distinct values of a field of one slot -> ids `(n,)`."""
+        if isinstance(field, NumericField):
+            numbers, unreadable = field.numbers(values)
+            if isinstance(field, AgeField) and field.reference is None:
+                numbers = self._array("references")[index] - numbers
+            ids = self._bucket_ids(index, numbers)
+            ids[unreadable] = self.unseen_id(index)
+            return ids
+        assert isinstance(field, CategoricalField)
+        if field.hash_buckets:
+            return self._hashed_ids(index, field, field.canonical(values))
+        return np.array(self._lookup(index, values), np.int32)
+
+    def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
+        """Distinct rows of values of a multivalued field -> ids `(n, num_slots)`, padded at the end."""
+        lists = [field.elements(value) for value in values]
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        elements = [element for row in lists for element in row]
+        distinct = list(dict.fromkeys(elements))
+        if field.hash_buckets:
+            of_element = dict(zip(distinct, self._hashed_ids(index, field, distinct).tolist(), strict=True))
+        else:
+            of_element = dict(zip(distinct, self._lookup(index, distinct), strict=True))
+        ids = np.full((len(lists), field.num_slots), PAD_FEATURE_ID, np.int32)
+        ids[np.arange(field.num_slots) < lengths[:, None]] = [of_element[element] for element in elements]
+        ids[lengths == 0, 0] = self.missing_id(index)
+        return ids
+
+    def _hashed_ids(self, index: int, field: CategoricalField, values: Sequence[str | None]) -> np.ndarray:
+        buckets = hash_buckets(values, field.hash_buckets)
+        return np.where(buckets == field.hash_buckets, self.missing_id(index), self._base(index) + buckets)
+
+    def _bucket_ids(self, index: int, numbers: np.ndarray) -> np.ndarray:
+        """Numbers -> ids of their buckets, that of a missing value for nan."""
+        start, end = self._array("edge_offsets")[index : index + 2]
+        buckets = np.searchsorted(self._array("edges")[start:end], numbers, side="right")
+        return np.where(np.isnan(numbers), self.missing_id(index), self._base(index) + buckets).astype(np.int32)
+
+    def _base(self, index: int) -> int:
+        """First feature of a field whose features are buckets: they follow one another."""
+        if index not in self._bases:
+            reserved = self.num_reserved_features
+            self._bases[index] = reserved + int(np.argmax(self.feature_fields[reserved:] == index))
+        return self._bases[index]
+
+    def _statistic_ids(self, index: int, field: StatisticField, values: Sequence[Any]) -> np.ndarray:
+        """Distinct values of the source -> ids `(n, K + 1)`, for rows of each fold and for rows of none."""
+        source = self.field_names.index(field.source)
+        ids = self._ids(source, self.fields[source], values)
+        rows, clicks = self._label_sums_of(ids)
+        totals = self._array("label_totals")[source]
+        buckets = self._bucket_ids(index, statistics(field, rows, clicks, totals))
+        buckets[ids == self.missing_id(source)] = self.missing_id(index)
+        return buckets
+
+    def _label_sums_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features `(n,)` -> rows and clicks in each fold `(n, K)`, 0 for those that training rows do not have."""
+        if self._label_positions is None:
+            self._label_positions = np.full(self.num_features, -1, np.int64)
+            self._label_positions[self._array("label_features")] = np.arange(len(self._array("label_features")))
+        positions = self._label_positions[ids]
+        sums = np.where((positions >= 0)[:, None, None], self._array("label_sums")[positions], 0)
+        return sums[:, :, 0], sums[:, :, 1]
 
     def _lookup(self, field: int, values: Sequence[Any]) -> list[int]:
         """Distinct values of field number `field` -> their ids."""
@@ -442,15 +428,19 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _remember(self, field: int, values: Sequence[Any], cache: dict[Any, int]) -> None:
         """Looks up, all at once, the distinct values that the field's cache does not hold yet."""
-        name = self.field_names[field]
         new = [value for value in values if value not in cache]
         self._cached_characters += _characters(new)
-        if len(cache) + len(new) > _MAX_CACHED_VALUES or self._cached_characters > _MAX_CACHED_CHARACTERS:
+        self._num_cached += len(new)
+        if self._num_cached > _MAX_CACHED_VALUES or self._cached_characters > _MAX_CACHED_CHARACTERS:
             for other in self._caches.values():
                 other.clear()
             new = list(values)
             self._cached_characters = _characters(new)
-        canonical = [canonical_value(value, name) for value in new]
+            self._num_cached = len(new)
+        spec = self.fields[field]
+        assert isinstance(spec, CategoricalField)
+        # the values of lists are canonical already
+        canonical = new if isinstance(spec, MultivaluedField) else spec.canonical(new)
         present = [value.encode() for value in canonical if value is not None]
         found = iter(self._find(field, present))
         for value, text in zip(new, canonical, strict=True):
@@ -458,7 +448,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _find(self, field: int, values: list[bytes]) -> list[int]:
         """Bytes of distinct values -> ids, by binary search in the sorted hashes and a comparison of the bytes."""
-        hashes = np.array([_hash(value, field) for value in values], np.int64)
+        hashes = np.array([value_hash(value, field) for value in values], np.int64)
         sorted_hashes, sorted_ids = self._array("sorted_hashes"), self._array("sorted_ids")
         positions = np.searchsorted(sorted_hashes, hashes)
         ids = []
@@ -478,7 +468,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return self._array("value_bytes")[offsets[index] : offsets[index + 1]].tobytes()
 
     def decode(self, feature_ids: Any) -> list[str]:
-        """Ids -> values; reserved ids as `"[PAD]"`, `"[MASK]"`, `"[UNSEEN]"`, `"[MISSING]"`."""
+        """Ids -> values, and of buckets their names; reserved ids as `"[PAD]"`, `"[MASK]"`, `"[UNSEEN]"`,
+        `"[MISSING]"`."""
         decoded = []
         for feature in np.asarray(feature_ids).reshape(-1).tolist():
             if feature in (PAD_FEATURE_ID, MASK_FEATURE_ID):
@@ -489,33 +480,67 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 decoded.append(self._value_bytes_of(feature).decode())
         return decoded
 
+    def value_text(self, field: int, value: Any) -> str | None:
+        """What the text says of a raw value of field number `field`; `None` where it is missing."""
+        spec = self.fields[field]
+        if isinstance(spec, AgeField):
+            numbers, _ = spec.numbers([value])
+            reference = 0.0 if spec.reference else self._array("references")[field]
+            return spec.age_text(float(numbers[0] if spec.reference else reference - numbers[0]))
+        return spec.text(value)
+
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
-        """`(B, S)` -> for each field the shares of rows whose value is unseen, and missing."""
+        """`(B, S)` -> for each field that has ids the shares of values that are unseen, and of rows that are
+        missing."""
         ids = np.asarray(feature_ids)
         slots = np.asarray(self.slot_fields)
-        return {
-            name: {
-                "unseen": float((ids[:, slots == index] == self.unseen_id(index)).mean()) if len(ids) else 0.0,
-                "missing": float((ids[:, slots == index] == self.missing_id(index)).mean()) if len(ids) else 0.0,
+        shares = {}
+        for index, name in enumerate(self.field_names):
+            own = ids[:, slots == index]
+            if own.shape[1] == 0:
+                continue
+            values = max(int((own != PAD_FEATURE_ID).sum()), 1)
+            shares[name] = {
+                "unseen": float((own == self.unseen_id(index)).sum()) / values,
+                "missing": float((own[:, 0] == self.missing_id(index)).mean()) if len(own) else 0.0,
             }
-            for index, name in enumerate(self.field_names)
-        }
+        return shares
 
     # --- state ----------------------------------------------------------------------------------------------------
 
     def _reset_caches(self) -> None:
         self._caches: dict[int, dict[Any, int]] = {}
-        self._cached_characters = 0
+        self._bases: dict[int, int] = {}
+        self._label_positions: np.ndarray | None = None
+        self._cached_characters = self._num_cached = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_caches": {}, "_cached_characters": 0}
+        empty = {"_caches": {}, "_bases": {}, "_label_positions": None, "_cached_characters": 0, "_num_cached": 0}
+        return {**self.__dict__, **empty}
+
+    def without_arrays(self) -> "FlipFeatureExtractor":
+        """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
+        other = copy.copy(self)
+        other._set_arrays(**dict.fromkeys(_ARRAYS))
+        return other
+
+    def describe(self, dataset: Any, show_values: bool = True) -> FlipReport:
+        """
+        What a person should know of a table before training on it, and warnings: `print(extractor.describe(splits))`.
+
+        Args:
+            dataset: a table in any form that `fit` takes, or a mapping of splits, of which `"train"` is compared with
+                the others.
+            show_values (`bool`): examples of values; `False` for data that may not be shown.
+        """
+        return describe_rows(self, dataset, show_values=show_values)
 
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
         content = hashlib.blake2b(digest_size=16)
         content.update(json.dumps([self.field_specs, self.label, self.min_frequency], sort_keys=True).encode())
         for name in _ARRAYS:
-            content.update(np.ascontiguousarray(self._array(name)).data)
+            content.update(np.ascontiguousarray(self._array(name)).reshape(-1).view(np.uint8).data)
         return content.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -560,7 +585,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f"{path} is cut off or no {VOCABULARY_NAME} ({error}): copy or download the folder again"
             ) from error
-        if len(arrays["feature_counts"]) < self.num_reserved_features:
+        if len(arrays["feature_counts"]) < self.num_reserved_features or len(arrays["references"]) != self.num_fields:
             raise ValueError(f"{path} does not belong to the fields {self.field_names}")
         self._set_arrays(**arrays)
 
@@ -593,50 +618,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return loaded
 
 
-def _batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
-    if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
-        for table in dataset.with_format("arrow").iter(batch_size=_FIT_BATCH_SIZE):
-            yield as_columns(table)
-    elif isinstance(dataset, Iterator):
-        for batch in dataset:
-            yield as_columns(batch)
-    elif isinstance(dataset, Sequence) and not len(dataset):
-        return
-    else:
-        yield as_columns(dataset)
-
-
-def _arrow_codes(column: Any) -> tuple[np.ndarray, list[Any]]:
-    """An Arrow column -> index of each row's value in the list of distinct values (-1 where it is null), that list."""
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-        if hasattr(column, "num_chunks"):  # more than one array can hold
-            column = column.chunk(0) if column.num_chunks == 1 else column
-    encoded = column.dictionary_encode() if not hasattr(column, "indices") else column
-    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
-
-
-def _count(column: Any, name: str, counter: dict[str | None, int], first_row: int) -> None:
-    """Adds a column's values to `counter`, missing ones under None; `first_row` is what errors count rows from."""
-    if _is_arrow(column):
-        pairs: Iterable[tuple[Any, int]] = (
-            (pair["values"], pair["counts"]) for pair in column.value_counts().to_pylist()
-        )
-    else:
-        pairs = Counter(_plain_values(as_list(column), name, first_row)).items()
-    for value, count in pairs:
-        text = canonical_value(value, name)
-        counter[text] = counter.get(text, 0) + count
-
-
 def _characters(values: Sequence[Any]) -> int:
     return sum(len(value) for value in values if type(value) is str)
-
-
-def _hash(value: bytes, field: int) -> int:
-    digest = hashlib.blake2b(value, digest_size=8, salt=field.to_bytes(4, "little")).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 FlipFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

@@ -17,7 +17,14 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead, share
+from .alignment_layers_flip import (
+    FlipICLHead,
+    FlipMLMHead,
+    FlipMTMHead,
+    masked_slots,
+    share,
+    slots_per_field,
+)
 from .configuration_flip import FlipConfig
 from .modeling_flip_base import FlipPreTrainedModel, build_text_model
 from .modeling_flip_tabular import FlipTabularModel
@@ -237,7 +244,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): the clean ids.
             masked_input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`): the text with fields hidden;
                 where it differs from `input_ids` a token has to be recovered.
-            masked_feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): likewise for the ids.
+            masked_feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): the ids with fields hidden;
+                where it is the mask id and the value is known, a feature has to be recovered.
             num_masked_tokens, num_masked_features (*optional*): what MLM and MTM are divided by, instead of the counts
                 of this batch (gradient accumulation).
             return_loss (`bool`): always true; there so that evaluation knows that no labels are needed.
@@ -289,17 +297,23 @@ class FlipForPreTraining(FlipPreTrainedModel):
             hidden = head.predict(
                 masked_vectors, masked_states if config.hide_target_in_text else states, attention_mask
             )  # (B, F, E)
-            row, slot = (masked_feature_ids != feature_ids).nonzero(as_tuple=True)
+            slots = masked_slots(feature_ids, masked_feature_ids, config)  # (B, S)
+            row, slot = slots.nonzero(as_tuple=True)
             fields = torch.tensor(config.slot_fields, device=slot.device)[slot]  # (M,)
+            in_field = slots_per_field(slots, config)  # (B, F)
+            weights = 1.0 / in_field[row, fields]  # (M,): the values of a multivalued field count as one together
+            num_asked = (in_field > 0).sum()
             targets, hidden = feature_ids[row, slot], hidden[row, fields]
             # evaluation asks the same questions every time
             generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
             noise = head.draw_noise(fields, generator)
-            total = head.losses(hidden, fields, targets, noise).sum()
-            output.mtm_loss = total / _at_least_one(len(row) if num_masked_features is None else num_masked_features)
+            total = (head.losses(hidden, fields, targets, noise) * weights).sum()
+            output.mtm_loss = total / _at_least_one(num_asked if num_masked_features is None else num_masked_features)
             if not self.training:
-                output.num_masked_features = torch.tensor(len(row), device=total.device)
-                output.mtm_accuracy, output.mtm_field_accuracy = head.accuracies(hidden, fields, targets, noise)
+                output.num_masked_features = num_asked
+                output.mtm_accuracy, output.mtm_field_accuracy = head.accuracies(
+                    hidden, fields, targets, noise, weights
+                )
 
         # --- ICL: which text belongs to which ids ---
         if has_icl:

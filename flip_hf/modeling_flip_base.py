@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .configuration_flip import FlipConfig
+from .configuration_flip import NUM_SHARED_FEATURE_IDS, FlipConfig
 
 
 logger = logging.get_logger(__name__)
@@ -165,6 +165,74 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     def set_feature_counts(self, processor: Any) -> None:
         """Takes training frequencies over from a processor, where a model has a use for them: stage 1 has."""
+
+    @torch.no_grad()
+    def resize_feature_embeddings(self, processor: Any, start: str = "unseen") -> int:
+        """
+        Grows every table that has a row per feature to the features of a processor that was extended
+        (`extractor.extend(new_rows)`): embeddings, first-order weights, and in stage 1 the output table, its bias and
+        the noise distribution. Old rows stay bit by bit what they are. Optimisers have to be made anew.
+
+        Args:
+            processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): with the model's fields and at least as many
+                features.
+            start (`str`): what a new row starts as: `"unseen"`, a copy of the row that stands for unseen values of its
+                field, so that a new id scores at first as it did before it had an id; `"mean"` of the field's rows; or
+                `"random"`. See also [`FlipForPreTraining.warm_start_features`].
+
+        Returns:
+            How many features are new.
+
+        Raises:
+            ValueError: if fields differ, features are fewer, or `start` is none of the three.
+        """
+        if start not in ("unseen", "mean", "random"):
+            raise ValueError(f"start={start!r} is not one of unseen, mean, random")
+        extractor = getattr(processor, "feature_extractor", processor)
+        old, new = self.config.num_features, extractor.num_features
+        if list(extractor.field_names) != self.config.field_names or new < old:
+            raise ValueError(
+                f"the processor was not extended from that of this model: it has the fields "
+                f"{list(extractor.field_names)} and {new} features, the model {self.config.field_names} and {old}"
+            )
+        counts, fields = (
+            torch.from_numpy(array.copy()) for array in (extractor.feature_counts, extractor.feature_fields)
+        )
+        for module in self.modules():
+            if hasattr(module, "grow_features") and new > old:
+                module.grow_features(fields[old:].long(), fields[:old].long(), start)
+            if isinstance(module, FlipPreTrainedModel):
+                module.config.num_features = new
+        for module in self.modules():
+            if hasattr(module, "add_feature_counts"):
+                module.add_feature_counts(counts, fields)
+        return new - old
+
+
+def grow_table(
+    table: nn.Embedding,
+    fields: torch.Tensor,
+    feature_fields: torch.Tensor,
+    start: str,
+    std: float,
+    num_reserved_features: int,
+) -> None:
+    """Appends a row for each of `fields` `(num_new,)` to a table, as [`FlipTabularModel.grow_features`] says."""
+    weight = table.weight
+    fields, feature_fields = fields.to(weight.device), feature_fields.to(weight.device)
+    if start == "random":
+        rows = torch.randn(len(fields), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
+    elif start == "unseen":
+        rows = weight[NUM_SHARED_FEATURE_IDS + 2 * fields]
+    else:
+        is_real = torch.arange(len(weight), device=weight.device) >= num_reserved_features
+        group = torch.where(is_real, feature_fields, -1) + 1  # 0 for what is no value of a field
+        num_groups = int(feature_fields.max()) + 2
+        sums = weight.new_zeros(num_groups, weight.shape[1]).index_add(0, group, weight)
+        sizes = torch.bincount(group, minlength=num_groups).clamp(min=1)
+        rows = (sums / sizes[:, None])[fields + 1]
+    table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
+    table.num_embeddings = len(table.weight)
 
 
 def build_text_model(text_config: Any) -> PreTrainedModel:

@@ -12,13 +12,15 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import PAD_FEATURE_ID, FlipConfig
-from .modeling_flip_base import FlipPreTrainedModel
+from .modeling_flip_base import FlipPreTrainedModel, grow_table
 from .tabular_layers_flip import (
     CrossLayer,
     CrossMixtureLayer,
     FactorizationMachine,
     FieldSelfAttention,
+    IdDropout,
     MultiLayerPerceptron,
+    SlotPooling,
 )
 
 
@@ -56,7 +58,7 @@ class DCNv2(nn.Module):
         dnn_dropout_prob: float = 0.0,
     ):
         super().__init__()
-        size = config.num_fields * config.feature_embedding_size
+        size = len(config.tabular_fields) * config.feature_embedding_size
         if cross_form not in ("mixture", "matrix"):
             raise ValueError(f"cross_form={cross_form!r} is not one of mixture, matrix")
         self.cross = nn.ModuleList(
@@ -96,7 +98,7 @@ class AutoInt(nn.Module):
         dnn_dropout_prob: float = 0.0,
     ):
         super().__init__()
-        size = config.num_fields * config.feature_embedding_size
+        size = len(config.tabular_fields) * config.feature_embedding_size
         self.attention = nn.Sequential(
             *(
                 FieldSelfAttention(config.feature_embedding_size, num_attention_heads, use_residual)
@@ -131,7 +133,7 @@ class DeepFM(nn.Module):
         super().__init__()
         self.fm = FactorizationMachine()
         self.dnn = MultiLayerPerceptron(
-            config.num_fields * config.feature_embedding_size, dnn_hidden_sizes, dnn_dropout_prob
+            len(config.tabular_fields) * config.feature_embedding_size, dnn_hidden_sizes, dnn_dropout_prob
         )
         self.hidden_size = 1 + self.dnn.output_size
 
@@ -167,7 +169,8 @@ class FlipTabularModel(FlipPreTrainedModel):
     """
     The ID tower: embeddings of all fields from one table, a backbone, and the logit
 
-    - first-order term (the sum over slots of the features' own weights) + Linear(v), whose bias is the only one;
+    - first-order term (the sum over fields of the features' own weights, several slots pooled as embeddings are) +
+      Linear(v), whose bias is the only one;
     - for a backbone whose v holds the first-order term (DeepFM): Linear(v) alone, so that it is not counted twice.
 
     Args:
@@ -188,12 +191,13 @@ class FlipTabularModel(FlipPreTrainedModel):
         ```
     """
 
-    slot_pooling: torch.Tensor | None
-
     def __init__(self, config: FlipConfig, add_logit_layers: bool = True):
         super().__init__(config)
-        if not config.num_fields:
-            raise ValueError("config.fields is empty: use FlipConfig.from_processor(processor)")
+        if not config.tabular_fields:
+            raise ValueError(
+                "config.fields has no field with ids: use FlipConfig.from_processor(processor), and give the ID tower "
+                'a field that is not view="text"'
+            )
         self.embeddings = nn.Embedding(config.num_features, config.feature_embedding_size, padding_idx=PAD_FEATURE_ID)
         self.backbone = build_backbone(config)
         self.hidden_size: int = self.backbone.hidden_size
@@ -201,18 +205,14 @@ class FlipTabularModel(FlipPreTrainedModel):
         if add_logit_layers or self.backbone.vector_holds_first_order:
             self.first_order = nn.Embedding(config.num_features, 1, padding_idx=PAD_FEATURE_ID)
         self.logit = nn.Linear(self.hidden_size, 1) if add_logit_layers else None
-        # (F, S), 1 where a slot belongs to a field; not there while every field has one slot
-        pooling = None if config.slot_fields == list(range(config.num_fields)) else self._slot_pooling()
-        self.register_buffer("slot_pooling", pooling, persistent=False)
+        self.id_dropout = IdDropout(config)
+        # not there while every field has one slot
+        self.slot_pooling = SlotPooling(config) if config.slot_fields != config.tabular_fields else None
         self.post_init()
-
-    def _slot_pooling(self) -> torch.Tensor:
-        fields = torch.arange(self.config.num_fields)
-        return (fields[:, None] == torch.tensor(self.config.slot_fields)).float()
 
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
-        if isinstance(module, (CrossLayer, CrossMixtureLayer, FieldSelfAttention)):
+        if isinstance(module, (CrossLayer, CrossMixtureLayer, FieldSelfAttention, IdDropout, SlotPooling)):
             module.init_weights()
         elif isinstance(module, nn.Linear):  # of a DNN, or the logit layer, which is a head
             std = config.initializer_range if module is self.logit else config.tabular_initializer_range
@@ -223,9 +223,6 @@ class FlipTabularModel(FlipPreTrainedModel):
             # a row of it does not carry the flag by which `init` leaves loaded weights alone
             if not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[PAD_FEATURE_ID])
-        elif module is self and self.slot_pooling is not None:
-            # a buffer that no folder holds comes out of from_pretrained as whatever was in memory
-            init.copy_(self.slot_pooling, self._slot_pooling())
         else:
             super()._init_weights(module)
 
@@ -240,6 +237,7 @@ class FlipTabularModel(FlipPreTrainedModel):
             ValueError: if the number of slots is not the configuration's, or (on the CPU) an id is out of range.
         """
         self._check(feature_ids)
+        feature_ids = self.id_dropout(feature_ids)
         try:
             embeddings = self.embeddings(feature_ids)  # (B, S, D)
         except IndexError as error:  # raised on the CPU alone; on an accelerator a check would wait for the device
@@ -248,9 +246,12 @@ class FlipTabularModel(FlipPreTrainedModel):
                 f"feature id {int(outside[0])} is outside the model's {self.config.num_features} features: the "
                 "processor does not fit the model; load it from the model's own folder"
             ) from error
-        # (B,): the sum over slots, padding weighs 0
-        first_order = None if self.first_order is None else self.first_order(feature_ids).squeeze(-1).sum(1)
-        vector = self.backbone(self.pool_slots(embeddings, feature_ids), first_order)  # (B, d_v)
+        first_order = None if self.first_order is None else self.first_order(feature_ids).squeeze(-1)  # (B, S)
+        if self.slot_pooling is not None:
+            embeddings, first_order = self.slot_pooling(embeddings, first_order, feature_ids)  # (B, F, D), (B, F)
+        if first_order is not None:
+            first_order = first_order.sum(1)  # (B,)
+        vector = self.backbone(embeddings, first_order)  # (B, d_v)
         if self.logit is None:
             return FlipTabularOutput(vector, None)
         logit = self.logit(vector).squeeze(-1)  # (B,)
@@ -258,13 +259,21 @@ class FlipTabularModel(FlipPreTrainedModel):
             logit = logit + first_order
         return FlipTabularOutput(vector, logit)
 
-    def pool_slots(self, embeddings: torch.Tensor, feature_ids: torch.LongTensor) -> torch.Tensor:
-        """Slots `(B, S, D)` -> fields `(B, F, D)`: mean over a field's slots that are not padding, 0 if all are."""
-        if self.slot_pooling is None:
-            return embeddings
-        weights = self.slot_pooling * (feature_ids != PAD_FEATURE_ID)[:, None, :]  # (B, F, S)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
-        return weights @ embeddings
+    @torch.no_grad()
+    def grow_features(self, fields: torch.Tensor, feature_fields: torch.Tensor, start: str) -> None:
+        """
+        New rows behind the tables' own, which stay as they are.
+
+        Args:
+            fields (`torch.LongTensor` of shape `(num_new,)`): field of each new feature.
+            feature_fields (`torch.LongTensor` of shape `(N,)`): of each feature there is.
+            start (`str`): what a new row starts as: `"unseen"`, the row of its field's id for unseen values; `"mean"`
+                of its field's rows; or `"random"`.
+        """
+        for table in (self.embeddings, self.first_order):
+            if table is not None:
+                std = self.config.tabular_initializer_range
+                grow_table(table, fields, feature_fields, start, std, self.config.num_reserved_features)
 
     def sum_of_squares(self) -> torch.Tensor:
         """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies."""

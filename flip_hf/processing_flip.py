@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a table -> everything a FLIP model reads: token ids of the row's sentence, and feature ids.
 
-Letters: B rows, F fields, S slots, L tokens of all rows together, P pieces.
+Letters: B rows, F fields (here: those that the text says something of), S slots, L tokens of all rows together.
 
-A row's text is "<field name> is <value>." for each field in order. Most values occur in many rows, so a *piece*, the
-sentence of one value of one field, is tokenised once per distinct value, and rows are put together from pieces by
-array operations. Whether a tokenizer may be cut at the border of two pieces is tried out, not assumed.
+A row's text is "<field name> is <value>." for each field in order, fields for the ID tower alone left out. Most
+values occur in many rows, so a *piece*, the sentence of one value of one field, is tokenised once per distinct value,
+and rows are put together from pieces by array operations. Whether a tokenizer may be cut at the border of two pieces
+is tried out, not assumed.
 """
 
 import contextlib
@@ -20,13 +21,16 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
 
-from .feature_extraction_flip import CodedColumn, FlipFeatureExtractor, as_columns, as_list, canonical_value
+from .columns_flip import CodedColumn, as_columns, code_values, read_labels
+from .feature_extraction_flip import FlipFeatureExtractor
+from .fields_flip import AgeField, DatePartField
+from .report_flip import FlipReport, describe_rows
 
 
 logger = logging.get_logger(__name__)
 
 # tokens kept in the store of pieces before it is emptied and built anew (32 bits each)
-_MAX_STORED_TOKENS = 1 << 24
+_MAX_STORED_TOKENS = 1 << 22
 # and characters of the values they spell: a megabyte of letters may be one unknown token
 _MAX_STORED_CHARACTERS = 1 << 26
 # first rows of the first batch on which pieces are compared with whole sentences as well
@@ -156,7 +160,12 @@ class FlipProcessor(ProcessorMixin):
     # --- rows -> model inputs -------------------------------------------------------------------------------------
 
     def __call__(
-        self, rows: Any, text: bool = True, padding: bool | str = False, return_tensors: str | None = None
+        self,
+        rows: Any,
+        text: bool = True,
+        padding: bool | str = False,
+        return_tensors: str | None = None,
+        out_of_fold: bool = False,
     ) -> BatchFeature:
         """
         Args:
@@ -165,6 +174,8 @@ class FlipProcessor(ProcessorMixin):
             text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
             padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length`.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists.
+            out_of_fold (`bool`): for the rows the extractor was fitted on, where it has label statistics (see
+                [`FlipFeatureExtractor`]).
 
         Returns:
             [`BatchFeature`] with, as lists or tensors:
@@ -181,7 +192,7 @@ class FlipProcessor(ProcessorMixin):
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding={padding!r} is not one of True, False, 'longest', 'max_length', 'do_not_pad'")
         padding = padding != "do_not_pad" and padding
-        encoded = self.encode(rows, text)
+        encoded = self.encode(rows, text, out_of_fold)
         lengths = encoded.lengths
         if return_tensors and not padding and lengths is not None and len(lengths) and lengths.min() < lengths.max():
             raise ValueError(
@@ -214,7 +225,7 @@ class FlipProcessor(ProcessorMixin):
                 }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode(self, rows: Any, text: bool = True) -> "EncodedRows":
+    def encode(self, rows: Any, text: bool = True, out_of_fold: bool = False) -> "EncodedRows":
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
         if text and self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
@@ -222,14 +233,17 @@ class FlipProcessor(ProcessorMixin):
         columns = self.feature_extractor.select_columns(rows)
         tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
         labels = self.encode_labels(rows)
-        if labels is not None and len(labels) != len(columns[0]):
+        if labels is not None and len(labels) != columns[0].num_rows:
             raise ValueError(
-                f"{len(labels)} labels in column {self.feature_extractor.label!r} for {len(columns[0])} rows"
+                f"{len(labels)} labels in column {self.feature_extractor.label!r} for {columns[0].num_rows} rows"
             )
-        return EncodedRows(tokens, token_fields, lengths, self.feature_extractor.encode_columns(columns), labels)
+        feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
+        return EncodedRows(tokens, token_fields, lengths, feature_ids, labels)
 
     def _encode_text(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if not len(columns[0]):
+        if not self.feature_extractor.text_fields:
+            raise ValueError('all fields are for the ID tower alone (view="tabular"): pass text=False')
+        if not columns[0].num_rows:
             return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros(0, np.int64)
         if self._can_be_cut is None:
             self._can_be_cut = self._try_cutting(columns)
@@ -252,21 +266,11 @@ class FlipProcessor(ProcessorMixin):
         name = self.feature_extractor.label
         if name not in columns:
             return None
-        values = columns[name]
-        values = as_list(values) if hasattr(values, "__len__") and not isinstance(values, str | bytes) else [values]
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            array = np.array(
-                [{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], np.float64
-            )
-        array = array.astype(np.float64)
-        wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
-        if len(wrong):
-            raise ValueError(
-                f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
-                "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
-            )
-        return array.astype(np.float32)
+        return read_labels(columns[name], name)
+
+    def describe(self, dataset: Any, show_values: bool = True) -> FlipReport:
+        """As [`FlipFeatureExtractor.describe`], with what the tokenizer makes of texts and `max_length` cuts off."""
+        return describe_rows(self.feature_extractor, dataset, processor=self, show_values=show_values)
 
     def render(self, rows: Any) -> list[str]:
         """The sentence of each row, as the text tower would read it untruncated."""
@@ -295,7 +299,8 @@ class FlipProcessor(ProcessorMixin):
         """What stands before and after the value of field number `field`, the separator before it included."""
         words = self.feature_extractor.field_names[field].replace("_", " ")
         before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
-        return (self.separator if field else "") + before, after
+        is_first = field == self.feature_extractor.text_fields[0]
+        return ("" if is_first else self.separator) + before, after
 
     def _tokenise(
         self, texts: list[str], add_special_tokens: bool = False
@@ -341,9 +346,8 @@ class FlipProcessor(ProcessorMixin):
         known = store.codes[field]
         new = [value for value in column.values if value not in known]
         if new:
-            name = self.feature_extractor.field_names[field]
             before, after = self._around_value(field)
-            spelled = [canonical_value(value, name) for value in new]
+            spelled = [self.feature_extractor.value_text(field, value) for value in new]
             store.characters += sum(len(value) for value in spelled if value is not None)
             texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
             for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
@@ -355,11 +359,11 @@ class FlipProcessor(ProcessorMixin):
 
     def _assemble(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         store = self._store()
-        size = len(columns[0])
-        codes = np.empty((size, len(columns) + 2), np.int64)  # opening, one piece per field, closing
+        text_fields = self.feature_extractor.text_fields
+        codes = np.empty((columns[0].num_rows, len(text_fields) + 2), np.int64)  # opening, a piece per field, closing
         codes[:, 0], codes[:, -1] = store.opening, store.closing
-        for field, column in enumerate(columns):
-            codes[:, field + 1] = self._piece_codes(store, field, column)
+        for position, field in enumerate(text_fields, 1):
+            codes[:, position] = self._piece_codes(store, field, columns[field])
         start, prefix, value, suffix = np.moveaxis(store.parts[codes], -1, 0)  # (B, F + 2) each
         kept = value
         lengths = (prefix + value + suffix).sum(1)
@@ -388,7 +392,7 @@ class FlipProcessor(ProcessorMixin):
         if (budget < 0).any():
             raise ValueError(
                 f"max_length={self.max_length} does not even hold the template and the names of the "
-                f"{self.feature_extractor.num_fields} fields: it has to be at least "
+                f"{lengths.shape[1]} fields: it has to be at least "
                 f"{self.max_length - int(budget.min())}"
             )
         ascending = np.sort(lengths, axis=1)
@@ -406,15 +410,18 @@ class FlipProcessor(ProcessorMixin):
 
     def _render_parts(self, columns: list[CodedColumn]) -> list[tuple[list[str], list[tuple[int, int, int]]]]:
         """For each row its parts, and (field, start, end) of the characters of each value that is not missing."""
-        around = [self._around_value(field) for field in range(len(columns))]
-        names = self.feature_extractor.field_names
+        text_fields = self.feature_extractor.text_fields
+        around = [self._around_value(field) for field in text_fields]
+        texts = [
+            [self.feature_extractor.value_text(field, value) for value in columns[field].values]
+            for field in text_fields
+        ]
         rows = []
-        for numbers in zip(*(column.indices.tolist() for column in columns), strict=True):
-            values = [column.values[number] for column, number in zip(columns, numbers, strict=True)]
+        for numbers in zip(*(columns[field].indices.tolist() for field in text_fields), strict=True):
             parts: list[str] = []
             spans, position = [], 0
-            for field, (value, (before, after)) in enumerate(zip(values, around, strict=True)):
-                text = canonical_value(value, names[field])
+            for field, number, of_field, (before, after) in zip(text_fields, numbers, texts, around, strict=True):
+                text = of_field[number]
                 shown = self.missing_text if text is None else text
                 if text is not None:
                     spans.append((field, position + len(before), position + len(before) + len(shown)))
@@ -431,15 +438,16 @@ class FlipProcessor(ProcessorMixin):
         for (_, spans), row, offsets in zip(rendered, all_tokens, all_offsets, strict=True):
             ids = np.array([*opening, *row, *closing], np.int32)
             owner = np.full(len(ids), -1, np.int16)
+            text_fields = np.array(self.feature_extractor.text_fields)
             for field, start, end in spans:
                 first, last = _touching(offsets, start, end)
                 owner[len(opening) + first : len(opening) + last] = field
             if len(ids) > self.max_length:
-                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))
+                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
                 kept = self._fit(sizes[None], np.array([self.max_length - (owner < 0).sum()]))[0]
                 keep = np.ones(len(ids), bool)
                 for field in np.flatnonzero(kept < sizes).tolist():
-                    keep[np.flatnonzero(owner == field)[kept[field] :]] = False
+                    keep[np.flatnonzero(owner == text_fields[field])[kept[field] :]] = False
                 ids, owner = ids[keep], owner[keep]
             tokens.append(ids)
             fields.append(owner)
@@ -456,9 +464,12 @@ class FlipProcessor(ProcessorMixin):
         """
         count = len(_PROBE_VALUES)
         probes = []
-        for field, column in enumerate(columns):
-            first = [canonical_value(column.values[number]) for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
-            probes.append(CodedColumn([*(_PROBE_VALUES[(row + 3 * field) % count] for row in range(count)), *first]))
+        for position, (column, field) in enumerate(zip(columns, self.feature_extractor.fields, strict=True)):
+            first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
+            made_up: list[Any] = [_PROBE_VALUES[(row + 3 * position) % count] for row in range(count)]
+            if isinstance(field, AgeField | DatePartField):  # which read times alone
+                made_up = first[:1] * count
+            probes.append(code_values([*made_up, *first]))
         max_length, self.max_length = self.max_length, 1 << 30
         try:
             pieces, whole = self._assemble(probes), self._encode_whole(probes)

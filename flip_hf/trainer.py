@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
+from .alignment_layers_flip import masked_slots, slots_per_field
 from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .metrics import compute_ctr_metrics
 from .modeling_flip import FlipForCTR, FlipForPreTraining
@@ -259,7 +260,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             counts[0] += (batch["masked_input_ids"] != batch["input_ids"]).sum().to(device)
-            counts[1] += (batch["masked_feature_ids"] != batch["feature_ids"]).sum().to(device)
+            slots = masked_slots(batch["feature_ids"], batch["masked_feature_ids"], self.model.config)
+            counts[1] += (slots_per_field(slots, self.model.config) > 0).sum().to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         return batches, counts

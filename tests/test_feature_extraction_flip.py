@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
 from flip_hf import FlipFeatureExtractor
-from flip_hf.feature_extraction_flip import canonical_value
+from flip_hf.values_flip import canonical_value
 
 
 ROWS = {

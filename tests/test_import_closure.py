@@ -20,18 +20,27 @@ TRAVELLING = {
     "modeling_flip_base",
     "modeling_flip_tabular",
     "modeling_flip",
+    "values_flip",
+    "columns_flip",
+    "fields_flip",
+    "feature_counts_flip",
+    "feature_building_flip",
+    "report_flip",
     "feature_extraction_flip",
     "processing_flip",
 }
 ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(sys.stdlib_module_names)
 # a module may import those of the rows above its own
 ORDER = [
-    {"configuration_flip"},
-    {"tabular_layers_flip", "alignment_layers_flip", "modeling_flip_base", "feature_extraction_flip", "metrics"},
-    {"modeling_flip_tabular", "processing_flip", "metrics_evaluate"},
+    {"configuration_flip", "values_flip"},
+    {"tabular_layers_flip", "modeling_flip_base", "columns_flip", "metrics"},
+    {"modeling_flip_tabular", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
+    {"feature_counts_flip", "report_flip"},
+    {"feature_building_flip"},
+    {"feature_extraction_flip"},
+    {"processing_flip"},
     {"modeling_flip", "data", "encoding", "data_collator"},
-    {"splitting"},
-    {"optimization", "training_args", "model_card"},
+    {"optimization", "training_args", "model_card", "splitting"},
     {"trainer"},
 ]
 

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows in any of the forms users have them -> columns, and a column -> its distinct values.
+
+Letters: B rows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .values_flip import canonical_value, container_message, is_container
+
+
+# rows read at a time from what is larger than memory
+BATCH_SIZE = 100_000
+
+
+def _is_column(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
+
+
+def as_columns(rows: Any) -> Mapping[str, Any]:
+    """
+    A batch in any of the forms users have it -> a mapping of columns.
+
+    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
+    `datasets.Dataset`, an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if a list of rows is empty.
+    """
+    if isinstance(rows, Mapping):
+        # the first column of a batch ends this: a lazy batch need not decode the others
+        if any(_is_column(rows[name]) for name in rows):
+            return rows
+        return {name: [rows[name]] for name in rows}
+    if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
+        rows = rows.with_format("arrow")[:]
+    if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
+        return {name: rows.column(name) for name in rows.column_names}
+    if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
+        return {str(name): rows[name] for name in rows.columns}
+    if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
+        if not len(rows):
+            raise ValueError("no rows: the list is empty")
+        if all(isinstance(row, Mapping) for row in rows):
+            names = dict.fromkeys(name for row in rows for name in row)
+            return {name: [row.get(name) for row in rows] for name in names}
+    raise TypeError(
+        f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
+        "Arrow table or a pandas frame"
+    )
+
+
+def select_columns(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """The columns `names`, after checking that they are there, are columns, and are equally long."""
+    absent = [name for name in names if name not in columns]
+    if absent:
+        raise ValueError(
+            f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
+            "value may be missing (None), a column may not"
+        )
+    selected = [columns[name] for name in names]
+    single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
+    if len(single) == len(names):  # one row, beside something that is no field
+        return [[value] for value in selected]
+    if single:
+        raise ValueError(
+            f"field {single[0]!r} is the one value {str(columns[single[0]])[:40]!r} and others are columns: pass a "
+            "list for every field, or one value for every field"
+        )
+    sizes = {name: len(column) for name, column in zip(names, selected, strict=True)}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"columns differ in length: {sizes}")
+    return selected
+
+
+def batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
+    if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
+        for table in dataset.with_format("arrow").iter(batch_size=BATCH_SIZE):
+            yield as_columns(table)
+    elif isinstance(dataset, Iterator):
+        for batch in dataset:
+            yield as_columns(batch)
+    elif isinstance(dataset, Sequence) and not len(dataset):
+        return
+    else:
+        yield as_columns(dataset)
+
+
+class CodedColumn(NamedTuple):
+    """
+    A column as its distinct values, and for each row the number of its value: what is done per value is done once.
+
+    Args:
+        values (`Sequence`): distinct values that can be keys of one dict; those of a multivalued field are strings
+            before they are taken apart, or tuples.
+        indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
+    """
+
+    values: Sequence[Any]
+    indices: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.indices)
+
+    def counts(self) -> np.ndarray:
+        """How often each of the values occurs."""
+        return np.bincount(self.indices, minlength=len(self.values))
+
+
+def as_list(column: Any) -> Sequence[Any]:
+    """A column as a Python sequence, whatever holds it."""
+    for method in ("to_pylist", "tolist"):  # arrow; numpy, pandas and torch
+        if hasattr(column, method):
+            return getattr(column, method)()
+    return column if isinstance(column, list | tuple) else list(column)
+
+
+def code_values(values: Sequence[Any]) -> CodedColumn:
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return CodedColumn(list(numbers), np.fromiter(map(numbers.__getitem__, values), np.int64, len(values)))
+
+
+def is_arrow(column: Any) -> bool:
+    """An Arrow column whose distinct values Arrow itself can find: lists and structs are none."""
+    return hasattr(column, "dictionary_encode") and not column.type.num_fields
+
+
+def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
+    """An Arrow column -> index of each row's value in the list of distinct values (-1 where it is null), that list."""
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+        if hasattr(column, "num_chunks"):  # more than one array can hold
+            column = column.chunk(0) if column.num_chunks == 1 else column
+    if hasattr(column, "num_chunks"):
+        column = column.unify_dictionaries() if hasattr(column.type, "index_type") else column.dictionary_encode()
+        dictionary = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
+        parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        return np.concatenate([np.zeros(0, np.int64), *parts]), dictionary
+    encoded = column.dictionary_encode() if not hasattr(column, "indices") else column
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
+
+def code_scalars(column: Any, field: str, keep_numbers: bool, first_row: int = 0) -> CodedColumn:
+    """
+    A column of single values. 1, 1.0 and True are equal to Python; where they are to differ (`keep_numbers=False`)
+    they become the strings they stand for.
+
+    Raises:
+        TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
+    """
+    if is_arrow(column):
+        indices, values = _arrow_codes(column)
+        values = plain_values(values, field, keep_numbers)
+        indices = indices.astype(np.int64)
+        is_null = indices < 0
+        if is_null.any():
+            values, indices = [*values, None], np.where(is_null, len(values), indices)
+        return CodedColumn(values, indices)
+    return code_values(plain_values(as_list(column), field, keep_numbers, first_row))
+
+
+def plain_values(column: Sequence[Any], field: str, keep_numbers: bool, first_row: int = 0) -> Sequence[Any]:
+    types = set(map(type, column))
+    if types <= {str, type(None)} or types == {int} or (keep_numbers and types <= {int, float, str, type(None)}):
+        return column
+    for row, value in enumerate(column):
+        if is_container(value):
+            raise TypeError(container_message(value, field, first_row + row))
+    if keep_numbers:
+        return [value.item() if hasattr(value, "item") else value for value in column]
+    return [value if type(value) is str else canonical_value(value) for value in column]
+
+
+def read_labels(column: Any, name: str) -> np.ndarray:
+    """
+    A label column `(B,)` as float32 0.0 or 1.0.
+
+    Raises:
+        ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
+    """
+    values = as_list(column) if hasattr(column, "__len__") and not isinstance(column, str | bytes) else [column]
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        array = np.array([{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], float)
+    array = array.astype(np.float64)
+    wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
+    if len(wrong):
+        raise ValueError(
+            f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
+            "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+        )
+    return array.astype(np.float32)

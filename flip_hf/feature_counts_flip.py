@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to be known of training rows to build vocabularies, buckets and statistics, counted in one pass.
+
+Counts of parts of a table add up to the counts of the whole, bit by bit and in any order: numbers are counted in bins
+that are fixed beforehand, and the fold of a row follows from its content.
+
+Letters: B rows, n distinct values, K folds (`NUM_FOLDS`).
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers.utils import logging
+
+from .columns_flip import CodedColumn, as_columns, batches, read_labels, select_columns
+from .fields_flip import (
+    CategoricalField,
+    Field,
+    MultivaluedField,
+    NumericField,
+    StatisticField,
+    expand_field,
+    field_from_dict,
+    infer_kind,
+)
+
+
+logger = logging.get_logger(__name__)
+
+# folds of the training rows in which a statistic of the label is computed without the rows that read it
+NUM_FOLDS = 5
+# numbers whose first 10 bits after the leading one agree share a bin: integers up to 2048 have bins of their own
+_BIN_SHIFT = 52 - 10
+_SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
+
+
+def number_bins(numbers: np.ndarray) -> np.ndarray:
+    """float64 `(n,)` -> int64 bins `(n,)`, in the order of the numbers; at most 0.1 % of a number wide."""
+    bits = (numbers + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
+    return np.where(bits < 0, bits ^ _SIGN, bits) >> _BIN_SHIFT
+
+
+def bin_starts(bins: np.ndarray) -> np.ndarray:
+    """The smallest number of each bin."""
+    bits = bins << _BIN_SHIFT
+    return np.where(bits < 0, bits ^ _SIGN, bits).view(np.float64)
+
+
+def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
+    """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
+    if isinstance(field, MultivaluedField):
+        texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
+    elif isinstance(field, CategoricalField):
+        texts = (text or "" for text in field.canonical(values))
+    else:
+        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
+        return (numbers + 0.0).view(np.uint64)
+    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
+
+
+def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
+    """
+    The fold of each row `(B,)`, in [0, K), from what its fields hold: the same row is in the same fold wherever it
+    stands, and rows that are alike in every field share one.
+    """
+    mixed = np.zeros(columns[0].num_rows, np.uint64)
+    for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
+        if not isinstance(field, StatisticField):
+            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number + 1)
+            mixed ^= content_hashes(field, column.values)[column.indices]
+            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
+
+
+class ValueCounts:
+    """Values of a vocabulary. `None` is a missing value; of a multivalued field, a row without values."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str | None, int] = {}
+        self.longest = 1
+
+    def add(self, field: CategoricalField, column: CodedColumn) -> None:
+        counts = self.counts
+        occurrences = column.counts().tolist()
+        if isinstance(field, MultivaluedField):
+            for value, count in zip(column.values, occurrences, strict=True):
+                elements = field.elements(value)
+                self.longest = max(self.longest, len(elements))
+                for element in elements or (None,):
+                    counts[element] = counts.get(element, 0) + count
+            return
+        for value, count in zip(field.canonical(column.values), occurrences, strict=True):
+            counts[value] = counts.get(value, 0) + count
+
+    def merge(self, other: "ValueCounts") -> None:
+        self.longest = max(self.longest, other.longest)
+        for value, count in other.counts.items():
+            self.counts[value] = self.counts.get(value, 0) + count
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        values = [value.encode() for value in self.counts if value is not None]
+        return {
+            "bytes": np.frombuffer(b"".join(values) or b"\0", np.uint8),
+            "lengths": np.array([len(value) for value in values], np.int64),
+            "counts": np.array([count for value, count in self.counts.items() if value is not None], np.int64),
+            "rest": np.array([self.counts.get(None, 0), self.longest], np.int64),
+        }
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        content, ends = arrays["bytes"].tobytes(), np.cumsum(arrays["lengths"])
+        starts = ends - arrays["lengths"]
+        values = [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        self.counts = dict(zip(values, arrays["counts"].tolist(), strict=True))
+        missing, self.longest = arrays["rest"].tolist()
+        if missing:
+            self.counts[None] = missing
+
+
+class HashCounts:
+    """Buckets of a field without a vocabulary; the last entry counts missing values."""
+
+    def __init__(self, field: CategoricalField) -> None:
+        self.counts = np.zeros(field.hash_buckets + 1, np.int64)
+        self.longest = 1
+
+    def add(self, field: CategoricalField, column: CodedColumn) -> None:
+        for_missing = len(self.counts) - 1
+        if isinstance(field, MultivaluedField):
+            for value, count in zip(column.values, column.counts().tolist(), strict=True):
+                elements = field.elements(value)
+                self.longest = max(self.longest, len(elements))
+                np.add.at(self.counts, hash_buckets(elements or [None], for_missing), count)
+            return
+        np.add.at(self.counts, hash_buckets(field.canonical(column.values), for_missing), column.counts())
+
+    def merge(self, other: "HashCounts") -> None:
+        self.longest = max(self.longest, other.longest)
+        self.counts += other.counts
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"counts": self.counts, "longest": np.array([self.longest], np.int64)}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.counts, self.longest = arrays["counts"].copy(), int(arrays["longest"][0])
+
+
+def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
+    """Values -> int64 bucket in [0, num_buckets), `num_buckets` itself where one is missing."""
+    return np.fromiter(
+        (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values),
+        np.int64,
+        len(values),
+    )
+
+
+class NumberCounts:
+    """Numbers in bins; those of fixed edges in their buckets. Beside them missing values, and what was no number."""
+
+    def __init__(self, field: NumericField) -> None:
+        self.edges = None if field.edges is None else np.array(field.edges)
+        self.counts: dict[int, int] = {}
+        self.missing = self.unreadable = 0
+        self.newest = -np.inf
+
+    def add(self, field: NumericField, column: CodedColumn) -> None:
+        numbers, unreadable = field.numbers(column.values)
+        counts = column.counts()
+        is_number = ~np.isnan(numbers)
+        self.unreadable += int(counts[unreadable].sum())
+        self.missing += int(counts[~is_number & ~unreadable].sum())
+        self.add_numbers(numbers[is_number], counts[is_number])
+
+    def add_numbers(self, numbers: np.ndarray, counts: np.ndarray) -> None:
+        """Distinct numbers `(n,)` and how often each occurs `(n,)`."""
+        if not len(numbers):
+            return
+        self.newest = max(self.newest, float(numbers.max()))
+        keys = number_bins(numbers) if self.edges is None else np.searchsorted(self.edges, numbers, side="right")
+        distinct, position = np.unique(keys, return_inverse=True)
+        totals = np.zeros(len(distinct), np.int64)
+        np.add.at(totals, position, counts)
+        for key, count in zip(distinct.tolist(), totals.tolist(), strict=True):
+            self.counts[key] = self.counts.get(key, 0) + count
+
+    def bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bins in order `(n,)`, and numbers in each `(n,)`."""
+        keys = np.array(sorted(self.counts), np.int64)
+        return keys, np.array([self.counts[key] for key in keys.tolist()], np.int64)
+
+    def merge(self, other: "NumberCounts") -> None:
+        self.missing += other.missing
+        self.unreadable += other.unreadable
+        self.newest = max(self.newest, other.newest)
+        for key, count in other.counts.items():
+            self.counts[key] = self.counts.get(key, 0) + count
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        keys, counts = self.bins()
+        rest = np.array([self.missing, self.unreadable], np.int64)
+        return {"keys": keys, "counts": counts, "rest": rest, "newest": np.array([self.newest])}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.counts = dict(zip(arrays["keys"].tolist(), arrays["counts"].tolist(), strict=True))
+        self.missing, self.unreadable = arrays["rest"].tolist()
+        self.newest = float(arrays["newest"][0])
+
+
+class LabelCounts:
+    """Rows and clicks of each value of a categorical field, in each fold; those of all rows in the last entry."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.sums = np.zeros((64, NUM_FOLDS, 2), np.int64)  # rows, clicks
+        self.totals = np.zeros((NUM_FOLDS, 2), np.int64)
+
+    def _row(self, value: str) -> int:
+        row = self.rows.setdefault(value, len(self.rows))
+        if row == len(self.sums):
+            self.sums = np.concatenate([self.sums, np.zeros_like(self.sums)])
+        return row
+
+    def add(self, field: CategoricalField, column: CodedColumn, folds: np.ndarray, labels: np.ndarray | None) -> None:
+        clicks = np.zeros(column.num_rows, np.int64) if labels is None else labels.astype(np.int64)
+        self.totals += np.stack(
+            [np.bincount(folds, weights, NUM_FOLDS).astype(np.int64) for weights in (None, clicks)], axis=1
+        )
+        of_value = np.array(
+            [-1 if text is None else self._row(text) for text in field.canonical(column.values)], np.int64
+        )
+        rows = of_value[column.indices]
+        known = rows >= 0
+        np.add.at(self.sums[:, :, 0], (rows[known], folds[known]), 1)
+        np.add.at(self.sums[:, :, 1], (rows[known], folds[known]), clicks[known])
+
+    def merge(self, other: "LabelCounts") -> None:
+        self.totals += other.totals
+        for value, row in other.rows.items():
+            self.sums[self._row(value)] += other.sums[row]
+
+    def of(self, values: Sequence[str]) -> np.ndarray:
+        """Values -> rows and clicks in each fold `(n, K, 2)`, zeros for values that no row has."""
+        rows = np.array([self.rows.get(value, -1) for value in values], np.int64)
+        return np.where((rows >= 0)[:, None, None], self.sums[rows], 0)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        values = [value.encode() for value in self.rows]
+        return {
+            "bytes": np.frombuffer(b"".join(values) or b"\0", np.uint8),
+            "lengths": np.array([len(value) for value in values], np.int64),
+            "sums": np.ascontiguousarray(self.sums[: len(values)]),
+            "totals": self.totals,
+        }
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        content, ends = arrays["bytes"].tobytes(), np.cumsum(arrays["lengths"])
+        starts = ends - arrays["lengths"]
+        values = [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        self.rows = {value: row for row, value in enumerate(values)}
+        self.sums = np.concatenate([arrays["sums"], np.zeros((64, NUM_FOLDS, 2), np.int64)])
+        self.totals = arrays["totals"].copy()
+
+
+def choose_fields(
+    columns: Mapping[str, Any],
+    fields: Sequence[str] | None,
+    label: str,
+    exclude: Sequence[str],
+    field_options: Mapping[str, Mapping[str, Any]] | None,
+) -> list[Field]:
+    """
+    The schema of a table: named fields (or all columns but the label and `exclude`), the kind of each from
+    `field_options` or from the type of its column.
+
+    Raises:
+        ValueError: for a field or option that is not there, or if no field is left.
+        TypeError: if `fields` is one string.
+    """
+    if isinstance(fields, str):
+        raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
+    options = {name: dict(given) for name, given in (field_options or {}).items()}
+    names = list(columns)
+    if fields is None:
+        fields = [name for name in names if name != label and (name not in exclude or name in options)]
+    unknown = [name for name in fields if name not in names]
+    if unknown:
+        raise ValueError(f"no such field: {', '.join(map(repr, unknown))}; the table has {', '.join(names)}")
+    if label in fields:
+        raise ValueError(f"the label column {label!r} cannot be a field: the model would read the answer")
+    if len(set(fields)) != len(fields):
+        raise ValueError(f"a field is named twice: {list(fields)}")
+    unused = [name for name in options if name not in fields]
+    if unused:
+        raise ValueError(
+            f"field_options has {', '.join(map(repr, unused))}, which is no field; the fields are {', '.join(fields)}"
+        )
+    chosen: list[Field] = []
+    statistics: list[Field] = []
+    whole = []
+    for name in fields:
+        given = options.get(name, {})
+        if "kind" not in given:
+            kind = infer_kind(columns[name])
+            if kind == "datetime":
+                if not given:
+                    logger.warning(
+                        f"column {name!r} holds dates or times and is left out: ask for its parts with "
+                        f'field_options={{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
+                    )
+                    continue
+            elif kind == "numeric" and _all_whole(columns[name]):
+                whole.append(name)
+            given = {"kind": kind, **given}
+        of_column, of_its_statistics = expand_field(name, given)
+        chosen += of_column
+        statistics += of_its_statistics
+    if whole:
+        logger.warning(
+            f"{', '.join(whole)} hold floats that are all whole numbers and are read as numeric: if they are ids "
+            f"(pandas makes floats of integers with holes), say so: field_options={{{whole[0]!r}: "
+            '{"kind": "categorical"}}'
+        )
+    chosen += statistics
+    if not chosen:
+        raise ValueError(f"no field is left: the table has {', '.join(names) or 'no columns'}")
+    repeated = [field.name for field in chosen if [other.name for other in chosen].count(field.name) > 1]
+    if repeated:
+        raise ValueError(f"field {repeated[0]!r} is both a column and made of another one: rename the column")
+    return chosen
+
+
+def _all_whole(column: Any) -> bool:
+    numbers = np.asarray(column.to_numpy() if hasattr(column, "to_numpy") else column, np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    return bool(len(numbers)) and bool((numbers == np.floor(numbers)).all())
+
+
+class FeatureCounts:
+    """
+    Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
+
+    Parts of a table can be counted apart, on several machines, and merged; the result is the same as that of counting
+    the whole. A count that was cut off goes on from its last checkpoint.
+
+    Args:
+        fields (`list[Field]`): the schema (`choose_fields`).
+        label (`str`): name of the label column.
+
+    Attributes:
+        num_rows (`int`): rows counted so far.
+
+    Example:
+        ```python
+        parts = [FeatureCounts.count(load_ctr_dataset(path)) for path in paths]  # one process each
+        extractor = FlipFeatureExtractor.from_counts(FeatureCounts.merge(parts))
+        ```
+    """
+
+    def __init__(self, fields: Sequence[Field], label: str = "label"):
+        self.fields = list(fields)
+        self.label = label
+        self.num_rows = 0
+        # one counter per field; fields of text alone and statistics need none
+        self.of_field: list[Any] = [self._counter(field) for field in self.fields]
+        sources = dict.fromkeys(field.source for field in self.fields if isinstance(field, StatisticField))
+        self.of_source: dict[str, LabelCounts] = {source: LabelCounts() for source in sources}
+
+    @staticmethod
+    def _counter(field: Field) -> Any:
+        if field.num_slots == 0 or isinstance(field, StatisticField):
+            return None
+        if isinstance(field, NumericField):
+            return NumberCounts(field)
+        return ValueCounts() if field.has_vocabulary else HashCounts(field)  # type: ignore[arg-type]
+
+    @classmethod
+    def count(
+        cls,
+        dataset: Any,
+        fields: Sequence[str] | None = None,
+        label: str = "label",
+        exclude: Sequence[str] = ("rating", "timestamp"),
+        field_options: Mapping[str, Mapping[str, Any]] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_rows: int = 5_000_000,
+    ) -> "FeatureCounts":
+        """
+        Counts rows in one pass.
+
+        Args:
+            dataset: training rows: a `Dataset` or streamed `IterableDataset`, any form that `extractor(rows)` takes,
+                or an iterator of such batches.
+            fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`].
+            checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
+                start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
+
+        Raises:
+            ValueError: if the table is empty, a field has no column, or the checkpoint is of other fields.
+        """
+        if isinstance(dataset, Mapping) and any(
+            hasattr(part, "column_names") or (hasattr(part, "iloc") and hasattr(part, "columns"))
+            for part in dataset.values()
+        ):
+            raise ValueError(
+                f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
+                "FlipFeatureExtractor.fit(splits['train'])"
+            )
+        counts: FeatureCounts | None = None
+        if checkpoint is not None:
+            if not hasattr(dataset, "skip"):
+                raise TypeError(
+                    f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or "
+                    "IterableDataset"
+                )
+            if os.path.isfile(checkpoint):
+                counts = cls.load(checkpoint)
+                dataset = dataset.skip(counts.num_rows)
+                logger.info(f"{checkpoint} holds the counts of {counts.num_rows} rows: going on behind them")
+        saved = counts.num_rows if counts else 0
+        is_checked = False
+        for columns in batches(dataset):
+            if not is_checked and len(columns):
+                chosen = choose_fields(columns, fields, label, exclude, field_options)
+                if counts is None:
+                    counts = cls(chosen, label)
+                elif counts.fields != chosen or counts.label != label:
+                    raise ValueError(
+                        f"{checkpoint} holds counts of other fields or options ({', '.join(counts.field_names)}): "
+                        "delete it to count from the start"
+                    )
+                is_checked = True
+            if counts is not None:
+                counts.add(columns)
+                if checkpoint is not None and counts.num_rows - saved >= checkpoint_rows:
+                    counts.save(checkpoint)
+                    saved = counts.num_rows
+        if counts is None or counts.num_rows == 0:
+            raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
+        if checkpoint is not None:
+            counts.save(checkpoint)
+        return counts
+
+    @property
+    def field_names(self) -> list[str]:
+        return [field.name for field in self.fields]
+
+    def add(self, rows: Any) -> None:
+        """Counts rows, in any form that `extractor(rows)` takes."""
+        rows = as_columns(rows)
+        coded = code_columns(self.fields, rows, self.num_rows)
+        labels = None
+        if any(isinstance(field, StatisticField) and field.statistic == "label_mean" for field in self.fields):
+            if self.label not in rows:
+                raise ValueError(
+                    f"label_mean needs the label column {self.label!r}; the rows have {', '.join(map(str, rows))}"
+                )
+            labels = read_labels(rows[self.label], self.label)
+        for field, counter, column in zip(self.fields, self.of_field, coded, strict=True):
+            if counter is not None:
+                counter.add(field, column)
+        if self.of_source:
+            folds = row_folds(self.fields, coded)
+            for source, label_counts in self.of_source.items():
+                number = self.field_names.index(source)
+                label_counts.add(self.fields[number], coded[number], folds, labels)
+        self.num_rows += coded[0].num_rows
+
+    @classmethod
+    def merge(cls, parts: Sequence["FeatureCounts"]) -> "FeatureCounts":
+        """
+        The counts of all parts together, a new object.
+
+        Raises:
+            ValueError: if there are none, or they are of different fields, naming the first that differs.
+        """
+        parts = list(parts)
+        if not parts:
+            raise ValueError("there is nothing to merge: the list is empty")
+        merged = cls(parts[0].fields, parts[0].label)
+        for part in parts:
+            if part.fields != merged.fields or part.label != merged.label:
+                ours, theirs = ([repr(field) for field in counts.fields] for counts in (merged, part))
+                pairs = [pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]]
+                raise ValueError(
+                    "the parts were counted with different fields, so they do not add up: "
+                    + (" and ".join(pairs[0]) if pairs else f"{merged.field_names} and {part.field_names}")
+                    + "; name the kinds with field_options"
+                )
+            merged.num_rows += part.num_rows
+            for mine, other in zip(merged.of_field, part.of_field, strict=True):
+                if mine is not None:
+                    mine.merge(other)
+            for source, label_counts in merged.of_source.items():
+                label_counts.merge(part.of_source[source])
+        return merged
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a safetensors file, by way of a temporary one, so that no crash leaves half of it."""
+        arrays: dict[str, np.ndarray] = {}
+        for number, counter in enumerate(self.of_field):
+            if counter is not None:
+                arrays |= {f"field.{number}.{name}": array for name, array in counter.arrays().items()}
+        for source, label_counts in self.of_source.items():
+            number = self.field_names.index(source)
+            arrays |= {f"label.{number}.{name}": array for name, array in label_counts.arrays().items()}
+        arrays["num_rows"] = np.array([self.num_rows], np.int64)
+        state = json.dumps({"fields": [field.to_dict() for field in self.fields], "label": self.label})
+        save_file(arrays, f"{path}.tmp", metadata={"feature_counts": state})
+        os.replace(f"{path}.tmp", path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "FeatureCounts":
+        """
+        Raises:
+            ValueError: if the file is cut off, or holds something else.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                state = (file.metadata() or {}).get("feature_counts")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut off or holds no feature counts ({error})") from error
+        if state is None:
+            raise ValueError(f"{path} holds no feature counts")
+        saved = json.loads(state)
+        counts = cls([field_from_dict(spec) for spec in saved["fields"]], saved["label"])
+        counts.num_rows = int(arrays["num_rows"][0])
+        for number, counter in enumerate(counts.of_field):
+            if counter is not None:
+                start = f"field.{number}."
+                counter.load({name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
+        for source, label_counts in counts.of_source.items():
+            start = f"label.{counts.field_names.index(source)}."
+            label_counts.load({name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
+        return counts
+
+
+def code_columns(fields: Sequence[Field], rows: Mapping[str, Any], first_row: int = 0) -> list[CodedColumn]:
+    """
+    The column of each field, coded; fields that read the same column in the same way share one result. Errors count
+    rows from `first_row`.
+    """
+    names = list(dict.fromkeys(name for field in fields for name in field.columns))
+    raw = dict(zip(names, select_columns(rows, names), strict=True))
+    coded: dict[tuple, CodedColumn] = {}
+    for field in fields:
+        if field.coding not in coded:
+            coded[field.coding] = field.code([raw[name] for name in field.columns], first_row)
+    return [coded[field.coding] for field in fields]
+
+
+__all__ = ["FeatureCounts"]
