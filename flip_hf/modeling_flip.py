@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,6 +29,7 @@ from .alignment_layers_flip import (
 from .configuration_flip import FlipConfig
 from .modeling_flip_base import FlipPreTrainedModel, build_text_model
 from .modeling_flip_tabular import FlipTabularModel
+from .warm_start_flip import warm_start
 
 
 @dataclass
@@ -218,6 +220,63 @@ class FlipForPreTraining(FlipPreTrainedModel):
         extractor = getattr(processor, "feature_extractor", processor)
         if self.mtm_head is not None:
             self.mtm_head.set_feature_counts(extractor.feature_counts, extractor.feature_fields)
+
+    def warm_start_features(
+        self,
+        processor: Any,
+        rows: Any,
+        features: Any = None,
+        into: FlipPreTrainedModel | None = None,
+        max_rows: int = 32,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """
+        Gives new ids embeddings out of what this aligned model knows, before any training row has them.
+
+        The masked-feature head reads each row's text with the new id's own value hidden, says which known ids of that
+        field fit, and the new id starts as the mean of their embeddings with those probabilities as weights. Input
+        embeddings, first-order weights and the head's output table are started alike. Pre-training with
+        `hide_target_in_text` is what teaches the head to answer from the rest of the text.
+
+        Args:
+            processor ([`FlipProcessor`]): after `processor.feature_extractor.extend(rows)`.
+            rows: raw rows with the new ids, in any form that `processor(rows)` takes; labels are not read.
+            features (`np.ndarray`, *optional*): ids of the new features; default: those by which the processor is
+                ahead of the model, which is grown here (`resize_feature_embeddings`).
+            into ([`FlipForCTR`], *optional*): a model finetuned from this one, which is started (and grown) likewise,
+                from its own embeddings and with this model's weights.
+            max_rows (`int`): rows read for one feature.
+            batch_size (`int`): rows read at a time.
+
+        Returns:
+            `np.ndarray`: the features that were started. One that no row has keeps the row it has.
+
+        Raises:
+            ValueError: if there is no MTM head, no new feature, no mask token, or `into` has other features.
+        """
+        if self.mtm_head is None:
+            raise ValueError("mtm_weight=0: without masked tabular modelling no head says what a new id resembles")
+        extractor = processor.feature_extractor
+        if processor.tokenizer is None or processor.tokenizer.mask_token_id is None:
+            raise ValueError("the processor's tokenizer has no mask token: the value of a new id cannot be hidden")
+        first = self.config.num_features
+        self.resize_feature_embeddings(processor)
+        if features is None:
+            features = np.arange(first, extractor.num_features)
+        features = np.asarray(features, np.int64)
+        if not len(features):
+            raise ValueError(
+                "the processor has no feature that the model has not: extend it first "
+                "(processor.feature_extractor.extend(rows)), or say which features are new"
+            )
+        tables = [self.mtm_head.feature_embeddings]
+        for model in [self] if into is None else [self, into]:
+            model.resize_feature_embeddings(processor)
+            tabular = getattr(model, "flip", model).tabular
+            if tabular is None:
+                raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
+            tables += [table for table in (tabular.embeddings, tabular.first_order) if table is not None]
+        return warm_start(self, processor, rows, features, tables, max_rows, batch_size)
 
     def weighted_sum(
         self, mlm_loss: torch.Tensor | None, mtm_loss: torch.Tensor | None, icl_loss: torch.Tensor | None
