@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import transformers.trainer
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -86,6 +87,16 @@ class FlipTrainer(Trainer):
                         f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on"
                     )
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # Trainer copies the tokenizer's special tokens into the configuration, which has no use for them, and falls
+        # over a processor without a tokenizer
+        align = getattr(transformers.trainer, "align_special_tokens", None)
+        transformers.trainer.align_special_tokens = lambda *_: None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            transformers.trainer.align_special_tokens = align
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -29,6 +29,19 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
 
 
+def test_the_code_of_the_fields_page_runs():
+    page = (ROOT / "docs" / "fields.md").read_text()
+    blocks = re.findall(r"<!-- fields.*?-->\n```python\n(.*?)```", page, flags=re.DOTALL)
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        for block in blocks:
+            exec(compile(block, "fields.md", "exec"), names)
+    assert len(blocks) == 2 and names["feature_ids"].shape == (4, 11)
+    fields, values = printed.getvalue().splitlines()
+    assert "'shown_hour', 'shown_weekday', 'description', 'device', 'user_id_frequency', 'user_id_label_mean'" in fields
+    assert values.startswith("['u1', '[MISSING]', '[MISSING]', '[PAD]', 'b', 'c', '21', 'Saturday', 'hash ")
+
+
 @pytest.mark.parametrize(
     "command",
     [
