@@ -233,8 +233,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         """
         Gives new ids embeddings out of what this aligned model knows, before any training row has them.
 
-        The masked-feature head reads each row's text with the new id's own value hidden, says which known ids of that
-        field fit, and the new id starts as the mean of their embeddings with those probabilities as weights. Input
+        The masked-feature head reads each row's text with the new id's own value hidden, says how well the
+        known ids of that field fit, and the new id starts as the mean of their embeddings, weighted by that. Input
         embeddings, first-order weights and the head's output table are started alike. Pre-training with
         `hide_target_in_text` is what teaches the head to answer from the rest of the text.
 

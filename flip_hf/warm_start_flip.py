@@ -24,14 +24,13 @@ def warm_start(
     tables: Sequence[nn.Embedding],
     max_rows: int = 32,
     batch_size: int = 64,
-    use_frequencies: bool = True,
 ) -> np.ndarray:
     """
     Gives each new feature the mean of its known relatives' rows, in every table.
 
-    The masked-feature head reads a row in which the new value is hidden, in the ids and in the text, and says how
-    likely each known feature of the field is in its place. These probabilities, averaged over the rows of the new
-    feature, are the weights.
+    The masked-feature head reads a row in which the new value is hidden, in the ids and in the text, and says how well
+    each known feature of the field fits in its place: its scores without the bias, which would prefer what is frequent
+    to what is alike. Their softmax, averaged over the rows of the new feature, are the weights.
 
     Args:
         model ([`FlipForPreTraining`]): with an MTM head.
@@ -41,7 +40,6 @@ def warm_start(
         tables (`list[nn.Embedding]`): with a row per feature; those of `features` are overwritten.
         max_rows (`int`): rows read for one feature.
         batch_size (`int`): rows read at a time.
-        use_frequencies (`bool`): whether a known feature that is frequent is more likely (the head's bias).
 
     Returns:
         `np.ndarray`: the features that were started; one that no row has keeps the row it has.
@@ -84,7 +82,7 @@ def warm_start(
                 )
                 texts = [slice(begin, end) for begin, end in zip(starts[part], ends[part], strict=True)]
                 tokens, attention_mask = _hidden_texts(processor, encoded, texts, field)
-                scores = _scores(model, ids, tokens, attention_mask, field, candidates, use_frequencies)
+                scores = _scores(model, ids, tokens, attention_mask, field, candidates)
                 weights = scores.float().softmax(-1)  # (batch, n)
                 into = torch.from_numpy(position[start : start + batch_size]).to(model.device)
                 for total, table in zip(sums, tables, strict=True):
@@ -116,7 +114,6 @@ def _scores(
     attention_mask: np.ndarray,
     field: int,
     candidates: torch.Tensor,
-    use_frequencies: bool,
 ) -> torch.Tensor:
     """How well each candidate `(n,)` fits into the masked field of each row -> `(batch, n)`."""
     head = model.mtm_head
@@ -125,5 +122,4 @@ def _scores(
     )
     states, _ = model.flip.encode_text(input_ids, mask)
     hidden = head.predict(model.flip.tabular(feature_ids).vector, states, mask)[:, field]  # (batch, E)
-    scores = hidden @ head.feature_embeddings.weight[candidates].T
-    return scores + head.feature_bias[candidates] if use_frequencies else scores
+    return hidden @ head.feature_embeddings.weight[candidates].T

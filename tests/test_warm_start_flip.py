@@ -150,7 +150,7 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
             for feature in range(extractor.num_reserved_features, first_new)
             if extractor.feature_fields[feature] == field
         ]
-        scores = [hidden @ model.mtm_head.feature_embeddings.weight[j] + model.mtm_head.feature_bias[j] for j in known]
+        scores = [hidden @ model.mtm_head.feature_embeddings.weight[j] for j in known]
         for weight, j in zip(torch.stack(scores).softmax(0), known, strict=True):
             sums += weight * table[j]
         count += 1
