@@ -3,36 +3,50 @@
 on.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, DatasetInfo, load_from_disk
+from transformers.utils import logging
 
 from .readers import NAMED_DATASETS, NamedDataset
+from .readers.files import PublishedFile, choose_files, is_archive, list_files
+from .readers.formats import FileOptions, file_kind
+from .readers.lines import ReadingAccount
 from .readers.restaurants import read_embedded_restaurants
-from .readers.tables import read_file, with_label
+from .readers.tables import find_files, read_files, stream_files, with_label
 
 
 RESOURCES = Path(__file__).parent / "resources"
 # part of the cache's key: raise it when a reader gives other rows for the same files
-_READER_VERSION = 1
+_READER_VERSION = 2
+
+logger = logging.get_logger(__name__)
 
 
 def load_ctr_dataset(
-    name_or_path: str | os.PathLike,
+    name_or_path: str | os.PathLike | Sequence[str | os.PathLike],
     data_dir: str | os.PathLike | None = None,
     label: str | None = None,
     label_threshold: float | None = None,
     delimiter: str | None = None,
     cache_dir: str | os.PathLike | None = None,
-) -> Dataset:
+    genre_lists: bool = False,
+    tags: bool = False,
+    subset: str | None = None,
+    encoding: str | None = None,
+    streaming: bool = False,
+) -> Any:
     """
     Reads a table for click prediction: one column per field, and `label` 0 or 1.
 
@@ -40,54 +54,118 @@ def load_ctr_dataset(
     memory from there: a second process reads neither the files nor anything computed from them again.
 
     Args:
-        name_or_path (`str`): `"movielens-100k"`, `"movielens-1m"`, `"restaurants"` (comes with the package), or a csv,
-            tsv, parquet, json or jsonl file. All columns of a csv are read as strings (`007` stays `007`); `timestamp`
-            and `rating`, which are no fields, become numbers where all their values are.
-        data_dir (`str`, *optional*): folder with the published files of a named set; default: the set's usual folder
-            name in `$FLIP_DATA`.
+        name_or_path (`str`): a named data set: `"movielens-100k"`, `"movielens-1m"`, `"movielens-20m"`,
+            `"movielens-25m"`, `"movielens-32m"`, `"movielens-latest"`, `"movielens-latest-small"`, `"book-crossing"`,
+            `"goodreads"`, `"amazon-reviews-2023"`, `"criteo"`, `"restaurants"` (comes with the package); or files:
+            csv, tsv, json, jsonl (these also gzipped, `.csv.gz`) or parquet. One file, a list of files of one kind, a
+            glob (`"clicks/*.parquet"`) or a folder; of the latter two, files come in the order of their names, and
+            names that begin with `_` or `.` are skipped. All columns of a csv are read as strings (`007` stays `007`,
+            an empty cell is null); `timestamp` and `rating`, which are no fields, become numbers where all their
+            values are. Strings in json stay strings, dates too, and a key that an object lacks is null.
+
+            Shards have the same columns, in any order: that of the first is kept. Where a column differs in type,
+            integers of several sizes become the larger one, integers beside floats become floats (refused beyond
+            2**53, where that would change them), and a column without values takes the others' type.
+        data_dir (`str`, *optional*): the published files of a named set: the folder they are in, gzipped or not, or
+            the archive they came in (.zip, .tar.gz, .tgz), or the file, where it is one; default: the set's
+            usual folder name in `$FLIP_DATA`.
         label (`str`, *optional*): label column of a file; it becomes `label`. Without it a column of the name `label`
             is the label, and a table without one is for prediction. Values: 0 and 1, also as text, 0.0 and 1.0, or
             true and false.
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
-            it. Defaults of named sets: 3 for MovieLens, 1 for restaurants (that is, rating == 2).
+            it. Defaults of named sets: 3 for MovieLens, Goodreads and Amazon, 5 for BookCrossing (of 0 to 10), 1 for
+            restaurants (that is, rating == 2). Criteo has labels, and takes none.
         delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv).
         cache_dir (`str`, *optional*): default: `flip_hf` in datasets' own cache.
+        genre_lists (`bool`): MovieLens and Goodreads: `genre` is a list of genres, not one text.
+        tags (`bool`): MovieLens of the csv generation: a field `tags`, the ten that most other people gave the movie.
+        subset (`str`, *optional*): Goodreads: a genre that is published apart (`"poetry"`), or `"all"`; Amazon: the
+            category (`"All_Beauty"`). Needed where the folder holds several.
+        encoding (`str`, *optional*): of text files, such as `"latin-1"`; default: UTF-8, with or without a byte order
+            mark.
+        streaming (`bool`): files only: an `IterableDataset` whose shards are the files, for tables larger than the
+            disk. Nothing is cached; labels are checked as they come, with the same errors. `rating` and `timestamp` of
+            a csv stay strings, and a json file has the columns and types of its first rows.
 
     Returns:
-        `datasets.Dataset`: strings per field (parquet and json keep their own types; an index column that pandas left
-        in a parquet file is no field), `label` int8; `rating` and `timestamp` where there are some. Every row of the
-        files is there, in their order.
+        `datasets.Dataset` (`IterableDataset` if streaming): strings per field (parquet and json keep their own types;
+        an index column that pandas left in a parquet file is no field), `label` int8, last of a file's columns;
+        `rating` and `timestamp` where there are some. Every row of the files is there, in their order; what a reader
+        of a named set left out, repaired or does not know is counted, in the log and in `info.description`.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if the table is empty or cannot be parsed, a column has no name or the name of another, there is no
-            such label column, a label is missing or not 0 or 1, or an argument does not go with the data set.
+        ValueError: if the table is empty or cannot be parsed, a gzipped file or an archive was cut short, a column has
+            no name or the name of another, there is no such label column, a label is missing or not 0 or 1, or an
+            argument does not go with the data set.
     """
     key = str(name_or_path)
+    options = {"genre_lists": genre_lists, "tags": tags, "subset": subset}
+    options = {option: value for option, value in options.items() if value}
     if key in NAMED_DATASETS:
+        named = NAMED_DATASETS[key]
+        if encoding is not None or streaming:
+            raise ValueError(
+                f"encoding={encoding!r} and streaming={streaming} are for files; {key} is read once, and then mapped "
+                "into memory (to iterate over it: .to_iterable_dataset())"
+            )
         if label not in (None, "label") or delimiter is not None:
             raise ValueError(
                 f"label={label!r} and delimiter={delimiter!r} are for files; {key} has its own, and its label is "
                 "1 where the rating is above label_threshold"
             )
-        named = NAMED_DATASETS[key]
-        folder, files = _named_files(key, named, data_dir)
-        settings: dict[str, Any] = {"threshold": named.threshold if label_threshold is None else label_threshold}
+        if label_threshold is not None and named.threshold is None:
+            raise ValueError(f"label_threshold={label_threshold:g} cuts a rating; {key} has labels of its own")
+        _check_options(key, (*named.options, *named.file_options), options)
+        settings: dict[str, Any] = {
+            "threshold": named.threshold if label_threshold is None else label_threshold,
+            **options,
+        }
+        source = _named_source(key, named, data_dir)
+        # an archive is known by its own bytes: what is in it is listed only when it has to be read
+        chosen = None if is_archive(source) else _named_files(key, named, source, options)
+        files = [source] if chosen is None else [file.path for file in chosen]
+        account = ReadingAccount()
 
-        def read() -> pa.Table:
-            table = (read_embedded_restaurants if folder == RESOURCES else named.reader)(folder)
-            return with_label(table, table.column("rating"), settings["threshold"], "rating")
+        def read_named() -> Iterator[pa.Table]:
+            published = chosen or _named_files(key, named, source, options)
+            reader: Callable[..., Any] = read_embedded_restaurants if source.parent == RESOURCES else named.reader
+            rows = reader(account, *published, **{name: options[name] for name in named.options if name in options})
+            column, first_row = "label" if named.threshold is None else "rating", 0
+            for table in [rows] if isinstance(rows, pa.Table) else rows:
+                others = table.drop_columns(["label"]) if column == "label" else table
+                yield with_label(others, table.column(column), settings["threshold"], column, f"{key}: ", first_row)
+                first_row += len(table)
+
+        def describe(num_rows: int) -> DatasetInfo:
+            rule = "as published" if named.threshold is None else f"rating > {settings['threshold']:g}"
+            sentence = account.sentence(num_rows)
+            (logger.warning if account.left_out.total() else logger.info)(f"{key}: {sentence}")
+            return DatasetInfo(
+                description=f"{key}: label is {rule}; {sentence}",
+                citation=named.citation,
+                license=named.license,
+                homepage=named.homepage,
+            )
     else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{key} is no file, and none of the named data sets {', '.join(NAMED_DATASETS)}")
+        _check_options(key, (), options)
         if data_dir is not None:
             raise ValueError(f"data_dir={str(data_dir)!r} is for the named data sets; {key} is a file")
-        files = [path]
-        settings = {"label": label, "threshold": label_threshold, "delimiter": delimiter, "suffix": path.suffix}
+        files = find_files(name_or_path)
+        if not files:
+            raise FileNotFoundError(
+                f"{key} is no file, no folder or glob of files, and none of the named data sets "
+                f"{', '.join(NAMED_DATASETS)}"
+            )
+        kind, how = file_kind(files[0]), FileOptions(label, label_threshold, delimiter, encoding)
+        how.check(kind)
+        if streaming:
+            return stream_files(files, how)
+        key = str(files[0] if len(files) == 1 else files[0].resolve().parent)
+        settings = {"kind": kind, **vars(how)}
 
         def read() -> pa.Table:
-            return read_file(path, label, label_threshold, delimiter)
+            return read_files(files, how, root)
 
     digest = hashlib.sha256(json.dumps([_READER_VERSION, key if key in NAMED_DATASETS else "", settings]).encode())
     for file in files:
@@ -96,51 +174,97 @@ def load_ctr_dataset(
     stem = key if key in NAMED_DATASETS else Path(key).stem
     root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
     target = root / f"{stem}-{digest.hexdigest()[:16]}"
-    if not target.is_dir():
+    if not target.is_dir() and key in NAMED_DATASETS:
+        write_tables(read_named(), describe, digest.hexdigest()[:16], target)
+    elif not target.is_dir():
         table = read()
         if table.num_rows == 0:
             raise ValueError(f"{key} has no rows")
-        dataset = Dataset(table, fingerprint=digest.hexdigest()[:16])
-        if key in NAMED_DATASETS:
-            info = dataset.info
-            info.description, info.citation, info.license, info.homepage = (
-                f"{key}: label is rating > {settings['threshold']:g}",
-                named.citation,
-                named.license,
-                named.homepage,
-            )
-        write_whole(dataset, target)
+        write_whole(Dataset(table, fingerprint=digest.hexdigest()[:16]), target)
     return load_from_disk(str(target))
 
 
-def _named_files(name: str, named: NamedDataset, data_dir: str | os.PathLike | None) -> tuple[Path, list[Path]]:
-    if data_dir is None and name == "restaurants":
-        return RESOURCES, [RESOURCES / "restaurants.csv"]
-    if data_dir is None:
-        root = os.environ.get("FLIP_DATA")
-        if root is None:
-            raise FileNotFoundError(
-                f"{name} cannot be shipped ({named.license}): download it from {named.homepage}, unpack it, and "
-                "pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
-            )
-        data_dir = Path(root) / named.folder
-    folder = Path(data_dir)
-    found: list[Path] = []
-    absent: list[str] = []
-    for file in named.files:
-        paths = [folder / other for other in file.split("|") if (folder / other).is_file()]
-        found += paths[:1]
-        absent += [] if paths else [file.replace("|", " or ")]
+def _check_options(key: str, known: Iterable[str], options: dict[str, Any]) -> None:
+    for option in sorted(set(options) - set(known)):
+        takers = [name for name, named in NAMED_DATASETS.items() if option in (*named.options, *named.file_options)]
+        raise ValueError(f"{option}={options[option]!r} is not for {key}, but for {', '.join(takers)}")
+
+
+def _named_source(name: str, named: NamedDataset, data_dir: str | os.PathLike | None) -> Path:
+    """The folder, archive or file that a named set is read from."""
+    if data_dir is not None:
+        return Path(data_dir)
+    if name == "restaurants":
+        return RESOURCES / "restaurants.csv"
+    root = os.environ.get("FLIP_DATA")
+    if root is None:
+        raise FileNotFoundError(
+            f"{name} cannot be shipped ({named.license}): download it from {named.homepage}, unpack it, and "
+            "pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
+        )
+    return Path(root) / named.folder
+
+
+def _named_files(name: str, named: NamedDataset, source: Path, options: dict[str, Any]) -> list[PublishedFile]:
+    if source.parent == RESOURCES:
+        return [PublishedFile(source)]
+    files = list_files(source)
+    names = named.files
+    if callable(names):
+        names = names(files.keys(), **{option: options[option] for option in named.file_options if option in options})
+    found, absent = choose_files(source, names, files)
     if absent:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(absent)} of {name}, as published at {named.homepage}")
-    return folder, found
+        there = "" if source.exists() else ": there is no such folder or archive"
+        raise FileNotFoundError(
+            f"{source} lacks {', '.join(absent)} of {name}, as published at {named.homepage}{there}"
+        )
+    return found
 
 
 def write_whole(dataset: Dataset, target: Path) -> None:
     """Writes beside the target and renames: another process sees the whole folder or none."""
+    with _appearing_whole(target) as temporary:
+        dataset.save_to_disk(str(temporary))
+
+
+def write_tables(
+    tables: Iterator[pa.Table], describe: Callable[[int], DatasetInfo], fingerprint: str, target: Path
+) -> None:
+    """
+    As `write_whole`, of tables that come one by one: none is held in memory longer than it takes to write it.
+
+    Args:
+        describe: from the number of rows to the info, called after the last table.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    rows = target.parent / f".{target.name}-{uuid.uuid4().hex}.arrow"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        first = next((table for table in tables if len(table)), None)
+        if first is None:
+            raise ValueError(f"{target.name.rsplit('-', 1)[0]} has no rows")
+        num_rows = 0
+        with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table)
+                num_rows += len(table)
+        with _appearing_whole(target) as temporary:
+            # the folder as datasets writes it, of one row (of none it writes no file); then all rows in its place
+            one = Dataset(first.slice(0, 1), info=describe(num_rows), fingerprint=fingerprint)
+            one.save_to_disk(str(temporary), num_shards=1)
+            (shard,) = temporary.glob("*.arrow")
+            os.replace(rows, shard)
+    finally:
+        rows.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}"
     try:
-        dataset.save_to_disk(str(temporary))
+        yield temporary
         os.replace(temporary, target)
     except OSError:
         if not target.is_dir():  # unless another process was faster

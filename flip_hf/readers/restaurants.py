@@ -2,10 +2,12 @@
 """Restaurant & consumer data of the UCI repository (Vargas-Govea et al. 2011, doi:10.24432/C5DP41)."""
 
 import csv
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from .files import PublishedFile
+from .lines import ReadingAccount
 
 
 _RESTAURANT_FIELDS = (
@@ -26,15 +28,22 @@ _RESTAURANT_FIELDS = (
 )
 
 
-def read_embedded_restaurants(folder: Path) -> pa.Table:
+def read_embedded_restaurants(account: ReadingAccount, made: PublishedFile) -> pa.Table:
     """The file that `examples/prepare_restaurants.py` made of the UCI files."""
-    with (folder / "restaurants.csv").open(encoding="utf-8", newline="") as file:
+    with made.open_text("utf-8") as file:
         rows = list(csv.DictReader(file))
     columns: dict[str, list[Any]] = {name: [row[name] or None for row in rows] for name in _RESTAURANT_FIELDS}
     return pa.table({**columns, "rating": [int(row["rating"]) for row in rows]})
 
 
-def read_restaurants(folder: Path) -> pa.Table:
+def read_restaurants(
+    account: ReadingAccount,
+    ratings: PublishedFile,
+    profiles: PublishedFile,
+    places_file: PublishedFile,
+    cuisines_of_users: PublishedFile,
+    cuisines_of_places: PublishedFile,
+) -> pa.Table:
     """
     The UCI files, separated by commas or semicolons, in UTF-8 or Latin-1: both are in circulation.
 
@@ -43,8 +52,9 @@ def read_restaurants(folder: Path) -> pa.Table:
     place's cuisines are joined in the order of the files, at most three of them.
     """
 
-    def read(name: str) -> list[dict[str, str]]:
-        raw = (folder / name).read_bytes()
+    def read(published: PublishedFile) -> list[dict[str, str]]:
+        with published.open() as file:
+            raw = file.read()
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -62,17 +72,16 @@ def read_restaurants(folder: Path) -> pa.Table:
             groups.setdefault(row[key], []).append(clean(row["Rcuisine"]) or "")
         return {owner: ", ".join(dict.fromkeys(values[:3])) for owner, values in groups.items()}
 
-    user_cuisines = grouped(read("usercuisine.csv"), "userID")
-    place_cuisines = grouped(read("chefmozcuisine.csv"), "placeID")
-    users = {row["userID"]: row for row in read("userprofile.csv")}
-    places_file = next(name for name in ("geoplaces.csv", "geoplaces2.csv") if (folder / name).is_file())
+    user_cuisines = grouped(read(cuisines_of_users), "userID")
+    place_cuisines = grouped(read(cuisines_of_places), "placeID")
+    users = {row["userID"]: row for row in read(profiles)}
     places = {row["placeID"]: row for row in read(places_file)}
     columns: dict[str, list[Any]] = {name: [] for name in (*_RESTAURANT_FIELDS, "rating")}
-    for row in read("rating_final.csv"):
+    for row in read(ratings):
         if row["userID"] not in users or row["placeID"] not in places:
             raise ValueError(
-                f"rating_final.csv names user {row['userID']} and place {row['placeID']}, and userprofile.csv or "
-                f"{places_file} does not have them: is the file whole?"
+                f"{ratings.name} names user {row['userID']} and place {row['placeID']}, and {profiles.name} or "
+                f"{places_file.name} does not have them: is the file whole?"
             )
         user, place = users[row["userID"]], places[row["placeID"]]
         city = clean(place["city"])
