@@ -21,6 +21,7 @@ _PUBLIC = {
     "feature_counts_flip": ["FeatureCounts"],
     "feature_extraction_flip": ["FlipFeatureExtractor"],
     "processing_flip": ["FlipProcessor"],
+    "report_flip": ["FlipReport"],
     "data": ["load_ctr_dataset"],
     "splitting": ["split_dataset"],
     "encoding": ["prepare_dataset"],
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
     from .modeling_flip_tabular import FlipTabularModel
     from .processing_flip import FlipProcessor
+    from .report_flip import FlipReport
     from .splitting import split_dataset
     from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training_args import FlipCTRArguments, FlipPreTrainingArguments

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from . import __version__
 from .modeling_flip import FlipForCTR
+from .report_flip import FlipReport
 
 
 _TEMPLATE = Path(__file__).parent / "resources" / "model_card.md"
@@ -45,6 +46,7 @@ def write_model_card(
     license: str | None = None,
     pretrained: bool = True,
     curves: str | None = None,
+    report: FlipReport | None = None,
 ) -> Path:
     """
     Writes `README.md` with what the model is, how to load it, its fields, metrics, limits and licences.
@@ -62,11 +64,18 @@ def write_model_card(
         license (`str`, *optional*): the Hub's identifier of the model's licence.
         pretrained (`bool`): whether stage 1 came before.
         curves (`str`, *optional*): name of a picture in `folder`.
+        report ([`FlipReport`], *optional*): of the data, made with `show_values=False` where its values may not be
+            shown (`processor.describe(splits)`); default: the `report.md` in `folder`, where there is one.
 
     Returns:
         `Path` of the card.
     """
     config = model.config
+    saved_report = Path(folder) / "report.md"
+    if report is not None:
+        data_section = report.to_markdown()
+    else:
+        data_section = saved_report.read_text(encoding="utf-8") if saved_report.is_file() else ""
     base = config.text_model_name_or_path if config.text_config is not None else None
     results = [
         EvalResult(
@@ -106,6 +115,7 @@ def write_model_card(
         licenses=licenses,
         command=command,
         curves=curves,
+        data_section=data_section,
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,

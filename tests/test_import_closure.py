@@ -19,6 +19,7 @@ TRAVELLING = {
     "alignment_layers_flip",
     "modeling_flip_base",
     "modeling_flip_tabular",
+    "warm_start_flip",
     "modeling_flip",
     "values_flip",
     "columns_flip",
@@ -33,7 +34,7 @@ ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(
 # a module may import those of the rows above its own
 ORDER = [
     {"configuration_flip", "values_flip"},
-    {"tabular_layers_flip", "modeling_flip_base", "columns_flip", "metrics"},
+    {"tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
     {"modeling_flip_tabular", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
     {"feature_counts_flip", "report_flip"},
     {"feature_building_flip"},
