@@ -147,6 +147,10 @@ class DataCollatorForFlipPreTraining:
         extractor = self.processor.feature_extractor
         slot_fields = np.asarray(extractor.slot_fields)
         num_fields = extractor.num_fields
+        # the field that a field is a statistic of, or -1: these are never asked for
+        sources = np.array(
+            [extractor.field_names.index(spec["source"]) if "source" in spec else -1 for spec in extractor.field_specs]
+        )
 
         batch = _text_columns(rows, self.processor, self.pad_to_multiple_of)
         token_field_ids = _pad(rows, "token_field_ids", -1, self.pad_to_multiple_of)
@@ -157,7 +161,7 @@ class DataCollatorForFlipPreTraining:
         row_of_token, position = np.nonzero(token_field_ids >= 0)
         in_text = np.zeros((len(rows), num_fields), bool)
         in_text[row_of_token, token_field_ids[row_of_token, position]] = True
-        is_known = (feature_ids >= extractor.num_reserved_features) & (self._sources()[slot_fields] < 0)
+        is_known = (feature_ids >= extractor.num_reserved_features) & (sources[slot_fields] < 0)
         in_ids = np.zeros((len(rows), num_fields), bool)
         row_of_slot, slot = np.nonzero(is_known)
         in_ids[row_of_slot, slot_fields[slot]] = True
@@ -167,7 +171,7 @@ class DataCollatorForFlipPreTraining:
             in_text = in_ids = in_text & in_ids
             feature_keys = text_keys
         text_fields = self._choose(text_keys, in_text, self.text_mask_ratio, len(extractor.text_fields))
-        num_maskable = int((self._sources()[np.unique(slot_fields)] < 0).sum())
+        num_maskable = int((sources[np.unique(slot_fields)] < 0).sum())
         feature_fields = self._choose(feature_keys, in_ids, self.feature_mask_ratio, num_maskable)
         if self.hide_target_in_text:
             text_fields |= feature_fields
@@ -179,11 +183,10 @@ class DataCollatorForFlipPreTraining:
         batch["feature_ids"] = feature_ids
         hidden_slots = feature_fields[:, slot_fields] & (feature_ids != PAD_FEATURE_ID)
         batch["masked_feature_ids"] = np.where(hidden_slots, MASK_FEATURE_ID, feature_ids)
-        for field, source in enumerate(self._sources().tolist()):
-            if source >= 0:  # a statistic of a value would give the value away
-                slot = int(np.flatnonzero(slot_fields == field)[0])
-                column = batch["masked_feature_ids"][:, slot]
-                column[feature_fields[:, source]] = extractor.missing_id(field)
+        for statistic in np.flatnonzero(sources >= 0).tolist():  # which would give its value away
+            column = batch["masked_feature_ids"][:, slot_fields == statistic]
+            column[feature_fields[:, sources[statistic]]] = extractor.missing_id(statistic)
+            batch["masked_feature_ids"][:, slot_fields == statistic] = column
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
     def _generator(self, input_ids: np.ndarray, feature_ids: np.ndarray) -> np.random.Generator:
@@ -191,12 +194,6 @@ class DataCollatorForFlipPreTraining:
             return np.random.default_rng(int(torch.randint(2**63 - 1, ()).item()))
         content = hashlib.blake2b(input_ids.tobytes() + feature_ids.tobytes(), digest_size=8).digest()
         return np.random.default_rng([self.seed, int.from_bytes(content, "little")])
-
-    def _sources(self) -> np.ndarray:
-        """For each field `(F,)` the field that it is a statistic of, or -1."""
-        extractor = self.processor.feature_extractor
-        names = extractor.field_names
-        return np.array([names.index(spec["source"]) if "source" in spec else -1 for spec in extractor.field_specs])
 
     @staticmethod
     def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num_fields: int) -> np.ndarray:

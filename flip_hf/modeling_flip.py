@@ -226,7 +226,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         processor: Any,
         rows: Any,
         features: Any = None,
-        into: FlipPreTrainedModel | None = None,
+        into: "FlipForCTR | None" = None,
         max_rows: int = 32,
         batch_size: int = 64,
     ) -> np.ndarray:
@@ -272,7 +272,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         tables = [self.mtm_head.feature_embeddings]
         for model in [self] if into is None else [self, into]:
             model.resize_feature_embeddings(processor)
-            tabular = getattr(model, "flip", model).tabular
+            tabular = model.flip.tabular
             if tabular is None:
                 raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
             tables += [table for table in (tabular.embeddings, tabular.first_order) if table is not None]
