@@ -2,67 +2,154 @@
 """Train, validation and test rows of a table, written out in their order."""
 
 import hashlib
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_from_disk
 from transformers.utils import logging
 
-from .data import write_whole
+from .data import write_tables
 from .readers.tables import as_numbers
+from .values_flip import canonical_value
 
 
 logger = logging.get_logger(__name__)
 
+_SPLITS = ("train", "validation", "test")
+# how people write the name of a split, and a column that says of each row whether it is held out
+_SPLIT_NAMES = {
+    "train": 0,
+    "training": 0,
+    "validation": 1,
+    "valid": 1,
+    "val": 1,
+    "dev": 1,
+    "test": 2,
+    "testing": 2,
+    "false": 0,
+    "0": 0,
+    "true": 2,
+    "1": 2,
+}
+# which arguments a strategy reads, beside seed: another one given is a mistake
+_ARGUMENTS = {
+    "random": ("fractions",),
+    "time": ("fractions", "time_column"),
+    "last": ("time_column", "user_column", "num_last"),
+    "cold": ("fractions", "column", "warm_fraction"),
+    "column": ("fractions", "column"),
+    "hash": ("fractions", "column"),
+}
+# rows, and bytes of them, that are brought into order at a time
+_ROWS_AT_ONCE = 1_000_000
+_BYTES_AT_ONCE = 1 << 28
+
 
 def split_dataset(
-    dataset: Dataset,
+    dataset: Dataset | IterableDataset,
     strategy: str = "random",
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     time_column: str = "timestamp",
-) -> DatasetDict:
+    column: str | None = None,
+    user_column: str = "user_id",
+    num_last: int = 1,
+    warm_fraction: float = 0.0,
+) -> Any:
     """
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table.
-        strategy (`str`): `"random"`, or `"time"`: the earliest rows train, the latest test.
-        seed (`int`): of a random split.
-        fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1.
-        time_column (`str`): what a split by time sorts by: numbers, dates, or ISO dates as text; equal times keep the
-            order of the table.
+        dataset (`Dataset`): the table. An `IterableDataset` can be split by `"hash"` alone: the other strategies need
+            to know all rows.
+        strategy (`str`): who is held out.
+
+            - `"random"`: any rows.
+            - `"time"`: the earliest rows train, the latest test.
+            - `"last"`: the last `num_last` rows of each user test, those before them validate, the rest train. Users
+              with fewer than `2 x num_last + 1` rows, and rows without a user, train. (Training rows of one user may
+              be later than test rows of another: only `"time"` keeps the future out.)
+            - `"cold"`: whole values of `column` (`"movie_id"`, or a user column): no value of a validation or test row
+              occurs in train, and none of test in validation. Rows without a value train.
+            - `"column"`: what `column` says: train, validation (also valid, val, dev) or test, or true (1) for the
+              rows that test and false (0) for those that train. If no row validates, random ones of the training rows
+              do, as large a share of them as `fractions` has. The column itself is dropped, since it is no field.
+            - `"hash"`: by a hash of the value of `column` (an id of the row, or of the user): the same value goes the
+              same way in every table, stream and day, so that new rows never move old ones. Rows without a value
+              train.
+
+            Values are compared as ids are: 1, 1.0, "1" and " 1" are one.
+        seed (`int`): of whatever is random, and of the hash.
+        fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
+            shares of the distinct values of `column`; for `"hash"`, expected shares of them.
+        time_column (`str`): what `"time"` and `"last"` sort by: numbers, dates, or ISO dates as text; equal times keep
+            the order of the table.
+        column (`str`): for `"cold"`, `"column"` and `"hash"`.
+        user_column (`str`): for `"last"`.
+        num_last (`int`): for `"last"`: rows of each user in each of test and validation.
+        warm_fraction (`float`): for `"cold"`: this share of the training rows becomes a fourth split `"warm"` of rows
+            whose value does occur in train, to compare the cold ones with. Every value keeps a row in train.
 
     Returns:
-        `DatasetDict` with `train`, `validation` and `test`: the first `int(rows x fraction)` rows of the order, those
-        up to the sum of the first two fractions, and the rest. The same table and arguments give the same fingerprints
-        in every process, so what `map` made of a split is found again. A split with one class is warned about.
+        `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
+        each of them): by `"random"` and `"time"` the first `int(rows x fraction)` rows of the order, those up to the
+        sum of the first two fractions, and the rest; otherwise in the order of the table. The same table and arguments
+        give the same fingerprints in every process, so what `map` made of a split is found again. A split with one
+        class is warned about.
 
     Raises:
-        ValueError: for an unknown strategy, fractions that are not positive or do not sum to 1, a split that would be
-            empty, or a time column that is not there, is no time, or has holes or zeros (which mean unknown).
+        ValueError: for an unknown strategy or an argument that does not go with it, fractions that are not positive or
+            do not sum to 1, a split that would be empty, a column that is not there or holds lists, a time that is no
+            time, or has holes or zeros (which mean unknown), or a value that names no split.
+        TypeError: for splits, or a stream that is not to be split by hash.
     """
-    # "not all", so that nan is refused as well
-    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
-        raise ValueError(f"fractions={tuple(fractions)} are not three positive shares that sum to 1")
+    given: dict[str, Any] = {
+        "fractions": tuple(fractions),
+        "time_column": time_column,
+        "column": column,
+        "user_column": user_column,
+        "num_last": num_last,
+        "warm_fraction": warm_fraction,
+    }
+    _check_arguments(strategy, given)
+    if isinstance(dataset, Mapping):
+        raise TypeError(f"this is split already, into {', '.join(dataset)}: pass one of them")
+    if isinstance(dataset, IterableDataset):
+        if strategy != "hash":
+            raise TypeError(
+                f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
+                "strategy='hash' with the column of an id, or load the table without streaming"
+            )
+        return _split_stream(dataset, seed, given["fractions"], column)
     size = len(dataset)
-    train_end = int(size * fractions[0] + 1e-9)
-    validation_end = int(size * (fractions[0] + fractions[1]) + 1e-9)
-    if not 0 < train_end < validation_end < size:
-        raise ValueError(f"{size} rows are too few for fractions {tuple(fractions)}: a split would be empty")
-    if strategy == "random":
-        order = np.random.default_rng(seed).permutation(size)
-    elif strategy == "time":
-        order = np.argsort(_times(dataset, time_column), kind="stable")
+    if not size:
+        raise ValueError("the table has no rows: there is nothing to split")
+    if strategy in ("random", "time"):
+        bounds = _bounds(size, given["fractions"], "rows")
+        if strategy == "random":
+            order = np.random.default_rng(seed).permutation(size)
+        else:
+            order = np.argsort(_times(dataset, time_column), kind="stable")
+        orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
     else:
-        raise ValueError(f"strategy={strategy!r} is not one of random, time")
-    bounds = {"train": (0, train_end), "validation": (train_end, validation_end), "test": (validation_end, size)}
-    splits = DatasetDict({name: _take(dataset, order[start:end]) for name, (start, end) in bounds.items()})
+        parts, missing = _parts(dataset, strategy, seed, given)
+        names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
+        orders = {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
+        empty = [name for name, rows in orders.items() if not len(rows)]
+        if empty:
+            raise ValueError(f"{', '.join(empty)} would be empty: {missing}")
+        if strategy == "column":
+            dataset = dataset.remove_columns(column)
+    splits = DatasetDict({name: _take(dataset, order) for name, order in orders.items()})
     for name, split in splits.items():
         if "label" in split.column_names:
-            classes = np.unique(split.with_format("numpy", columns=["label"])["label"][:])
+            classes = _column(split, "label").unique().to_pylist()
             if len(classes) == 1:
                 logger.warning(
                     f"all {len(split)} rows of {name} have label {classes[0]}: nothing can be learnt or measured there"
@@ -70,44 +157,169 @@ def split_dataset(
     return splits
 
 
-def _take(dataset: Dataset, order: np.ndarray) -> Dataset:
-    """
-    Rows in a given order, written out in that order beside the data set's own cache.
+def _check_arguments(strategy: str, given: Mapping[str, Any]) -> None:
+    if strategy not in _ARGUMENTS:
+        raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_ARGUMENTS)}")
+    parameters = inspect.signature(split_dataset).parameters
+    for name, value in given.items():
+        if name not in _ARGUMENTS[strategy] and value != parameters[name].default:
+            takers = [other for other, names in _ARGUMENTS.items() if name in names]
+            raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
+    fractions, num_last, warm_fraction = given["fractions"], given["num_last"], given["warm_fraction"]
+    # "not all", so that nan is refused as well
+    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
+        raise ValueError(f"fractions={fractions} are not three positive shares that sum to 1")
+    if num_last < 1:
+        raise ValueError(f"num_last={num_last} is less than 1: each user has to have a row in the test")
+    if not 0 <= warm_fraction < 1:
+        raise ValueError(f"warm_fraction={warm_fraction:g} is no share of the training rows: pass 0.1, or 0 for none")
+    if "column" in _ARGUMENTS[strategy] and given["column"] is None:
+        raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
 
-    `dataset.select` would keep a list of row numbers instead, and gather rows one by one at every later read.
-    """
-    digest = hashlib.blake2b(
-        dataset._fingerprint.encode() + order.astype(np.int64).tobytes(), digest_size=8
-    ).hexdigest()
-    folder = Path(dataset.cache_files[0]["filename"]).parent / f"rows-{digest}" if dataset.cache_files else None
-    if folder is not None and folder.is_dir():
-        return load_from_disk(str(folder))
-    try:
-        if dataset._indices is not None:  # the table behind it has other rows
-            return dataset.select(order)
-        taken = Dataset(
-            dataset.data.table.take(pa.array(order)).combine_chunks(), dataset.info.copy(), fingerprint=digest
+
+def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tuple[int, int]:
+    train_end = int(size * fractions[0] + 1e-9)
+    validation_end = int(size * (fractions[0] + fractions[1]) + 1e-9)
+    if not 0 < train_end < validation_end < size:
+        raise ValueError(f"{size} {what} are too few for fractions {fractions}: a split would be empty")
+    return train_end, validation_end
+
+
+# --- number of the split of each row ---------------------------------------------------------------------------------
+
+
+def _parts(dataset: Dataset, strategy: str, seed: int, given: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """Number of the split of each row `(B,)`, and why one of the splits might be empty."""
+    fractions, column, num_last = given["fractions"], given["column"], given["num_last"]
+    if strategy == "last":
+        users, _ = _codes(dataset, given["user_column"], "user_column")
+        parts = _last_of_each(users, _times(dataset, given["time_column"]), num_last)
+        return parts, f"no value of {given['user_column']!r} has the {2 * num_last + 1} rows that {num_last=} needs"
+    codes, values = _codes(dataset, column, "column")
+    if strategy == "cold":
+        parts = _cold(codes, len(values), seed, fractions, given["warm_fraction"])
+        return parts, f"warm_fraction={given['warm_fraction']:g} of the training rows is none"
+    if strategy == "column":
+        parts = _named(codes, values, column, seed, fractions)
+        return parts, f"column {column!r} names no row of it: write it so, or take another strategy"
+    parts = _hashed([*values, None], seed, fractions)[codes]  # None is last, and -1 the code of a hole
+    return parts, f"{len(values)} values of {column!r} are too few for fractions {fractions}"
+
+
+def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.ndarray:
+    order = np.lexsort((times, users))  # stable: equal times keep the order of the table
+    counts = np.bincount(users + 1)  # of no user first
+    ends = np.cumsum(counts)[users[order] + 1]
+    from_end = np.empty(len(users), np.int64)
+    from_end[order] = ends - 1 - np.arange(len(users))
+    parts = np.where(from_end < num_last, 2, np.where(from_end < 2 * num_last, 1, 0)).astype(np.int8)
+    parts[(counts[users + 1] < 2 * num_last + 1) | (users < 0)] = 0
+    return parts
+
+
+def _cold(
+    codes: np.ndarray, num_values: int, seed: int, fractions: tuple[float, float, float], warm_fraction: float
+) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    of_values = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
+    shuffled = random.permutation(num_values)
+    for part, values in enumerate(np.split(shuffled, _bounds(num_values, fractions, "distinct values"))):
+        of_values[values] = part
+    parts = of_values[codes]
+    if warm_fraction:
+        rows = random.permutation(np.flatnonzero((parts == 0) & (codes >= 0)))
+        stays = np.zeros(len(rows), bool)
+        stays[np.unique(codes[rows], return_index=True)[1]] = True
+        parts[rows[~stays][: int(np.sum(parts == 0) * warm_fraction)]] = 3
+    return parts
+
+
+def _named(
+    codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: tuple[float, float, float]
+) -> np.ndarray:
+    unknown = [value for value in values if value.lower() not in _SPLIT_NAMES]
+    if unknown:
+        raise ValueError(
+            f"column {column!r} holds {', '.join(map(repr, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}, "
+            "which name no split: train, validation (valid, val, dev) and test do, or false (train) and true (test)"
         )
-        if folder is None:
-            return taken
-        write_whole(taken, folder)
-    except (pa.ArrowInvalid, OSError):  # more text than one Arrow array holds, or a folder that cannot be written to
-        return dataset.select(order)
-    return load_from_disk(str(folder))
+    holes = int(np.sum(codes < 0))
+    if holes:
+        raise ValueError(f"{holes} of {len(codes)} rows have no {column!r}: write train, validation or test in each")
+    of_values = [_SPLIT_NAMES[value.lower()] for value in values]
+    parts = np.array(of_values, np.int8)[codes]
+    if not np.any(parts == 1):
+        rows = np.random.default_rng(seed).permutation(np.flatnonzero(parts == 0))
+        held_out = int(len(rows) * fractions[1] / (fractions[0] + fractions[1]))
+        logger.warning(f"column {column!r} names no rows for validation: {held_out} random training rows are")
+        parts[rows[:held_out]] = 1
+    return parts
+
+
+def _hashed(values: Sequence[str | None], seed: int, fractions: tuple[float, float, float]) -> np.ndarray:
+    """Number of the split of each value: where its hash, a number in [0, 1), falls among the fractions."""
+    hashes = [
+        0 if value is None else int.from_bytes(hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest())
+        for value in values
+    ]
+    shares = np.array(hashes, np.uint64) / 2.0**64
+    return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)
+
+
+def _split_stream(
+    dataset: IterableDataset, seed: int, fractions: tuple[float, float, float], column: str
+) -> IterableDatasetDict:
+    if dataset.column_names is not None and column not in dataset.column_names:
+        raise ValueError(_no_column(column, "column", dataset.column_names))
+    given = dataset._formatting
+    arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
+    splits = {}
+    for part, name in enumerate(_SPLITS):
+        settings = {"part": part, "seed": seed, "fractions": fractions, "column": column}
+        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
+        splits[name] = rows.with_format(given.format_type if given is not None else None)
+    return IterableDatasetDict(splits)
+
+
+def _is_part(rows: pa.Table, part: int, seed: int, fractions: tuple[float, float, float], column: str) -> list[bool]:
+    if column not in rows.column_names:  # which a stream may not know before
+        raise ValueError(_no_column(column, "column", rows.column_names))
+    parts = _hashed([canonical_value(value, column) for value in rows.column(column).to_pylist()], seed, fractions)
+    return (parts == part).tolist()
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _no_column(column: str, argument: str, names: Sequence[str]) -> str:
+    return f"there is no column {column!r} to split by; the table has {', '.join(names)}: name one with {argument}"
+
+
+def _column(dataset: Dataset, column: str) -> pa.ChunkedArray:
+    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    return pa.chunked_array(list(itertools.chain.from_iterable(table.column(column).chunks for table in tables)))
+
+
+def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, list[str]]:
+    """Number of each row's value `(B,)` among the distinct ones, as ids see them (-1: no value), and those."""
+    if column not in dataset.column_names:
+        raise ValueError(_no_column(column, argument, dataset.column_names))
+    rows = _column(dataset, column)
+    if rows.type.num_fields:
+        raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")
+    encoded = rows.dictionary_encode()
+    raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()] if encoded.num_chunks else []
+    distinct = [value for value in dict.fromkeys(raw) if value is not None]
+    numbers: dict[str | None, int] = {value: number for number, value in enumerate(distinct)}
+    of_raw = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is null's, coded -1
+    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return of_raw[np.concatenate(parts)], distinct
 
 
 def _times(dataset: Dataset, column: str) -> np.ndarray:
     if column not in dataset.column_names:
-        raise ValueError(
-            f"there is no column {column!r} to split by time; the table has {', '.join(dataset.column_names)}: name "
-            "one with time_column, or take strategy='random'"
-        )
-    values = pa.concat_arrays(
-        [
-            table.column(column).combine_chunks()
-            for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1_000_000)
-        ]
-    )
+        raise ValueError(_no_column(column, "time_column", dataset.column_names) + ", or take strategy='random'")
+    values = pa.concat_arrays(_column(dataset, column).chunks)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = as_numbers(values)
         if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
@@ -128,6 +340,61 @@ def _times(dataset: Dataset, column: str) -> np.ndarray:
             "take strategy='random'"
         )
     return values.to_numpy(zero_copy_only=False)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _take(dataset: Dataset, order: np.ndarray) -> Dataset:
+    """
+    Rows in a given order, written out in that order beside the data set's own cache.
+
+    `dataset.select` would keep a list of row numbers instead, and gather rows one by one at every later read.
+    """
+    digest = hashlib.blake2b(
+        dataset._fingerprint.encode() + order.astype(np.int64).tobytes(), digest_size=8
+    ).hexdigest()
+    folder = Path(dataset.cache_files[0]["filename"]).parent / f"rows-{digest}" if dataset.cache_files else None
+    if folder is not None and folder.is_dir():
+        return load_from_disk(str(folder))
+    indices = dataset._indices  # of a selection: the table behind it has other rows
+    rows = order if indices is None else indices.column(0).to_numpy().astype(np.int64)[order]
+    pieces = _ordered_rows(dataset.data.table, rows)
+    try:
+        if folder is None:
+            return Dataset(pa.concat_tables(pieces), dataset.info.copy(), fingerprint=digest)
+        write_tables(pieces, lambda _: dataset.info.copy(), digest, folder)
+    except (pa.ArrowInvalid, OSError):  # a piece of more text than one array holds, or no place to write to
+        return dataset.select(order)
+    return load_from_disk(str(folder))
+
+
+def _ordered_rows(table: pa.Table, order: np.ndarray) -> Iterator[pa.Table]:
+    """
+    Rows of a table in a given order, so many at a time that they fit into memory: they are gathered batch by batch,
+    since Arrow would copy the whole table into one array first, which more than 2 GB of text do not fit into.
+    """
+    batches = table.to_batches()
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    size = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        place = np.argsort(rows, kind="stable")
+        rows = rows[place]
+        ends = np.searchsorted(rows, starts)
+        gathered = pa.Table.from_batches(
+            [
+                batch.take(pa.array(rows[low:high] - first))
+                for batch, first, low, high in zip(batches, starts[:-1], ends[:-1], ends[1:], strict=True)
+                if low < high
+            ],
+            table.schema,
+        ).combine_chunks()
+        if not np.array_equal(place, np.arange(len(place))):
+            inverse = np.empty_like(place)
+            inverse[place] = np.arange(len(place))
+            gathered = gathered.take(pa.array(inverse))
+        yield gathered
 
 
 __all__ = ["split_dataset"]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits: complete, disjoint, in the order they promise, and refused where they cannot be made."""
 
+import itertools
 import logging
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Value, load_from_disk
 
-from flip_hf import split_dataset
+from flip_hf import FlipFeatureExtractor, split_dataset, splitting
 
 
 def numbered(size: int, **columns) -> Dataset:
@@ -66,9 +69,38 @@ def test_a_time_that_is_not_known_is_refused(times):
     [
         (
             {"strategy": "time"},
-            "there is no column 'timestamp' to split by time; the table has row, label.*strategy='random'",
+            "no column 'timestamp' to split by; the table has row, label: name one with time_column, or.*'random'",
         ),
-        ({"strategy": "user"}, "strategy='user' is not one of random, time"),
+        ({"strategy": "cold"}, "strategy='cold' needs column, the name of the column to split by"),
+        ({"strategy": "hash"}, "strategy='hash' needs column"),
+        ({"strategy": "cold", "column": "item"}, "no column 'item' to split by; the table has row, label: .*column"),
+        (
+            {"strategy": "last", "time_column": "row"},
+            "no column 'user_id' to split by; the table has row, label: name one with user_column",
+        ),
+        (
+            {"strategy": "last", "user_column": "row", "time_column": "row", "num_last": 0},
+            "num_last=0 is less than 1",
+        ),
+        (
+            {"strategy": "last", "fractions": (0.5, 0.2, 0.3)},
+            r"fractions=\(0.5, 0.2, 0.3\) is not for strategy='last', but for random, time, cold, column, hash",
+        ),
+        ({"column": "row"}, "column='row' is not for strategy='random', but for cold, column, hash"),
+        ({"strategy": "cold", "column": "label"}, r"2 distinct values are too few for fractions"),
+        (
+            {"strategy": "cold", "column": "row", "warm_fraction": 1.0},
+            "warm_fraction=1 is no share of the training rows",
+        ),
+        (
+            {"strategy": "cold", "column": "row", "warm_fraction": 0.1},
+            "warm would be empty: warm_fraction=0.1 of the training rows is none",
+        ),
+        (
+            {"strategy": "hash", "column": "label"},
+            r"(train|validation|test).* would be empty: 2 values of 'label' are too few for fractions",
+        ),
+        ({"strategy": "user"}, "strategy='user' is not one of random, time, last, cold, column, hash"),
         ({"fractions": (0.8, 0.1)}, r"fractions=\(0.8, 0.1\) are not three positive shares that sum to 1"),
         ({"fractions": (0.8, 0.1, 0.2)}, "not three positive shares that sum to 1"),
         ({"fractions": (1.0, 0.1, -0.1)}, "not three positive shares"),
@@ -107,3 +139,352 @@ def test_a_split_with_one_class_is_warned_about(caplog):
     caplog.clear()
     split_dataset(table.remove_columns("label"), strategy="time")
     assert not caplog.records
+
+
+def test_what_is_split_already_or_empty_or_a_stream_is_refused():
+    with pytest.raises(TypeError, match="this is split already, into train, test: pass one of them"):
+        split_dataset(DatasetDict({"train": numbered(20), "test": numbered(20)}))
+    with pytest.raises(ValueError, match="the table has no rows"):
+        split_dataset(numbered(0), strategy="hash", column="row")
+    for strategy in ("random", "time", "last"):
+        with pytest.raises(TypeError, match=f"strategy='{strategy}' needs to know all rows, .* take strategy='hash'"):
+            split_dataset(numbered(20).to_iterable_dataset(), strategy=strategy)
+
+
+def rows_of(splits) -> dict[str, list[int]]:
+    return {name: [row["row"] for row in split] for name, split in splits.items()}
+
+
+def all_rows(rows: dict[str, list[int]]) -> list[int]:
+    return sorted(itertools.chain.from_iterable(rows.values()))
+
+
+# --- the last rows of each user --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("users", [["a", "b", "a", "c", "a", "c", "a", "b"], [7, 8, 7, 9, 7, 9, 7, 8]])
+def test_the_last_row_of_each_user_tests_and_the_one_before_validates(users):
+    table = numbered(8, user_id=users, timestamp=[40, 1, 10, 2, 30, 3, 20, 2])
+    splits = split_dataset(table.select(range(8)), strategy="last")
+    assert rows_of(splits) == {"train": [1, 2, 3, 5, 6, 7], "validation": [4], "test": [0]}  # b and c have two rows
+
+
+def test_equal_times_of_a_user_keep_the_order_of_the_table():
+    table = numbered(10, user_id=["a", "b"] * 5, timestamp=[1] * 10)
+    splits = split_dataset(table, strategy="last")
+    assert rows_of(splits) == {"train": [0, 1, 2, 3, 4, 5], "validation": [6, 7], "test": [8, 9]}
+
+
+def test_rows_without_a_user_train():
+    users = [None, "a", " a", "a ", "", None, "a", "a", "  "]
+    splits = split_dataset(numbered(9, user_id=users, timestamp=list(range(1, 10))), strategy="last")
+    assert rows_of(splits) == {"train": [0, 1, 2, 3, 4, 5, 8], "validation": [6], "test": [7]}
+    splits = split_dataset(numbered(9, user_id=users, timestamp=list(range(1, 10))), strategy="last", num_last=2)
+    assert rows_of(splits) == {"train": [0, 1, 4, 5, 8], "validation": [2, 3], "test": [6, 7]}
+    with pytest.raises(ValueError, match="would be empty: no value of 'user_id' has the 7 rows that num_last=3 needs"):
+        split_dataset(numbered(9, user_id=users, timestamp=list(range(1, 10))), strategy="last", num_last=3)
+
+
+def test_the_last_rows_of_many_users_are_those_that_a_loop_finds():
+    random = np.random.default_rng(0)
+    users, times = random.integers(0, 60, 500), random.integers(1, 40, 500)
+    table = numbered(500, who=users.tolist(), when=[f"2020-01-{time:02}" if time < 32 else None for time in times])
+    with pytest.raises(ValueError, match="rows have no 'when'"):
+        split_dataset(table, strategy="last", user_column="who", time_column="when")
+    table = numbered(500, who=users.tolist(), when=times.tolist())
+    splits = split_dataset(table, strategy="last", user_column="who", time_column="when", num_last=3)
+    expected = {"train": [], "validation": [], "test": []}
+    for user in range(60):
+        rows = sorted(np.flatnonzero(users == user).tolist(), key=lambda row: times[row])
+        cut = 3 if len(rows) >= 7 else 0
+        expected["test"] += rows[len(rows) - cut :]
+        expected["validation"] += rows[len(rows) - 2 * cut : len(rows) - cut]
+        expected["train"] += rows[: len(rows) - 2 * cut]
+    assert rows_of(splits) == {name: sorted(rows) for name, rows in expected.items()}
+    assert len(expected["test"]) > 100
+
+
+# --- cold values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_no_value_of_a_cold_split_is_in_two_splits(kind):
+    items = np.random.default_rng(0).integers(0, 100, 1000)
+    table = numbered(1000, item=[kind(item) for item in items])
+    splits = split_dataset(table, strategy="cold", column="item", fractions=(0.7, 0.1, 0.2))
+    values = {name: set(split["item"]) for name, split in splits.items()}
+    assert {name: len(value) for name, value in values.items()} == {"train": 70, "validation": 10, "test": 20}
+    assert len(set.union(*values.values())) == 100
+    rows = rows_of(splits)
+    assert all_rows(rows) == list(range(1000)) and all(part == sorted(part) for part in rows.values())
+    again = rows_of(split_dataset(table, strategy="cold", column="item", fractions=(0.7, 0.1, 0.2)))
+    other = rows_of(split_dataset(table, strategy="cold", column="item", fractions=(0.7, 0.1, 0.2), seed=1))
+    assert again == rows and other != rows
+
+
+def test_values_that_are_one_id_are_cold_together_and_rows_without_one_train():
+    names = ["1", " 1", "1 ", "2", "2\n", "3", " 3", "", None, "  "]
+    for seed in range(10):
+        splits = split_dataset(
+            numbered(10, item=names), strategy="cold", column="item", seed=seed, fractions=(0.34, 0.33, 0.33)
+        )
+        groups = [[0, 1, 2], [3, 4], [5, 6]]
+        rows = rows_of(splits)
+        assert sorted([rows["train"][:-3], rows["validation"], rows["test"]]) == groups
+        assert rows["train"][-3:] == [7, 8, 9]
+
+
+def test_warm_rows_are_of_values_that_train():
+    items = np.random.default_rng(0).integers(0, 100, 1000).tolist()
+    cold = split_dataset(numbered(1000, item=items), strategy="cold", column="item")
+    splits = split_dataset(numbered(1000, item=items), strategy="cold", column="item", warm_fraction=0.25)
+    assert list(splits) == ["train", "validation", "test", "warm"]
+    assert rows_of(splits)["test"] == rows_of(cold)["test"]
+    assert sorted(rows_of(splits)["train"] + rows_of(splits)["warm"]) == rows_of(cold)["train"]
+    assert len(splits["warm"]) == int(len(cold["train"]) * 0.25)
+    assert set(splits["warm"]["item"]) <= set(splits["train"]["item"]) == set(cold["train"]["item"])
+    most = split_dataset(numbered(1000, item=items), strategy="cold", column="item", warm_fraction=0.99)
+    assert len(most["train"]) == 80 == len(set(most["train"]["item"]))  # every value keeps a row
+
+
+# --- a column that says it -------------------------------------------------------------------------------------------
+
+
+def test_a_column_of_names_is_what_it_says_and_no_field():
+    names = ["train", "Valid", "TEST", " val ", "dev", "training", "validation", "test"]
+    splits = split_dataset(numbered(8, part=names), strategy="column", column="part")
+    assert rows_of(splits) == {"train": [0, 5], "validation": [1, 3, 4, 6], "test": [2, 7]}
+    assert all(split.column_names == ["row", "label"] for split in splits.values())
+
+
+@pytest.mark.parametrize(
+    "values", [[False, True], [0, 1], [0.0, 1.0], ["0", "1"], ["False", "TRUE"], ["train", "test"]]
+)
+def test_a_column_without_validation_leaves_it_to_chance(values, caplog):
+    table = numbered(100, held_out=[values[k % 4 == 0] for k in range(100)])
+    splits = split_dataset(table, strategy="column", column="held_out", fractions=(0.6, 0.2, 0.2))
+    rows = rows_of(splits)
+    assert rows["test"] == list(range(0, 100, 4)) and len(rows["validation"]) == 18  # a quarter of 75
+    assert all_rows(rows) == list(range(100))
+    assert "column 'held_out' names no rows for validation: 18 random training rows are" in caplog.text
+    other = split_dataset(table, strategy="column", column="held_out", fractions=(0.6, 0.2, 0.2), seed=1)
+    assert rows_of(other)["test"] == rows["test"] and rows_of(other)["validation"] != rows["validation"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["train", "test", "fold 3", "fold 4"], "column 'part' holds 'fold 3', 'fold 4', which name no split: train"),
+        ([str(k) for k in range(20)], "holds '2', '3', '4', '5', '6', '7', '8', '9', '10', '11', ..., which name"),
+        (["train", "test", None, ""], "2 of 4 rows have no 'part': write train, validation or test in each"),
+        (["train", "val", "train"], "test would be empty: column 'part' names no row of it"),
+        ([["train"], ["test"]], "column 'part' has the type list<.*>: a split needs one value per row"),
+    ],
+)
+def test_a_column_that_does_not_say_it_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        split_dataset(numbered(len(values), part=values), strategy="column", column="part")
+
+
+# --- by hash ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_hash_sends_a_value_the_same_way_in_every_table_and_stream():
+    users = [f"u{k % 400}" for k in range(2000)]
+    table = numbered(2000, user=users)
+    rows = rows_of(split_dataset(table, strategy="hash", column="user"))
+    assert all_rows(rows) == list(range(2000))
+    assert rows_of(split_dataset(table.to_iterable_dataset(num_shards=3), strategy="hash", column="user")) == rows
+    later = split_dataset(table.select(range(1999, 500, -1)), strategy="hash", column="user")
+    for name, part in rows_of(later).items():
+        assert set(part) <= set(rows[name])
+    assert all(abs(len(rows[name]) / 2000 - share) < 0.05 for name, share in zip(rows, (0.8, 0.1, 0.1), strict=True))
+    assert rows_of(split_dataset(table, strategy="hash", column="user", seed=1)) != rows
+
+
+def test_the_hash_of_a_value_is_that_of_its_id():
+    parts = []
+    for values in ([*range(100)], [float(k) for k in range(100)], [f" {k}" for k in range(100)]):
+        table = numbered(102, user=[*values, None, None])
+        parts.append(rows_of(split_dataset(table, strategy="hash", column="user")))
+        stream = table.to_iterable_dataset().with_format("numpy")
+        assert rows_of(split_dataset(stream, strategy="hash", column="user")) == parts[-1]
+    assert parts[0] == parts[1] == parts[2] and parts[0]["train"][-2:] == [100, 101]  # without a value
+    for seed in range(1, 20):
+        assert rows_of(split_dataset(table, strategy="hash", column="user", seed=seed))["train"][-2:] == [100, 101]
+    # fixed for all time: an update that moved rows from train to test would be a leak
+    assert parts[0]["test"] == [1, 15, 58, 72, 76, 80, 83, 86, 93]
+
+
+def test_a_split_stream_goes_on_where_it_was_left_and_knows_its_columns():
+    stream = numbered(12_000, user=list(range(12_000))).to_iterable_dataset(num_shards=2)
+    train = split_dataset(stream, strategy="hash", column="user")["train"]
+    assert train.features["user"] == Value("int64")
+    iterator = iter(train)
+    seen = [next(iterator)["row"] for _ in range(8_000)]
+    again = split_dataset(stream, strategy="hash", column="user")["train"]
+    again.load_state_dict(train.state_dict())
+    assert seen + [row["row"] for row in again] == [row["row"] for row in train]
+    with pytest.raises(ValueError, match="no column 'item' to split by; the table has row, label, user"):
+        split_dataset(stream, strategy="hash", column="item")
+    unknown = split_dataset(stream.map(lambda row: row), strategy="hash", column="item")
+    with pytest.raises(ValueError, match="no column 'item' to split by; the table has row, label, user"):
+        next(iter(unknown["train"]))
+
+
+# --- rows are written out in their order -----------------------------------------------------------------------------
+
+STRATEGIES = {
+    "random": {},
+    "time": {},
+    "last": {},
+    "cold": {"column": "item_id", "warm_fraction": 0.1},
+    "column": {"column": "part"},
+    "hash": {"column": "row"},
+}
+# what a strategy looks at in a row
+SEEN = {
+    "time": ["timestamp"],
+    "last": ["timestamp", "user_id"],
+    "cold": ["item_id"],
+    "column": ["part"],
+    "hash": ["row"],
+}
+
+
+def clicks() -> dict[str, list]:
+    random = np.random.default_rng(0)
+    return {
+        "row": list(range(600)),
+        "user_id": [f"u{user}" for user in random.integers(0, 40, 600)],
+        "item_id": [f"i{item}" for item in random.integers(0, 60, 600)],
+        "price": random.normal(50, 10, 600).tolist(),
+        "genre": [[f"g{genre}" for genre in genres] for genres in random.integers(0, 9, (600, 2))],
+        "day": [f"2024-01-{day:02}" for day in random.integers(1, 29, 600)],
+        "timestamp": random.integers(1, 10**6, 600).tolist(),
+        "part": [["train", "train", "valid", "test"][part] for part in random.integers(0, 4, 600)],
+        "label": random.integers(0, 2, 600).tolist(),
+    }
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_are_whole_and_in_order_however_many_are_gathered_at_a_time(strategy, tmp_path, monkeypatch):
+    table = Dataset.from_dict(clicks())
+    expected = split_dataset(table, strategy, **STRATEGIES[strategy])
+    whole = {row["row"]: {name: row[name] for name in expected["train"].column_names} for row in table}
+    assert all_rows(rows_of(expected)) == list(range(600))
+    for split in expected.values():
+        assert split.to_list() == [whole[row] for row in split["row"]]
+    table.save_to_disk(tmp_path / "table", num_shards=3)
+    monkeypatch.setattr(splitting, "_ROWS_AT_ONCE", 7)
+    stored = load_from_disk(tmp_path / "table")
+    for source in (table, stored, stored.filter(lambda row: True), stored.select(range(600))):
+        splits = split_dataset(source, strategy, **STRATEGIES[strategy])
+        assert {name: split.to_list() for name, split in splits.items()} == {
+            name: split.to_list() for name, split in expected.items()
+        }
+        assert all(
+            split._indices is None and split.features == expected["train"].features for split in splits.values()
+        )
+    written = split_dataset(stored, strategy, **STRATEGIES[strategy])
+    assert all(Path(split.cache_files[0]["filename"]).is_relative_to(tmp_path) for split in written.values())
+    monkeypatch.setattr(splitting, "_ordered_rows", lambda *_: pytest.fail("the rows were gathered again"))
+    again = split_dataset(load_from_disk(tmp_path / "table"), strategy, **STRATEGIES[strategy])
+    assert all(again[name]._fingerprint == split._fingerprint for name, split in written.items())
+
+
+def test_a_selection_of_rows_is_split_as_the_table_of_these_rows_is(tmp_path):
+    numbered(100, user=[k % 9 for k in range(100)]).save_to_disk(tmp_path / "table")
+    odd = load_from_disk(tmp_path / "table").filter(lambda row: row["row"] % 2 == 1)
+    for strategy, arguments in {"random": {}, "cold": {"column": "user"}, "hash": {"column": "row"}}.items():
+        plain = Dataset.from_list(odd.to_list())
+        assert rows_of(split_dataset(odd, strategy, **arguments)) == rows_of(
+            split_dataset(plain, strategy, **arguments)
+        )
+
+
+def test_text_that_fills_several_arrays_is_split(monkeypatch):
+    values = pa.chunked_array(
+        [pa.array([f"{k}" * 50 for k in range(start, start + 10)]) for start in range(0, 60, 10)]
+    )
+    table = Dataset(pa.table({"row": list(range(60)), "text": values, "label": [0, 1] * 30}))
+    monkeypatch.setattr(splitting, "_BYTES_AT_ONCE", 500)  # of 256 MB, and an array holds 2 GB
+    sizes = []
+    take = splitting._ordered_rows
+    monkeypatch.setattr(
+        splitting, "_ordered_rows", lambda *given: (sizes.append(len(piece)) or piece for piece in take(*given))
+    )
+    for split in split_dataset(table).values():
+        assert split["text"][:] == [f"{row}" * 50 for row in split["row"]]
+    assert max(sizes) < 10
+
+
+# --- nothing of validation or test reaches what is fitted ------------------------------------------------------------
+
+OPTIONS = {
+    "user_id": {"statistics": ["frequency", "label_mean"]},
+    "price": {"kind": "numeric", "num_buckets": 8},
+    "genre": {"kind": "multivalued"},
+    "day": {"kind": "datetime", "parts": ["weekday", "age"]},
+}
+
+
+def fitted_files(splits: DatasetDict, folder: Path) -> dict[str, bytes]:
+    extractor = FlipFeatureExtractor.fit(
+        splits["train"], exclude=("row", "timestamp", "part"), field_options=OPTIONS, min_frequency=2
+    )
+    extractor.save_pretrained(folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_of_the_held_out_rows_reaches_what_is_fitted(strategy, tmp_path):
+    table = clicks()
+    splits = split_dataset(Dataset.from_dict(table), strategy, **STRATEGIES[strategy])
+    fitted = fitted_files(splits, tmp_path / "real")
+    garbage = {
+        "user_id": "nobody",
+        "item_id": "nothing",
+        "price": 1e9,
+        "genre": ["noise", "noise", "noise"],
+        "day": "2099-12-31",
+        "label": 1,
+    }
+    held_out = set(range(600)) - set(splits["train"]["row"])
+    assert len(held_out) > 60
+    for name, value in garbage.items():
+        if name not in SEEN.get(strategy, []):
+            table[name] = [value if row in held_out else old for row, old in enumerate(table[name])]
+    if strategy == "random":
+        table["timestamp"] = [10**9] * 600
+    planted = split_dataset(Dataset.from_dict(table), strategy, **STRATEGIES[strategy])
+    assert planted["train"].to_list() == [
+        {**row, "timestamp": 10**9} if strategy == "random" else row for row in splits["train"].to_list()
+    ]
+    assert fitted_files(planted, tmp_path / "planted") == fitted
+
+    extractor = FlipFeatureExtractor.from_pretrained(tmp_path / "planted")
+    for name in ("validation", "test"):
+        ids = extractor(planted[name])
+        for number, field in enumerate(extractor.field_names):
+            if field in ("user_id", "item_id") and field not in SEEN.get(strategy, []):
+                assert (ids[:, number] == extractor.unseen_id(number)).all()
+    if strategy == "cold":
+        item = extractor.field_names.index("item_id")
+        for name in ("validation", "test"):
+            assert (extractor(splits[name])[:, item] == extractor.unseen_id(item)).all()
+        assert (extractor(splits["warm"])[:, item] != extractor.unseen_id(item)).mean() > 0.9
+
+
+def test_a_value_that_reached_the_training_rows_would_be_seen(tmp_path):
+    table = clicks()
+    fitted = fitted_files(split_dataset(Dataset.from_dict(table)), tmp_path / "real")
+    row = split_dataset(Dataset.from_dict(table))["train"]["row"][0]
+    for name, value in {
+        "user_id": "u39",
+        "price": 1e9,
+        "genre": ["g0", "g1"],
+        "label": 1 - table["label"][row],
+    }.items():
+        changed = {**table, name: [value if k == row else old for k, old in enumerate(table[name])]}
+        assert fitted_files(split_dataset(Dataset.from_dict(changed)), tmp_path / name) != fitted, name

@@ -140,6 +140,12 @@ BAD_FILES = {
         {"label": "y", "label_threshold": 3},
         r"label 'nan' in row 1 .* is not a number",
     ),
+    "nan as text, of a rating": (
+        "a.csv",
+        "user,rating\na,1\nb,nan\n",
+        {"label": "rating", "label_threshold": 3},
+        r"label 'nan' in row 1 .* is not a number",
+    ),
     "no value": ("a.csv", "user,y\na,1\nb,\n", {"label": "y"}, r"label column 'y' has no value in row 1"),
     "blank value": ("a.csv", "user,y\na,1\nb,  \n", {"label": "y"}, r"label column 'y' has no value in row 1"),
     "no value in json": ("a.json", '[{"a": 1, "label": null}]', {}, "label column 'label' has no value in row 0"),
@@ -661,7 +667,7 @@ def test_a_source_that_is_no_set_of_shards_is_refused(tmp_path):
         load_ctr_dataset(tmp_path / "empty")
     for number in (0, 2):
         (tmp_path / "empty" / f"data-{number:05}-of-00003.csv").write_text("a\n1\n")
-    with pytest.raises(ValueError, match=r"lacks 1 of 00003 shards, such as data-00001-of-00003.csv: .* or list the"):
+    with pytest.raises(ValueError, match=r"lacks 1 of 3 shards, such as data-00001-of-00003.csv: .*list the files"):
         load_ctr_dataset(tmp_path / "empty")
     assert len(load_ctr_dataset(str(tmp_path / "empty" / "*.csv"))) == 2
     (tmp_path / "empty" / "data-00001-of-00003.csv").write_text("a\n1\n")

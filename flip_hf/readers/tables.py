@@ -4,6 +4,7 @@ column may hold.
 """
 
 import glob
+import itertools
 import os
 import re
 import tempfile
@@ -70,13 +71,11 @@ def _check_numbers(folder: Path, names: Sequence[str]) -> None:
             before, number, total, after = numbered.groups()
             present.setdefault((before, total, after), set()).add(int(number))
     for (before, total, after), numbers in present.items():
-        first = 0 if 0 in numbers else 1
-        absent = sorted(set(range(first, first + int(total))) - numbers)
-        if absent:
-            example = f"{before}{absent[0]:0{len(total)}}-of-{total}{after}"
+        if len(numbers) < int(total):
+            absent = next(k for k in itertools.count(0 if 0 in numbers else 1) if k not in numbers)
             raise ValueError(
-                f"{folder} lacks {len(absent)} of {total} shards, such as {example}: copy or download them, or list the "
-                "files that are to be read"
+                f"{folder} lacks {int(total) - len(numbers)} of {int(total)} shards, such as "
+                f"{before}{absent:0{len(total)}}-of-{total}{after}: copy or download them, or list the files to read"
             )
 
 
@@ -171,7 +170,7 @@ def _conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
         except pa.ArrowInvalid as error:
             raise ValueError(
                 f"column {field.name!r} is of type {column.type} in {path.name} and {field.type} in all: {error}: "
-                "write it with one type"
+                f"write it as {field.type}, or as strings everywhere"
             ) from error
     return pa.table(columns, schema=schema)
 
