@@ -4,7 +4,8 @@
 Letters: B rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
 
     Raises:
         TypeError: for anything else.
-        ValueError: if a list of rows is empty.
+        ValueError: if a list of rows is empty, or two columns of a table have one name.
     """
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
@@ -39,9 +40,9 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
         rows = rows.with_format("arrow")[:]
     if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
-        return {name: rows.column(name) for name in rows.column_names}
+        return _by_name(rows.column_names, rows.column)
     if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
-        return {str(name): rows[name] for name in rows.columns}
+        return _by_name(rows.columns, lambda number: rows.iloc[:, number])
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         if not len(rows):
             raise ValueError("no rows: the list is empty")
@@ -54,8 +55,19 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
     )
 
 
-def select_columns(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """The columns `names`, after checking that they are there, are columns, and are equally long."""
+def _by_name(names: Sequence[Any], column: Callable[[int], Any]) -> dict[str, Any]:
+    columns = {str(name): column(number) for number, name in enumerate(names)}
+    if len(columns) < len(names):
+        twice = [name for name in columns if list(map(str, names)).count(name) > 1]
+        raise ValueError(f"two columns of the table are named {twice[0]!r}: rename one")
+    return columns
+
+
+def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: Sequence[str] = ()) -> list[Any]:
+    """
+    The columns `names`, after checking that they are there, are columns, and are equally long. What a single row holds
+    of the columns `of_lists` may be a list.
+    """
     absent = [name for name in names if name not in columns]
     if absent:
         raise ValueError(
@@ -64,7 +76,7 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any
         )
     selected = [columns[name] for name in names]
     single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
-    if len(single) == len(names):  # one row, beside something that is no field
+    if single and {*single, *of_lists} >= {*names}:  # one row; no field is a column, or it holds lists
         return [[value] for value in selected]
     if single:
         raise ValueError(
@@ -77,11 +89,19 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str]) -> list[Any
     return selected
 
 
+def gives_arrow(dataset: Any) -> bool:
+    """
+    Whether a `Dataset` or `IterableDataset` has Arrow tables to give. A stream of rows made in Python has none:
+    `datasets` would make a table of each row, and tables of rows with and without holes do not fit together.
+    """
+    return getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", True) is not None
+
+
 def batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
     """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
-        for table in dataset.with_format("arrow").iter(batch_size=BATCH_SIZE):
-            yield as_columns(table)
+        for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
+            yield as_columns(batch)
     elif isinstance(dataset, Iterator):
         for batch in dataset:
             yield as_columns(batch)
@@ -115,6 +135,8 @@ class CodedColumn(NamedTuple):
 
 def as_list(column: Any) -> Sequence[Any]:
     """A column as a Python sequence, whatever holds it."""
+    if isinstance(column, np.ndarray) and column.dtype == "datetime64[ns]":  # tolist would make integers of it
+        column = column.astype("datetime64[us]")
     for method in ("to_pylist", "tolist"):  # arrow; numpy, pandas and torch
         if hasattr(column, method):
             return getattr(column, method)()
@@ -127,8 +149,12 @@ def code_values(values: Sequence[Any]) -> CodedColumn:
 
 
 def is_arrow(column: Any) -> bool:
-    """An Arrow column whose distinct values Arrow itself can find: lists and structs are none."""
-    return hasattr(column, "dictionary_encode") and not column.type.num_fields
+    """An Arrow column whose distinct values Arrow itself can find: lists, structs and extensions are none."""
+    return (
+        hasattr(column, "dictionary_encode")
+        and not column.type.num_fields
+        and not hasattr(column.type, "extension_name")
+    )
 
 
 def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
@@ -165,6 +191,23 @@ def code_scalars(column: Any, field: str, keep_numbers: bool, first_row: int = 0
     return code_values(plain_values(as_list(column), field, keep_numbers, first_row))
 
 
+def list_rows(column: Any, field: str) -> list[tuple] | None:
+    """
+    Rows of an Arrow column of lists, as tuples of the strings in them, each distinct one made once, and empty where
+    the row is null; `None` for every other column.
+    """
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    is_map = hasattr(column, "keys")
+    if is_map or not hasattr(column, "value_lengths") or not is_arrow(column.flatten()):
+        return None
+    elements = code_scalars(column.flatten(), field, keep_numbers=False)
+    texts = [value if type(value) is str or value is None else canonical_value(value) for value in elements.values]
+    flat = list(map(texts.__getitem__, elements.indices.tolist()))
+    bounds = np.append(0, np.cumsum(column.value_lengths().fill_null(0).to_numpy())).tolist()
+    return [tuple(flat[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
 def plain_values(column: Sequence[Any], field: str, keep_numbers: bool, first_row: int = 0) -> Sequence[Any]:
     types = set(map(type, column))
     if types <= {str, type(None)} or types == {int} or (keep_numbers and types <= {int, float, str, type(None)}):
@@ -173,8 +216,14 @@ def plain_values(column: Sequence[Any], field: str, keep_numbers: bool, first_ro
         if is_container(value):
             raise TypeError(container_message(value, field, first_row + row))
     if keep_numbers:
-        return [value.item() if hasattr(value, "item") else value for value in column]
+        return [
+            value.item() if hasattr(value, "item") and not isinstance(value, np.datetime64) else value
+            for value in column
+        ]
     return [value if type(value) is str else canonical_value(value) for value in column]
+
+
+_LABELS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
 
 
 def read_labels(column: Any, name: str) -> np.ndarray:
@@ -183,11 +232,14 @@ def read_labels(column: Any, name: str) -> np.ndarray:
 
     Raises:
         ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
+        TypeError: if labels are lists.
     """
     values = as_list(column) if hasattr(column, "__len__") and not isinstance(column, str | bytes) else [column]
     array = np.asarray(values)
+    if array.ndim > 1:
+        raise TypeError(f"column {name!r} holds lists ({str(values[0])[:60]}) and not one label, 0 or 1, per row")
     if array.dtype.kind not in "biuf":
-        array = np.array([{"0": 0.0, "1": 1.0}.get(canonical_value(value, name), np.nan) for value in values], float)
+        array = np.array([_LABELS.get(canonical_value(value, name), np.nan) for value in values])
     array = array.astype(np.float64)
     wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
     if len(wrong):

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
+from .columns_flip import gives_arrow
 from .feature_extraction_flip import VOCABULARY_NAME
 from .processing_flip import FlipProcessor
 
@@ -75,6 +76,11 @@ class _EncodeTable:
         for name in self.keep_columns:
             columns[name] = table.column(name)
         return pa.table(columns)
+
+    def encode_lists(self, batch: dict[str, list]) -> dict[str, list]:
+        """The same, of a stream that has no Arrow tables."""
+        encoded = self.processor(batch, text=self.text, out_of_fold=self.out_of_fold)
+        return {**encoded, **{name: batch[name] for name in self.keep_columns}}
 
 
 def prepare_dataset(
@@ -147,7 +153,10 @@ def prepare_dataset(
     features |= {column: dataset.features[column] for column in keep_columns}
     encode = _EncodeTable(processor, text, bool(out_of_fold and has_statistics), keep_columns)
     settings = {"batched": True, "batch_size": batch_size, "remove_columns": names, "features": Features(features)}
-    if is_stream:
+    if is_stream:  # which drops what is made under a name that is removed
+        settings["remove_columns"] = [name for name in names if name not in keep_columns]
+        if not gives_arrow(dataset):
+            return dataset.with_format(None).map(encode.encode_lists, **settings)
         return dataset.with_format("arrow").map(encode, **settings).with_format(None)
     fingerprint = Hasher.hash([dataset._fingerprint, encode, batch_size])
     with tempfile.TemporaryDirectory() as folder:

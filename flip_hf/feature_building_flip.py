@@ -6,7 +6,7 @@ Letters: F fields, N features, n distinct values, K folds.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from .feature_counts_flip import (
     LabelCounts,
     NumberCounts,
     ValueCounts,
-    bin_starts,
     hash_buckets,
 )
 from .fields_flip import AgeField, CategoricalField, Field, NumericField, StatisticField
@@ -29,10 +28,91 @@ from .values_flip import number_text
 logger = logging.get_logger(__name__)
 
 
-def value_hash(value: bytes, field: int) -> int:
-    """64 bits of a value of field number `field`, under which the vocabulary file finds it again."""
-    digest = hashlib.blake2b(value, digest_size=8, salt=field.to_bytes(4, "little")).digest()
-    return int.from_bytes(digest, "little", signed=True)
+# bytes of a value that are hashed and compared together with those of all others; longer values are few
+_MAX_HASHED_BYTES = 64
+
+
+def value_hashes(values: Sequence[bytes], field: int) -> np.ndarray:
+    """
+    64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again: the
+    same on every machine, whatever else is hashed with it.
+    """
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    num_words = -(-min(int(lengths.max(initial=1)), _MAX_HASHED_BYTES) // 8)
+    words = np.array(values, f"S{8 * num_words}").view("<u8").reshape(-1, num_words)
+    hashes = _mixed(lengths.astype(np.uint64) + np.uint64(field << 32))
+    for number in range(num_words):
+        longer = np.flatnonzero(lengths > 8 * number)
+        hashes[longer] = _mixed(hashes[longer] ^ words[longer, number])
+    longer = np.flatnonzero(lengths > _MAX_HASHED_BYTES)
+    digests = b"".join(hashlib.blake2b(values[number], digest_size=8).digest() for number in longer.tolist())
+    hashes[longer] = _mixed(hashes[longer] ^ np.frombuffer(digests, "<u8"))
+    return hashes.view(np.int64)
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """uint64 `(n,)` -> as many, all of whose bits depend on all bits: what ends a MurmurHash3, public domain."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(33))
+
+
+def most_frequent(
+    counts: Mapping[str | None, int], least: int, most: int | None = None
+) -> tuple[list[bytes], np.ndarray]:
+    """
+    Values that occur at least `least` times, and how often each does, int64 `(n,)`: the frequent ones first, equally
+    frequent ones in the order of their bytes, so that the order of the rows does not matter.
+    """
+    values = [value.encode() for value, count in counts.items() if value is not None and count >= least]
+    kept = (count for value, count in counts.items() if value is not None and count >= least)
+    occurrences = np.fromiter(kept, np.int64, len(values))
+    # arrays are sorted fast, by the first bytes of values and as if zeros at their end were not there: a last key
+    # tells apart what is alike then
+    last = np.fromiter(map(len, values), np.int64, len(values))
+    longer = sorted(np.flatnonzero(last > _MAX_HASHED_BYTES).tolist(), key=values.__getitem__)
+    last[longer] = _MAX_HASHED_BYTES + 1 + np.arange(len(longer))
+    first = np.array(values, f"S{min(last.max(initial=1), _MAX_HASHED_BYTES)}")
+    order = np.lexsort((last, first, -occurrences))[:most]
+    return [values[number] for number in order.tolist()], occurrences[order]
+
+
+class FeatureList:
+    """
+    Features in the order of their ids, as arrays: `arrays` and what is added behind them.
+
+    Args:
+        arrays (`dict[str, np.ndarray]`): those of `NAMES`, as an extractor holds them.
+    """
+
+    NAMES = ("value_bytes", "value_offsets", "sorted_hashes", "sorted_ids", "feature_counts", "feature_fields")
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.parts = {name: [arrays[name]] for name in self.NAMES}
+        self.num_features = len(arrays["feature_counts"])
+
+    def add(self, field: int, names: Sequence[bytes], counts: np.ndarray, can_be_found: bool) -> None:
+        """Features of field number `field`, and whether they are values that are looked up by their hashes."""
+        if not len(names):
+            return
+        ids = np.arange(self.num_features, self.num_features + len(names), dtype=np.int32)
+        self.num_features += len(names)
+        lengths = np.fromiter(map(len, names), np.int64, len(names))
+        added = {
+            "value_bytes": np.frombuffer(b"".join(names), np.uint8),
+            "value_offsets": self.parts["value_offsets"][-1][-1] + np.cumsum(lengths),
+            "feature_counts": counts,
+            "feature_fields": np.full(len(names), field, np.int32),
+        }
+        if can_be_found:
+            added |= {"sorted_hashes": value_hashes(names, field), "sorted_ids": ids}
+        for name, part in added.items():
+            self.parts[name].append(part)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: np.concatenate(parts) for name, parts in self.parts.items()}
+        order = np.argsort(arrays["sorted_hashes"], kind="stable")
+        return arrays | {name: arrays[name][order] for name in ("sorted_hashes", "sorted_ids")}
 
 
 class FeatureBuilder:
@@ -43,18 +123,18 @@ class FeatureBuilder:
         self.sources = {counts.field_names.index(name): found for name, found in counts.of_source.items()}
         self.num_rows = counts.num_rows
         reserved, num_fields = extractor.num_reserved_features, extractor.num_fields
-        self.counts = [0] * reserved
-        self.fields = [-1] * reserved
-        self.names: list[bytes] = []
-        self.vocabulary: list[tuple[bytes, int, int]] = []  # value, field, id
+        self.counts = np.zeros(reserved, np.int64)  # of reserved ids
+        fields = np.repeat(np.arange(-1, num_fields, dtype=np.int32), 2)
+        empty: dict[str, np.ndarray] = {"value_bytes": np.zeros(0, np.uint8), "value_offsets": np.zeros(1, np.int64)}
+        empty |= {"sorted_hashes": np.zeros(0, np.int64), "sorted_ids": np.zeros(0, np.int32)}
+        self.features = FeatureList({**empty, "feature_counts": self.counts, "feature_fields": fields})
         self.edges: list[np.ndarray] = [np.zeros(0)] * num_fields
         self.references = np.full(num_fields, np.nan)
         self.label_features: list[np.ndarray] = [np.zeros(0, np.int32)]
         self.label_sums: list[np.ndarray] = [np.zeros((0, NUM_FOLDS, 2), np.int64)]
         self.sum_numbers: dict[int, int] = {}  # where the sums of a source stand in these two lists
         self.label_totals = np.zeros((num_fields, NUM_FOLDS, 2), np.int64)
-        for index in range(num_fields):
-            self.fields[extractor.unseen_id(index)] = self.fields[extractor.missing_id(index)] = index
+        self.missing_rows = np.zeros((num_fields, NUM_FOLDS), np.int64)
 
     def add(self, index: int, field: Field, counter: Any) -> None:
         """The features of field number `index`."""
@@ -65,58 +145,50 @@ class FeatureBuilder:
             self._add_buckets(index, field, counter)
         else:
             assert isinstance(field, CategoricalField)
-            first = len(self.counts)
+            first = self.features.num_features
             if isinstance(counter, HashCounts):
                 self._add_hashed(index, counter)
                 sums = self._hashed_sums(field, self.sources[index]) if index in self.sources else None
             else:
                 values = self._add_vocabulary(index, field, counter)
-                sums = self.sources[index].of(values) if index in self.sources else None
+                sums = self.sources[index].of([value.decode() for value in values]) if index in self.sources else None
             if sums is not None:
                 self.sum_numbers[index] = len(self.label_sums)
-                self.label_features.append(np.arange(first, len(self.counts), dtype=np.int32))
+                self.label_features.append(np.arange(first, self.features.num_features, dtype=np.int32))
                 self.label_sums.append(sums)
                 self.label_totals[index] = self.sources[index].totals
-
-    def _add_features(self, index: int, names: Sequence[bytes], counts: Sequence[int]) -> None:
-        self.names.extend(names)
-        self.counts.extend(counts)
-        self.fields.extend([index] * len(names))
+                self.missing_rows[index] = self.sources[index].of([""])[0, :, 0]
 
     def _nothing(self, field: Field) -> ValueError:
         return ValueError(
             f"field {field.name!r} has no value in any of the {self.num_rows} rows: leave it out of `fields`"
         )
 
-    def _add_vocabulary(self, index: int, field: CategoricalField, counter: ValueCounts) -> list[str]:
-        values = {value: count for value, count in counter.counts.items() if value is not None}
-        if not values:
+    def _add_vocabulary(self, index: int, field: CategoricalField, counter: ValueCounts) -> list[bytes]:
+        occurrences = counter.counts
+        missing = occurrences.get(None, 0)
+        num_values = len(occurrences) - (None in occurrences)
+        if not num_values:
             raise self._nothing(field)
-        if len(values) == 1:
-            logger.warning(
-                f"field {field.name!r} has the one value {next(iter(values))[:40]!r} in all rows: it says nothing"
-            )
+        if num_values == 1:
+            (value,) = set(occurrences) - {None}
+            logger.warning(f"field {field.name!r} has the one value {value[:40]!r} in all rows: it says nothing")
         least = field.min_frequency or self.extractor.min_frequency
-        kept = [(value, count) for value, count in values.items() if count >= least]
-        # an order that the order of the rows does not change
-        kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: field.vocabulary_size]
-        self.counts[self.extractor.missing_id(index)] = counter.counts.get(None, 0)
-        self.counts[self.extractor.unseen_id(index)] = sum(values.values()) - sum(count for _, count in kept)
-        names = [value.encode() for value, _ in kept]
-        first = len(self.counts)
-        self.vocabulary.extend((name, index, first + number) for number, name in enumerate(names))
-        self._add_features(index, names, [count for _, count in kept])
-        return [value for value, _ in kept]
+        kept, counts = most_frequent(occurrences, least, field.vocabulary_size)
+        self.counts[self.extractor.missing_id(index)] = missing
+        self.counts[self.extractor.unseen_id(index)] = sum(occurrences.values()) - missing - counts.sum()
+        self.features.add(index, kept, counts, can_be_found=True)
+        return kept
 
     def _add_hashed(self, index: int, counter: HashCounts) -> None:
-        *counts, missing = counter.counts.tolist()
-        self.counts[self.extractor.missing_id(index)] = missing
-        self._add_features(index, [f"hash {number}".encode() for number in range(len(counts))], counts)
+        self.counts[self.extractor.missing_id(index)] = counter.counts[-1]
+        counts = counter.counts[:-1]
+        self.features.add(index, [b"hash %d" % number for number in range(len(counts))], counts, can_be_found=False)
 
     @staticmethod
     def _hashed_sums(field: CategoricalField, label_counts: LabelCounts) -> np.ndarray:
         sums = np.zeros((field.hash_buckets, NUM_FOLDS, 2), np.int64)
-        values = list(label_counts.rows)
+        values = [value for value in label_counts.rows if value]  # "" is a missing one
         np.add.at(sums, hash_buckets(values, field.hash_buckets), label_counts.of(values))
         return sums
 
@@ -131,25 +203,25 @@ class FeatureBuilder:
         keys, counts = counter.bins()
         if not len(keys):
             raise self._nothing(field)
+        if isinstance(field, AgeField) and field.reference is None:
+            self.references[index] = counter.newest
+            if not field.num_slots:
+                return
+            ages = NumberCounts(field.known_edges)
+            ages.add_numbers(field.ages(counter.starts(), counter.newest), counts)
+            counter = ages
+            keys, counts = counter.bins()
         if counter.edges is not None:
             edges, of_bucket = counter.edges, keys
+            if field.bucketing == "log":  # those between the smallest and the largest number
+                edges, of_bucket = edges[keys[0] : keys[-1]], keys - keys[0]
         else:
-            starts = bin_starts(keys)
-            if isinstance(field, AgeField) and field.reference is None:
-                self.references[index] = counter.newest
-                ages = NumberCounts(field)
-                ages.add_numbers(counter.newest - starts, counts)
-                keys, counts = ages.bins()
-                starts = bin_starts(keys)
-            if field.bucketing == "log":
-                edges = log_edges(float(starts[0]), float(starts[-1]))
-            else:
-                edges = quantile_edges(starts, counts, field.num_buckets)
+            starts = counter.starts()
+            edges = quantile_edges(starts, counts, field.num_buckets)
             of_bucket = np.searchsorted(edges, starts, side="right")
         self.edges[index] = edges
-        self._add_features(
-            index, bucket_names(edges), np.bincount(of_bucket, counts, len(edges) + 1).astype(np.int64).tolist()
-        )
+        of_buckets = np.bincount(of_bucket, counts, len(edges) + 1).astype(np.int64)
+        self.features.add(index, bucket_names(edges), of_buckets, can_be_found=False)
 
     def _add_statistic(self, index: int, field: StatisticField) -> None:
         """Buckets of what training rows will read, which follows from the counts: no second pass."""
@@ -159,27 +231,17 @@ class FeatureBuilder:
         rows, clicks = self.label_sums[number][:, :, 0], self.label_sums[number][:, :, 1]
         totals = self.label_totals[source]
         # values that are too rare for the vocabulary are read as unseen
-        rare = np.maximum(totals[:, 0] - rows.sum(0), 0) * (self.counts[extractor.unseen_id(source)] > 0)
+        rare = totals[:, 0] - rows.sum(0) - self.missing_rows[source]
         rows_seen, weights = np.vstack([rows, np.zeros_like(rare)]), np.vstack([rows, rare])
         of_rows = statistics(field, rows_seen, np.vstack([clicks, np.zeros_like(rare)]), totals)[:, :NUM_FOLDS]
-        counter = NumberCounts(field)
+        counter = NumberCounts()
         counter.add_numbers(of_rows[weights > 0], weights[weights > 0])
         counter.missing = self.counts[extractor.missing_id(source)]
         self._add_buckets(index, field, counter)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        offsets = np.zeros(len(self.names) + 1, np.int64)
-        np.cumsum([len(name) for name in self.names], out=offsets[1:])
-        hashes = np.fromiter((value_hash(value, field) for value, field, _ in self.vocabulary), np.int64)
-        ids = np.fromiter((feature for _, _, feature in self.vocabulary), np.int32)
-        order = np.argsort(hashes, kind="stable")
         return {
-            "value_bytes": np.frombuffer(b"".join(self.names), np.uint8),
-            "value_offsets": offsets,
-            "sorted_hashes": hashes[order],
-            "sorted_ids": ids[order],
-            "feature_counts": np.array(self.counts, np.int64),
-            "feature_fields": np.array(self.fields, np.int32),
+            **self.features.arrays(),
             "edges": np.concatenate([np.zeros(0), *self.edges]),
             "edge_offsets": np.cumsum([0, *map(len, self.edges)]).astype(np.int64),
             "references": self.references,
@@ -213,13 +275,6 @@ def quantile_edges(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) ->
     wanted = counts.sum() * np.arange(1, num_buckets) / num_buckets
     positions = np.unique(np.searchsorted(below, wanted - 1e-9))
     return numbers[1:][positions[positions < len(below)]]
-
-
-def log_edges(smallest: float, largest: float) -> np.ndarray:
-    """0 and the powers of two, of both signs, that lie between two numbers; none below 2^-20 or above 2^63."""
-    powers = 2.0 ** np.arange(-20, 64)
-    edges = np.concatenate([-powers[::-1], [0.0], powers])
-    return edges[(edges > smallest) & (edges <= largest)]
 
 
 def bucket_names(edges: np.ndarray) -> list[bytes]:

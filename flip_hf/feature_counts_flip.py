@@ -7,6 +7,7 @@ that are fixed beforehand, and the fold of a row follows from its content.
 Letters: B rows, n distinct values, K folds (`NUM_FOLDS`).
 """
 
+import itertools
 import json
 import os
 import zlib
@@ -18,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from .columns_flip import CodedColumn, as_columns, batches, read_labels, select_columns
+from .columns_flip import CodedColumn, as_columns, as_list, batches, read_labels, select_columns
 from .fields_flip import (
+    AgeField,
     CategoricalField,
     Field,
     MultivaluedField,
@@ -35,21 +37,24 @@ logger = logging.get_logger(__name__)
 
 # folds of the training rows in which a statistic of the label is computed without the rows that read it
 NUM_FOLDS = 5
-# numbers whose first 10 bits after the leading one agree share a bin: integers up to 2048 have bins of their own
-_BIN_SHIFT = 52 - 10
+# numbers whose first bits after the leading one agree share a bin: with 10, integers up to 2048 have bins of their own
+NUMBER_BITS = 10
+# of hours since 1970 only the distance from the newest is read: up to 2^21 each has a bin of its own
+HOUR_BITS = 20
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
-def number_bins(numbers: np.ndarray) -> np.ndarray:
+def number_bins(numbers: np.ndarray, num_bits: int = NUMBER_BITS) -> np.ndarray:
     """float64 `(n,)` -> int64 bins `(n,)`, in the order of the numbers; at most 0.1 % of a number wide."""
     bits = (numbers + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
-    return np.where(bits < 0, bits ^ _SIGN, bits) >> _BIN_SHIFT
+    return np.where(bits < 0, bits ^ _SIGN, bits) >> (52 - num_bits)
 
 
-def bin_starts(bins: np.ndarray) -> np.ndarray:
+def bin_starts(bins: np.ndarray, num_bits: int = NUMBER_BITS) -> np.ndarray:
     """The smallest number of each bin."""
-    bits = bins << _BIN_SHIFT
-    return np.where(bits < 0, bits ^ _SIGN, bits).view(np.float64)
+    bits = bins << (52 - num_bits)
+    numbers = np.where(bits < 0, bits ^ _SIGN, bits).view(np.float64)
+    return np.where(np.isnan(numbers), -np.inf, numbers)  # the bin of -inf starts among the bits of nan
 
 
 def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
@@ -60,7 +65,7 @@ def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
         texts = (text or "" for text in field.canonical(values))
     else:
         numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
-        return (numbers + 0.0).view(np.uint64)
+        return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
     return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
 
 
@@ -160,10 +165,11 @@ def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
 
 
 class NumberCounts:
-    """Numbers in bins; those of fixed edges in their buckets. Beside them missing values, and what was no number."""
+    """Numbers in bins; where edges are known, in buckets. Beside them missing values, and what was no number."""
 
-    def __init__(self, field: NumericField) -> None:
-        self.edges = None if field.edges is None else np.array(field.edges)
+    def __init__(self, edges: Sequence[float] | None = None, num_bits: int = NUMBER_BITS) -> None:
+        self.edges = None if edges is None else np.array(edges)
+        self.num_bits = num_bits
         self.counts: dict[int, int] = {}
         self.missing = self.unreadable = 0
         self.newest = -np.inf
@@ -181,7 +187,10 @@ class NumberCounts:
         if not len(numbers):
             return
         self.newest = max(self.newest, float(numbers.max()))
-        keys = number_bins(numbers) if self.edges is None else np.searchsorted(self.edges, numbers, side="right")
+        if self.edges is None:
+            keys = number_bins(numbers, self.num_bits)
+        else:
+            keys = np.searchsorted(self.edges, numbers, side="right")
         distinct, position = np.unique(keys, return_inverse=True)
         totals = np.zeros(len(distinct), np.int64)
         np.add.at(totals, position, counts)
@@ -189,9 +198,13 @@ class NumberCounts:
             self.counts[key] = self.counts.get(key, 0) + count
 
     def bins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bins in order `(n,)`, and numbers in each `(n,)`."""
+        """Bins, or buckets of known edges, in order `(n,)`, and numbers in each `(n,)`."""
         keys = np.array(sorted(self.counts), np.int64)
         return keys, np.array([self.counts[key] for key in keys.tolist()], np.int64)
+
+    def starts(self) -> np.ndarray:
+        """The smallest number of each bin `(n,)`."""
+        return bin_starts(self.bins()[0], self.num_bits)
 
     def merge(self, other: "NumberCounts") -> None:
         self.missing += other.missing
@@ -212,7 +225,8 @@ class NumberCounts:
 
 
 class LabelCounts:
-    """Rows and clicks of each value of a categorical field, in each fold; those of all rows in the last entry."""
+    """Rows and clicks of each value of a categorical field in each fold, those of a missing one under ""; of all rows
+    in `totals`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -230,13 +244,10 @@ class LabelCounts:
         self.totals += np.stack(
             [np.bincount(folds, weights, NUM_FOLDS).astype(np.int64) for weights in (None, clicks)], axis=1
         )
-        of_value = np.array(
-            [-1 if text is None else self._row(text) for text in field.canonical(column.values)], np.int64
-        )
+        of_value = np.array([self._row(text or "") for text in field.canonical(column.values)], np.int64)
         rows = of_value[column.indices]
-        known = rows >= 0
-        np.add.at(self.sums[:, :, 0], (rows[known], folds[known]), 1)
-        np.add.at(self.sums[:, :, 1], (rows[known], folds[known]), clicks[known])
+        np.add.at(self.sums[:, :, 0], (rows, folds), 1)
+        np.add.at(self.sums[:, :, 1], (rows, folds), clicks)
 
     def merge(self, other: "LabelCounts") -> None:
         self.totals += other.totals
@@ -313,7 +324,7 @@ def choose_fields(
                         f'field_options={{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
                     )
                     continue
-            elif kind == "numeric" and _all_whole(columns[name]):
+            elif kind == "numeric" and not given and _all_whole(columns[name]):
                 whole.append(name)
             given = {"kind": kind, **given}
         of_column, of_its_statistics = expand_field(name, given)
@@ -335,7 +346,7 @@ def choose_fields(
 
 
 def _all_whole(column: Any) -> bool:
-    numbers = np.asarray(column.to_numpy() if hasattr(column, "to_numpy") else column, np.float64)
+    numbers, _ = NumericField(name="").numbers(as_list(column))
     numbers = numbers[np.isfinite(numbers)]
     return bool(len(numbers)) and bool((numbers == np.floor(numbers)).all())
 
@@ -365,17 +376,19 @@ class FeatureCounts:
         self.fields = list(fields)
         self.label = label
         self.num_rows = 0
-        # one counter per field; fields of text alone and statistics need none
+        # one counter per field; statistics and most fields of text alone need none
         self.of_field: list[Any] = [self._counter(field) for field in self.fields]
         sources = dict.fromkeys(field.source for field in self.fields if isinstance(field, StatisticField))
         self.of_source: dict[str, LabelCounts] = {source: LabelCounts() for source in sources}
 
     @staticmethod
     def _counter(field: Field) -> Any:
+        if isinstance(field, AgeField) and field.reference is None:  # its text, too, needs the newest row
+            return NumberCounts(num_bits=HOUR_BITS)
         if field.num_slots == 0 or isinstance(field, StatisticField):
             return None
         if isinstance(field, NumericField):
-            return NumberCounts(field)
+            return NumberCounts(field.known_edges)
         return ValueCounts() if field.has_vocabulary else HashCounts(field)  # type: ignore[arg-type]
 
     @classmethod
@@ -410,36 +423,39 @@ class FeatureCounts:
                 f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
                 "FlipFeatureExtractor.fit(splits['train'])"
             )
-        counts: FeatureCounts | None = None
-        if checkpoint is not None:
-            if not hasattr(dataset, "skip"):
-                raise TypeError(
-                    f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or "
-                    "IterableDataset"
+        if checkpoint is not None and not hasattr(dataset, "skip"):
+            raise TypeError(
+                f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset"
+            )
+        rest = batches(dataset)
+        first = next(rest, None)
+        if not first:
+            raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
+        counts = cls(choose_fields(first, fields, label, exclude, field_options), label)
+        rest = itertools.chain([first], rest)
+        if checkpoint is not None and os.path.isfile(checkpoint):
+            saved = cls.load(checkpoint)
+            if (saved.fields, saved.label) != (counts.fields, label):
+                raise ValueError(
+                    f"{checkpoint} holds counts of other fields or options ({', '.join(saved.field_names)}): delete "
+                    "it to count from the start"
                 )
-            if os.path.isfile(checkpoint):
-                counts = cls.load(checkpoint)
-                dataset = dataset.skip(counts.num_rows)
-                logger.info(f"{checkpoint} holds the counts of {counts.num_rows} rows: going on behind them")
-        saved = counts.num_rows if counts else 0
-        is_checked = False
-        for columns in batches(dataset):
-            if not is_checked and len(columns):
-                chosen = choose_fields(columns, fields, label, exclude, field_options)
-                if counts is None:
-                    counts = cls(chosen, label)
-                elif counts.fields != chosen or counts.label != label:
-                    raise ValueError(
-                        f"{checkpoint} holds counts of other fields or options ({', '.join(counts.field_names)}): "
-                        "delete it to count from the start"
-                    )
-                is_checked = True
-            if counts is not None:
-                counts.add(columns)
-                if checkpoint is not None and counts.num_rows - saved >= checkpoint_rows:
-                    counts.save(checkpoint)
-                    saved = counts.num_rows
-        if counts is None or counts.num_rows == 0:
+            num_rows = len(dataset) if hasattr(dataset, "__len__") else None  # a stream does not know
+            if num_rows is not None and saved.num_rows > num_rows:
+                raise ValueError(
+                    f"{checkpoint} holds the counts of {saved.num_rows} rows and the table has {num_rows}: delete it "
+                    "to count from the start"
+                )
+            logger.info(f"{checkpoint} holds the counts of {saved.num_rows} rows: going on behind them")
+            counts = saved
+            rest = iter(()) if saved.num_rows == num_rows else batches(dataset.skip(saved.num_rows))
+        saved_rows = counts.num_rows
+        for columns in rest:
+            counts.add(columns)
+            if checkpoint is not None and counts.num_rows - saved_rows >= checkpoint_rows:
+                counts.save(checkpoint)
+                saved_rows = counts.num_rows
+        if counts.num_rows == 0:
             raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
         if checkpoint is not None:
             counts.save(checkpoint)
@@ -467,7 +483,7 @@ class FeatureCounts:
             folds = row_folds(self.fields, coded)
             for source, label_counts in self.of_source.items():
                 number = self.field_names.index(source)
-                label_counts.add(self.fields[number], coded[number], folds, labels)
+                label_counts.add(self.fields[number], coded[number], folds, labels)  # type: ignore[arg-type]
         self.num_rows += coded[0].num_rows
 
     @classmethod
@@ -546,7 +562,8 @@ def code_columns(fields: Sequence[Field], rows: Mapping[str, Any], first_row: in
     rows from `first_row`.
     """
     names = list(dict.fromkeys(name for field in fields for name in field.columns))
-    raw = dict(zip(names, select_columns(rows, names), strict=True))
+    of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
+    raw = dict(zip(names, select_columns(rows, names, of_lists), strict=True))
     coded: dict[tuple, CodedColumn] = {}
     for field in fields:
         if field.coding not in coded:

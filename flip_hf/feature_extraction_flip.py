@@ -12,6 +12,7 @@ never json and never pickle (a pickled extractor carries a copy of it).
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ from safetensors.numpy import save_file
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import cached_file, logging
 
-from .columns_flip import CodedColumn, as_columns
+from .columns_flip import CodedColumn, as_columns, batches
 from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
-from .feature_building_flip import FeatureBuilder, statistics, value_hash
+from .feature_building_flip import FeatureBuilder, FeatureList, most_frequent, statistics, value_hashes
 from .feature_counts_flip import NUM_FOLDS, FeatureCounts, ValueCounts, code_columns, hash_buckets, row_folds
 from .fields_flip import (
     AgeField,
@@ -51,13 +52,13 @@ _ARRAYS = {
     "feature_fields": np.int32,  # (N,)
     "edges": np.float64,  # of all numeric fields, end to end
     "edge_offsets": np.int64,  # (F + 1,)
-    "references": np.float64,  # (F,), the day that an age is counted to; else nan
+    "references": np.float64,  # (F,), the hour that an age is counted to; else nan
     "label_features": np.int32,  # the features that statistics are of, and
     "label_sums": np.int64,  # (features, K, 2), rows and clicks in each fold
     "label_totals": np.int64,  # (F, K, 2), those of all rows, at the source of a statistic
 }
 # values remembered, so that a value is looked up once and not once per row
-_MAX_CACHED_VALUES = 1 << 19
+_MAX_CACHED_VALUES = 1 << 16
 # and no more characters of them, since the values of a field may be whole reviews
 _MAX_CACHED_CHARACTERS = 1 << 26
 
@@ -81,6 +82,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     model_input_names = ["feature_ids"]
     _cached_characters: int
     _num_cached: int
+    _label_positions: np.ndarray | None
+    _hash_starts: np.ndarray | None
 
     def __init__(
         self,
@@ -231,7 +234,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         extractor = cls([field.to_dict() for field in fields], counts.label, min_frequency)
         builder = FeatureBuilder(extractor, counts)
         for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
-            if field.num_slots:
+            if field.num_slots or counter is not None:
                 builder.add(index, field, counter)
         extractor._set_arrays(**builder.arrays())
         return extractor
@@ -256,11 +259,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         # statistics would need labels, and are not extended
         kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
         counts = FeatureCounts([self.fields[index] for index in kept], self.label)
-        counts.add(rows)
+        for columns in batches(rows):
+            counts.add(columns)
         totals = self.feature_counts.copy()
-        added_values: list[bytes] = []
-        added_counts: list[int] = []
-        added_fields: list[int] = []
+        features = FeatureList({**{name: self._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
         grown: dict[str, int] = {}
         for index, counter in zip(kept, counts.of_field, strict=True):
             if not isinstance(counter, ValueCounts):
@@ -268,41 +270,20 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             field = self.fields[index]
             assert isinstance(field, CategoricalField)
             totals[self.missing_id(index)] += counter.counts.pop(None, 0)
-            values = list(counter.counts)
-            ids = np.array(self._find(index, [value.encode() for value in values]), np.int64)
-            occurrences = np.array([counter.counts[value] for value in values], np.int64)
+            ids = self._find(index, [value.encode() for value in counter.counts])
+            occurrences = np.fromiter(counter.counts.values(), np.int64, len(ids))
             known = ids >= self.num_reserved_features
-            np.add.at(totals, ids[known], occurrences[known])
-            least = field.min_frequency or self.min_frequency
-            new = [
-                (value, count)
-                for value, count, is_known in zip(values, occurrences.tolist(), known.tolist(), strict=True)
-                if not is_known and count >= least and field.vocabulary_size is None
-            ]
-            totals[self.unseen_id(index)] += int(occurrences[~known].sum()) - sum(count for _, count in new)
-            for value, count in sorted(new, key=lambda pair: (-pair[1], pair[0])):
-                added_values.append(value.encode())
-                added_counts.append(count)
-                added_fields.append(index)
+            totals[ids[known]] += occurrences[known]  # distinct values have distinct ids
+            totals[self.unseen_id(index)] += occurrences[~known].sum()
+            if field.vocabulary_size is not None:
+                continue
+            unknown = dict(itertools.compress(counter.counts.items(), (~known).tolist()))
+            new, of_new = most_frequent(unknown, field.min_frequency or self.min_frequency)
             if new:
+                totals[self.unseen_id(index)] -= of_new.sum()
+                features.add(index, new, of_new, can_be_found=True)
                 grown[field.name] = len(new)
-        first = self.num_features
-        offsets = self._array("value_offsets")
-        lengths = np.array([len(value) for value in added_values], np.int64)
-        hashes = np.array([value_hash(*pair) for pair in zip(added_values, added_fields, strict=True)], np.int64)
-        hashes = np.concatenate([self._array("sorted_hashes"), hashes])
-        ids = np.arange(first, first + len(added_values), dtype=np.int32)
-        ids = np.concatenate([self._array("sorted_ids"), ids])
-        order = np.argsort(hashes, kind="stable")
-        content = self._array("value_bytes")[: offsets[-1]]
-        self._set_arrays(
-            value_bytes=np.concatenate([content, np.frombuffer(b"".join(added_values), np.uint8)]),
-            value_offsets=np.concatenate([offsets, offsets[-1] + np.cumsum(lengths)]),
-            sorted_hashes=hashes[order],
-            sorted_ids=ids[order],
-            feature_counts=np.concatenate([totals, np.array(added_counts, np.int64)]),
-            feature_fields=np.concatenate([self.feature_fields, np.array(added_fields, np.int32)]),
-        )
+        self._set_arrays(**features.arrays())
         return grown
 
     def _set_arrays(self, **arrays: np.ndarray) -> None:
@@ -356,15 +337,15 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Distinct values of a field of one slot -> ids `(n,)`."""
         if isinstance(field, NumericField):
             numbers, unreadable = field.numbers(values)
-            if isinstance(field, AgeField) and field.reference is None:
-                numbers = self._array("references")[index] - numbers
+            if isinstance(field, AgeField):
+                numbers = field.ages(numbers, self._array("references")[index])
             ids = self._bucket_ids(index, numbers)
             ids[unreadable] = self.unseen_id(index)
             return ids
         assert isinstance(field, CategoricalField)
         if field.hash_buckets:
             return self._hashed_ids(index, field, field.canonical(values))
-        return np.array(self._lookup(index, values), np.int32)
+        return self._lookup(index, values)
 
     def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
         """Distinct rows of values of a multivalued field -> ids `(n, num_slots)`, padded at the end."""
@@ -375,7 +356,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if field.hash_buckets:
             of_element = dict(zip(distinct, self._hashed_ids(index, field, distinct).tolist(), strict=True))
         else:
-            of_element = dict(zip(distinct, self._lookup(index, distinct), strict=True))
+            of_element = dict(zip(distinct, self._lookup(index, distinct).tolist(), strict=True))
         ids = np.full((len(lists), field.num_slots), PAD_FEATURE_ID, np.int32)
         ids[np.arange(field.num_slots) < lengths[:, None]] = [of_element[element] for element in elements]
         ids[lengths == 0, 0] = self.missing_id(index)
@@ -417,51 +398,88 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         sums = np.where((positions >= 0)[:, None, None], self._array("label_sums")[positions], 0)
         return sums[:, :, 0], sums[:, :, 1]
 
-    def _lookup(self, field: int, values: Sequence[Any]) -> list[int]:
-        """Distinct values of field number `field` -> their ids."""
-        cache = self._caches.setdefault(field, {})
-        try:
-            return list(map(cache.__getitem__, values))
-        except KeyError:
-            self._remember(field, values, cache)
-            return list(map(cache.__getitem__, values))
+    def _lookup(self, field: int, values: Sequence[Any]) -> np.ndarray:
+        """Distinct values of field number `field` -> their ids `(n,)`."""
+        ids = list(map(self._caches.setdefault(field, {}).get, values))
+        positions = [position for position, feature in enumerate(ids) if feature is None]
+        if positions:
+            new = [values[position] for position in positions]
+            found = self._look_up_all(field, new)
+            self._remember(field, new, found)
+            for position, feature in zip(positions, found, strict=True):
+                ids[position] = feature
+        return np.array(ids, np.int32)
 
-    def _remember(self, field: int, values: Sequence[Any], cache: dict[Any, int]) -> None:
-        """Looks up, all at once, the distinct values that the field's cache does not hold yet."""
-        new = [value for value in values if value not in cache]
-        self._cached_characters += _characters(new)
-        self._num_cached += len(new)
-        if self._num_cached > _MAX_CACHED_VALUES or self._cached_characters > _MAX_CACHED_CHARACTERS:
-            for other in self._caches.values():
-                other.clear()
-            new = list(values)
-            self._cached_characters = _characters(new)
-            self._num_cached = len(new)
+    def _look_up_all(self, field: int, values: Sequence[Any]) -> list[int]:
         spec = self.fields[field]
         assert isinstance(spec, CategoricalField)
         # the values of lists are canonical already
-        canonical = new if isinstance(spec, MultivaluedField) else spec.canonical(new)
-        present = [value.encode() for value in canonical if value is not None]
-        found = iter(self._find(field, present))
-        for value, text in zip(new, canonical, strict=True):
-            cache[value] = self.missing_id(field) if text is None else next(found)
+        canonical = values if isinstance(spec, MultivaluedField) else spec.canonical(values)
+        found = iter(self._find(field, [value.encode() for value in canonical if value is not None]).tolist())
+        return [self.missing_id(field) if value is None else next(found) for value in canonical]
 
-    def _find(self, field: int, values: list[bytes]) -> list[int]:
-        """Bytes of distinct values -> ids, by binary search in the sorted hashes and a comparison of the bytes."""
-        hashes = np.array([value_hash(value, field) for value in values], np.int64)
+    def _remember(self, field: int, values: Sequence[Any], ids: Sequence[int]) -> None:
+        """Puts values into the field's cache. When the caches are full they are emptied, all of them."""
+        characters = _characters(values)
+        if (
+            self._num_cached + len(values) > _MAX_CACHED_VALUES
+            or self._cached_characters + characters > _MAX_CACHED_CHARACTERS
+        ):
+            for cache in self._caches.values():
+                cache.clear()
+            self._cached_characters = self._num_cached = 0
+            if len(values) > _MAX_CACHED_VALUES or characters > _MAX_CACHED_CHARACTERS:
+                return
+        self._caches[field].update(zip(values, ids, strict=True))
+        self._num_cached += len(values)
+        self._cached_characters += characters
+
+    def _find(self, field: int, values: Sequence[bytes]) -> np.ndarray:
+        """
+        Bytes of distinct values -> ids `(n,)`, int32, by their hashes, and by a comparison of the bytes: values that
+        share 64 bits with others are told apart.
+        """
+        hashes = value_hashes(values, field)
         sorted_hashes, sorted_ids = self._array("sorted_hashes"), self._array("sorted_ids")
-        positions = np.searchsorted(sorted_hashes, hashes)
-        ids = []
-        for value, wanted, position in zip(values, hashes.tolist(), positions.tolist(), strict=True):
-            found = self.unseen_id(field)
-            while position < len(sorted_hashes) and sorted_hashes[position] == wanted:
-                candidate = int(sorted_ids[position])
-                if self.feature_fields[candidate] == field and self._value_bytes_of(candidate) == value:
-                    found = candidate
-                    break
-                position += 1  # another value with the same 64 bits
-            ids.append(found)
+        ids = np.full(len(values), self.unseen_id(field), np.int32)
+        positions = self._first_positions(hashes)
+        left = np.arange(len(values))
+        while len(left):
+            left = left[positions[left] < len(sorted_hashes)]
+            left = left[sorted_hashes[positions[left]] <= hashes[left]]
+            equal = left[sorted_hashes[positions[left]] == hashes[left]]
+            features = sorted_ids[positions[equal]]
+            is_same = self._spell(features, field, [values[number] for number in equal.tolist()])
+            ids[equal[is_same]] = features[is_same]
+            positions[left] += 1
+            left = left[ids[left] == self.unseen_id(field)]
         return ids
+
+    def _first_positions(self, hashes: np.ndarray) -> np.ndarray:
+        """
+        Where hashes with the same first bits start among the sorted ones `(n,)`. 2 to 4 of those share so many,
+        and a step or two in one place of memory are faster than a binary search all over it.
+        """
+        num_bits = max(len(self._array("sorted_hashes")).bit_length() - 2, 1)
+        middle = 1 << (num_bits - 1)
+        if self._hash_starts is None:
+            borders = np.arange(-middle, middle) << (64 - num_bits)
+            self._hash_starts = np.searchsorted(self._array("sorted_hashes"), borders).astype(np.int32)
+        return self._hash_starts[(hashes >> (64 - num_bits)) + middle]
+
+    def _spell(self, features: np.ndarray, field: int, values: Sequence[bytes]) -> np.ndarray:
+        """Which of the features `(n,)` belong to the field and are these values, one for each: bool `(n,)`."""
+        numbers = features - self.num_reserved_features
+        starts, ends = self._array("value_offsets")[numbers], self._array("value_offsets")[numbers + 1]
+        is_same = (self.feature_fields[features] == field) & (ends - starts == np.fromiter(map(len, values), np.int64))
+        compared = np.flatnonzero(is_same)
+        if len(compared):
+            lengths = (ends - starts)[compared]
+            firsts = np.cumsum(lengths) - lengths  # of each value, end to end
+            own = np.frombuffer(b"".join([values[number] for number in compared.tolist()]), np.uint8)
+            theirs = self._array("value_bytes")[np.repeat(starts[compared] - firsts, lengths) + np.arange(len(own))]
+            is_same[compared] = np.logical_and.reduceat(own == theirs, firsts)
+        return is_same
 
     def _value_bytes_of(self, feature: int) -> bytes:
         offsets, index = self._array("value_offsets"), feature - self.num_reserved_features
@@ -485,8 +503,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         spec = self.fields[field]
         if isinstance(spec, AgeField):
             numbers, _ = spec.numbers([value])
-            reference = 0.0 if spec.reference else self._array("references")[field]
-            return spec.age_text(float(numbers[0] if spec.reference else reference - numbers[0]))
+            return spec.age_text(float(spec.ages(numbers, self._array("references")[field])[0]))
         return spec.text(value)
 
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
@@ -511,12 +528,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _reset_caches(self) -> None:
         self._caches: dict[int, dict[Any, int]] = {}
         self._bases: dict[int, int] = {}
-        self._label_positions: np.ndarray | None = None
+        self._label_positions = self._hash_starts = None
         self._cached_characters = self._num_cached = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = {"_caches": {}, "_bases": {}, "_label_positions": None, "_cached_characters": 0, "_num_cached": 0}
-        return {**self.__dict__, **empty}
+        empty: dict[str, Any] = {"_caches": {}, "_bases": {}, "_label_positions": None, "_hash_starts": None}
+        return {**self.__dict__, **empty, "_cached_characters": 0, "_num_cached": 0}
 
     def without_arrays(self) -> "FlipFeatureExtractor":
         """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
@@ -619,7 +636,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
 
 def _characters(values: Sequence[Any]) -> int:
-    return sum(len(value) for value in values if type(value) is str)
+    return sum(map(len, [value for value in values if type(value) is str]))
 
 
 FlipFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

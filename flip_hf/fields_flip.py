@@ -8,6 +8,7 @@ words, `None` where it is missing), and one entry of `FIELD_KINDS`. What is lear
 
 import dataclasses
 import datetime
+import decimal
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -16,19 +17,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .columns_flip import CodedColumn, as_list, code_scalars, code_values, is_arrow, plain_values
+from .columns_flip import CodedColumn, as_list, code_scalars, code_values, is_arrow, list_rows, plain_values
 from .values_flip import canonical_value, is_container, number_text, read_number, read_time
 
 
 VIEWS = ("joint", "tabular", "text")
 POOLINGS = ("mean", "sum", "attention")
 BUCKETINGS = ("quantile", "log", "fixed")
+# zero and the powers of two of both signs, between which a CTR model tells amounts apart
+_POWERS = tuple(2.0**exponent for exponent in range(-20, 64))
+LOG_EDGES = (*(-power for power in reversed(_POWERS)), 0.0, *_POWERS)
 DATE_PARTS = ("hour", "weekday", "month")
 STATISTICS = ("frequency", "label_mean")
 
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
-_MONTHS += ("November", "December")
+_MONTHS = "January February March April May June July August September October November December".split()
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -46,6 +49,8 @@ class Field:
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
+    # whether 1, 1.0 and True may be one value, as they are to Python
+    reads_numbers: ClassVar[bool] = False
     name: str
     view: str = "joint"
     column: str | None = None
@@ -61,13 +66,13 @@ class Field:
 
     def _check_at_least(self, option: str, least: int) -> None:
         value = getattr(self, option)
-        if value is not None and (not isinstance(value, int) or value < least):
+        if not isinstance(value, int) or value < least:
             raise ValueError(f"field {self.name!r}: {option}={value!r} has to be an integer of at least {least}")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Raw columns it reads."""
-        return (self.column or self.name,)
+        return (self.name if self.column is None else self.column,)
 
     @property
     def num_slots(self) -> int:
@@ -77,11 +82,11 @@ class Field:
     @property
     def coding(self) -> tuple:
         """Fields of equal coding have equal `CodedColumn`s."""
-        return (*self.columns, False)
+        return (*self.columns, self.reads_numbers)
 
     def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
         """Raw columns -> distinct values and indices. Raises `TypeError` for a container, naming field and row."""
-        return code_scalars(columns[0], self.name, keep_numbers=False, first_row=first_row)
+        return code_scalars(columns[0], self.name, self.reads_numbers, first_row)
 
     def text(self, value: Any) -> str | None:
         """What the text says of a value; `None` where it is missing."""
@@ -117,7 +122,8 @@ class CategoricalField(Field):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("min_frequency", "vocabulary_size", "hash_buckets"):
-            self._check_at_least(option, 1)
+            if getattr(self, option) is not None:
+                self._check_at_least(option, 1)
         if self.hash_buckets and (self.min_frequency or self.vocabulary_size):
             raise ValueError(
                 f"field {self.name!r}: hash_buckets stores no vocabulary that min_frequency or vocabulary_size could "
@@ -130,6 +136,8 @@ class CategoricalField(Field):
 
     def canonical(self, values: Sequence[Any]) -> list[str | None]:
         """Distinct values -> what the vocabulary holds."""
+        if set(map(type, values)) == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
+            return [value.strip() or None for value in values]
         return [canonical_value(value, self.name) for value in values]
 
 
@@ -143,18 +151,12 @@ class DatePartField(CategoricalField):
     """
 
     kind: ClassVar[str] = "date_part"
+    reads_numbers: ClassVar[bool] = True
     part: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("part", DATE_PARTS)
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, True)
-
-    def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
-        return code_scalars(columns[0], self.name, keep_numbers=True, first_row=first_row)
 
     def text(self, value: Any) -> str | None:
         seconds = read_time(value, self.name)
@@ -177,8 +179,8 @@ class NumericField(Field):
     A number, which the ID tower reads as the bucket it falls into and the text as a number.
 
     Args:
-        bucketing (`str`): `"quantile"` (equally many training rows in each bucket), `"log"` (powers of two, and 0) or
-            `"fixed"` (`edges`).
+        bucketing (`str`): `"quantile"` (equally many training rows in each bucket), `"log"` (0 and the powers of two
+            from 2^-20 to 2^63, of both signs, that lie between the training rows) or `"fixed"` (`edges`).
         num_buckets (`int`): of quantile bucketing; fewer where values repeat.
         edges (`tuple[float, ...]`, *optional*): increasing; bucket k holds edges[k - 1] <= x < edges[k].
         text_format (`str`, *optional*): as Python's `format`, `",.2f"` say; default: strings as they are, numbers with
@@ -189,6 +191,7 @@ class NumericField(Field):
     """
 
     kind: ClassVar[str] = "numeric"
+    reads_numbers: ClassVar[bool] = True
     bucketing: str = "quantile"
     num_buckets: int = 32
     edges: tuple[float, ...] | None = None
@@ -197,15 +200,18 @@ class NumericField(Field):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.edges is not None:
-            object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+            try:
+                object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+            except (TypeError, ValueError):
+                raise ValueError(f"field {self.name!r}: edges={self.edges!r} is no list of numbers") from None
             if self.bucketing == "quantile":
                 object.__setattr__(self, "bucketing", "fixed")
         self._check_choice("bucketing", BUCKETINGS)
         self._check_at_least("num_buckets", 1)
         if (self.bucketing == "fixed") != (self.edges is not None):
             raise ValueError(f"field {self.name!r}: bucketing='fixed' and edges=[...] go together")
-        if self.edges is not None and not (np.diff(self.edges) > 0).all():
-            raise ValueError(f"field {self.name!r}: edges {list(self.edges)} do not increase")
+        if self.edges is not None and not (np.isfinite(self.edges).all() and (np.diff(self.edges) > 0).all()):
+            raise ValueError(f"field {self.name!r}: edges {list(self.edges)} do not increase, or are not finite")
         if self.text_format is not None:
             try:
                 format(1.5, self.text_format)
@@ -215,11 +221,9 @@ class NumericField(Field):
                 ) from None
 
     @property
-    def coding(self) -> tuple:
-        return (*self.columns, True)
-
-    def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
-        return code_scalars(columns[0], self.name, keep_numbers=True, first_row=first_row)
+    def known_edges(self) -> tuple[float, ...] | None:
+        """Edges that training rows do not decide."""
+        return LOG_EDGES if self.bucketing == "log" else self.edges
 
     def numbers(self, values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Distinct values -> float64 `(n,)`, nan where missing; bool `(n,)`, true where a value is no number."""
@@ -236,7 +240,7 @@ class NumericField(Field):
         if math.isnan(number):
             return None
         if self.text_format is not None:
-            return format(number, self.text_format)
+            return format(number + 0.0, self.text_format)  # -0.0 + 0.0 is 0.0, which it is equal to
         return value.strip() if isinstance(value, str) else number_text(number)
 
 
@@ -247,7 +251,7 @@ class AgeField(NumericField):
 
     Args:
         reference (`str`, *optional*): column with the later time of the same row (when the ad was shown); default: the
-            newest time of the training rows.
+            newest time of the training rows, counted in whole hours.
     """
 
     kind: ClassVar[str] = "age"
@@ -265,14 +269,17 @@ class AgeField(NumericField):
         return code_values(list(zip(start, end, strict=True)))
 
     def numbers(self, values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Age in days, or days since 1970 where the age is counted from the newest training row."""
+        """Age in days, or whole hours since 1970 where the age is counted from the newest training row."""
         if self.reference is None:
-            days = np.array([read_time(value, self.name) for value in values], np.float64) / SECONDS_PER_DAY
-        else:
-            times = [[read_time(value, self.name) for value in pair] for pair in values]
-            start, end = np.array(times, np.float64).reshape(-1, 2).T
-            days = (end - start) / SECONDS_PER_DAY
-        return days, np.zeros(len(values), bool)
+            times = np.array([read_time(value, self.name) for value in values], np.float64)
+            return np.floor(times / 3600), np.zeros(len(values), bool)
+        pairs = [[read_time(value, self.name) for value in pair] for pair in values]
+        start, end = np.array(pairs, np.float64).reshape(-1, 2).T
+        return (end - start) / SECONDS_PER_DAY, np.zeros(len(values), bool)
+
+    def ages(self, numbers: np.ndarray, newest: float) -> np.ndarray:
+        """What `numbers` gives, and the newest of training rows -> days `(n,)`."""
+        return numbers if self.reference else (newest - numbers) / 24
 
     def age_text(self, age: float) -> str | None:
         if math.isnan(age):
@@ -294,6 +301,7 @@ class StatisticField(NumericField):
     """
 
     kind: ClassVar[str] = "statistic"
+    reads_numbers: ClassVar[bool] = False  # its column holds the values of its source
     view: str = "tabular"
     source: str
     statistic: str
@@ -320,7 +328,8 @@ class MultivaluedField(CategoricalField):
         pooling (`str`): in the ID tower: `"mean"`, `"sum"` or `"attention"`.
         joiner (`str`): between values in the text.
 
-    Values that are missing themselves are left out; a row with none is missing.
+    Values that are missing themselves are left out; a row with none is missing. A set has the order of its sorted
+    values.
     """
 
     kind: ClassVar[str] = "multivalued"
@@ -348,35 +357,32 @@ class MultivaluedField(CategoricalField):
         column = columns[0]
         if is_arrow(column):
             return code_scalars(column, self.name, keep_numbers=False, first_row=first_row)
-        return code_values(
-            [
-                tuple(map(_list_value, as_list(value)))
-                if is_container(value) and not isinstance(value, Mapping)
-                else canonical_value(value, self.name)
-                for value in as_list(column)
-            ]
-        )
+        rows = list_rows(column, self.name)
+        return code_values([self._row(value) for value in as_list(column)] if rows is None else rows)
+
+    def _row(self, value: Any) -> tuple | str | None:
+        """The values of one row, fit to be a key: as in a column of its own, 1 and True differ."""
+        if not is_container(value) or isinstance(value, Mapping):
+            return canonical_value(value, self.name)
+        row = [
+            part if type(part) is str or part is None else canonical_value(part, self.name) for part in as_list(value)
+        ]
+        return tuple(sorted(filter(None, row)) if isinstance(value, set | frozenset) else row)
 
     def elements(self, value: Any) -> list[str]:
         """The last `max_values` values of one row, in order, without those that are missing."""
         if value is None:
             return []
+        parts = value
         if not isinstance(value, tuple):
             parts = str(value).split(self.separator) if self.separator else [value]
-        else:
-            parts = value
         kept = [text for text in (canonical_value(part, self.name) for part in parts) if text is not None]
         return kept[-self.max_values :]
 
     def text(self, value: Any) -> str | None:
-        if isinstance(value, list | np.ndarray):
-            value = tuple(map(_list_value, value))
+        if type(value) is not str and type(value) is not tuple:
+            value = self._row(value)
         return self.joiner.join(self.elements(value)) or None
-
-
-def _list_value(value: Any) -> Any:
-    """A value of a list, fit to be part of a key: as for a column of its own, 1 and True differ."""
-    return value if type(value) is str or value is None else canonical_value(value, "")
 
 
 FIELD_KINDS: dict[str, type[Field]] = {
@@ -399,6 +405,9 @@ def field_from_dict(spec: Mapping[str, Any]) -> Field:
         raise ValueError(f"field {name!r}: kind={kind!r} is not one of {', '.join([*FIELD_KINDS, 'datetime'])}")
     cls = FIELD_KINDS[kind]
     known = {option.name for option in dataclasses.fields(cls)}
+    for needed in dataclasses.fields(cls):
+        if needed.default is dataclasses.MISSING and needed.name not in options:
+            raise ValueError(f"field {name!r}: a {kind} field needs the option {needed.name!r}")
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1)
@@ -406,15 +415,13 @@ def field_from_dict(spec: Mapping[str, Any]) -> Field:
                 f"field {name!r}: a {kind} field has no option {option!r}"
                 + (f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known - {'name'}))}")
             )
-    if isinstance(options.get("edges"), list | np.ndarray):
-        options["edges"] = tuple(options["edges"])
     return cls(**options)
 
 
 def infer_kind(column: Any) -> str:
     """
-    `"numeric"` for floats, `"multivalued"` for lists, `"datetime"` for dates and times, otherwise `"categorical"`:
-    strings, booleans, and integers, which are ids more often than amounts.
+    `"numeric"` for floats and decimals, `"multivalued"` for lists, `"datetime"` for dates and times, otherwise
+    `"categorical"`: strings, booleans, and integers, which are ids more often than amounts.
     """
     kind = getattr(column, "type", None)
     if kind is not None and hasattr(column, "dictionary_encode"):  # Arrow
@@ -429,16 +436,22 @@ def infer_kind(column: Any) -> str:
         if getattr(column, "ndim", 1) > 1:
             return "multivalued"
         return {"f": "numeric", "M": "datetime"}.get(dtype.kind, "categorical")
-    types = {type(value) for value in as_list(column) if value is not None}
-    if not types:
+    values = as_list(column)
+    types = {kind for kind in set(map(type, values)) if kind.__name__ not in ("NoneType", "NAType", "NaTType")}
+
+    def are(*kinds: type) -> bool:
+        return bool(types) and all(issubclass(kind, kinds) for kind in types)
+
+    if are(int, np.integer):
         return "categorical"
-    if all(issubclass(kind, list | tuple | set | frozenset | np.ndarray) for kind in types):
-        return "multivalued"
-    if all(issubclass(kind, float | np.floating) for kind in types):
+    # integers beside floats are floats, as in Arrow
+    if bool not in types and are(int, float, np.integer, np.floating, decimal.Decimal):
         return "numeric"
-    if all(issubclass(kind, datetime.date | np.datetime64) for kind in types):
-        return "datetime"
-    return "categorical"
+    if float in types and all(math.isnan(value) for value in values if type(value) is float):
+        types.remove(float)  # the holes that pandas makes
+    if are(list, tuple, set, frozenset, np.ndarray):
+        return "multivalued"
+    return "datetime" if are(datetime.date, np.datetime64) else "categorical"
 
 
 def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], list[Field]]:
@@ -471,7 +484,8 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
                 fields.append(DatePartField(part=part, **common))
         return fields, []
     wanted = options.pop("statistics", [])
-    statistic_options = {"smoothing": options.pop("smoothing")} if "smoothing" in options and wanted else {}
+    given = [option for option in ("smoothing", "num_buckets") if wanted and option in options]
+    statistic_options = {option: options.pop(option) for option in given}
     field = field_from_dict({"name": name, "kind": kind, **options})
     if wanted and (kind != "categorical" or field.view == "text" or isinstance(wanted, str)):
         raise ValueError(

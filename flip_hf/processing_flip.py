@@ -33,6 +33,8 @@ logger = logging.get_logger(__name__)
 _MAX_STORED_TOKENS = 1 << 22
 # and characters of the values they spell: a megabyte of letters may be one unknown token
 _MAX_STORED_CHARACTERS = 1 << 26
+# and pieces themselves, each of which is also an entry of a dict
+_MAX_STORED_PIECES = 1 << 18
 # first rows of the first batch on which pieces are compared with whole sentences as well
 _NUM_PROBE_ROWS = 4
 _PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
@@ -57,6 +59,14 @@ class _PieceStore:
         self.characters = 0
         self.opening = self.add(opening, -1, 0, 0)
         self.closing = self.add(closing, -1, 0, 0)
+
+    @property
+    def is_full(self) -> bool:
+        return (
+            self.count > _MAX_STORED_PIECES
+            or self.size > _MAX_STORED_TOKENS
+            or self.characters > _MAX_STORED_CHARACTERS
+        )
 
     def add(self, tokens: Sequence[int], field: int, first: int, last: int) -> int:
         """Appends a piece whose tokens `first` to `last` (exclusive) spell the value; returns its number."""
@@ -337,7 +347,7 @@ class FlipProcessor(ProcessorMixin):
 
     def _store(self) -> _PieceStore:
         pieces = self._pieces
-        if pieces is None or pieces.size > _MAX_STORED_TOKENS or pieces.characters > _MAX_STORED_CHARACTERS:
+        if pieces is None or pieces.is_full:
             self._pieces = _PieceStore(self.feature_extractor.num_fields, *self._special_tokens())
         return self._pieces
 
@@ -411,6 +421,8 @@ class FlipProcessor(ProcessorMixin):
     def _render_parts(self, columns: list[CodedColumn]) -> list[tuple[list[str], list[tuple[int, int, int]]]]:
         """For each row its parts, and (field, start, end) of the characters of each value that is not missing."""
         text_fields = self.feature_extractor.text_fields
+        if not text_fields:
+            return [([], [])] * columns[0].num_rows
         around = [self._around_value(field) for field in text_fields]
         texts = [
             [self.feature_extractor.value_text(field, value) for value in columns[field].values]

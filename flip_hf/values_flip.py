@@ -15,7 +15,7 @@ _MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
 # how people write "no number" into a column of numbers
 _MISSING_NUMBERS = {"", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-_GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
+_GROUPED_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
 _INFINITY = re.compile(r"([+-]?)(inf|infinity|∞)", re.IGNORECASE)
 
 
@@ -53,8 +53,8 @@ def canonical_value(value: Any, field: str = "") -> str | None:
         return str(int(value)) if math.isfinite(value) and value == int(value) else repr(float(value))
     if isinstance(value, bytes):
         return canonical_value(value.decode("utf-8", "replace"), field)
-    text = str(value).strip()
-    return None if text in _MISSING_OBJECTS else text
+    text = str(value)
+    return None if text in _MISSING_OBJECTS else canonical_value(text)
 
 
 def read_number(value: Any, field: str = "") -> float | None:
@@ -62,8 +62,8 @@ def read_number(value: Any, field: str = "") -> float | None:
     The number that a value of a numeric field stands for: nan where it is missing, `None` where it is no number.
 
     Numbers are themselves, infinities included; `True` is 1. Of strings, "1,234.5" is 1234.5 (commas between groups of
-    three digits), "inf" an infinity; "-", "", "?", "na", "n/a", "nan", "none" and "null" are missing, and everything
-    else, "1,5" too, is no number.
+    three digits), "inf" an infinity; "-", "--", ".", "", "?", "na", "n/a", "nan", "none" and "null" are missing, and
+    everything else, "1,5", "0,123" and "$3" too, is no number.
 
     Raises:
         TypeError: for a list, dict or other container, naming the field.
@@ -95,11 +95,11 @@ def read_number(value: Any, field: str = "") -> float | None:
 
 
 def number_text(number: float) -> str:
-    """A number as a person would write it: six significant digits, no exponent, whole numbers whole."""
+    """A number as a person would write it: no exponent, six significant digits, all of them before the point."""
     if math.isinf(number):
         return "infinity" if number > 0 else "-infinity"
-    if number == int(number) and abs(number) < 1e15:
-        return str(int(number))
+    if abs(number) < 1e15 and (abs(number) >= 1e5 or number == int(number)):
+        return str(round(number))
     return np.format_float_positional(number, precision=6, fractional=False, trim="-")
 
 
@@ -108,11 +108,14 @@ def read_time(value: Any, field: str = "") -> float:
     Seconds since 1970 in UTC, nan where missing.
 
     Reads dates, datetimes (one without a zone is taken as UTC), `numpy.datetime64`, ISO strings, and numbers: seconds,
-    milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 on.
+    milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 to 1e20.
 
     Raises:
-        ValueError: for what is no time, naming value and field.
+        ValueError: for what is no time, naming value and field; also for 20240531, which is a date without dashes
+            more likely than a second of 1970.
     """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     if isinstance(value, np.datetime64):
@@ -136,8 +139,14 @@ def read_time(value: Any, field: str = "") -> float:
     if isinstance(value, datetime.date):
         return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC).timestamp()
     number = read_number(value, field)
-    if number is None or math.isinf(number):
+    if number is None or abs(number) >= 1e20:
         raise ValueError(f"field {field!r}: {str(value)[:60]!r} is no date or time")
+    if 19000101 <= number <= 21001231 and number % 100 <= 31 and number % 10_000 <= 1231:
+        date = f"{number:.0f}"
+        raise ValueError(
+            f"field {field!r}: {date} looks like a date without dashes and would be a second of 1970: write "
+            f"{date[:4]}-{date[4:6]}-{date[6:]}"
+        )
     for border, unit in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
         if abs(number) >= border:
             return number / unit

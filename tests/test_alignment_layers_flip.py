@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from flip_hf import FlipConfig
-from flip_hf.alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead
+from flip_hf import FlipConfig, FlipForPreTraining
+from flip_hf.alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead, masked_slots, slots_per_field
 
 
 # 2 fields: ids 0 pad, 1 mask, 2/3 and 4/5 unseen/missing, 6-8 field 0, 9-10 field 1
@@ -146,7 +146,7 @@ def test_the_query_attends_to_real_tokens_alone():
     assert hidden.shape == (2, 2, 3)
 
     query = head.query_norm(head.query(vectors[0]))
-    scores = [float(states[0, t] @ query) for t in range(3)]
+    scores = [float((states[0, t] @ query).detach()) for t in range(3)]
     weights = np.exp(scores) / np.exp(scores).sum()
     context = sum(float(weights[t]) * states[0, t] for t in range(3))
     expected = head.dense(torch.cat([vectors[0], context])).view(2, 3)
@@ -163,9 +163,13 @@ def test_accuracies_leave_draws_of_the_target_out():
         head.feature_bias.copy_(torch.arange(11.0))  # feature 10 scores highest, 9 next
     hidden = torch.zeros(2, 3, dtype=torch.float64)
     fields, targets = torch.tensor([1, 0]), torch.tensor([10, 7])
-    against_noise, against_field = head.accuracies(hidden, fields, targets, torch.tensor([[10, 9], [6, 8]]))
+    noise = torch.tensor([[10, 9], [6, 8]])
+    against_noise, against_field = head.accuracies(hidden, fields, targets, noise, torch.ones(2))
     assert float(against_noise) == 0.5  # 10 beats 9; 7 loses to 8
     assert float(against_field) == 0.5  # 10 is the best of field 1; 8 is the best of field 0
+    # a value that shares its field with others counts less
+    against_noise, against_field = head.accuracies(hidden, fields, targets, noise, torch.tensor([0.75, 0.25]))
+    assert float(against_noise) == float(against_field) == 0.75
 
 
 def test_wrong_number_of_counts_is_refused():
@@ -189,7 +193,7 @@ def test_icl_loss_equals_a_loop_in_float64(normalize):
     vectors, texts = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
     loss, recall = head(vectors, texts)
 
-    ids, words = head.tabular_projection(vectors), head.text_projection(texts)
+    ids, words = head.tabular_projection(vectors).detach(), head.text_projection(texts).detach()
     if normalize:
         ids, words = ids / ids.norm(dim=1, keepdim=True), words / words.norm(dim=1, keepdim=True)
     s = [[float(ids[i] @ words[j]) / 0.7 for j in range(3)] for i in range(3)]
@@ -211,10 +215,70 @@ def test_projection_is_linear_gelu_linear_plus_the_first_linear():
 
 
 def test_a_learnable_temperature_starts_at_the_given_one_and_stays_positive():
-    head = FlipICLHead(make_config(icl_learnable_temperature=True), tabular_size=6)
+    head = FlipICLHead(make_config(icl_learnable_temperature=True), tabular_size=6).requires_grad_(False)
     with torch.no_grad():
         head.log_scale.fill_(-math.log(0.7))
     assert float(head.scale()) == pytest.approx(1 / 0.7)
     with torch.no_grad():
         head.log_scale.fill_(-50.0)
     assert float(head.scale()) > 0
+
+
+# --- several ids of one field ----------------------------------------------------------------------------------------
+
+
+LIST_FIELDS = [{"name": "a"}, {"name": "b", "kind": "multivalued", "num_slots": 3}, {"name": "t", "num_slots": 0}]
+
+
+def list_config(**overrides) -> FlipConfig:
+    text_config = BertConfig(
+        vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    sizes = {"mtm_embedding_size": 3, "num_noise_features": 4, "icl_projection_size": 5, "feature_embedding_size": 4}
+    backbone = {"backbone_config": {"dnn_hidden_sizes": [6]}, **sizes, **overrides}
+    # 0 pad, 1 mask, 2 to 7 unseen and missing, 8 and 9 of a, 10 to 12 of b
+    return FlipConfig(fields=LIST_FIELDS, num_features=13, text_config=text_config, **backbone)
+
+
+LIST_IDS = torch.tensor([[8, 10, 11, 12], [9, 12, 4, 0], [8, 7, 0, 0], [9, 4, 0, 0]])
+LIST_MASKED = torch.tensor([[8, 1, 1, 1], [1, 1, 1, 0], [1, 7, 0, 0], [9, 1, 0, 0]])
+
+
+def test_known_values_behind_a_mask_are_asked_for_and_counted_by_field():
+    config = list_config()
+    slots = masked_slots(LIST_IDS, LIST_MASKED, config)
+    assert slots.tolist() == [[False, True, True, True], [True, True, False, False], [True] + [False] * 3, [False] * 4]
+    assert slots_per_field(slots, config).tolist() == [[0, 3, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("loss", ["nce", "sampled_softmax", "full_softmax"])
+def test_the_loss_of_a_field_is_the_mean_over_its_values(loss):
+    torch.manual_seed(0)
+    model = FlipForPreTraining(list_config(mtm_loss=loss, mlm_weight=0.0, icl_weight=0.0)).double().eval()
+    head = model.mtm_head
+    head.set_feature_counts([0] * 8 + [3, 2, 4, 1, 2], [-1, -1, 0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 1])
+    torch.nn.init.normal_(head.feature_embeddings.weight)
+    tokens = torch.randint(1, 17, (4, 6))
+    batch = {"input_ids": tokens, "masked_input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    noise = torch.tensor(
+        [[8, 10, 9, 12], [11, 8, 8, 10], [12, 12, 9, 8], [9, 8, 10, 11], [10, 11, 12, 8], [8, 9, 9, 10]]
+    )
+    head.draw_noise = lambda fields, generator=None: noise[: len(fields)]
+    output = model(**batch, feature_ids=LIST_IDS, masked_feature_ids=LIST_MASKED)
+
+    with torch.no_grad():
+        vectors, _ = model.flip.tabular(LIST_MASKED)
+        states, _ = model.flip.encode_text(tokens, torch.ones_like(tokens))
+        hidden = head.predict(vectors, states, torch.ones_like(tokens))
+        asked = [(0, 1, 10), (0, 1, 11), (0, 1, 12), (1, 0, 9), (1, 1, 12), (2, 0, 8)]  # row, field, feature
+        one_by_one = [
+            float(
+                head.losses(hidden[row, field][None], torch.tensor([field]), torch.tensor([target]), noise[k : k + 1])
+            )
+            for k, (row, field, target) in enumerate(asked)
+        ]
+    fields = [sum(one_by_one[:3]) / 3, one_by_one[3], one_by_one[4], one_by_one[5]]
+    assert output.mtm_loss.item() == pytest.approx(sum(fields) / 4, rel=1e-6)
+    assert float(output.num_masked_features) == 4
+    divided = model(**batch, feature_ids=LIST_IDS, masked_feature_ids=LIST_MASKED, num_masked_features=10)
+    assert divided.mtm_loss.item() == pytest.approx(sum(fields) / 10, rel=1e-6)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flip_hf import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from flip_hf import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, FlipFeatureExtractor, FlipProcessor
 
 
 @pytest.fixture()
@@ -143,3 +143,103 @@ def test_ratios_outside_0_to_1_and_empty_batches_are_refused(processor):
         DataCollatorForFlipCTR(processor)([])
     with pytest.raises(ValueError, match="mode='id' is not one of"):
         DataCollatorForFlipCTR(processor, mode="id")
+
+
+# --- kinds of fields -------------------------------------------------------------------------------------------------
+
+
+KINDS = {
+    "user_id": ["1", "2", "3", "1"],
+    "genre": [["drama", "horror"], ["drama"], [], ["comedy", "drama", "horror"]],
+    "item_id": ["a", "b", "a", "b"],
+    "title": ["red house", "blue night", "old day", "new day"],
+    "price": [1.5, 2.5, None, 3.5],
+    "label": [0, 1, 0, 1],
+}
+KIND_OPTIONS = {
+    "user_id": {"statistics": ["frequency", "label_mean"]},
+    "item_id": {"view": "tabular"},
+    "title": {"view": "text"},
+}
+
+
+@pytest.fixture()
+def kinds(tokenizer):
+    extractor = FlipFeatureExtractor.fit(KINDS, field_options=KIND_OPTIONS)
+    return FlipProcessor(extractor, tokenizer, max_length=64)
+
+
+def rows_of(processor, columns):
+    encoded = processor(columns, out_of_fold=True)
+    return [{name: encoded[name][k] for name in encoded} for k in range(len(columns["user_id"]))]
+
+
+def test_all_ids_of_a_field_are_masked_together_and_statistics_go_missing_with_their_source(kinds):
+    extractor = kinds.feature_extractor
+    # fields: user_id 0, genre 1, item_id 2, title 3 (no ids), price 4, two statistics 5 and 6
+    assert extractor.slot_fields == [0, 1, 1, 1, 2, 4, 5, 6]
+    rows = rows_of(kinds, KINDS)
+    batch = DataCollatorForFlipPreTraining(kinds, text_mask_ratio=1.0, feature_mask_ratio=1.0)(rows)
+    missing = [extractor.missing_id(5), extractor.missing_id(6)]
+    assert batch["masked_feature_ids"].tolist() == [
+        [1, 1, 1, 0, 1, 1, *missing],
+        [1, 1, 0, 0, 1, 1, *missing],
+        [1, extractor.missing_id(1), 0, 0, 1, extractor.missing_id(4), *missing],  # nothing to hide
+        [1, 1, 1, 1, 1, 1, *missing],
+    ]
+    # the text hides what it says: not the item, not what is missing
+    for row, masked, clean in zip(rows, batch["masked_input_ids"], batch["input_ids"], strict=True):
+        owner = np.array(row["token_field_ids"])
+        assert 2 not in owner and 5 not in owner and 6 not in owner and 3 in owner
+        assert ((masked != clean).numpy()[: len(owner)] == (owner >= 0)).all()
+
+
+def test_a_list_is_one_field_when_fields_are_drawn(kinds):
+    rows = rows_of(kinds, KINDS)
+    torch.manual_seed(0)
+    collator = DataCollatorForFlipPreTraining(kinds, feature_mask_ratio=0.25)
+    counts, total = np.zeros(7), 0
+    slot_fields = np.array(kinds.feature_extractor.slot_fields)
+    for _ in range(300):
+        batch = collator([rows[3]] * 8)
+        masked = (batch["masked_feature_ids"] == 1).numpy()
+        for row in masked:
+            fields = set(slot_fields[row].tolist())
+            assert len(fields) == 1  # one of four: user, genre, item, price
+            (field,) = fields
+            assert row[slot_fields == field].all()
+            counts[field] += 1
+            total += 1
+    # 2,400 draws: a share's standard error is below 0.009
+    np.testing.assert_allclose(counts / total, [0.25, 0.25, 0.25, 0, 0.25, 0, 0], atol=0.045)
+
+
+def test_unseen_values_of_a_list_are_hidden_with_the_known_ones(kinds):
+    (row,) = rows_of(kinds, {**{name: values[:1] for name, values in KINDS.items()}, "genre": [["new", "drama"]]})
+    batch = DataCollatorForFlipPreTraining(kinds, text_mask_ratio=1.0, feature_mask_ratio=1.0)([row])
+    assert row["feature_ids"][1] == kinds.feature_extractor.unseen_id(1)
+    assert batch["masked_feature_ids"][0, 1:4].tolist() == [1, 1, 0]
+    # a list of unseen values alone has nothing to ask
+    (row,) = rows_of(kinds, {**{name: values[:1] for name, values in KINDS.items()}, "genre": [["new"]]})
+    batch = DataCollatorForFlipPreTraining(kinds, text_mask_ratio=1.0, feature_mask_ratio=1.0)([row])
+    assert batch["masked_feature_ids"][0, 1:4].tolist() == [kinds.feature_extractor.unseen_id(1), 0, 0]
+
+
+@pytest.mark.parametrize("option", ["share_field_masks", "hide_target_in_text"])
+def test_views_share_only_fields_that_both_have(kinds, option):
+    rows = rows_of(kinds, KINDS)
+    collator = DataCollatorForFlipPreTraining(kinds, text_mask_ratio=1.0, feature_mask_ratio=1.0, **{option: True})
+    batch = collator(rows)
+    slot_fields = np.array(kinds.feature_extractor.slot_fields)
+    for row, ids, masked, clean in zip(
+        rows, batch["masked_feature_ids"], batch["masked_input_ids"], batch["input_ids"], strict=True
+    ):
+        owner = np.array(row["token_field_ids"])
+        in_text = set(owner[(masked != clean).numpy()[: len(owner)]].tolist())
+        assert in_text == set(slot_fields[(ids == 1).numpy()].tolist())
+        assert in_text <= {0, 1, 4}
+
+
+def test_stage_2_reads_every_slot(kinds):
+    batch = DataCollatorForFlipCTR(kinds)(rows_of(kinds, KINDS))
+    assert batch["feature_ids"].shape == (4, 8) and batch["labels"].tolist() == [0.0, 1.0, 0.0, 1.0]

@@ -227,24 +227,25 @@ def test_slots_of_a_field_are_averaged_without_their_padding(backbone):
     torch.testing.assert_close(actual.logit, expected.logit.expand(2), rtol=1e-9, atol=1e-9)
 
 
-def test_pool_slots_golden():
-    model = make_model(fields=MULTI_FIELDS)
+def test_pooling_golden():
+    pooling = make_model(fields=MULTI_FIELDS).slot_pooling
     embeddings = torch.tensor([[1.0, 2.0, 4.0, 100.0, 5.0], [1.0, 2.0, 4.0, 9.0, 5.0], [1.0, 7.0, 7.0, 7.0, 5.0]])[
         ..., None
     ]
     ids = torch.tensor([[9, 20, 21, 0, 30], [9, 20, 21, 22, 30], [9, 0, 0, 0, 30]])
     expected = torch.tensor([[1.0, 3.0, 5.0], [1.0, 5.0, 5.0], [1.0, 0.0, 5.0]])[..., None]
-    torch.testing.assert_close(model.pool_slots(embeddings, ids), expected)
-    single = make_model()
-    assert single.pool_slots(embeddings[:, :3], ids[:, :3]).data_ptr() == embeddings.data_ptr()  # not even copied
+    pooled, first_order = pooling(embeddings, embeddings.squeeze(-1), ids)
+    torch.testing.assert_close(pooled, expected)
+    torch.testing.assert_close(first_order, expected.squeeze(-1))
+    assert make_model().slot_pooling is None  # fields of one slot are not even copied
 
 
-def test_first_order_weights_of_all_slots_are_summed():
+def test_first_order_weights_of_slots_are_pooled_as_embeddings_are():
     model = make_model(fields=MULTI_FIELDS).double()
     ids = torch.tensor([[9, 20, 21, 0, 30]])
     w = model.first_order.weight[:, 0]
     vector, logit = model(ids)
-    expected = w[9] + w[20] + w[21] + w[30] + vector[0] @ model.logit.weight[0] + model.logit.bias[0]
+    expected = w[9] + (w[20] + w[21]) / 2 + w[30] + vector[0] @ model.logit.weight[0] + model.logit.bias[0]
     torch.testing.assert_close(logit[0], expected, rtol=1e-9, atol=1e-9)
 
 
@@ -378,7 +379,7 @@ def test_an_unknown_cross_form_is_refused():
 
 
 def test_a_configuration_without_fields_is_refused():
-    with pytest.raises(ValueError, match="config.fields is empty: use FlipConfig.from_processor"):
+    with pytest.raises(ValueError, match="config.fields has no field with ids: use FlipConfig.from_processor"):
         FlipTabularModel(FlipConfig())
 
 

@@ -4,20 +4,32 @@
 import copy
 import gc
 import importlib.util
+import itertools
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_hub import elsewhere
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import processors as post_processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
+from flip_hf import (
+    DataCollatorForFlipCTR,
+    DataCollatorForFlipPreTraining,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    prepare_dataset,
+)
 
 
 TEXTS = [
@@ -305,12 +317,16 @@ def test_a_megabyte_and_odd_white_space_survive(processor):
     )
 
 
-def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
-    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_TOKENS", 50)
+@pytest.mark.parametrize("bound", ["TOKENS", "PIECES", "CHARACTERS"])
+def test_the_store_of_pieces_is_bounded(processor, splits, bound, monkeypatch):
+    monkeypatch.setattr(f"flip_hf.processing_flip._MAX_STORED_{bound}", 20)
     fresh = FlipProcessor(processor.feature_extractor, processor.tokenizer, max_length=64)
+    stores = []
     for start in (0, 20, 40):
         rows = splits["train"][start : start + 20]
         assert fresh(rows)["input_ids"] == processor(rows)["input_ids"]
+        stores.append(fresh._pieces)
+    assert stores[0] is not stores[1] and stores[1] is not stores[2]
 
 
 # --- rows made of pieces ---------------------------------------------------------------------------------------------
@@ -423,7 +439,7 @@ def test_prepare_dataset_counts_rows_of_the_table_and_guards_its_own_columns(pro
         prepare_dataset(broken, processor, batch_size=10)
     with pytest.raises(ValueError, match="keep_columns names 'nope', and the table has user_id"):
         prepare_dataset(table, processor, keep_columns=["nope"])
-    with pytest.raises(ValueError, match="keep_columns names 'labels', which the table gets from the processor"):
+    with pytest.raises(ValueError, match="keep_columns names 'labels', which the processor makes: rename it first"):
         prepare_dataset(table.add_column("labels", labels), processor, keep_columns=["labels"])
 
 
@@ -432,3 +448,213 @@ def test_no_rows_are_no_rows_for_any_tokenizer(any_tokenizer):
     empty = {name: [] for name in ROWS}
     assert processor(empty)["input_ids"] == [] and processor(ROWS)["input_ids"] == whole(processor, ROWS)
     assert processor(empty)["feature_ids"] == []
+
+
+# --- kinds of fields -------------------------------------------------------------------------------------------------
+
+
+KINDS = {
+    "user_id": ["1", "2", "3", None, "1", "2"],
+    "genre": ["drama|horror", "drama", "", None, "comedy|drama|horror", "horror"],
+    "tags": [["old", "new"], [], None, ["red"], ["old"], ["big", "old", "red"]],
+    "item_id": [7, 8, 7, 9, None, 8],
+    "title": ["red house", "blue night", None, "new day", "old day", "day"],
+    "price": ["1,234", "$3", "2.50", None, "-", "7"],
+    "seen": [1717156800, 1717243200, None, 1717156800, 1717330000, 1717330001],
+    "label": [0, 1, 0, 1, 1, 0],
+}
+KIND_OPTIONS = {
+    "user_id": {"statistics": ["frequency", "label_mean"]},
+    "genre": {"kind": "multivalued", "separator": "|", "pooling": "attention", "joiner": " "},
+    "tags": {"max_values": 2, "hash_buckets": 4, "pooling": "sum"},
+    "item_id": {"view": "tabular"},
+    "title": {"view": "text"},
+    "price": {"kind": "numeric", "num_buckets": 2},
+    "seen": {"kind": "datetime", "parts": ["hour", "weekday", "age"]},
+}
+KIND_TEXTS = [
+    "user id is 1. genre is drama horror. tags is old, new. title is red house. price is 1,234. "
+    "seen hour is 12. seen weekday is Friday. seen age is 2 days.",
+    "user id is 2. genre is drama. tags is missing. title is blue night. price is $3. "
+    "seen hour is 12. seen weekday is Saturday. seen age is 1 days.",
+    "user id is 3. genre is missing. tags is missing. title is missing. price is 2.50. "
+    "seen hour is missing. seen weekday is missing. seen age is missing.",
+    "user id is missing. genre is missing. tags is red. title is new day. price is missing. "
+    "seen hour is 12. seen weekday is Friday. seen age is 2 days.",
+    "user id is 1. genre is comedy drama horror. tags is old. title is old day. price is missing. "
+    "seen hour is 12. seen weekday is Sunday. seen age is 0 days.",
+    "user id is 2. genre is horror. tags is old, red. title is day. price is 7. "
+    "seen hour is 12. seen weekday is Sunday. seen age is 0 days.",
+]
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    return FlipFeatureExtractor.fit(KINDS, field_options=KIND_OPTIONS)
+
+
+def test_the_text_of_every_kind(kinds, tokenizer):
+    assert FlipProcessor(kinds, tokenizer).render(KINDS) == KIND_TEXTS
+
+
+def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any_tokenizer):
+    processor = FlipProcessor(kinds, any_tokenizer, max_length=128)
+    processor.max_length = 10**6
+    output = processor(KINDS)
+    assert output["input_ids"] == whole(processor, KINDS)
+    columns = kinds.select_columns(KINDS)
+    for fast, slow in zip(processor._encode_text(columns), processor._encode_whole(columns), strict=True):
+        np.testing.assert_array_equal(fast, slow)
+    # ids alone, statistics and what is missing spell nothing
+    owners = [set(row) - {-1} for row in output["token_field_ids"]]
+    assert owners[0] == {0, 1, 2, 4, 5, 6, 7, 8} and owners[2] == {0, 5}
+
+
+def test_equal_numbers_have_one_text_whatever_stands_beside_them(tokenizer):
+    extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": {"text_format": ",.2f"}})
+    processor = FlipProcessor(extractor, tokenizer)
+    for first, second in itertools.permutations([-0.0, 0.0, False, 0], 2):
+        assert processor.render({"x": [first, second]}) == ["x is 0.00."] * 2
+        assert processor({"x": [first]})["input_ids"] == processor({"x": [second]})["input_ids"]
+
+
+def test_every_kind_goes_through_both_stages(kinds, tokenizer, text_model_dir):
+    table = Dataset.from_dict(KINDS)
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    encoded = prepare_dataset(table, processor, out_of_fold=True)
+    rows = [encoded[k] for k in range(6)]
+    pretraining = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+    output = pretraining(
+        **DataCollatorForFlipPreTraining(processor, text_mask_ratio=0.5, feature_mask_ratio=0.5)(rows)
+    )
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert [name for name, p in pretraining.named_parameters() if p.grad is None] == []
+    for mode in ("tabular", "text", "joint"):
+        model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode)
+        output = model(**DataCollatorForFlipCTR(processor, mode=mode)(rows))
+        output.loss.backward()
+        assert output.logits.shape == (6,) and torch.isfinite(output.loss)
+
+
+def test_a_table_of_text_alone_is_read_by_the_language_model_alone(tokenizer, text_model_dir):
+    rows = {"title": ["red house", "blue night"], "label": [0, 1]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"title": {"view": "text"}}), tokenizer)
+    encoded = prepare_dataset(Dataset.from_dict(rows), processor)
+    assert encoded["feature_ids"][:] == [[], []]
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="text")
+    batch = DataCollatorForFlipCTR(processor, mode="text")([encoded[0], encoded[1]])
+    assert batch["feature_ids"].shape == (2, 0) and torch.isfinite(model(**batch).loss)
+
+
+def test_a_table_of_ids_alone_has_no_text(tokenizer):
+    rows = {"a": ["x", "y"], "label": [0, 1]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"a": {"view": "tabular"}}), tokenizer)
+    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass text=False"):
+        processor(rows)
+    assert processor(rows, text=False)["feature_ids"] == [[4], [5]]
+
+
+def test_the_disk_gives_back_every_kind(kinds, tokenizer, tmp_path):
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    processor.save_pretrained(tmp_path)
+    again = FlipProcessor.from_pretrained(tmp_path)
+    assert again.feature_extractor == kinds and again.digest() == processor.digest()
+    assert again.feature_extractor.field_specs == kinds.field_specs
+    assert dict(again(KINDS, out_of_fold=True)) == dict(processor(KINDS, out_of_fold=True))
+
+
+READ_ELSEWHERE = """
+import json, sys
+sys.modules["flip_hf"] = None
+from transformers import AutoFeatureExtractor, AutoProcessor
+extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
+rows = json.loads(sys.argv[3])
+assert type(extractor).__module__.startswith("transformers_modules."), type(extractor)
+extractor.extend({**rows, "user_id": ["somebody new"] * 6})
+print(json.dumps([extractor(rows).tolist(), dict(processor(rows)), processor.render(rows), extractor.num_features]))
+"""
+
+
+def test_every_kind_is_read_in_a_process_without_flip_hf(kinds, tokenizer, tmp_path):
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    kinds.save_pretrained(tmp_path / "extractor")
+    processor.save_pretrained(tmp_path / "processor")
+    folders = [str(tmp_path / name) for name in ("extractor", "processor")]
+    read = json.loads(elsewhere(tmp_path, *folders, json.dumps(KINDS), code=READ_ELSEWHERE))
+    assert read == [kinds(KINDS).tolist(), dict(processor(KINDS)), KIND_TEXTS, kinds.num_features + 1]
+
+
+def test_one_row_of_every_kind(kinds, tokenizer):
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    expected = processor(KINDS)
+    for number in range(6):
+        row = {name: column[number] for name, column in KINDS.items()}
+        assert dict(processor([row])) == {name: column[number : number + 1] for name, column in expected.items()}
+    assert (
+        dict(processor({name: column[0] for name, column in KINDS.items()}))["input_ids"] == expected["input_ids"][:1]
+    )
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def python_stream(features):
+    def generate():
+        for number in range(30):
+            yield {name: column[number % 6] for name, column in KINDS.items()}
+
+    return IterableDataset.from_generator(generate, features=features)
+
+
+@pytest.fixture()
+def streams(kinds, tmp_path):
+    table = Dataset.from_dict({name: column * 5 for name, column in KINDS.items()})
+    for number in range(3):
+        table.shard(3, number).to_parquet(tmp_path / f"{number}.parquet")
+    files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    return table, {
+        "of a table": table.to_iterable_dataset(num_shards=2),
+        "parquet": load_dataset("parquet", data_files=files, split="train", streaming=True),
+        "of rows": python_stream(table.features),
+        "of rows without a schema": python_stream(None),
+        "mapped": table.to_iterable_dataset().map(lambda row: {"more": 1}),
+        "filtered": python_stream(table.features).filter(lambda row: True),
+    }
+
+
+def test_streams_are_encoded_as_the_table_is(kinds, tokenizer, streams):
+    table, forms = streams
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    for text in (True, False):
+        expected = prepare_dataset(table, processor, text=text, keep_columns=["title"], out_of_fold=True)
+        for name, stream in forms.items():
+            encoded = prepare_dataset(
+                stream, processor, text=text, keep_columns=["title"], out_of_fold=True, batch_size=7
+            )
+            assert list(encoded) == list(expected), name
+            assert list(encoded.features) == list(expected.features), name
+
+
+def test_streams_are_fitted_as_the_table_is(kinds, streams, monkeypatch):
+    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 7)
+    table, forms = streams
+    expected = FlipFeatureExtractor.fit(table, field_options=KIND_OPTIONS)
+    for name, stream in forms.items():
+        fields = [column for column in KINDS if column != "label"]
+        assert FlipFeatureExtractor.fit(stream, fields=fields, field_options=KIND_OPTIONS) == expected, name
+
+
+def test_an_encoded_stream_goes_on_where_it_was_left(kinds, tokenizer, streams):
+    table, forms = streams
+    processor = FlipProcessor(kinds, tokenizer, max_length=128)
+    expected = list(prepare_dataset(table, processor, out_of_fold=False))
+    for name, stream in forms.items():
+        encoded = prepare_dataset(stream, processor, out_of_fold=False, batch_size=4)
+        reader = iter(encoded)
+        first = [next(reader) for _ in range(10)]
+        state = encoded.state_dict()
+        again = prepare_dataset(stream, processor, out_of_fold=False, batch_size=4)
+        again.load_state_dict(state)
+        assert first + list(again) == expected, name

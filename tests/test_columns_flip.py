@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forms of rows, columns that are checked, distinct values and where they stand, labels."""
+
+import collections
+import datetime
+import decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from flip_hf.columns_flip import (
+    as_columns,
+    as_list,
+    batches,
+    code_scalars,
+    code_values,
+    read_labels,
+    select_columns,
+)
+
+
+ROWS = {"user": ["b", "a", None], "age": [30, 41, 30]}
+
+
+def as_dicts(columns) -> dict[str, list]:
+    return {name: list(as_list(column)) for name, column in columns.items()}
+
+
+# --- forms of rows ---------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_rows_gives_the_same_columns():
+    records = [{"user": "b", "age": 30}, {"user": "a", "age": 41}, {"user": None, "age": 30}]
+    dataset = Dataset.from_dict(ROWS)
+    frame = pd.DataFrame(ROWS, index=[7, 7, 8], dtype=object)
+    table = pa.table(ROWS)
+    forms = [ROWS, collections.OrderedDict(ROWS), records, tuple(records), dataset, dataset.with_format("numpy")]
+    forms += [dataset[:], table, table.to_batches()[0], frame]
+    for form in forms:
+        assert as_dicts(as_columns(form)) == ROWS, type(form)
+
+
+def test_one_row_is_a_batch_of_one_and_keys_may_lack():
+    assert as_columns({"user": "b", "age": 30}) == {"user": ["b"], "age": [30]}
+    assert as_columns([{"user": "b"}, {"age": 3}]) == {"user": ["b", None], "age": [None, 3]}
+
+
+@pytest.mark.parametrize(("rows", "name"), [(3, "int"), ("ab", "str"), ([1, 2], "list"), (None, "NoneType")])
+def test_what_is_no_table_is_named(rows, name):
+    with pytest.raises(TypeError, match=f"rows are a {name}: pass a dict of lists"):
+        as_columns(rows)
+
+
+def test_an_empty_list_has_no_columns():
+    with pytest.raises(ValueError, match="no rows: the list is empty"):
+        as_columns([])
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]),
+        pd.DataFrame([[1, 2]], columns=["a", "a"]),
+        pd.DataFrame([[1, 2, 3]], columns=["b", "1", 1]).rename(columns={"1": "a", 1: "a"}),
+    ],
+)
+def test_two_columns_of_one_name_are_refused(table):
+    with pytest.raises(ValueError, match="two columns of the table are named 'a': rename one"):
+        as_columns(table)
+    with pytest.raises(ValueError, match="two columns of the table are named '1'"):
+        as_columns(pd.DataFrame([[1, 2]], columns=["1", 1]))
+
+
+def test_columns_are_there_are_columns_and_are_equally_long():
+    assert select_columns({"a": [1, 2], "b": ["x", "y"], "c": 3}, ["b", "a"]) == [["x", "y"], [1, 2]]
+    with pytest.raises(ValueError, match="no column for field 'c', 'd'; the rows have a, b"):
+        select_columns({"a": [1], "b": [2]}, ["a", "c", "d"])
+    with pytest.raises(ValueError, match="field 'b' is the one value 'xy' and others are columns"):
+        select_columns({"a": [1, 2], "b": "xy"}, ["a", "b"])
+    with pytest.raises(ValueError, match="columns differ in length: {'a': 2, 'b': 1}"):
+        select_columns({"a": [1, 2], "b": ["x"]}, ["a", "b"])
+
+
+def test_one_row_may_hold_a_list_where_lists_are_expected():
+    row = {"a": 1, "tags": ["x", "y"]}
+    assert select_columns(row, ["a", "tags"], of_lists=["tags"]) == [[1], [["x", "y"]]]
+    with pytest.raises(ValueError, match="field 'a' is the one value '1' and others are columns"):
+        select_columns(row, ["a", "tags"])
+    # without a single value beside it a list is a column
+    assert select_columns({"tags": ["x", "y"]}, ["tags"], of_lists=["tags"]) == [["x", "y"]]
+
+
+def test_batches_of_whatever_fit_takes(monkeypatch):
+    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 2)
+    dataset = Dataset.from_dict(ROWS)
+    pieces = [{"user": ["b", "a"], "age": [30, 41]}, {"user": [None], "age": [30]}]
+    assert [as_dicts(columns) for columns in batches(dataset)] == pieces
+    assert [as_dicts(columns) for columns in batches(dataset.to_iterable_dataset())] == pieces
+    assert [as_dicts(columns) for columns in batches(iter(pieces))] == pieces
+    assert [as_dicts(columns) for columns in batches(ROWS)] == [ROWS]
+    assert list(batches([])) == []
+
+
+# --- distinct values -------------------------------------------------------------------------------------------------
+
+
+def coded(column, keep_numbers=False):
+    values, indices = code_scalars(column, "x", keep_numbers)
+    assert indices.dtype == np.int64
+    return list(values), indices.tolist()
+
+
+def test_values_are_numbered_in_the_order_they_come():
+    column = code_values(["b", "a", "b", None, "a"])
+    assert column.values == ["b", "a", None] and column.indices.tolist() == [0, 1, 0, 2, 1]
+    assert column.num_rows == 5 and column.counts().tolist() == [2, 2, 1]
+    assert code_values([]).indices.tolist() == [] and code_values([]).counts().tolist() == []
+
+
+def test_one_and_true_are_one_value_of_numbers_and_two_of_a_vocabulary():
+    assert coded([1, True, 1.0, "1", 0.5]) == (["1", "True", "0.5"], [0, 1, 0, 0, 2])
+    values, indices = coded([1, True, 1.0, "1", 0.5], keep_numbers=True)
+    assert values == [1, "1", 0.5] and indices == [0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("array", "values"),
+    [
+        (pa.array(["b", None, "b"]), ["b", None]),
+        (pa.array(["b", None, "b"], pa.large_string()), ["b", None]),
+        (pa.array(["b", None, "b"], pa.string_view()), ["b", None]),
+        (pa.array(["b", None, "b"]).dictionary_encode(), ["b", None]),
+        (pa.array([b"b", None, b"b"]), ["b", None]),
+        (pa.array([7, None, 7]), [7, None]),
+        (pa.array([2**64 - 1, None, 2**64 - 1], pa.uint64()), [2**64 - 1, None]),
+        (pa.array([7, None, 7], pa.int8()), [7, None]),
+        (pa.array([0.5, None, 0.5]), ["0.5", None]),
+        (pa.array([2.0, None, 2.0], pa.float32()), ["2", None]),
+        (pa.array(np.array([0.5, np.nan, 0.5], np.float16)), ["0.5", None]),
+        (pa.array([True, None, True]), ["True", None]),
+        (pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("1.50")]), ["1.50", None]),
+        (pa.array([datetime.date(2024, 5, 31), None, datetime.date(2024, 5, 31)]), ["2024-05-31", None]),
+        (pa.array([datetime.datetime(2024, 5, 31, 9), None] * 2)[:3], ["2024-05-31 09:00:00", None]),
+    ],
+)  # fmt: skip
+def test_arrow_columns_of_every_type_in_one_piece_and_in_several(array, values):
+    assert coded(array) == (values, [0, 1, 0])
+    assert coded(pa.chunked_array([array])) == (values, [0, 1, 0])
+    assert coded(pa.chunked_array([array, array[:1]])) == (values, [0, 1, 0, 0])
+    for sliced in (array[1:], pa.table({"x": array}).slice(1)["x"]):
+        found, indices = coded(sliced)
+        assert [found[number] for number in indices] == values[::-1]
+    assert coded(array[:0])[1] == []
+
+
+def test_an_arrow_column_of_nulls_alone():
+    values, indices = coded(pa.nulls(3))
+    assert {values[number] for number in indices} == {None}
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_of_numpy_stay_times_whatever_their_unit(unit):
+    column = np.array(["1971-01-01T12:00", "NaT"], f"datetime64[{unit}]")
+    for form in (column, list(column), pd.Series(column)):
+        values, indices = coded(form, keep_numbers=True)
+        assert len(indices) == 2 and pd.Timestamp(values[0]) == pd.Timestamp("1971-01-01 12:00"), type(form)
+        assert not isinstance(values[0], int)
+
+
+def test_the_first_container_is_named_with_its_row():
+    for column in ([1, "a", ["b"]], [None, "a", {"b": 1}], np.array([1, "a", ("b",)], dtype=object)):
+        for keep_numbers in (False, True):
+            with pytest.raises(TypeError, match="field 'x' holds a .* in row 12 "):
+                code_scalars(column, "x", keep_numbers, first_row=10)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, 1], [0.0, 1.0, 1.0], [False, True, True], ["0", "1", " 1 "], ["False", "True", "True"], [0, True, "1"],
+        np.array([0, 1, 1], np.int8), torch.tensor([0.0, 1.0, 1.0]), pa.array([0, 1, 1]),
+        pa.array([False, True, True]),
+        pd.Series([0, 1, 1]), pd.Series([False, True, True], dtype="boolean"),
+        [np.bool_(False), decimal.Decimal(1), 1],
+    ],
+)  # fmt: skip
+def test_labels_in_all_their_forms(labels):
+    read = read_labels(labels, "click")
+    assert read.dtype == np.float32 and read.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_a_single_label():
+    assert read_labels(1, "click").tolist() == [1.0] and read_labels("0", "click").tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([1, 2], "2"), ([True, None], "None"), (["1", "yes"], "'yes'"), ([0.0, 0.5], "0.5"), ([0, -1], "-1"),
+        (pa.array([1, None]), "None"), (["1", ""], "''"), ([1.0, float("nan")], "nan"),
+    ],
+)  # fmt: skip
+def test_the_first_wrong_label_is_named_with_its_row(labels, shown):
+    with pytest.raises(ValueError, match=f"label {shown} in row 1 of column 'click' is neither 0 nor 1"):
+        read_labels(labels, "click")
+
+
+def test_lists_are_no_labels():
+    with pytest.raises(TypeError, match="column 'click' holds lists"):
+        read_labels([[0], [1]], "click")

@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of rows: bins, folds, parts that add up to the whole, files, passes that are cut off."""
+
+import itertools
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, IterableDataset, load_dataset
+from safetensors.numpy import save_file
+
+from flip_hf import FlipFeatureExtractor
+from flip_hf.columns_flip import as_columns, code_values
+from flip_hf.feature_counts_flip import (
+    HOUR_BITS,
+    NUM_FOLDS,
+    FeatureCounts,
+    bin_starts,
+    choose_fields,
+    code_columns,
+    hash_buckets,
+    number_bins,
+    row_folds,
+)
+from flip_hf.fields_flip import CategoricalField, MultivaluedField, NumericField, StatisticField
+
+
+# every kind of field, every way to count
+OPTIONS = {
+    "user": {"statistics": ["frequency", "label_mean"], "smoothing": 2.0},
+    "item": {"hash_buckets": 5, "statistics": ["label_mean"]},
+    "city": {"min_frequency": 2},
+    "shop": {"vocabulary_size": 2},
+    "price": {"kind": "numeric", "num_buckets": 4},
+    "stock": {"kind": "numeric", "bucketing": "log"},
+    "stars": {"kind": "numeric", "edges": [2, 4]},
+    "genres": {"kind": "multivalued", "separator": "|"},
+    "history": {"max_values": 2},
+    "words": {"hash_buckets": 3},
+    "about": {"view": "text"},
+    "code": {"view": "tabular"},
+    "seen": {"kind": "datetime", "parts": ["hour", "weekday", "month", "age"]},
+    "made": {"kind": "datetime", "parts": ["age"], "reference": "seen"},
+}
+
+
+def table(num_rows: int = 60, seed: int = 0) -> dict[str, list]:
+    draw = random.Random(seed)
+
+    def column(make):
+        return [None if draw.random() < 0.1 else make() for _ in range(num_rows)]
+
+    return {
+        "user": column(lambda: f"u{draw.randint(0, 9)}"),
+        "item": column(lambda: draw.randint(0, 30)),
+        "city": column(lambda: draw.choice(["Rome", "Oslo", "Lima", "Bonn", "Köln", "Nice"] + ["Paris"] * 9)),
+        "shop": column(lambda: draw.choice("abcde")),
+        "price": column(lambda: draw.choice(["-", "$3", "1,234", f"{draw.gauss(0, 50):.2f}", "inf"])),
+        "stock": column(lambda: draw.choice([0.0, -1.5, 2.0 ** draw.randint(-9, 40)])),
+        "stars": column(lambda: draw.choice([1.0, 2.0, 3.5, 4.0, 5.0])),
+        "genres": column(lambda: "|".join(draw.sample(["Drama", "Horror", "Crime", "War"], draw.randint(0, 3)))),
+        "history": column(lambda: [str(draw.randint(0, 7)) for _ in range(draw.randint(0, 5))]),
+        "words": column(lambda: [draw.choice("xyz") for _ in range(draw.randint(0, 3))]),
+        "about": column(lambda: f"about {draw.randint(0, 99)}"),
+        "code": column(lambda: draw.choice(["0a", "0b"])),
+        "seen": column(lambda: 1_700_000_000 + draw.randint(0, 10**7)),
+        "made": column(lambda: 1_690_000_000 + draw.randint(0, 10**7)),
+        "label": [draw.randint(0, 1) for _ in range(num_rows)],
+    }
+
+
+def part(rows: dict[str, list], numbers) -> dict[str, list]:
+    return {name: [column[number] for number in numbers] for name, column in rows.items()}
+
+
+def count(rows, **options) -> FeatureCounts:
+    return FeatureCounts.count(rows, field_options=OPTIONS, **options)
+
+
+def state(counts: FeatureCounts) -> dict[str, np.ndarray]:
+    """All that is counted, under names, values of vocabularies in order."""
+    arrays = {"num_rows": np.array(counts.num_rows)}
+    for name, counter in [*zip(counts.field_names, counts.of_field, strict=True), *counts.of_source.items()]:
+        if counter is None:
+            continue
+        if hasattr(counter, "rows"):
+            name += " labels"
+            values = sorted(counter.rows)
+            arrays[f"{name} values"], arrays[f"{name} of"] = np.array(values), counter.of(values)
+            arrays[f"{name} totals"] = counter.totals
+        elif isinstance(counter.counts, dict):
+            pairs = sorted(counter.counts.items(), key=repr)
+            arrays[name] = np.array(pairs, dtype=object)
+        else:
+            arrays[name] = counter.counts
+        for extra in ("longest", "missing", "unreadable", "newest"):
+            if hasattr(counter, extra):
+                arrays[f"{name} {extra}"] = np.array(getattr(counter, extra))
+    return arrays
+
+
+def assert_same(counts: FeatureCounts, other: FeatureCounts) -> None:
+    assert counts.fields == other.fields and counts.label == other.label
+    mine, theirs = state(counts), state(other)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    assert FlipFeatureExtractor.from_counts(counts) == FlipFeatureExtractor.from_counts(other)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list]:
+    return table()
+
+
+@pytest.fixture(scope="module")
+def whole(rows) -> FeatureCounts:
+    return count(Dataset.from_dict(rows))
+
+
+# --- bins ------------------------------------------------------------------------------------------------------------
+
+
+def test_bins_are_in_the_order_of_numbers_and_start_with_their_smallest():
+    numbers = np.array([-1e308, -1e300, -2049.0, -3.0, -1.0, -1e-300, 0.0, 1e-300, 1.0, 1.5, 2048.0, 1e300, 1e308])
+    for num_bits in (10, HOUR_BITS):
+        bins = number_bins(numbers, num_bits)
+        assert (np.diff(bins) > 0).all()
+        starts = bin_starts(bins, num_bits)
+        assert (starts <= numbers).all()
+        np.testing.assert_array_equal(number_bins(starts, num_bits), bins)
+        assert (abs(starts - numbers)[1:-1] <= abs(numbers[1:-1]) / 2**num_bits).all()
+        infinities = np.array([-np.inf, np.inf])
+        np.testing.assert_array_equal(bin_starts(number_bins(infinities, num_bits), num_bits), infinities)
+        assert number_bins(infinities, num_bits)[0] < bins[0] and number_bins(infinities, num_bits)[1] > bins[-1]
+
+
+def test_small_integers_have_bins_of_their_own_and_zeros_share_one():
+    integers = np.arange(2049.0)
+    np.testing.assert_array_equal(bin_starts(number_bins(integers)), integers)
+    assert number_bins(np.array([0.0]))[0] == number_bins(np.array([-0.0]))[0]
+    hours = np.arange(400_000.0, 500_000.0)
+    np.testing.assert_array_equal(bin_starts(number_bins(hours, HOUR_BITS), HOUR_BITS), hours)
+
+
+def test_numbers_of_fixed_edges_are_counted_in_their_buckets():
+    fields = [NumericField(name="x", edges=[0, 10])]
+    counts = FeatureCounts(fields)
+    counts.add({"x": [-1, 0, 9.99, 10, "11", None, "-", "ten", float("inf"), float("-inf")]})
+    counter = counts.of_field[0]
+    assert counter.counts == {0: 2, 1: 2, 2: 3} and counter.missing == 2 and counter.unreadable == 1
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def folds_of(fields, rows) -> list[int]:
+    return row_folds(fields, code_columns(fields, rows)).tolist()
+
+
+def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole):
+    import pyarrow as pa
+
+    folds = folds_of(whole.fields, rows)
+    assert set(folds) == set(range(NUM_FOLDS))
+    order = random.Random(1).sample(range(60), 60)
+    assert folds_of(whole.fields, part(rows, order)) == [folds[number] for number in order]
+    records = [{name: column[number] for name, column in rows.items()} for number in range(60)]
+    forms = [records, pa.table(rows), pd.DataFrame(rows, dtype=object), Dataset.from_dict(rows)]
+    for form in forms:
+        assert folds_of(whole.fields, as_columns(form)) == folds, type(form)
+    assert [folds_of(whole.fields, part(rows, [number])) for number in (0, 7)] == [[folds[0]], [folds[7]]]
+
+
+def test_folds_are_even_and_do_not_know_the_label():
+    fields = [CategoricalField(name="a"), NumericField(name="b"), MultivaluedField(name="c")]
+    number = range(20_000)
+    rows = {"a": [str(k) for k in number], "b": [k / 7 for k in number], "c": [[str(k % 9)] for k in number]}
+    shares = np.bincount(folds_of(fields, rows), minlength=NUM_FOLDS) / 20_000
+    np.testing.assert_allclose(shares, 0.2, atol=0.015)  # five standard errors
+    assert folds_of(fields, {**rows, "label": [1] * 20_000}) == folds_of(fields, rows)
+    # one field alone decides as well, and two fields that hold the same do not cancel out
+    two = [CategoricalField(name="a"), CategoricalField(name="d", column="a")]
+    for of_few in ([fields[0]], [fields[1]], two):
+        assert np.bincount(folds_of(of_few, rows), minlength=NUM_FOLDS).min() > 3600
+
+
+def test_numbers_in_any_type_and_nan_of_any_bits_share_a_fold():
+    odd_nan = np.array([0xFFF8000000000123], np.uint64).view(np.float64)[0]
+    fields = [NumericField(name="x"), CategoricalField(name="k")]
+    for same in ([3, 3.0, "3", " 3 ", True + 2], [None, float("nan"), odd_nan, "-"], [0.0, -0.0, "0"]):
+        assert len(set(folds_of(fields, {"x": same, "k": ["a"] * len(same)}))) == 1
+
+
+def test_statistics_are_no_content():
+    plain = [CategoricalField(name="u")]
+    rows = {"u": [str(k) for k in range(50)]}
+    statistic = StatisticField(name="m", column="u", source="u", statistic="label_mean")
+    assert folds_of([*plain, statistic], rows) == folds_of(plain, rows)
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_holes_and_lengths_are_counted():
+    fields = [CategoricalField(name="a"), MultivaluedField(name="b", max_values=2)]
+    counts = FeatureCounts(fields)
+    counts.add({"a": ["x", 1, None, 1.0, " x"], "b": [["p", "q", "r"], [], None, ["p", "p"], [None]]})
+    assert counts.num_rows == 5
+    assert counts.of_field[0].counts == {"x": 2, "1": 2, None: 1}
+    assert counts.of_field[1].counts == {"q": 1, "r": 1, "p": 2, None: 3} and counts.of_field[1].longest == 2
+
+
+def test_hashes_are_the_same_everywhere():
+    assert hash_buckets(["a", "b", "é", None], 10).tolist() == [7, 1, 6, 10]  # crc32
+    counts = FeatureCounts([CategoricalField(name="a", hash_buckets=10)])
+    counts.add({"a": ["a", "b", "é", None, "a"]})
+    assert counts.of_field[0].counts.tolist() == [0, 1, 0, 0, 0, 0, 1, 2, 0, 0, 1]
+
+
+def test_labels_are_counted_by_value_and_fold(rows, whole):
+    folds = folds_of(whole.fields, rows)
+    for source, text in (("user", lambda value: value), ("item", lambda value: None if value is None else str(value))):
+        expected: dict[str, np.ndarray] = {}
+        for value, fold, label in zip(rows[source], folds, rows["label"], strict=True):
+            of_value = expected.setdefault(text(value) or "", np.zeros((NUM_FOLDS, 2), np.int64))
+            of_value[fold] += [1, label]
+        counter = whole.of_source[source]
+        assert set(counter.rows) == set(expected)
+        for value, sums in expected.items():
+            np.testing.assert_array_equal(counter.of([value])[0], sums)
+        np.testing.assert_array_equal(counter.totals, sum(expected.values()))
+    np.testing.assert_array_equal(counter.of(["nobody"])[0], np.zeros((NUM_FOLDS, 2)))
+
+
+def test_many_values_need_room_for_their_labels():
+    fields = [CategoricalField(name="u"), StatisticField(name="m", column="u", source="u", statistic="label_mean")]
+    counts = FeatureCounts(fields)
+    counts.add({"u": [str(k % 300) for k in range(600)], "label": [k % 2 for k in range(600)]})
+    assert counts.of_source["u"].of([str(k) for k in range(300)])[:, :, 0].sum(1).tolist() == [2] * 300
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_stand_behind_all_other_fields(whole):
+    assert whole.field_names == [
+        "user", "item", "city", "shop", "price", "stock", "stars", "genres", "history", "words", "about", "code",
+        "seen_hour", "seen_weekday", "seen_month", "seen_age", "made_age",
+        "user_frequency", "user_label_mean", "item_label_mean",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fields": ["a", "nope"]}, "no such field: 'nope'; the table has a, when, when_hour, label"),
+        ({"field_options": {"nope": {}}}, "field_options has 'nope', which is no field; the fields are a, when"),
+        (
+            {"field_options": {"when": {"kind": "datetime", "parts": ["hour"]}}},
+            "'when_hour' is both a column and made",
+        ),
+        ({"field_options": {"a": {"statistics": ["frequency"] * 2}}}, "field 'a_frequency' is both"),
+        ({"field_options": {"a": {"min_frequencies": 2}}}, "field 'a': .*did you mean 'min_frequency'"),
+        ({"fields": []}, "no field is left"),
+    ],
+)
+def test_a_schema_that_cannot_be_says_why(options, message):
+    columns = {"a": ["x"], "when": ["2024-05-31"], "when_hour": ["3"], "label": [1]}
+    arguments = {"fields": None, "label": "label", "exclude": (), "field_options": None, **options}
+    with pytest.raises(ValueError, match=message):
+        choose_fields(columns, **arguments)
+
+
+def test_excluded_columns_are_fields_where_somebody_names_them():
+    columns = {"a": ["x"], "timestamp": [3], "label": [1]}
+    chosen = choose_fields(columns, None, "label", ("timestamp",), {"timestamp": {"kind": "numeric"}})
+    assert [field.name for field in chosen] == ["a", "timestamp"]
+    assert len(choose_fields(columns, None, "label", ("timestamp",), None)) == 1
+    assert len(choose_fields(columns, ["timestamp"], "label", ("timestamp",), None)) == 1
+
+
+def test_label_means_need_labels_and_frequencies_do_not(rows):
+    bare = {"user": rows["user"]}
+    with pytest.raises(ValueError, match="label_mean needs the label column 'label'; the rows have user"):
+        FeatureCounts.count(bare, field_options={"user": {"statistics": ["label_mean"]}})
+    counts = FeatureCounts.count(bare, field_options={"user": {"statistics": ["frequency"]}})
+    assert counts.num_rows == 60
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_add_up_to_the_whole_in_any_order(rows, whole):
+    dataset = Dataset.from_dict(rows)
+    parts = [count(dataset.select(numbers)) for numbers in (range(7), range(7, 8), range(8, 60))]
+    for order in itertools.permutations(parts):
+        assert_same(FeatureCounts.merge(order), whole)
+    nested = FeatureCounts.merge([parts[2], FeatureCounts.merge(parts[:2])])
+    assert_same(nested, whole)
+    assert parts[1].num_rows == 1, "merging leaves the parts as they are"
+    assert_same(FeatureCounts.merge([whole]), whole)
+
+
+def test_the_order_of_rows_does_not_matter(rows, whole):
+    order = random.Random(3).sample(range(60), 60)
+    assert_same(count(part(rows, order)), whole)
+
+
+def test_parts_of_other_fields_do_not_add_up(rows):
+    one = FeatureCounts.count({"a": ["x"], "b": [0.5]})
+    other = FeatureCounts.count({"a": ["x"], "b": ["y"]})
+    with pytest.raises(ValueError, match=r"different fields, so they do not add up: NumericField\(name='b'.*and Cat"):
+        FeatureCounts.merge([one, other])
+    with pytest.raises(ValueError, match=r"\['a', 'b'\] and \['a'\]"):
+        FeatureCounts.merge([one, FeatureCounts.count({"a": ["x"]})])
+    with pytest.raises(ValueError, match="nothing to merge"):
+        FeatureCounts.merge([])
+
+
+# --- streams and files -----------------------------------------------------------------------------------------------
+
+
+def test_streams_and_shards_are_counted_as_the_table_is(rows, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 9)
+    dataset = Dataset.from_dict(rows)
+    assert_same(count(dataset), whole)
+    assert_same(count(dataset.to_iterable_dataset(num_shards=3)), whole)
+    assert_same(count(part(rows, range(start, start + 20)) for start in (0, 20, 40)), whole)
+    for number in range(3):
+        dataset.shard(3, number).to_parquet(tmp_path / f"part-{number}.parquet")
+    files = [str(tmp_path / f"part-{number}.parquet") for number in range(3)]
+    stream = load_dataset("parquet", data_files=files, split="train", streaming=True)
+    assert isinstance(stream, IterableDataset)
+    assert_same(count(stream), whole)
+    shards = [count(load_dataset("parquet", data_files=[file], split="train", streaming=True)) for file in files]
+    assert_same(FeatureCounts.merge(shards), whole)
+
+
+def test_the_disk_gives_back_the_same_counts_and_counting_goes_on(rows, whole, tmp_path):
+    first, second = count(part(rows, range(25))), part(rows, range(25, 60))
+    first.save(tmp_path / "counts")
+    again = FeatureCounts.load(tmp_path / "counts")
+    assert_same(again, first)
+    again.add(second)
+    assert_same(again, whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["counts"]
+    empty = FeatureCounts(whole.fields)
+    empty.save(tmp_path / "empty")
+    assert state(FeatureCounts.load(tmp_path / "empty")).keys() == state(empty).keys()
+
+
+class Crash(Exception):
+    pass
+
+
+def crashing(rows, at: int):
+    def generate():
+        for number in range(60):
+            if number == at:
+                raise Crash
+            yield {name: column[number] for name, column in rows.items()}
+
+    return generate
+
+
+@pytest.mark.parametrize("form", ["stream", "table"])
+def test_a_pass_that_was_cut_off_goes_on_to_bit_equal_counts(form, rows, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 8)
+    checkpoint = tmp_path / "checkpoint"
+    features = Dataset.from_dict(rows).features
+    stream = IterableDataset.from_generator(crashing(rows, 41), features=features)
+    with pytest.raises(Crash):
+        count(stream, checkpoint=checkpoint, checkpoint_rows=16)
+    assert FeatureCounts.load(checkpoint).num_rows == 32
+    rest = Dataset.from_dict(rows)
+    if form == "stream":
+        rest = IterableDataset.from_generator(crashing(rows, 99), features=features)
+    assert_same(count(rest, checkpoint=checkpoint, checkpoint_rows=16), whole)
+    # what is complete is not counted again
+    assert_same(count(rest, checkpoint=checkpoint, checkpoint_rows=16), whole)
+    assert FlipFeatureExtractor.fit(rest, field_options=OPTIONS, checkpoint=checkpoint) == (
+        FlipFeatureExtractor.from_counts(whole)
+    )
+
+
+def test_a_checkpoint_of_other_options_is_refused_even_where_it_is_complete(rows, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    dataset = Dataset.from_dict(rows).select_columns(["user", "city", "label"])
+    FeatureCounts.count(dataset, checkpoint=checkpoint)
+    for options in ({"field_options": {"city": {"min_frequency": 2}}}, {"fields": ["user"]}, {"label": "city"}):
+        with pytest.raises(ValueError, match="checkpoint holds counts of other fields or options .*delete it"):
+            FeatureCounts.count(dataset, checkpoint=checkpoint, **options)
+    with pytest.raises(ValueError, match="checkpoint holds the counts of 60 rows and the table has 59: delete it"):
+        FeatureCounts.count(dataset.select(range(59)), checkpoint=checkpoint)
+    with pytest.raises(TypeError, match="a dict cannot be resumed"):
+        FeatureCounts.count(rows, checkpoint=checkpoint)
+
+
+def test_a_foreign_or_damaged_file_is_named(rows, whole, tmp_path):
+    path = tmp_path / "counts"
+    whole.save(path)
+    content = path.read_bytes()
+    for damaged in (content[:-9], content[:20], b"", b"user,item\n1,2\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="counts is cut off or holds no feature counts"):
+            FeatureCounts.load(path)
+    save_file({"weight": np.zeros(3)}, path)
+    with pytest.raises(ValueError, match="counts holds no feature counts"):
+        FeatureCounts.load(path)
+    with pytest.raises(FileNotFoundError):
+        FeatureCounts.load(tmp_path / "nowhere")
+
+
+def test_an_error_counts_rows_from_the_start_of_the_stream():
+    batches = iter([{"a": ["x", "y"]}, {"a": ["z", ["w"]]}])
+    with pytest.raises(TypeError, match="field 'a' holds a list in row 3"):
+        FeatureCounts.count(batches)
+
+
+def test_tables_without_rows_are_refused(rows):
+    for nothing in (
+        [],
+        iter([]),
+        {},
+        pd.DataFrame(),
+        Dataset.from_dict({"a": []}),
+        {"a": []},
+        pd.DataFrame({"a": []}),
+    ):
+        with pytest.raises(ValueError, match="the table has no rows|the list is empty"):
+            FeatureCounts.count(nothing)
+
+
+def test_counting_shares_the_reading_of_a_column():
+    fields = choose_fields({"d": ["2024-05-31"]}, None, "label", (), {"d": {"kind": "datetime"}})
+    coded = code_columns(fields, {"d": ["2024-05-31", "2024-05-31"]})
+    assert coded[0] is coded[1] is coded[2] and coded[0].values == code_values(["2024-05-31"]).values

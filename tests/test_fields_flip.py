@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of fields: what their options may be, how columns are read, what the text says, what a type means."""
+
+import datetime
+import decimal
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
+
+from flip_hf import FlipFeatureExtractor
+from flip_hf.columns_flip import batches
+from flip_hf.fields_flip import (
+    AgeField,
+    CategoricalField,
+    DatePartField,
+    MultivaluedField,
+    NumericField,
+    StatisticField,
+    expand_field,
+    field_from_dict,
+    infer_kind,
+)
+
+
+def numeric(**options) -> NumericField:
+    return NumericField(name="price", **options)
+
+
+def lists(**options) -> MultivaluedField:
+    return MultivaluedField(name="tags", **options)
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "categorial"}, "kind='categorial' is not one of categorical, numeric, multivalued"),
+        ({"kind": "numeric", "num_bucket": 3}, "numeric field has no option 'num_bucket'; did you mean 'num_buckets'"),
+        ({"kind": "numeric", "zzz": 3}, "no option 'zzz'; it has bucketing, column, edges, num_buckets, text_format"),
+        ({"min_freq": 2}, "a categorical field has no option 'min_freq'; did you mean 'min_frequency'"),
+        ({"separator": "|"}, "a categorical field has no option 'separator'"),
+        ({"kind": "multivalued", "seperator": "|"}, "did you mean 'separator'"),
+        ({"view": "ids"}, "view='ids' is not one of joint, tabular, text"),
+        ({"min_frequency": 0}, "min_frequency=0 has to be an integer of at least 1"),
+        ({"vocabulary_size": 1.5}, "vocabulary_size=1.5 has to be an integer of at least 1"),
+        ({"hash_buckets": 5, "min_frequency": 2}, "hash_buckets stores no vocabulary"),
+        ({"kind": "multivalued", "hash_buckets": 5, "vocabulary_size": 2}, "hash_buckets stores no vocabulary"),
+        ({"kind": "numeric", "num_buckets": 0}, "num_buckets=0 has to be an integer of at least 1"),
+        ({"kind": "numeric", "num_buckets": None}, "num_buckets=None has to be an integer of at least 1"),
+        ({"kind": "numeric", "bucketing": "equal"}, "bucketing='equal' is not one of quantile, log, fixed"),
+        ({"kind": "numeric", "bucketing": "fixed"}, "bucketing='fixed' and edges=\\[...\\] go together"),
+        ({"kind": "numeric", "bucketing": "log", "edges": [1]}, "bucketing='fixed' and edges=\\[...\\] go together"),
+        ({"kind": "numeric", "edges": [1, 1]}, "edges \\[1.0, 1.0\\] do not increase"),
+        ({"kind": "numeric", "edges": [1, math.nan]}, "do not increase, or are not finite"),
+        ({"kind": "numeric", "edges": [math.inf]}, "do not increase, or are not finite"),
+        ({"kind": "numeric", "edges": 5}, "edges=5 is no list of numbers"),
+        ({"kind": "numeric", "edges": ["a"]}, "edges=\\['a'\\] is no list of numbers"),
+        ({"kind": "numeric", "text_format": "d"}, "text_format='d' formats no number"),
+        ({"kind": "numeric", "text_format": 2}, "text_format=2 formats no number"),
+        ({"kind": "multivalued", "max_values": 0}, "max_values=0 has to be an integer of at least 1"),
+        ({"kind": "multivalued", "max_values": None}, "max_values=None has to be an integer"),
+        ({"kind": "multivalued", "pooling": "max"}, "pooling='max' is not one of mean, sum, attention"),
+        ({"kind": "multivalued", "separator": ""}, "separator='' splits nothing"),
+        ({"kind": "date_part"}, "a date_part field needs the option 'part'"),
+        ({"kind": "date_part", "part": "year"}, "part='year' is not one of hour, weekday, month"),
+        ({"kind": "statistic", "source": "u"}, "a statistic field needs the option 'statistic'"),
+        ({"kind": "statistic", "source": "u", "statistic": "median"}, "statistic='median' is not one of frequency"),
+        ({"kind": "statistic", "source": "u", "statistic": "frequency", "smoothing": 0}, "smoothing=0 has to be"),
+        ({"kind": "statistic", "source": "u", "statistic": "frequency", "view": "text"}, "a statistic is for the ID"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named_with_the_field_and_the_remedy(spec, message):
+    with pytest.raises(ValueError, match=f"field 'x'.*{message}"):
+        field_from_dict({"name": "x", **spec})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "datetime", "part": ["hour"]}, "a datetime field has the options parts"),
+        ({"kind": "datetime", "parts": "hour"}, "a datetime field has the options parts"),
+        ({"kind": "datetime", "parts": []}, "a datetime field has the options parts"),
+        ({"kind": "datetime", "parts": ["year"]}, "some of hour, weekday, month, age"),
+        ({"statistics": "frequency"}, "statistics='frequency' has to be a list of frequency, label_mean"),
+        ({"statistics": ["mean"]}, "statistic='mean' is not one of frequency, label_mean"),
+        ({"statistics": ["frequency"], "view": "text"}, "has ids; this one is categorical with view='text'"),
+        ({"kind": "numeric", "statistics": ["frequency"]}, "has ids; this one is numeric"),
+        ({"smoothing": 3.0}, "a categorical field has no option 'smoothing'"),
+    ],
+)
+def test_wrong_options_of_what_becomes_several_fields(options, message):
+    with pytest.raises(ValueError, match=message):
+        expand_field("x", options)
+
+
+def test_json_gives_back_the_same_fields():
+    fields = [
+        CategoricalField(name="a"), CategoricalField(name="b", view="tabular", min_frequency=2, vocabulary_size=9),
+        CategoricalField(name="c", hash_buckets=7, column="raw"), numeric(),
+        numeric(edges=[1, 2.5], text_format=",.2f"),
+        numeric(bucketing="log", view="text"), lists(separator="|", max_values=3, pooling="attention", joiner=" & "),
+        DatePartField(name="d_hour", column="d", part="hour"), AgeField(name="d_age", column="d", reference="shown"),
+        StatisticField(name="a_mean", column="a", source="a", statistic="label_mean", smoothing=5.0),
+    ]  # fmt: skip
+    import json
+
+    for field in fields:
+        assert field_from_dict(json.loads(json.dumps(field.to_dict()))) == field
+    assert numeric().to_dict() == {"name": "price", "kind": "numeric", "num_slots": 1, "view": "joint"}
+    assert lists(max_values=3).to_dict()["num_slots"] == 3 and lists(view="text").num_slots == 0
+
+
+def test_one_column_becomes_several_fields():
+    fields, statistics = expand_field(
+        "user", {"min_frequency": 2, "statistics": ["frequency", "label_mean"], "smoothing": 5.0, "num_buckets": 8}
+    )
+    assert fields == [CategoricalField(name="user", min_frequency=2)]
+    common = {"column": "user", "source": "user", "smoothing": 5.0, "num_buckets": 8}
+    assert statistics == [
+        StatisticField(name="user_frequency", statistic="frequency", **common),
+        StatisticField(name="user_label_mean", statistic="label_mean", **common),
+    ]
+    fields, statistics = expand_field("when", {"kind": "datetime", "reference": "shown", "view": "tabular"})
+    assert statistics == [] and fields == [
+        DatePartField(name="when_hour", column="when", part="hour", view="tabular"),
+        DatePartField(name="when_weekday", column="when", part="weekday", view="tabular"),
+        AgeField(name="when_age", column="when", reference="shown", view="tabular"),
+    ]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (" 1,234.50 ", "1,234.50"), ("007", "007"), (3, "3"), (3.0, "3"), (True, "1"), (0.1 + 0.2, "0.3"), (-0.0, "0"),
+        (10**400, "infinity"), ("inf", "inf"), (None, None), ("-", None), (math.nan, None), ("$3", "$3"),
+        ("x\ud800", "x?"),
+        (b"12", "12"), (decimal.Decimal("2.50"), "2.5"),
+    ],
+)  # fmt: skip
+def test_the_text_keeps_a_number_as_it_was_written(value, text):
+    assert numeric().text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("1,234.5", "1,234.50"), (1234.5, "1,234.50"), (-0.0, "0.00"), (0.0, "0.00"), ("$3", "$3"), (None, None)],
+)
+def test_the_text_has_the_format_one_asks_for(value, text):
+    assert numeric(text_format=",.2f").text(value) == text
+
+
+def test_numbers_of_distinct_values():
+    numbers, unreadable = numeric().numbers(["1,5", None, 3, "4", math.inf])
+    np.testing.assert_array_equal(numbers, [math.nan, math.nan, 3.0, 4.0, math.inf])
+    assert unreadable.tolist() == [True, False, False, False, False]
+    numbers, unreadable = numeric().numbers([0.5, None])
+    np.testing.assert_array_equal(numbers, [0.5, math.nan])
+    assert numeric().numbers([])[0].shape == (0,)
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [["b", "a"], ["b", "a"], [1, True, "1"], [], None, ["x", None, " "], [" c "]],
+        [("b", "a"), ("b", "a"), (1, True, "1"), (), None, ("x", None, " "), (" c ",)],
+        [np.array(["b", "a"]), ["b", "a"], np.array([1, True, "1"], object), np.array([]), None, ["x", math.nan], "c"],
+        pd.Series([["b", "a"], ["b", "a"], [1, True, "1"], [], math.nan, ["x", None], ["c"]]),
+        pa.array([["b", "a"], ["b", "a"], ["1", "True", "1"], [], None, ["x", None], ["c"]]),
+        pa.chunked_array([[["b", "a"]], [["b", "a"], ["1", "True", "1"], [], None, ["x", None], ["c"]]]),
+    ],
+)  # fmt: skip
+def test_lists_in_all_their_forms(column):
+    values, indices = lists().code([column])
+    rows = [lists().elements(values[number]) for number in indices]
+    assert rows == [["b", "a"], ["b", "a"], ["1", "True", "1"], [], [], ["x"], ["c"]]
+    assert indices[0] == indices[1]
+
+
+@pytest.mark.parametrize("column", [["b|a", " b | a|", "", None, "||"], pa.array(["b|a", " b | a|", "", None, "||"])])
+def test_strings_with_a_separator(column):
+    values, indices = lists(separator="|").code([column])
+    assert [lists(separator="|").elements(values[k]) for k in indices] == [["b", "a"], ["b", "a"], [], [], []]
+
+
+def test_a_matrix_is_a_column_of_lists_and_integers_may_stand_in_them():
+    for column in (
+        np.array([[1, 2], [3, 1]]),
+        pa.array([[1, 2], [3, 1]]),
+        pa.array([[1, 2], [3, 1]], pa.list_(pa.int8(), 2)),
+    ):
+        values, indices = lists().code([column])
+        assert [lists().elements(values[number]) for number in indices] == [["1", "2"], ["3", "1"]]  # fmt: skip
+
+
+def test_the_latest_values_are_kept_in_their_order():
+    assert lists(max_values=2).elements(("a", "b", "c")) == ["b", "c"]
+    assert lists(max_values=2).elements(("a", "b", None, " ")) == ["a", "b"]
+    assert lists(max_values=2, separator=" ").elements("a b c") == ["b", "c"]
+
+
+def test_a_set_has_one_order():
+    assert lists().text({"b", "c", "a", 1}) == "1, a, b, c"
+    values, indices = lists().code([[{"b", "a"}, frozenset("ab"), {"a", None}]])
+    assert values == [("a", "b"), ("a",)] and indices.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (["b", "a"], "b, a"), (("b", None, "a"), "b, a"), (np.array([1, 2]), "1, 2"), ([], None), (None, None),
+        ([None, ""], None), ("a", "a"), ([True, 1, 1.0], "True, 1, 1"), (7, "7"), (["x\ud800"], "x?"),
+    ],
+)  # fmt: skip
+def test_the_text_joins_the_values(value, text):
+    assert lists().text(value) == text
+
+
+def test_the_joiner_and_the_number_of_values_hold_for_the_text():
+    assert lists(joiner=" and ", max_values=2).text(["a", "b", "c"]) == "b and c"
+
+
+def test_lists_in_lists_and_dicts_are_named():
+    with pytest.raises(TypeError, match="field 'tags' holds a list"):
+        lists().code([[[["a"]]]])
+    with pytest.raises(TypeError, match="field 'tags' holds a dict"):
+        lists().code([[{"a": 1}]])
+
+
+# --- dates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "hour", "weekday", "month"),
+    [
+        ("2024-05-31T18:30", "18", "Friday", "May"),
+        (datetime.date(1970, 1, 1), "0", "Thursday", "January"),
+        (-1, "23", "Wednesday", "December"),
+        (datetime.datetime(1969, 2, 28, 23, 59, 59, 999999), "23", "Friday", "February"),
+        (datetime.date(1, 1, 1), "0", "Monday", "January"),
+        (1709164800000, "0", "Thursday", "February"),  # 2024-02-29, in milliseconds
+        ("2024-05-31T23:30-02:00", "1", "Saturday", "June"),
+        (None, None, None, None),
+        (pd.NaT, None, None, None),
+    ],
+)
+def test_parts_of_a_date(value, hour, weekday, month):
+    for part, expected in (("hour", hour), ("weekday", weekday), ("month", month)):
+        assert DatePartField(name="when", part=part).text(value) == expected
+
+
+def test_ages_are_days_and_may_be_negative():
+    field = AgeField(name="age", column="made", reference="shown")
+    assert field.columns == ("made", "shown")
+    made = ["2024-05-30", "2024-05-31T12:00", None, "2024-06-03", 0]
+    shown = [datetime.date(2024, 5, 31), "2024-06-01", "2024-05-31", "2024-05-31", None]
+    values, indices = field.code([made, shown])
+    numbers, unreadable = field.numbers(values)
+    np.testing.assert_array_equal(numbers[indices], [1.0, 0.5, math.nan, -3.0, math.nan])
+    assert not unreadable.any()
+    assert [field.age_text(age) for age in (1.0, 0.2, math.nan, -3.0, 40.6)] == [
+        "1 days", "0 days", None, "-3 days", "41 days",
+    ]  # fmt: skip
+    assert AgeField(name="a", text_format=".1f").age_text(0.25) == "0.2"
+    numbers, _ = AgeField(name="a").numbers(["1970-01-03T01:59", None, -1])
+    np.testing.assert_array_equal(numbers, [49.0, math.nan, -1.0])
+    np.testing.assert_array_equal(AgeField(name="a").ages(numbers, 73.0), [1.0, math.nan, 74 / 24])
+
+
+def test_what_is_no_date_is_named_with_its_field():
+    with pytest.raises(ValueError, match="field 'made': 'soon' is no date or time"):
+        AgeField(name="made").numbers(["soon"])
+    with pytest.raises(ValueError, match="field 'when': 'soon' is no date or time"):
+        DatePartField(name="when", part="hour").canonical(["soon"])
+
+
+# --- what a type means -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "kind"),
+    [
+        (Value("string"), ["a", "b"], "categorical"), (Value("large_string"), ["a", "b"], "categorical"),
+        (Value("bool"), [True, False], "categorical"), (Value("int8"), [1, 2], "categorical"),
+        (Value("int64"), [1, None], "categorical"), (Value("uint64"), [1, 2**63 - 1], "categorical"),
+        (Value("binary"), [b"a", b"b"], "categorical"), (ClassLabel(names=["no", "yes"]), [0, 1], "categorical"),
+        (Value("time32[s]"), [datetime.time(1), datetime.time(2)], "categorical"),
+        (Value("float16"), [0.5, 1.0], "numeric"), (Value("float32"), [0.5, None], "numeric"),
+        (Value("float64"), [0.5, 1.0], "numeric"),
+        (Value("decimal128(5, 2)"), [decimal.Decimal("1.50"), None], "numeric"),
+        (List(Value("string")), [["a"], []], "multivalued"),
+        (List(Value("int64"), length=2), [[1, 2], [3, 4]], "multivalued"),
+        (List(Value("float32")), [[0.5], [1.0]], "multivalued"),
+        (Value("timestamp[ns]"), [datetime.datetime(2024, 5, 31), None], "datetime"),
+        (Value("timestamp[s, tz=UTC]"), [datetime.datetime(2024, 5, 31, tzinfo=datetime.UTC), None], "datetime"),
+        (Value("date32"), [datetime.date(2024, 5, 31), None], "datetime"),
+        (Value("date64"), [datetime.datetime(2024, 5, 31), None], "datetime"),
+    ],
+)  # fmt: skip
+def test_kinds_of_the_types_of_a_data_set(feature, values, kind):
+    dataset = Dataset.from_dict({"x": values, "y": ["a", "b"]}, features=Features(x=feature, y=Value("string")))
+    (columns,) = batches(dataset)
+    assert infer_kind(columns["x"]) == kind
+    if kind != "datetime":
+        extractor = FlipFeatureExtractor.fit(dataset)
+        assert extractor.fields[0].kind == kind
+        ids = extractor(dataset)
+        assert ids.min() >= 0 and ids.max() < extractor.num_features
+    else:
+        assert FlipFeatureExtractor.fit(dataset).field_names == ["y"]
+
+
+def test_dicts_and_matrices_of_a_data_set_are_refused_by_name():
+    dataset = Dataset.from_dict({"x": [{"a": 1}], "y": ["b"]})
+    with pytest.raises(TypeError, match="field 'x' holds a dict in row 0"):
+        FlipFeatureExtractor.fit(dataset)
+    dataset = Dataset.from_dict(
+        {"x": [[[1, 2]]], "y": ["b"]}, features=Features(x=Array2D((1, 2), "int32"), y=Value("string"))
+    )
+    with pytest.raises(TypeError, match="field 'x' holds a list"):
+        FlipFeatureExtractor.fit(dataset)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (["a", None], "categorical"), ([1, 2, None], "categorical"), ([True, None], "categorical"),
+        ([], "categorical"),
+        ([None, None], "categorical"), (["a", math.nan], "categorical"), ([1, "a", 0.5], "categorical"),
+        ([True, 0.5], "categorical"), ([True, math.nan], "categorical"), ([b"a"], "categorical"),
+        ([np.int64(1), np.bool_(True)], "categorical"), ([["a"], "b"], "categorical"),
+        ([0.5, None], "numeric"), ([math.nan], "numeric"), ([1, 0.5], "numeric"), ([1, math.nan], "numeric"),
+        ([np.float32(1)], "numeric"), ([decimal.Decimal(1), 2], "numeric"), ([0.5, pd.NA], "numeric"),
+        ([["a"], None], "multivalued"), ([["a"], math.nan], "multivalued"),
+        ([("a",), {"b"}, np.array(["c"])], "multivalued"),
+        ([datetime.date(2024, 5, 31), None], "datetime"), ([datetime.datetime(2024, 5, 31), pd.NaT], "datetime"),
+        ([np.datetime64("2024-05-31")], "datetime"),
+        (np.array([1, 2]), "categorical"), (np.array([True]), "categorical"), (np.array(["a"]), "categorical"),
+        (np.array([0.5]), "numeric"), (np.array([[1, 2]]), "multivalued"), (np.array(["2024"], "M8[s]"), "datetime"),
+        (np.array([0.5, None], dtype=object), "numeric"),
+        (pd.Series(["a", None]), "categorical"), (pd.Series([1, None]), "numeric"),
+        (pd.Series([1, pd.NA], dtype="Int64"), "categorical"),
+        (pd.Series([0.5, pd.NA], dtype="Float64"), "numeric"),
+        (pd.Series(["a", "b"], dtype="category"), "categorical"),
+        (pd.Series(pd.to_datetime(["2024-05-31", None])), "datetime"),
+        (pd.Series(pd.to_datetime(["2024-05-31", None], utc=True)), "datetime"),
+        (pd.Series([["a"], None]), "multivalued"),
+        (pa.array(["a"]).dictionary_encode(), "categorical"), (pa.array([0.5]).dictionary_encode(), "numeric"),
+        (pa.array([["a"]], pa.large_list(pa.string())), "multivalued"), (pa.nulls(2), "categorical"),
+        (pa.chunked_array([[0.5]]), "numeric"),
+    ],
+)  # fmt: skip
+def test_kinds_of_columns_without_a_schema(column, kind):
+    assert infer_kind(column) == kind

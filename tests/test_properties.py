@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for any table: no crash, ids in range, the text of a plain rendering, forms and files that agree."""
+
+import itertools
+import json
+import logging
+import math
+import pickle
+import tempfile
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from flip_hf import FlipFeatureExtractor, FlipProcessor
+from flip_hf.feature_counts_flip import FeatureCounts
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """Tables of a few rows are warned about again and again."""
+    logger = logging.getLogger("flip_hf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
+
+
+def run(max_examples: int) -> settings:
+    """The same examples every time, on every machine."""
+    return settings(
+        max_examples=max_examples, derandomize=True, deadline=None, database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+
+
+ANY_TEXT = st.text(st.characters(), max_size=6)  # all of Unicode, halves of surrogate pairs too
+NAMES = ["a", "a.b", "it's", 'q"uote', "über uns", "{value}", "user_id", "x=1;y", ""]
+WORDS = [
+    "a",
+    "b",
+    "1",
+    "1.0",
+    "True",
+    "-",
+    "1,234",
+    "1,5",
+    "$3",
+    "nan",
+    "NULL",
+    " a ",
+    "a|b",
+    "|",
+    "inf",
+    "2024-05-31",
+]
+SCALARS = st.one_of(
+    st.none(), ANY_TEXT, st.sampled_from(WORDS), st.integers(), st.integers(-3, 3), st.floats(), st.booleans(),
+    st.binary(max_size=4), st.sampled_from([0.5, 1.0, np.float32(0.5), np.int8(1), np.bool_(True), pd.NA, pd.NaT]),
+)  # fmt: skip
+NUMBERS = st.one_of(st.none(), st.sampled_from(WORDS), ANY_TEXT, st.integers(), st.floats(), st.booleans())
+LISTS = st.one_of(
+    st.lists(SCALARS, max_size=5),
+    st.none(),
+    ANY_TEXT,
+    st.sampled_from(["a|b", "b||a", math.nan]),
+    st.lists(st.sampled_from("abc"), max_size=5).map(tuple),
+    st.lists(st.sampled_from("abc"), max_size=5).map(lambda values: np.array(values, dtype=object)),
+)
+VIEWS = st.sampled_from(["joint", "joint", "tabular", "text"])
+CATEGORICAL = st.fixed_dictionaries(
+    {"kind": st.just("categorical")},
+    optional={"view": VIEWS, "vocabulary_size": st.integers(1, 3), "min_frequency": st.integers(1, 2)},
+)
+HASHED = st.fixed_dictionaries({"kind": st.just("categorical"), "hash_buckets": st.integers(1, 4)})
+COUNTED = st.just({"kind": "categorical", "statistics": ["frequency", "label_mean"]})
+NUMERIC = st.fixed_dictionaries(
+    {"kind": st.just("numeric")},
+    optional={"view": VIEWS, "num_buckets": st.integers(1, 4), "bucketing": st.sampled_from(["quantile", "log"])},
+)
+FIXED = st.just({"kind": "numeric", "edges": [-1, 0, 1e6]})
+MULTIVALUED = st.fixed_dictionaries(
+    {"kind": st.just("multivalued")},
+    optional={"view": VIEWS, "separator": st.just("|"), "max_values": st.integers(1, 4), "joiner": st.just(" + ")},
+)
+# options, values, and one value that is there: a field without any is refused
+FIELDS = st.one_of(
+    st.tuples(st.one_of(CATEGORICAL, HASHED, COUNTED), st.just((SCALARS, "a"))),
+    st.tuples(st.one_of(NUMERIC, FIXED), st.just((NUMBERS, 7))),
+    st.tuples(MULTIVALUED, st.just((LISTS, ["a", "b"]))),
+)
+
+
+@st.composite
+def tables(draw, cells=FIELDS, max_rows=8):
+    """Columns of a table, options of each, and rows that were not fitted on."""
+    fields = draw(st.lists(cells, min_size=1, max_size=4))
+    names = draw(st.permutations(NAMES))[: len(fields)]
+    options = {name: field for name, (field, _) in zip(names, fields, strict=True)}
+    sizes = draw(st.integers(1, max_rows)), draw(st.integers(1, 4))
+    train, other = (
+        {
+            name: [*draw(st.lists(values, min_size=size, max_size=size)), there]
+            for name, (_, (values, there)) in zip(names, fields, strict=True)
+        }
+        for size in sizes
+    )
+    for rows in (train, other):
+        size = len(next(iter(rows.values())))
+        rows["label"] = draw(st.lists(st.integers(0, 1), min_size=size, max_size=size))
+    return train, other, options
+
+
+def plain_text(value) -> str | None:
+    """What a value of a vocabulary says, written out."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return "".join("?" if 0xD800 <= ord(letter) <= 0xDFFF else letter for letter in value.strip()) or None
+    if isinstance(value, bool | np.bool_):
+        return "True" if value else "False"
+    if isinstance(value, int | np.integer):
+        return f"{int(value)}"
+    value = float(value)
+    if math.isnan(value):
+        return None
+    return f"{int(value)}" if math.isfinite(value) and value.is_integer() else repr(value)
+
+
+MISSING_NUMBERS = ["", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"]
+
+
+def says_the_number(text: str, value) -> bool:
+    """No exponent, and six digits right or as many as stand before the point."""
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.copysign(math.inf, value)
+    if math.isinf(value):
+        return text == ("infinity" if value > 0 else "-infinity")
+    if value.is_integer() and abs(value) < 1e15:
+        return text == f"{int(value)}"
+    return "e" not in text and abs(float(text) - value) <= abs(value) * 5.1e-6 + 5e-324
+
+
+def elements(value, options) -> list[str]:
+    if isinstance(value, str) and "separator" in options:
+        value = value.strip().split("|")
+    elif not isinstance(value, list | tuple | np.ndarray):
+        value = [value]
+    texts = [text for text in map(plain_text, value) if text is not None]
+    return texts[-options.get("max_values", 20) :]
+
+
+def expected_text(value, options) -> str | None:
+    if options["kind"] == "numeric":
+        if isinstance(value, str):
+            return None if value.strip().lower() in MISSING_NUMBERS else plain_text(value)
+        return None if value is None or math.isnan(value) else value
+    if options["kind"] == "multivalued":
+        return options.get("joiner", ", ").join(elements(value, options)) or None
+    return plain_text(value)
+
+
+def check_ids(extractor, ids: np.ndarray, num_rows: int) -> None:
+    slot_fields = extractor.slot_fields
+    assert ids.shape == (num_rows, len(slot_fields)) and ids.dtype == np.int32
+    for slot, field in enumerate(slot_fields):
+        of_field = set(np.flatnonzero(extractor.feature_fields == field).tolist())
+        is_first = slot == 0 or slot_fields[slot - 1] != field
+        assert set(ids[:, slot].tolist()) <= (of_field if is_first else of_field | {0})
+
+
+@run(150)
+@given(tables())
+@example(({"a": ["\ud800", "a"], "label": [0, 1]}, {"a": [b"\xff"], "label": [0]}, {"a": {"kind": "categorical"}}))
+@example(
+    (
+        {"a": [-math.inf, 7], "label": [0, 1]},
+        {"a": [math.inf], "label": [0]},
+        {"a": {"kind": "numeric", "bucketing": "log"}},
+    )
+)
+def test_any_table_has_ids_in_range_and_known_values_and_rates(table):
+    train, other, options = table
+    extractor = FlipFeatureExtractor.fit(train, field_options=options)
+    for rows in (train, other):
+        for out_of_fold in (False, True):
+            ids = extractor(rows, out_of_fold=out_of_fold)
+            check_ids(extractor, ids, len(rows["label"]))
+            for shares in extractor.rates(ids).values():
+                assert 0 <= shares["unseen"] <= 1 and 0 <= shares["missing"] <= 1
+    # every row that was counted is counted somewhere, and read there
+    counted = extractor(train, out_of_fold=True)
+    seen = np.bincount(counted.reshape(-1), minlength=extractor.num_features)
+    for index, field in enumerate(extractor.fields):
+        own = extractor.feature_fields == index
+        if field.num_slots == 1:
+            np.testing.assert_array_equal(seen[own], extractor.feature_counts[own])
+        elif field.num_slots:
+            assert (seen[own] <= extractor.feature_counts[own]).all()
+    # a value that the vocabulary holds is decoded to itself
+    for index, (name, column) in enumerate(zip(options, map(train.__getitem__, options), strict=True)):
+        if extractor.fields[index].has_vocabulary and extractor.fields[index].kind == "categorical":
+            slots = [slot for slot, field in enumerate(extractor.slot_fields) if field == index]
+            for value, decoded in zip(column, extractor.decode(counted[:, slots]), strict=False):
+                assert decoded in ("[UNSEEN]", plain_text(value) or "[MISSING]"), name
+
+
+@run(80)
+@given(tables())
+def test_the_text_of_any_table_is_a_plain_rendering(table):
+    train, other, options = table
+    extractor = FlipFeatureExtractor.fit(train, field_options=options)
+    processor = FlipProcessor(extractor)
+    said = [name for name, field in options.items() if field.get("view") != "tabular"]
+    for name, field in options.items():  # a field that has slots has no more than the longest training row
+        if field["kind"] == "multivalued" and field.get("view") != "text":
+            longest = max(len(elements(value, field)) for value in train[name])
+            options[name] = {**field, "max_values": longest}
+    for rows in (train, other):
+        if not said:
+            assert set(processor.render(rows)) == {""}
+            continue
+        for number, sentence in enumerate(processor.render(rows)):
+            parts = []
+            for name in said:
+                text = expected_text(rows[name][number], options[name])
+                if text is not None and not isinstance(text, str):  # a number, whose digits are checked apart
+                    index = extractor.field_names.index(name)
+                    spelled = extractor.value_text(index, rows[name][number])
+                    assert says_the_number(spelled, text)
+                    text = spelled
+                parts.append(f"{name.replace('_', ' ')} is {'missing' if text is None else text}.")
+            assert sentence == " ".join(parts)
+
+
+@run(80)
+@given(tables(), st.data())
+def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data):
+    train, other, options = table
+    size = len(train["label"])
+    whole = FeatureCounts.count(train, field_options=options)
+    part_of = data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
+    parts = [
+        {
+            name: list(itertools.compress(column, [number == part for number in part_of]))
+            for name, column in train.items()
+        }
+        for part in sorted(set(part_of))
+    ]
+    counted = [FeatureCounts.count(part, field_options=options) for part in parts]
+    extractor = FlipFeatureExtractor.from_counts(whole)
+    with tempfile.TemporaryDirectory() as folder:
+        counted[0].save(f"{folder}/counts")
+        counted[0] = FeatureCounts.load(f"{folder}/counts")
+        assert FlipFeatureExtractor.from_counts(FeatureCounts.merge(counted[::-1])) == extractor
+        path = extractor.save_vocabulary(folder)
+        again = FlipFeatureExtractor(**json.loads(json.dumps(extractor.to_dict())))
+        again.load_vocabulary(path)
+        for copy in (again, pickle.loads(pickle.dumps(extractor))):
+            assert copy == extractor and copy.field_specs == extractor.field_specs
+            for rows in (train, other):
+                np.testing.assert_array_equal(copy(rows), extractor(rows))
+                np.testing.assert_array_equal(copy(rows, out_of_fold=True), extractor(rows, out_of_fold=True))
+            assert FlipProcessor(copy).render(other) == FlipProcessor(extractor).render(other)
+        before = extractor(train)
+        again.extend(other)
+        np.testing.assert_array_equal(again(train), before)
+        assert again.num_features >= extractor.num_features
+        check_ids(again, again(other), len(other["label"]))
+
+
+# columns of one type each, as Arrow has them; pandas makes floats of integers with holes
+WHOLE = st.integers(-(2**53), 2**53)
+STRINGS, FLOATS, BOOLEANS, INTEGERS = (st.text(max_size=4), "a"), (st.floats(), 7.5), (st.booleans(), True), (WHOLE, 7)
+LISTS_OF_STRINGS = (st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=4), ["a", "b"])
+LISTS_OF_INTEGERS = (st.lists(WHOLE, max_size=3), [1, 2])
+TYPED = st.one_of(
+    st.tuples(
+        st.one_of(CATEGORICAL, HASHED, COUNTED),
+        st.sampled_from([STRINGS, FLOATS, BOOLEANS, INTEGERS, (st.binary(max_size=3), b"a")]),
+    ),
+    st.tuples(st.one_of(NUMERIC, FIXED), st.sampled_from([INTEGERS, FLOATS, BOOLEANS, (st.sampled_from(WORDS), "7")])),
+    st.tuples(
+        MULTIVALUED, st.sampled_from([LISTS_OF_STRINGS, LISTS_OF_INTEGERS, (st.text("ab|", max_size=5), "a|b")])
+    ),
+).map(lambda field: (field[0], (st.one_of(st.none(), field[1][0]), field[1][1])))
+
+
+@run(100)
+@given(tables(cells=TYPED))
+def test_every_form_of_a_table_has_the_same_ids_and_text(table):
+    train, other, options = table
+    extractor = FlipFeatureExtractor.fit(train, field_options=options)
+    for rows in (train, other):
+        arrow = pa.table(rows)
+        records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        forms = [records, arrow, pd.DataFrame(rows, dtype=object), arrow.to_pandas(), Dataset(arrow)]
+        forms.append(pa.concat_tables([arrow.slice(0, 1), arrow.slice(1)]))
+        expected = extractor(rows, out_of_fold=True)
+        texts = FlipProcessor(extractor).render(rows)
+        for form in forms:
+            np.testing.assert_array_equal(extractor(form, out_of_fold=True), expected)
+            if rows is train:
+                assert FlipFeatureExtractor.fit(form, field_options=options) == extractor, type(form)
+        assert FlipProcessor(extractor).render(records) == FlipProcessor(extractor).render(arrow) == texts
+
+
+@run(100)
+@given(WHOLE, st.permutations(range(7)))
+def test_a_whole_number_is_one_value_in_every_type_and_no_boolean(number, order):
+    extractor = FlipFeatureExtractor.fit({"x": [number, "other", True, False, f"{number}.0"]})
+    same = [
+        number,
+        float(number),
+        str(number),
+        np.int64(number),
+        np.float64(number),
+        f" {number}\n",
+        str(number).encode(),
+    ]
+    ids = extractor({"x": [same[k] for k in order]})[:, 0]
+    assert set(ids.tolist()) == {int(extractor({"x": [str(number)]})[0, 0])}
+    true, point = extractor({"x": [True, f"{number}.0"]})[:, 0]
+    assert len({int(ids[0]), int(true), int(point)}) == 3
+    assert extractor.decode([ids[0], true, point]) == [str(number), "True", f"{number}.0"]
+
+
+@run(100)
+@given(
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=30),
+    st.lists(st.floats(allow_nan=False), min_size=2, max_size=10),
+    st.sampled_from([{}, {"num_buckets": 1}, {"num_buckets": 3}, {"bucketing": "log"}, {"edges": [-1.0, 0.0, 2.5]}]),
+)
+def test_buckets_are_in_the_order_of_numbers(train, others, options):
+    extractor = FlipFeatureExtractor.fit({"x": train}, field_options={"x": {"kind": "numeric", **options}})
+    ordered = sorted(others + train)
+    ids = extractor({"x": ordered})[:, 0]
+    assert (np.diff(ids) >= 0).all() and ids.min() >= 4
+    np.testing.assert_array_equal(extractor({"x": [repr(x) for x in ordered]})[:, 0], ids)
+    if options.get("num_buckets"):
+        assert extractor.num_features - 4 <= options["num_buckets"]
