@@ -284,7 +284,10 @@ class AgeField(NumericField):
     def age_text(self, age: float) -> str | None:
         if math.isnan(age):
             return None
-        return format(age, self.text_format) if self.text_format else f"{number_text(float(round(age)))} days"
+        if self.text_format:
+            return format(age, self.text_format)
+        days = number_text(float(round(age)))
+        return f"{days} day" if days == "1" else f"{days} days"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,7 +270,7 @@ def test_ages_are_days_and_may_be_negative():
     np.testing.assert_array_equal(numbers[indices], [1.0, 0.5, math.nan, -3.0, math.nan])
     assert not unreadable.any()
     assert [field.age_text(age) for age in (1.0, 0.2, math.nan, -3.0, 40.6)] == [
-        "1 days", "0 days", None, "-3 days", "41 days",
+        "1 day", "0 days", None, "-3 days", "41 days",
     ]  # fmt: skip
     assert AgeField(name="a", text_format=".1f").age_text(0.25) == "0.2"
     numbers, _ = AgeField(name="a").numbers(["1970-01-03T01:59", None, -1])
