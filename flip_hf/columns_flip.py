@@ -234,7 +234,10 @@ def read_labels(column: Any, name: str) -> np.ndarray:
         ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
         TypeError: if labels are lists.
     """
-    values = as_list(column) if hasattr(column, "__len__") and not isinstance(column, str | bytes) else [column]
+    if is_arrow(column) and not column.null_count and str(column.type).startswith(("int", "uint", "float", "bool")):
+        values: Any = np.asarray(column)  # ten million labels are no list of Python numbers
+    else:
+        values = as_list(column) if hasattr(column, "__len__") and not isinstance(column, str | bytes) else [column]
     array = np.asarray(values)
     if array.ndim > 1:
         raise TypeError(f"column {name!r} holds lists ({str(values[0])[:60]}) and not one label, 0 or 1, per row")
@@ -243,8 +246,9 @@ def read_labels(column: Any, name: str) -> np.ndarray:
     array = array.astype(np.float64)
     wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
     if len(wrong):
+        label = as_list(values)[int(wrong[0])]
         raise ValueError(
-            f"label {values[int(wrong[0])]!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
+            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
             "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
         )
     return array.astype(np.float32)

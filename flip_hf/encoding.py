@@ -119,6 +119,9 @@ def prepare_dataset(
     """
     has_statistics = processor.feature_extractor.has_label_statistics
     if isinstance(dataset, dict):
+        empty = [name for name, split in dataset.items() if hasattr(split, "__len__") and not len(split)]
+        if empty:
+            raise ValueError(f"{empty[0]} has no rows: there is nothing to encode")
         return type(dataset)(
             {
                 name: prepare_dataset(

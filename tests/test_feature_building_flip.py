@@ -154,7 +154,7 @@ def test_ages_count_from_the_newest_training_row_and_recent_days_are_told_apart(
     ids = extractor({"seen": days})[:, 0]
     assert len(set(ids.tolist())) == 31 and (np.diff(ids) < 0).all()
     assert extractor.decode([4, 5, extractor.num_features - 1]) == ["below 1", "1 to below 2", "from 30"]
-    assert extractor.value_text(0, "2024-05-30") == "1 days" and extractor.value_text(0, None) is None
+    assert extractor.value_text(0, "2024-05-30") == "1 day" and extractor.value_text(0, None) is None
     assert extractor({"seen": ["2025-01-01", "1969-01-01", None]})[:, 0].tolist() == [4, extractor.num_features - 1, 3]
     assert extractor.feature_counts[4:].tolist() == [1] * 31
 

@@ -38,7 +38,7 @@ def test_the_code_of_the_fields_page_runs():
             exec(compile(block, "fields.md", "exec"), names)
     assert len(blocks) == 2 and names["feature_ids"].shape == (4, 11)
     fields, values = printed.getvalue().splitlines()
-    assert "'shown_hour', 'shown_weekday', 'description', 'device', 'user_id_frequency', 'user_id_label_mean'" in fields
+    assert "'shown_weekday', 'description', 'device', 'user_id_frequency', 'user_id_label_mean'" in fields
     assert values.startswith("['u1', '[MISSING]', '[MISSING]', '[PAD]', 'b', 'c', '21', 'Saturday', 'hash ")
 
 
