@@ -26,6 +26,7 @@ from transformers.utils import cached_file, logging
 
 from .columns_flip import CodedColumn, as_columns, batches
 from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
+from .describe_flip import describe_rows
 from .feature_building_flip import FeatureBuilder, FeatureList, most_frequent, statistics, value_hashes
 from .feature_counts_flip import NUM_FOLDS, FeatureCounts, ValueCounts, code_columns, hash_buckets, row_folds
 from .fields_flip import (
@@ -37,7 +38,7 @@ from .fields_flip import (
     StatisticField,
     field_from_dict,
 )
-from .report_flip import FlipReport, describe_rows
+from .report_flip import FlipReport
 
 
 logger = logging.get_logger(__name__)

@@ -22,9 +22,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
 
 from .columns_flip import CodedColumn, as_columns, code_values, read_labels
+from .describe_flip import describe_rows
 from .feature_extraction_flip import FlipFeatureExtractor
 from .fields_flip import AgeField, DatePartField
-from .report_flip import FlipReport, describe_rows
+from .report_flip import FlipReport
 
 
 logger = logging.get_logger(__name__)

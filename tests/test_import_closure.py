@@ -27,16 +27,17 @@ TRAVELLING = {
     "feature_counts_flip",
     "feature_building_flip",
     "report_flip",
+    "describe_flip",
     "feature_extraction_flip",
     "processing_flip",
 }
 ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(sys.stdlib_module_names)
 # a module may import those of the rows above its own
 ORDER = [
-    {"configuration_flip", "values_flip"},
+    {"configuration_flip", "values_flip", "report_flip"},
     {"tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
     {"modeling_flip_tabular", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
-    {"feature_counts_flip", "report_flip"},
+    {"feature_counts_flip", "describe_flip"},
     {"feature_building_flip"},
     {"feature_extraction_flip"},
     {"processing_flip"},

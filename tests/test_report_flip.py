@@ -16,10 +16,19 @@ import pytest
 from conftest import WORDS, make_table
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, columns_flip, report_flip
+from flip_hf import (
+    FlipConfig,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipProcessor,
+    columns_flip,
+    describe_flip,
+    report_flip,
+)
+from flip_hf.describe_flip import describe_rows
 from flip_hf.metrics import auc
 from flip_hf.model_card import write_model_card
-from flip_hf.report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, describe_rows
+from flip_hf.report_flip import FieldReport, FlipReport, FrequentValue, SplitReport
 
 
 SIX_ROWS = {
@@ -129,9 +138,9 @@ def test_a_label_is_never_predicted_from_itself():
 def test_the_auc_is_that_of_means_over_the_other_folds(monkeypatch):
     rows = table(400)
     rows["label"] = [int(user < "105" or k % 5 == 0) for k, user in enumerate(rows["user_id"])]
-    counts, row_folds = report_flip._count_by_fold, []
+    counts, row_folds = describe_flip._count_by_fold, []
     monkeypatch.setattr(
-        report_flip,
+        describe_flip,
         "_count_by_fold",
         lambda indices, folds, clicks, size: row_folds.append(folds) or counts(indices, folds, clicks, size),
     )
@@ -188,7 +197,7 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
         "generated stream": IterableDataset.from_generator(lambda: iter(whole), features=whole.features),
     }
     monkeypatch.setattr(columns_flip, "BATCH_SIZE", 64)
-    monkeypatch.setattr(report_flip, "_TEXT_BATCH_SIZE", 37)
+    monkeypatch.setattr(describe_flip, "_TEXT_BATCH_SIZE", 37)
     for name, form in forms.items():
         assert describe_rows(extractor, form, processor) == expected, name
     batches = iter([whole[:10], whole[10:11], whole[11:]])
@@ -225,11 +234,11 @@ def test_very_many_values_are_estimated_the_same_in_any_batches(monkeypatch):
     extractor = FlipFeatureExtractor.fit(rows)
     exact = describe_rows(extractor, rows).fields[0]
     assert (exact.num_distinct, exact.is_estimate) == (values.nunique(), False)
-    monkeypatch.setattr(report_flip, "_MAX_VALUES", 4096)
-    monkeypatch.setattr(report_flip, "_NUM_FREQUENT_KEPT", 64)
+    monkeypatch.setattr(describe_flip, "_MAX_VALUES", 4096)
+    monkeypatch.setattr(describe_flip, "_NUM_FREQUENT_KEPT", 64)
     estimates = []
     for size in (100_000, 9_999, 500):
-        monkeypatch.setattr(report_flip, "_BATCH_SIZE", size)
+        monkeypatch.setattr(describe_flip, "_BATCH_SIZE", size)
         estimates.append(describe_rows(extractor, rows))
         assert "~" in str(estimates[-1])
     assert estimates[0].fields == estimates[1].fields == estimates[2].fields
@@ -240,12 +249,12 @@ def test_very_many_values_are_estimated_the_same_in_any_batches(monkeypatch):
 
 
 def test_the_sample_of_values_does_not_depend_on_when_it_was_taken(monkeypatch):
-    monkeypatch.setattr(report_flip, "_MAX_VALUES", 1000)
-    monkeypatch.setattr(report_flip, "_NUM_FREQUENT_KEPT", 8)
+    monkeypatch.setattr(describe_flip, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(describe_flip, "_NUM_FREQUENT_KEPT", 8)
     for total in range(1200, 4000, 400):
         found = []
         for size in (total, 100):
-            counts = report_flip._ValueCounts()
+            counts = describe_flip._ValueCounts()
             for first in range(0, total, size):
                 counts.add([f"v{k}" for k in range(first, first + size)], np.ones((size, 5, 2), np.int64))
             counts.finish()
@@ -255,9 +264,9 @@ def test_the_sample_of_values_does_not_depend_on_when_it_was_taken(monkeypatch):
 
 
 def test_holes_weigh_as_much_beside_a_sample_of_the_values_as_beside_all(monkeypatch):
-    monkeypatch.setattr(report_flip, "_MAX_VALUES", 1000)
-    monkeypatch.setattr(report_flip, "_NUM_FREQUENT_KEPT", 8)
-    counts = report_flip._ValueCounts()
+    monkeypatch.setattr(describe_flip, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(describe_flip, "_NUM_FREQUENT_KEPT", 8)
+    counts = describe_flip._ValueCounts()
     batch = np.zeros((501, 5, 2), np.int64)
     batch[:, 0, 0] = [*[1] * 500, 500]
     for first in range(0, 20_000, 500):
@@ -331,7 +340,7 @@ def test_text_stays_on_its_lines_and_in_its_columns():
     "share, shown", [(0.0, "0%"), (1.0, "100%"), (1e-6, "<0.1%"), (0.9999, ">99.9%"), (0.125, "12.5%")]
 )
 def test_a_small_share_is_not_shown_as_none(share, shown):
-    assert report_flip._share(share) == shown
+    assert report_flip.percent(share) == shown
 
 
 def test_examples_of_values_can_be_left_out():
