@@ -421,17 +421,18 @@ class _Judge:
         for name, split in self.splits.items():
             num_values = split.num_ids[number] - split.missing[number]  # which a field of text alone has none of
             share = split.unseen[number] / num_values if num_values > 0 else 0.0
+            where = self.rows_of(name)
             if isinstance(split.fields[number], NumericField):
                 if share > _MANY_UNREADABLE:
                     yield (
-                        f"{one.name}: {percent(share)} of its values in {self.rows_of(name)} are no numbers. Clean "
-                        f'the column, or read it as categories: field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
+                        f"{one.name}: {percent(share)} of its values in {where} are no numbers. Clean the "
+                        f'column, or read it as categories: field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
                     )
             elif share > _MOSTLY_UNSEEN:
                 remedy = "lower min_frequency" if split is self.main else "split the rows in another way"
                 yield (
-                    f"{one.name}: {percent(share)} of its values in {self.rows_of(name)} are not in the vocabulary, "
-                    f"so their ids say nothing. Add them (extractor.extend), {remedy}, or give the field to the language "
+                    f"{one.name}: {percent(share)} of its values in {where} are not in the vocabulary, so "
+                    f"their ids say nothing. Add them (extractor.extend), {remedy}, or give the field to the language "
                     f"model alone: {_to_text(one.name)}"
                 )
 
