@@ -83,6 +83,18 @@ def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.nda
     return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
 
 
+def _packed(values: Iterable[str]) -> dict[str, np.ndarray]:
+    encoded = [value.encode() for value in values]
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "lengths": lengths}
+
+
+def _unpacked(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    content, ends = arrays["bytes"].tobytes(), np.cumsum(arrays["lengths"])
+    starts = ends - arrays["lengths"]
+    return [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
 class ValueCounts:
     """Values of a vocabulary. `None` is a missing value; of a multivalued field, a row without values."""
 
@@ -109,19 +121,14 @@ class ValueCounts:
             self.counts[value] = self.counts.get(value, 0) + count
 
     def arrays(self) -> dict[str, np.ndarray]:
-        values = [value.encode() for value in self.counts if value is not None]
         return {
-            "bytes": np.frombuffer(b"".join(values) or b"\0", np.uint8),
-            "lengths": np.array([len(value) for value in values], np.int64),
+            **_packed(value for value in self.counts if value is not None),
             "counts": np.array([count for value, count in self.counts.items() if value is not None], np.int64),
             "rest": np.array([self.counts.get(None, 0), self.longest], np.int64),
         }
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        content, ends = arrays["bytes"].tobytes(), np.cumsum(arrays["lengths"])
-        starts = ends - arrays["lengths"]
-        values = [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        self.counts = dict(zip(values, arrays["counts"].tolist(), strict=True))
+        self.counts = dict(zip(_unpacked(arrays), arrays["counts"].tolist(), strict=True))
         missing, self.longest = arrays["rest"].tolist()
         if missing:
             self.counts[None] = missing
@@ -260,19 +267,14 @@ class LabelCounts:
         return np.where((rows >= 0)[:, None, None], self.sums[rows], 0)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        values = [value.encode() for value in self.rows]
         return {
-            "bytes": np.frombuffer(b"".join(values) or b"\0", np.uint8),
-            "lengths": np.array([len(value) for value in values], np.int64),
-            "sums": np.ascontiguousarray(self.sums[: len(values)]),
+            **_packed(self.rows),
+            "sums": np.ascontiguousarray(self.sums[: len(self.rows)]),
             "totals": self.totals,
         }
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        content, ends = arrays["bytes"].tobytes(), np.cumsum(arrays["lengths"])
-        starts = ends - arrays["lengths"]
-        values = [content[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        self.rows = {value: row for row, value in enumerate(values)}
+        self.rows = {value: row for row, value in enumerate(_unpacked(arrays))}
         self.sums = np.concatenate([arrays["sums"], np.zeros((64, NUM_FOLDS, 2), np.int64)])
         self.totals = arrays["totals"].copy()
 
