@@ -41,8 +41,8 @@ class FlipConfig(PreTrainedConfig):
     Args:
         fields (`list[dict]`): one entry per field, in order: `name` (`str`), `kind` (`str`, as the extractor names
             it), `num_slots` (`int`, how many columns of `feature_ids` the field takes: 1, more for a multivalued
-            field, none for one of text alone), and `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued
-            field.
+            field, none for one of text alone), `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued field,
+            and `hash_buckets` of a hashed one.
         num_features (`int`): N, size of the global id space, reserved ids included.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of

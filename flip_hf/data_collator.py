@@ -147,10 +147,7 @@ class DataCollatorForFlipPreTraining:
         extractor = self.processor.feature_extractor
         slot_fields = np.asarray(extractor.slot_fields)
         num_fields = extractor.num_fields
-        # the field that a field is a statistic of, or -1: these are never asked for
-        sources = np.array(
-            [extractor.field_names.index(spec["source"]) if "source" in spec else -1 for spec in extractor.field_specs]
-        )
+        sources = extractor.statistic_sources  # a statistic is never asked for
 
         batch = _text_columns(rows, self.processor, self.pad_to_multiple_of)
         token_field_ids = _pad(rows, "token_field_ids", -1, self.pad_to_multiple_of)

@@ -128,6 +128,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return [index for index, field in enumerate(self.fields) if field.view != "tabular"]
 
     @property
+    def statistic_sources(self) -> np.ndarray:
+        """For each field `(F,)` the field that it is a statistic of, or -1. Whoever hides a field hides these too."""
+        names = self.field_names
+        sources = [names.index(field.source) if isinstance(field, StatisticField) else -1 for field in self.fields]
+        return np.array(sources, np.int64)
+
+    @property
     def has_label_statistics(self) -> bool:
         """Whether training rows have to be encoded out of fold (`out_of_fold=True`)."""
         return any(isinstance(field, StatisticField) for field in self.fields)

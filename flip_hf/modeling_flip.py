@@ -259,10 +259,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         extractor = processor.feature_extractor
         if processor.tokenizer is None or processor.tokenizer.mask_token_id is None:
             raise ValueError("the processor's tokenizer has no mask token: the value of a new id cannot be hidden")
-        first = self.config.num_features
-        self.resize_feature_embeddings(processor)
         if features is None:
-            features = np.arange(first, extractor.num_features)
+            features = np.arange(self.config.num_features, extractor.num_features)
         features = np.asarray(features, np.int64)
         if not len(features):
             raise ValueError(

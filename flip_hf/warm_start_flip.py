@@ -80,6 +80,8 @@ def warm_start(
                 ids[:, slot_fields == field] = np.where(
                     ids[:, slot_fields == field] == PAD_FEATURE_ID, PAD_FEATURE_ID, MASK_FEATURE_ID
                 )
+                for statistic in np.flatnonzero(extractor.statistic_sources == field).tolist():
+                    ids[:, slot_fields == statistic] = extractor.missing_id(statistic)
                 texts = [slice(begin, end) for begin, end in zip(starts[part], ends[part], strict=True)]
                 tokens, attention_mask = _hidden_texts(processor, encoded, texts, field)
                 scores = _scores(model, ids, tokens, attention_mask, field, candidates)

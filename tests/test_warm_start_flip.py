@@ -12,9 +12,11 @@ from flip_hf import (
     FlipConfig,
     FlipCTRArguments,
     FlipCTRTrainer,
+    FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
     FlipModel,
+    FlipProcessor,
     FlipTabularModel,
     prepare_dataset,
 )
@@ -214,3 +216,20 @@ def test_every_model_with_an_id_tower_grows(processor, extended):
         ids = extended(NEW_ROWS, text=False, return_tensors="pt")["feature_ids"]
         model(feature_ids=ids)
         assert model.config.num_features == extended.feature_extractor.num_features
+
+
+def test_a_statistic_of_the_hidden_value_is_hidden_as_well(splits, tokenizer, text_model_dir):
+    options = {"item_id": {"statistics": ["frequency"]}}
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
+    processor = FlipProcessor(extractor, tokenizer, max_length=64)
+    torch.manual_seed(0)
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+    extractor.extend(NEW_ROWS)
+    assert extractor.statistic_sources.tolist() == [-1, -1, -1, -1, -1, 2]
+    read, tabular = [], model.flip.tabular.forward
+    model.flip.tabular.forward = lambda feature_ids: (read.append(feature_ids), tabular(feature_ids))[1]
+    model.warm_start_features(processor, NEW_ROWS)
+    hides_item = [bool((ids[:, 2] == 1).all()) for ids in read]
+    assert sum(hides_item) == 1 and len(read) == 3  # a batch for each of the fields that grew
+    for ids, hidden in zip(read, hides_item, strict=True):
+        assert bool((ids[:, 5] == extractor.missing_id(5)).all()) == hidden
