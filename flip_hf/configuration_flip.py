@@ -52,6 +52,8 @@ class FlipConfig(PreTrainedConfig):
         backbone (`str`): body of the tabular tower, a key of `TABULAR_BACKBONES`.
         backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class; what is
             absent takes that class's default, an unknown name is refused when the model is built.
+        use_first_order (`bool`): the ID tower's logit has the first-order term, a weight of its own for every feature
+            (as FLIP's towers have; the papers of DCN, PNN and others do without).
         feature_embedding_size (`int`): size of one feature's embedding (32 in the paper).
         tabular_initializer_range (`float`): standard deviation of embeddings and DNN weights of the tabular tower.
         initializer_range (`float`): standard deviation of the heads' linear layers.
@@ -100,6 +102,7 @@ class FlipConfig(PreTrainedConfig):
 
     backbone: str = "dcnv2"
     backbone_config: dict[str, Any] | None = None
+    use_first_order: bool = True
     feature_embedding_size: int = 32
     tabular_initializer_range: float = 0.05
     initializer_range: float = 0.02

@@ -235,7 +235,7 @@ def list_config(**overrides) -> FlipConfig:
         vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
     sizes = {"mtm_embedding_size": 3, "num_noise_features": 4, "icl_projection_size": 5, "feature_embedding_size": 4}
-    backbone = {"backbone_config": {"dnn_hidden_sizes": [6]}, **sizes, **overrides}
+    backbone = {"backbone_config": {"dnn_hidden_units": [6]}, **sizes, **overrides}
     # 0 pad, 1 mask, 2 to 7 unseen and missing, 8 and 9 of a, 10 to 12 of b
     return FlipConfig(fields=LIST_FIELDS, num_features=13, text_config=text_config, **backbone)
 

@@ -15,7 +15,9 @@ import flip_hf
 PACKAGE = Path(flip_hf.__file__).parent
 TRAVELLING = {
     "configuration_flip",
+    "slot_layers_flip",
     "tabular_layers_flip",
+    "tabular_backbones_flip",
     "alignment_layers_flip",
     "modeling_flip_base",
     "modeling_flip_tabular",
@@ -35,9 +37,9 @@ ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(
 # a module may import those of the rows above its own
 ORDER = [
     {"configuration_flip", "values_flip", "report_flip"},
-    {"tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
-    {"modeling_flip_tabular", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
-    {"feature_counts_flip", "describe_flip"},
+    {"slot_layers_flip", "tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
+    {"tabular_backbones_flip", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
+    {"modeling_flip_tabular", "feature_counts_flip", "describe_flip"},
     {"feature_building_flip"},
     {"feature_extraction_flip"},
     {"processing_flip"},

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
 from flip_hf.configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
-from flip_hf.modeling_flip_tabular import TABULAR_BACKBONES, FlipTabularOutput
+from flip_hf.modeling_flip_tabular import FlipTabularOutput
+from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
 BACKBONES = ("dcnv2", "autoint", "deepfm")
@@ -73,7 +74,7 @@ def test_defaults_are_the_settings_of_the_release():
 
 
 def test_backbone_config_sets_hyper_parameters_and_survives_a_folder(tmp_path):
-    options = {"cross_form": "matrix", "num_cross_layers": 3, "dnn_hidden_sizes": (7,), "dnn_dropout_prob": 0.5}
+    options = {"use_low_rank_mixture": False, "num_cross_layers": 3, "dnn_hidden_units": (7,), "dnn_dropout": 0.5}
     model = make_model("dcnv2", backbone_config=options)
     assert [tuple(layer.weight.shape) for layer in model.backbone.cross] == [(96, 96)] * 3
     assert model.hidden_size == 96 + 7
@@ -148,7 +149,7 @@ def test_without_logit_layers_the_vector_is_the_same_and_what_only_the_logit_rea
     ("backbone", "backbone_config"),
     [
         ("dcnv2", {}),
-        ("dcnv2", {"cross_form": "matrix"}),
+        ("dcnv2", {"use_low_rank_mixture": False}),
         ("autoint", {}),
         ("autoint", {"use_residual": False}),
         ("deepfm", {}),
@@ -316,7 +317,7 @@ def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
 
 @pytest.mark.parametrize(
     ("backbone", "backbone_config"),
-    [("dcnv2", {}), ("dcnv2", {"cross_form": "matrix"}), ("autoint", {}), ("deepfm", {})],
+    [("dcnv2", {}), ("dcnv2", {"use_low_rank_mixture": False}), ("autoint", {}), ("deepfm", {})],
 )
 def test_a_folder_gives_the_same_model_back(backbone, backbone_config, tmp_path):
     model = make_model(backbone, backbone_config=backbone_config).eval()
@@ -358,13 +359,17 @@ def test_an_unknown_backbone_is_answered_with_the_list():
 @pytest.mark.parametrize(
     ("backbone", "hyper_parameter", "known"),
     [
-        ("dcnv2", "rank", "cross_form, num_cross_layers, low_rank, num_experts, dnn_hidden_sizes, dnn_dropout_prob"),
+        (
+            "dcnv2",
+            "rank",
+            "use_low_rank_mixture, num_cross_layers, low_rank, num_experts, dnn_hidden_units, dnn_dropout",
+        ),
         (
             "autoint",
             "low_rank",
-            "num_attention_layers, num_attention_heads, use_residual, dnn_hidden_sizes",
+            "attention_layers, num_heads, use_residual, dnn_hidden_units",
         ),
-        ("deepfm", "config", "dnn_hidden_sizes, dnn_dropout_prob"),
+        ("deepfm", "config", "dnn_hidden_units, dnn_dropout"),
     ],
 )
 def test_an_unknown_hyper_parameter_is_answered_with_the_list(backbone, hyper_parameter, known):
@@ -373,9 +378,17 @@ def test_an_unknown_hyper_parameter_is_answered_with_the_list(backbone, hyper_pa
         FlipTabularModel(config)
 
 
-def test_an_unknown_cross_form_is_refused():
-    with pytest.raises(ValueError, match="cross_form='vector' is not one of mixture, matrix"):
-        make_model(backbone_config={"cross_form": "vector"})
+def test_settings_of_the_mixture_are_refused_without_it():
+    with pytest.raises(ValueError, match="low_rank=8 and num_experts=None are of the mixture"):
+        make_model(backbone_config={"use_low_rank_mixture": False, "low_rank": 8})
+
+
+def test_without_a_first_order_term_the_logit_is_linear_in_the_vector_and_deepfm_keeps_its_own():
+    model, ids = make_model(use_first_order=False).double(), make_ids()
+    assert model.first_order is None
+    vector, logit = model(ids)
+    torch.testing.assert_close(logit, vector @ model.logit.weight[0] + model.logit.bias, rtol=1e-9, atol=1e-9)
+    assert make_model("deepfm", use_first_order=False).first_order is not None
 
 
 def test_a_configuration_without_fields_is_refused():

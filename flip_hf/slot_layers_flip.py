@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the columns of `feature_ids` to one embedding per field: what happens before any backbone sees a row.
+
+Letters: B rows, F fields that have slots, S slots (columns of `feature_ids`), D size of one field's embedding.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_flip import NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID, FlipConfig
+
+
+class IdDropout(nn.Module):
+    """
+    In training, replaces a share of the ids by their field's id for unseen values, so that this id means something
+    when a value is new: `(B, S)` -> `(B, S)`. Numbers and statistics stay: they are never unseen. Nor is what is
+    hashed.
+    """
+
+    def __init__(self, config: FlipConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("unseen_ids", self._unseen_ids(), persistent=False)
+
+    def _unseen_ids(self) -> torch.Tensor:
+        """Of each slot `(S,)`; 0 where nothing is replaced."""
+        fields = self.config.fields
+        return torch.tensor(
+            [
+                NUM_SHARED_FEATURE_IDS + 2 * field
+                if fields[field]["kind"] in ("categorical", "multivalued") and not fields[field].get("hash_buckets")
+                else 0
+                for field in self.config.slot_fields
+            ],
+            dtype=torch.long,
+        )
+
+    def init_weights(self) -> None:
+        """A buffer that no folder holds comes out of from_pretrained as whatever was in memory."""
+        init.copy_(self.unseen_ids, self._unseen_ids())
+
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.config.id_dropout:
+            return feature_ids
+        dropped = torch.rand(feature_ids.shape, device=feature_ids.device) < self.config.id_dropout
+        dropped &= (feature_ids >= self.config.num_reserved_features) & (self.unseen_ids > 0)
+        return torch.where(dropped, self.unseen_ids.to(feature_ids.dtype), feature_ids)
+
+
+class SlotPooling(nn.Module):
+    """
+    Several slots of a multivalued field -> one embedding, padding left out: their mean, their sum, or their mean with
+    weights softmax_s(<e_s, q_f> / sqrt(D)) and a query q_f learnt for the field. A field of one slot is that slot; a
+    field whose slots are all padding is 0.
+    """
+
+    def __init__(self, config: FlipConfig):
+        super().__init__()
+        self.config = config
+        self.num_fields = len(config.tabular_fields)
+        for name, values in self._layout().items():
+            self.register_buffer(name, values, persistent=False)
+        has_attention = any(field.get("pooling") == "attention" for field in config.fields)
+        self.queries = (
+            nn.Parameter(torch.zeros(self.num_fields, config.feature_embedding_size)) if has_attention else None
+        )
+
+    def _layout(self) -> dict[str, torch.Tensor]:
+        """Of each slot `(S,)`: its field, counted among those that have slots, and how that is pooled."""
+        config = self.config
+        positions = {field: position for position, field in enumerate(config.tabular_fields)}
+        poolings = [config.fields[field].get("pooling", "mean") for field in config.slot_fields]
+        return {
+            "slot_fields": torch.tensor([positions[field] for field in config.slot_fields], dtype=torch.long),
+            "is_sum": torch.tensor([pooling == "sum" for pooling in poolings]),
+            "is_attention": torch.tensor([pooling == "attention" for pooling in poolings]),
+        }
+
+    def init_weights(self) -> None:
+        """Buffers that no folder holds come out of from_pretrained as whatever was in memory."""
+        for name, values in self._layout().items():
+            init.copy_(getattr(self, name), values)
+        if self.queries is not None:
+            init.zeros_(self.queries)  # attention starts as the mean
+
+    def weights(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, S, D)` and `(B, S)` -> weight of each slot in its field `(B, S)`."""
+        is_real = feature_ids != PAD_FEATURE_ID
+        raw = is_real.to(embeddings.dtype)
+        if self.queries is not None:
+            scores = (embeddings * self.queries[self.slot_fields]).sum(-1) / embeddings.shape[-1] ** 0.5
+            scores = scores.masked_fill(~is_real, torch.finfo(scores.dtype).min)
+            highest = scores.new_full((len(scores), self.num_fields), torch.finfo(scores.dtype).min)
+            highest = highest.scatter_reduce(1, self.slot_fields.expand_as(scores), scores.detach(), "amax")
+            attention = (scores - highest[:, self.slot_fields]).exp() * raw
+            raw = torch.where(self.is_attention, attention, raw)
+        totals = self._sum(raw).clamp(min=torch.finfo(raw.dtype).tiny)[:, self.slot_fields]
+        return torch.where(self.is_sum, raw, raw / totals)
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Over the slots of each field: `(B, S, ...)` -> `(B, F, ...)`."""
+        shape = (len(values), self.num_fields, *values.shape[2:])
+        return values.new_zeros(shape).index_add(1, self.slot_fields, values)
+
+    def forward(
+        self, embeddings: torch.Tensor, first_order: torch.Tensor | None, feature_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings `(B, S, D)` and first-order weights `(B, S)` of slots -> of fields, `(B, F, D)` and `(B, F)`."""
+        weights = self.weights(embeddings, feature_ids)
+        pooled = self._sum(embeddings * weights[:, :, None])
+        return pooled, None if first_order is None else self._sum(first_order * weights)
