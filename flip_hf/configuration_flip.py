@@ -22,12 +22,31 @@ MODES = ("tabular", "text", "joint")
 TEXT_POOLINGS = ("cls", "mean")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NOISES = ("global", "field")
+TEXT_MASK_LEVELS = ("field", "token")
+FUSIONS = ("alpha", "gate", "stack")
 
 # Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`,
 # `missing_id`).
 PAD_FEATURE_ID = 0
 MASK_FEATURE_ID = 1
 NUM_SHARED_FEATURE_IDS = 2
+
+
+def check_masks(settings: Any) -> None:
+    """
+    Raises `ValueError` for mask settings (of a configuration or a collator) that contradict one another.
+    """
+    together = settings.share_field_masks or settings.hide_target_in_text
+    if settings.text_mask_level == "token" and together:
+        raise ValueError(
+            'text_mask_level="token" hides no whole fields, so share_field_masks and hide_target_in_text have no '
+            'meaning with it: take text_mask_level="field"'
+        )
+    if settings.text_passes == 1 and settings.share_field_masks and not settings.hide_target_in_text:
+        raise ValueError(
+            "text_passes=1 asks the ids of no field that is hidden in the text, and share_field_masks hides the same "
+            "fields in both: nothing would be asked. Take text_passes=2, or hide_target_in_text=True"
+        )
 
 
 class FlipConfig(PreTrainedConfig):
@@ -61,6 +80,13 @@ class FlipConfig(PreTrainedConfig):
             computed.
         text_mask_ratio, feature_mask_ratio (`float`): share of the fields masked in a row's text and in its ids; at
             least one field is masked.
+        text_mask_level (`str`): what is hidden in the text as one: a `"field"` (all tokens of its value), or a
+            `"token"` of any value (`text_mask_ratio` of a row's value tokens).
+        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): a curriculum: the ratios move in equal
+            steps from those above to these, over all steps of the training.
+        text_passes (`int`): 2, as the paper has it: MLM reads the masked text, MTM and ICL the clean one. With 1 the
+            masked text is read once and serves all three at about half the cost; a field that is hidden in it is not
+            asked of it.
         share_field_masks (`bool`): both views mask the same fields.
         hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
             among those hidden in it, so that the rest of the row must explain them. Implies `share_field_masks`.
@@ -75,7 +101,13 @@ class FlipConfig(PreTrainedConfig):
         icl_normalize (`bool`): L2-normalise both projections first.
         id_dropout (`float`): in training, the share of ids of categorical and multivalued fields that are replaced by
             their field's id for unseen values, which no training row has and which would stay untrained otherwise.
-        alpha_init (`float`): stage 2, initial weight of the tabular logit in the joint logit.
+        fusion (`str`): stage 2, how the joint logit is made of both towers: `"alpha"`, one learnable weight between
+            their logits (the paper); `"gate"`, a weight per row, sigmoid of a linear function of both vectors;
+            `"stack"`, an MLP with one hidden layer on both vectors.
+        alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
+        fusion_hidden_size (`int`): of the MLP of `fusion="stack"`.
+        tabular_bce_weight, text_bce_weight (`float`): weights of the towers' own losses beside that of the joint
+            logit (1 each in the paper; a term of weight 0 is not computed).
         l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
             tables, added to the training loss (never to `eval_loss`).
 
@@ -90,7 +122,7 @@ class FlipConfig(PreTrainedConfig):
         }
     else:
         sub_configs = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference = ["tabular_logits", "text_logits"]
+    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights"]
 
     fields: list[dict[str, Any]] | None = None
     num_features: int = 2
@@ -113,6 +145,10 @@ class FlipConfig(PreTrainedConfig):
     icl_weight: float = 1.0
     text_mask_ratio: float = 0.15
     feature_mask_ratio: float = 0.15
+    text_mask_level: str = "field"
+    final_text_mask_ratio: float | None = None
+    final_feature_mask_ratio: float | None = None
+    text_passes: int = 2
     share_field_masks: bool = False
     hide_target_in_text: bool = False
     mlm_dropout_prob: float = 0.2
@@ -126,7 +162,11 @@ class FlipConfig(PreTrainedConfig):
     icl_learnable_temperature: bool = False
     icl_normalize: bool = False
 
+    fusion: str = "alpha"
     alpha_init: float = 0.0
+    fusion_hidden_size: int = 128
+    tabular_bce_weight: float = 1.0
+    text_bce_weight: float = 1.0
     l2_coefficient: float = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -144,16 +184,25 @@ class FlipConfig(PreTrainedConfig):
             ("text_pooling", TEXT_POOLINGS),
             ("mtm_loss", MTM_LOSSES),
             ("mtm_noise", MTM_NOISES),
+            ("text_mask_level", TEXT_MASK_LEVELS),
+            ("text_passes", (1, 2)),
+            ("fusion", FUSIONS),
         ):
             if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(allowed)}")
-        for key in ("text_mask_ratio", "feature_mask_ratio"):
-            if not 0.0 < getattr(self, key) <= 1.0:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(map(str, allowed))}")
+        ratios = ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio")
+        for key in ratios:
+            if getattr(self, key) is not None and not 0.0 < getattr(self, key) <= 1.0:
                 raise ValueError(
                     f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out"
                 )
         if not 0.0 <= self.id_dropout < 1.0:
             raise ValueError(f"id_dropout={self.id_dropout!r} is not in [0, 1)")
+        weights = ("mlm_weight", "mtm_weight", "icl_weight", "tabular_bce_weight", "text_bce_weight")
+        for key in weights:
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)!r} is negative: the loss would be sought, not avoided")
+        check_masks(self)
         names = self.field_names
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")

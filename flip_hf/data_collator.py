@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_flip import MASK_FEATURE_ID, MODES, PAD_FEATURE_ID
+from .configuration_flip import MASK_FEATURE_ID, MODES, PAD_FEATURE_ID, TEXT_MASK_LEVELS, FlipConfig, check_masks
 from .processing_flip import FlipProcessor
 
 
@@ -115,6 +115,12 @@ class DataCollatorForFlipPreTraining:
         feature_mask_ratio (`float`): share of the F fields masked in the ids; 0 masks none.
         share_field_masks (`bool`): the two views mask the same fields (of those that both can mask).
         hide_target_in_text (`bool`): as above; the fields asked of the ids are hidden in the text.
+        text_mask_level (`str`): `"field"`, or `"token"`: max(1, int(n x `text_mask_ratio`)) of the n value tokens of a
+            row are hidden, whatever field they spell.
+        text_passes (`int`): with 1, fields of which anything is hidden in the text are not chosen in the ids (unless
+            `hide_target_in_text`): the model reads the masked text alone.
+        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): the ratios at the end of the training,
+            which `set_progress` moves towards.
         seed (`int`, *optional*): draws masks from the seed and the content of the batch, so that the same batch is
             masked the same way every time (evaluation). Without it they come from torch's generator.
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
@@ -130,17 +136,62 @@ class DataCollatorForFlipPreTraining:
     hide_target_in_text: bool = False
     seed: int | None = None
     pad_to_multiple_of: int = 1
+    text_mask_level: str = "field"
+    text_passes: int = 2
+    final_text_mask_ratio: float | None = None
+    final_feature_mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("text_mask_ratio", "feature_mask_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
+        for name in ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not 0.0 <= ratio <= 1.0:
+                raise ValueError(f"{name}={ratio!r} is not in [0, 1]")
+        if self.text_mask_level not in TEXT_MASK_LEVELS:
+            raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
+        check_masks(self)
+        # shared memory: worker processes that collate hear of the progress, too
+        self._progress = torch.zeros((), dtype=torch.float64).share_memory_()
         if self.text_mask_ratio and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
                 f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a "
                 "field: set tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in "
                 "the configuration; text_mask_ratio=0 for this collator)"
             )
+
+    @classmethod
+    def from_config(
+        cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any
+    ) -> "DataCollatorForFlipPreTraining":
+        """The masks that a model's configuration asks for; nothing is masked for a loss of weight 0."""
+        reads_masked_text = bool(config.mlm_weight) or config.hide_target_in_text
+        masked = {"text": reads_masked_text, "feature": bool(config.mtm_weight)}
+        settings: dict[str, Any] = {
+            name: getattr(config, name)
+            for name in ("share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes")
+        }
+        for view, is_masked in masked.items():
+            settings[f"{view}_mask_ratio"] = getattr(config, f"{view}_mask_ratio") if is_masked else 0.0
+            settings[f"final_{view}_mask_ratio"] = getattr(config, f"final_{view}_mask_ratio") if is_masked else None
+        return cls(processor, **{**settings, **kwargs})
+
+    @property
+    def has_curriculum(self) -> bool:
+        """Whether a ratio moves."""
+        return self.final_text_mask_ratio is not None or self.final_feature_mask_ratio is not None
+
+    def set_progress(self, progress: float) -> None:
+        """How much of the training is over, in [0, 1]: where the ratios stand between their first and final values."""
+        self._progress.fill_(min(max(progress, 0.0), 1.0))
+
+    def ratios(self) -> tuple[float, float]:
+        """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
+        progress = 1.0 if self.seed is not None else float(self._progress)
+        pairs = (
+            (self.text_mask_ratio, self.final_text_mask_ratio),
+            (self.feature_mask_ratio, self.final_feature_mask_ratio),
+        )
+        text, feature = (first if final is None else first + progress * (final - first) for first, final in pairs)
+        return text, feature
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         _need(rows, ["input_ids", "attention_mask", "token_field_ids", "feature_ids"])
@@ -167,15 +218,28 @@ class DataCollatorForFlipPreTraining:
         if self.share_field_masks or self.hide_target_in_text:
             in_text = in_ids = in_text & in_ids
             feature_keys = text_keys
-        text_fields = self._choose(text_keys, in_text, self.text_mask_ratio, len(extractor.text_fields))
+        text_ratio, feature_ratio = self.ratios()
+        hidden = np.zeros(token_field_ids.shape, bool)  # tokens of the text
+        if self.text_mask_level == "token":
+            num_value_tokens = (token_field_ids >= 0).sum(1, keepdims=True)  # (B, 1)
+            hidden = self._choose(
+                generator.random(hidden.shape), token_field_ids >= 0, text_ratio, num_value_tokens
+            )  # (B, T)
+            text_fields = np.zeros_like(in_text)
+            row, column = np.nonzero(hidden)
+            text_fields[row, token_field_ids[row, column]] = True
+        else:
+            text_fields = self._choose(text_keys, in_text, text_ratio, len(extractor.text_fields))
+        if self.text_passes == 1 and not self.hide_target_in_text:
+            in_ids = in_ids & ~text_fields
         num_maskable = int((sources[np.unique(slot_fields)] < 0).sum())
-        feature_fields = self._choose(feature_keys, in_ids, self.feature_mask_ratio, num_maskable)
+        feature_fields = self._choose(feature_keys, in_ids, feature_ratio, num_maskable)
         if self.hide_target_in_text:
             text_fields |= feature_fields
 
         # a chosen field loses all its value tokens, and all its ids
-        hidden = np.zeros(token_field_ids.shape, bool)
-        hidden[row_of_token, position] = text_fields[row_of_token, token_field_ids[row_of_token, position]]
+        if self.text_mask_level == "field":
+            hidden[row_of_token, position] = text_fields[row_of_token, token_field_ids[row_of_token, position]]
         batch["masked_input_ids"] = np.where(hidden, self.processor.tokenizer.mask_token_id or 0, batch["input_ids"])
         batch["feature_ids"] = feature_ids
         hidden_slots = feature_fields[:, slot_fields] & (feature_ids != PAD_FEATURE_ID)
@@ -193,15 +257,14 @@ class DataCollatorForFlipPreTraining:
         return np.random.default_rng([self.seed, int.from_bytes(content, "little")])
 
     @staticmethod
-    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num_fields: int) -> np.ndarray:
-        """Uniform choice of k = max(1, int(num_fields x ratio)) eligible fields of every row -> bool (B, F)."""
-        chosen = np.zeros(keys.shape, bool)
+    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num: int | np.ndarray) -> np.ndarray:
+        """Uniform choice of k = max(1, int(num x ratio)) eligible entries of every row -> bool, (B, F) or (B, T)."""
         if ratio == 0.0:
-            return chosen
-        count = max(1, int(num_fields * ratio))
-        smallest = np.argsort(np.where(eligible, keys, np.inf), axis=1)[:, :count]
-        np.put_along_axis(chosen, smallest, True, axis=1)
-        return chosen & eligible
+            return np.zeros(keys.shape, bool)
+        # a product that should be whole may come out a little below
+        count = np.maximum(1, np.floor(np.asarray(num) * ratio + 1e-9))  # () or (B, 1)
+        rank = np.argsort(np.argsort(np.where(eligible, keys, np.inf), axis=1), axis=1)
+        return (rank < count) & eligible
 
 
 __all__ = ["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"]

@@ -27,6 +27,7 @@ from .alignment_layers_flip import (
     slots_per_field,
 )
 from .configuration_flip import FlipConfig
+from .fusion_layers_flip import FlipFusion
 from .modeling_flip_base import FlipPreTrainedModel, build_text_model
 from .modeling_flip_tabular import FlipTabularModel
 from .warm_start_flip import warm_start
@@ -85,12 +86,15 @@ class FlipForCTROutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`): binary cross-entropy in nats, with `labels` alone; L2 in training.
         logits (`torch.FloatTensor` of shape `(batch_size,)`): log-odds of a click.
         tabular_logits, text_logits (`torch.FloatTensor` of shape `(batch_size,)`): the towers' own, in mode `"joint"`.
+        tabular_weights (`torch.FloatTensor` of shape `(batch_size,)`): in mode `"joint"`, the weight of the tabular
+            logit, that of the text's being what is left of 1; `None` with `fusion="stack"`.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     tabular_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
+    tabular_weights: torch.FloatTensor | None = None
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -185,7 +189,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
     """
     Stage 1 (FLIP, arXiv 2310.19453, modality alignment pre-training): masked language modelling with the help of the
     ids, masked tabular modelling with the help of the text, and instance contrast, in two passes of each tower: the
-    clean rows and the masked rows.
+    clean rows and the masked rows. With `config.text_passes=1` (not of the paper) the text tower reads the masked text
+    alone, which then answers for all three.
 
     A loss whose weight is 0 is not computed, nor is a pass that nothing needs.
     """
@@ -328,8 +333,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
         output = FlipForPreTrainingOutput()
 
         # --- the towers: clean and masked rows in one batch, 2B rows, unless nothing reads one of the two ---
-        clean_text = has_icl or (has_mtm and not config.hide_target_in_text)
-        masked_text = has_mlm or (has_mtm and config.hide_target_in_text)
+        one_text = config.text_passes == 1
+        clean_text = not one_text and (has_icl or (has_mtm and not config.hide_target_in_text))
+        masked_text = one_text or has_mlm or (has_mtm and config.hide_target_in_text)
         texts = [input_ids] * clean_text + [masked_input_ids] * masked_text
         states, _ = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
         states, masked_states = states[:size], states[-size:]  # (B, T, d_w) each
@@ -397,17 +403,19 @@ class FlipForCTR(FlipPreTrainedModel):
 
     - `"tabular"`, FLIP_ID: the ID tower and its own logit; no text tower is built, loaded or saved.
     - `"text"`, FLIP_PLM: the pooled text and a linear layer.
-    - `"joint"`, FLIP: alpha x logit_id + (1 - alpha) x logit_text, alpha one learnable scalar.
+    - `"joint"`, FLIP: alpha x logit_id + (1 - alpha) x logit_text, alpha one learnable scalar, or another
+      `config.fusion` of the two.
 
-    The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well; in
-    training plus `config.l2_coefficient` times the sum of squares of the tabular embedding tables.
+    The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well
+    (`config.tabular_bce_weight`, `config.text_bce_weight`); in training plus `config.l2_coefficient` times the sum of
+    squares of the tabular embedding tables.
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")
     _keys_to_ignore_on_load_unexpected = [
         r"^(mlm|mtm|icl)_head\.",
         r"^flip\.(text|tabular)\.",
-        r"^alpha$",
+        r"^fusion\.",
         r"^text_classifier\.",
     ]
     accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself: exact under gradient accumulation
@@ -418,7 +426,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.mode != "tabular":
             self.text_classifier = nn.Linear(config.text_config.hidden_size, 1)
         if config.mode == "joint":
-            self.alpha = nn.Parameter(torch.tensor(float(config.alpha_init)))
+            self.fusion = FlipFusion(config, self.flip.tabular.hidden_size)
         self.post_init()
 
     @classmethod
@@ -440,7 +448,7 @@ class FlipForCTR(FlipPreTrainedModel):
         return config
 
     def fresh_parameter_names(self) -> set[str]:
-        names = {name for name in self.state_dict() if name == "alpha" or name.startswith("text_classifier.")}
+        names = {name for name in self.state_dict() if name.startswith(("fusion.", "text_classifier."))}
         if self.flip.tabular is not None:
             with torch.device("meta"):
                 without = FlipTabularModel(self.config, add_logit_layers=False).state_dict()
@@ -449,8 +457,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self and self.config.mode == "joint":
-            init.constant_(self.alpha, self.config.alpha_init)
+        if isinstance(module, FlipFusion):
+            module.init_weights()
 
     def forward(
         self,
@@ -474,18 +482,25 @@ class FlipForCTR(FlipPreTrainedModel):
         tabular_logits = towers.tabular_logits
         text_logits = None if mode == "tabular" else self.text_classifier(towers.text_vector).squeeze(-1)
         if mode == "joint":
-            logits = self.alpha * tabular_logits + (1 - self.alpha) * text_logits
-            output = FlipForCTROutput(logits=logits, tabular_logits=tabular_logits, text_logits=text_logits)
+            logits, weights = self.fusion(towers.tabular_vector, towers.text_vector, tabular_logits, text_logits)
+            output = FlipForCTROutput(
+                logits=logits, tabular_logits=tabular_logits, text_logits=text_logits, tabular_weights=weights
+            )
         else:
             output = FlipForCTROutput(logits=tabular_logits if mode == "tabular" else text_logits)
 
         if labels is not None:
             denominator = len(labels) if num_items_in_batch is None else num_items_in_batch
-            terms = [
-                logits for logits in (output.logits, output.tabular_logits, output.text_logits) if logits is not None
-            ]
+            config = self.config
+            terms = [(1.0, output.logits)]
+            if mode == "joint":
+                terms += [(config.tabular_bce_weight, tabular_logits), (config.text_bce_weight, text_logits)]
             total = torch.stack(
-                [F.binary_cross_entropy_with_logits(term.float(), labels.float(), reduction="sum") for term in terms]
+                [
+                    weight * F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
+                    for weight, logits in terms
+                    if weight
+                ]
             ).sum()
             if self.training and self.config.l2_coefficient and self.flip.tabular is not None:
                 # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows

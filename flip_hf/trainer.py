@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers.trainer
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
@@ -134,6 +134,16 @@ class FlipTrainer(Trainer):
         return torch.utils.data.SequentialSampler(eval_dataset)
 
 
+class MaskRatioCurriculum(TrainerCallback):
+    """Tells the collator before each step how much of the training is over; a resumed one goes on where it stood."""
+
+    def __init__(self, collator: DataCollatorForFlipPreTraining):
+        self.collator = collator
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.set_progress(state.global_step / max(state.max_steps - 1, 1))
+
+
 class FlipPreTrainingTrainer(FlipTrainer):
     """
     Stage 1. Takes what `Trainer` takes; `processing_class` is the [`FlipProcessor`], data sets come from
@@ -170,16 +180,12 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 "incomplete batches: lower per_device_train_batch_size"
             )
         if kwargs.get("data_collator") is None and isinstance(kwargs.get("processing_class"), FlipProcessor):
-            config = model.config
-            reads_masked_text = bool(config.mlm_weight) or config.hide_target_in_text
-            kwargs["data_collator"] = DataCollatorForFlipPreTraining(
-                kwargs["processing_class"],
-                text_mask_ratio=config.text_mask_ratio if reads_masked_text else 0.0,
-                feature_mask_ratio=config.feature_mask_ratio if config.mtm_weight else 0.0,
-                share_field_masks=config.share_field_masks,
-                hide_target_in_text=config.hide_target_in_text,
+            kwargs["data_collator"] = DataCollatorForFlipPreTraining.from_config(
+                kwargs["processing_class"], model.config
             )
         super().__init__(model, args, **kwargs)
+        if getattr(self.data_collator, "has_curriculum", False):
+            self.add_callback(MaskRatioCurriculum(self.data_collator))
         self.loss_is_scaled_for_ga = True
         if self.compute_metrics is None:
             self.compute_metrics = self._metrics_from_sums

@@ -18,6 +18,7 @@ TRAVELLING = {
     "slot_layers_flip",
     "tabular_layers_flip",
     "tabular_backbones_flip",
+    "fusion_layers_flip",
     "alignment_layers_flip",
     "modeling_flip_base",
     "modeling_flip_tabular",
@@ -37,7 +38,7 @@ ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(
 # a module may import those of the rows above its own
 ORDER = [
     {"configuration_flip", "values_flip", "report_flip"},
-    {"slot_layers_flip", "tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
+    {"fusion_layers_flip", "slot_layers_flip", "tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
     {"tabular_backbones_flip", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
     {"modeling_flip_tabular", "feature_counts_flip", "describe_flip"},
     {"feature_building_flip"},

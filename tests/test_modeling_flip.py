@@ -224,7 +224,7 @@ def test_the_joint_logit_and_loss_are_those_of_the_paper(processor, text_model_d
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     terms = [bce(logits, batch["labels"]) for logits in (output.logits, output.tabular_logits, output.text_logits)]
     torch.testing.assert_close(output.loss, sum(terms))
-    assert float(make_ctr("joint", processor, text_model_dir).alpha) == 0.0
+    assert float(make_ctr("joint", processor, text_model_dir).fusion.alpha) == 0.0
 
 
 @pytest.mark.parametrize("mode", ["tabular", "joint"])
@@ -282,7 +282,7 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, pretraining_mod
         "tabular": {"flip.tabular.first_order.weight", "flip.tabular.logit.weight", "flip.tabular.logit.bias"},
         "text": {"text_classifier.weight", "text_classifier.bias"},
     }
-    fresh["joint"] = fresh["tabular"] | fresh["text"] | {"alpha"}
+    fresh["joint"] = fresh["tabular"] | fresh["text"] | {"fusion.alpha"}
     assert info["missing_keys"] == fresh[mode] and model.config.mode == mode
     source = pretraining_model.state_dict()
     for name, tensor in model.state_dict().items():
@@ -351,9 +351,9 @@ def test_a_weight_missing_beyond_the_fresh_ones_is_an_error(pretraining_model, t
 def test_a_finetuned_folder_may_lack_nothing_at_all(processor, text_model_dir, tmp_path):
     make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["alpha"]
+    del weights["fusion.alpha"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 1 weights of a FlipForCTR with mode='joint', among them alpha"):
+    with pytest.raises(ValueError, match="lacks 1 weights of a FlipForCTR with mode='joint', among them fusion.alpha"):
         FlipForCTR.from_pretrained(tmp_path)
 
 
