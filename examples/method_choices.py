@@ -2,7 +2,7 @@
 r"""What a choice inside the method costs in pre-training, and what it gives afterwards, over several seeds.
 
     python method_choices.py --prepared_dir ml100k --text_model $MINILM --num_hidden_layers 2 --output_dir choices \
-        --variants '{"two passes": {}, "one pass": {"text_passes": 1}, "one pass, longer": {"text_passes": 1, "max_steps": 400}}'
+        --variants '{"two passes": {}, "one pass": {"text_passes": 1}, "longer": {"text_passes": 1, "max_steps": 400}}'
 
 A variant is fields of the configuration (or arguments of `FlipForPreTraining.from_text_pretrained`), and perhaps
 `max_steps` of its own. Each is pre-trained from the same seeds, measured on validation rows, finetuned into FLIP_ID
@@ -155,8 +155,8 @@ def main() -> None:
             values = np.array([result[measure] for result in of_seeds])
             differences = values - np.array([result[measure] for result in first])
             print(
-                f"    {name:<28} {np.nanmean(values):9.4f} [{np.nanstd(values):.4f}]   ({np.nanmean(differences):+.4f})"
-                f"   {' '.join(f'{value:.4f}' for value in values)}"
+                f"    {name:<28} {np.nanmean(values):9.4f} [{np.nanstd(values):.4f}]   "
+                f"({np.nanmean(differences):+.4f})   {' '.join(f'{value:.4f}' for value in values)}"
             )
 
 

@@ -2,6 +2,8 @@
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +118,18 @@ def data_folder(name: str) -> Path:
     if not (root / name).is_dir():
         pytest.skip(f"needs the real data set {name} in {root} (set FLIP_DATA)")
     return root / name
+
+
+def elsewhere(tmp_path, *arguments: str, code: str) -> str:
+    """Last line that `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()[-1]

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from flip_hf import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, FlipFeatureExtractor, FlipProcessor
+from flip_hf import (
+    DataCollatorForFlipCTR,
+    DataCollatorForFlipPreTraining,
+    FlipConfig,
+    FlipFeatureExtractor,
+    FlipProcessor,
+)
 
 
 @pytest.fixture()
@@ -134,6 +140,97 @@ def test_a_tokenizer_without_mask_token_is_refused_with_the_remedy(processor, ro
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="has no pad token"):
         DataCollatorForFlipCTR(bare)(rows)
+
+
+def test_in_one_pass_no_field_is_asked_of_a_text_that_hides_it(processor, rows):
+    collator = DataCollatorForFlipPreTraining(
+        processor, text_mask_ratio=0.4, feature_mask_ratio=0.8, text_passes=1, seed=0
+    )
+    text, ids = masked_fields(collator(rows), rows)
+    for hidden, asked in zip(text, ids, strict=True):
+        # two of the five fields are hidden in the text, and of four to be asked only the other three can be
+        assert len(hidden) == 2 and asked == {0, 1, 2, 3, 4} - hidden
+    # asking for what is hidden is the point of hide_target_in_text
+    collator = DataCollatorForFlipPreTraining(processor, text_passes=1, hide_target_in_text=True, seed=0)
+    text, ids = masked_fields(collator(rows), rows)
+    assert all(asked and asked <= hidden for hidden, asked in zip(text, ids, strict=True))
+
+
+def test_token_masks_hide_a_share_of_the_value_tokens_whatever_they_spell(processor, rows):
+    collator = DataCollatorForFlipPreTraining(processor, text_mask_level="token", text_mask_ratio=0.5)
+    times_hidden = np.zeros(len(rows[0]["input_ids"]))
+    partly = 0
+    for _ in range(200):
+        batch = collator(rows)
+        hidden = (batch["masked_input_ids"] != batch["input_ids"]).numpy()
+        assert set(batch["masked_input_ids"].numpy()[hidden].tolist()) == {processor.tokenizer.mask_token_id}
+        for k, row in enumerate(rows):
+            owner = np.array(row["token_field_ids"])
+            assert not hidden[k, : len(owner)][owner < 0].any() and not hidden[k, len(owner) :].any()
+            assert hidden[k].sum() == max(1, (owner >= 0).sum() // 2)
+            partly += any(
+                0 < hidden[k, : len(owner)][owner == field].sum() < (owner == field).sum() for field in range(5)
+            )
+        times_hidden += hidden[0, : len(times_hidden)]
+    assert partly > 200 * len(rows) / 2
+    is_value = np.array(rows[0]["token_field_ids"]) >= 0
+    share = (is_value.sum() // 2) / is_value.sum()
+    # 200 draws: five standard errors of a share
+    np.testing.assert_allclose(times_hidden[is_value] / 200, share, atol=5 * (share * (1 - share) / 200) ** 0.5)
+
+
+def test_in_one_pass_a_field_with_one_hidden_token_is_not_asked_for(processor, rows):
+    collator = DataCollatorForFlipPreTraining(
+        processor, text_mask_level="token", text_mask_ratio=0.3, feature_mask_ratio=1.0, text_passes=1, seed=0
+    )
+    batch = collator(rows)
+    for k, row in enumerate(rows):
+        owner = np.array(row["token_field_ids"])
+        hidden = (batch["masked_input_ids"][k] != batch["input_ids"][k]).numpy()[: len(owner)]
+        asked = set(np.flatnonzero((batch["masked_feature_ids"][k] == 1).numpy()).tolist())
+        assert asked == {0, 1, 2, 3, 4} - set(owner[hidden].tolist())
+
+
+def test_a_curriculum_moves_the_ratios_in_equal_steps_and_fixed_masks_are_those_of_the_end(processor, rows):
+    settings = {"text_mask_ratio": 0.2, "final_text_mask_ratio": 1.0, "feature_mask_ratio": 0.8}
+    collator = DataCollatorForFlipPreTraining(processor, **settings, final_feature_mask_ratio=0.2)
+    for progress, in_text, in_ids in ((0.0, 1, 4), (0.5, 3, 2), (1.0, 5, 1), (7.0, 5, 1)):
+        collator.set_progress(progress)
+        text, ids = masked_fields(collator(rows), rows)
+        assert {len(fields) for fields in text} == {in_text} and {len(fields) for fields in ids} == {in_ids}
+    text, ids = masked_fields(DataCollatorForFlipPreTraining(processor, **settings, seed=0)(rows), rows)
+    assert {len(fields) for fields in text} == {5} and {len(fields) for fields in ids} == {4}
+
+
+def test_masks_are_those_of_the_configuration_and_none_for_a_loss_without_weight(processor):
+    config = FlipConfig.from_processor(
+        processor, text_mask_ratio=0.3, feature_mask_ratio=0.4, final_text_mask_ratio=0.5, text_passes=1
+    )
+    collator = DataCollatorForFlipPreTraining.from_config(processor, config)
+    assert collator == DataCollatorForFlipPreTraining(
+        processor, text_mask_ratio=0.3, feature_mask_ratio=0.4, final_text_mask_ratio=0.5, text_passes=1
+    )
+    config = FlipConfig.from_processor(processor, mlm_weight=0.0, final_text_mask_ratio=0.5, text_mask_level="token")
+    assert DataCollatorForFlipPreTraining.from_config(processor, config).ratios() == (0.0, 0.15)
+    config = FlipConfig.from_processor(processor, mtm_weight=0.0)
+    assert DataCollatorForFlipPreTraining.from_config(processor, config).ratios() == (0.15, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text_mask_level": "word"}, "text_mask_level='word' is not one of field, token"),
+        ({"text_mask_level": "token", "share_field_masks": True}, "hides no whole fields"),
+        ({"text_mask_level": "token", "hide_target_in_text": True}, "hides no whole fields"),
+        ({"text_passes": 1, "share_field_masks": True}, "nothing would be asked"),
+        ({"final_feature_mask_ratio": 1.5}, r"final_feature_mask_ratio=1.5 is not in"),
+    ],
+)
+def test_masks_that_contradict_one_another_are_refused_by_collator_and_configuration(processor, settings, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForFlipPreTraining(processor, **settings)
+    with pytest.raises(ValueError, match=message):
+        FlipConfig.from_processor(processor, **settings)
 
 
 def test_ratios_outside_0_to_1_and_empty_batches_are_refused(processor):

@@ -2,12 +2,10 @@
 """A saved folder where flip_hf is not importable, and what its card says."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import elsewhere
 from huggingface_hub import ModelCard
 
 from flip_hf import FlipForCTR
@@ -38,20 +36,6 @@ ROWS = {
     "title": ["new night (1983)", "an unknown title", None],
     "genre": ["Horror", "Drama", None],
 }
-
-
-def elsewhere(tmp_path, *arguments: str, code: str) -> str:
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip().splitlines()[-1]
 
 
 def test_a_folder_says_the_same_in_a_process_without_flip_hf_and_when_saved_from_there(

@@ -86,6 +86,48 @@ def test_evaluation_is_repeatable_and_leaves_no_row_out(pretraining_model, proce
     assert first["eval_icl_chance"] == pytest.approx((50 * np.log(50) + 14 * np.log(14)) / 64)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_curriculum_reaches_its_end_with_the_training_and_goes_on_where_it_was(
+    processor, encoded, text_model_dir, tmp_path, num_workers
+):
+    def build():
+        model = FlipForPreTraining.from_text_pretrained(
+            text_model_dir, processor=processor, text_mask_ratio=0.2, final_text_mask_ratio=1.0
+        )
+        settings = {"save_steps": 4, "dataloader_num_workers": num_workers, "seed": 1}
+        return FlipPreTrainingTrainer(
+            model=model,
+            args=pretraining_arguments(tmp_path, **settings),
+            train_dataset=encoded["train"],
+            processing_class=processor,
+        )
+
+    def fields_hidden(trainer):
+        """Of each step's rows, how many fields the text lost on average."""
+        seen = []
+        compute_loss = trainer.compute_loss
+
+        def recorded(model, inputs, *args, **kwargs):
+            hidden = (inputs["masked_input_ids"] != inputs["input_ids"]).sum().item()
+            seen.append((trainer.data_collator.ratios()[0], hidden))
+            return compute_loss(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = recorded
+        return seen
+
+    trainer = build()
+    seen = fields_hidden(trainer)
+    trainer.train()
+    ratios = [ratio for ratio, _ in seen]
+    np.testing.assert_allclose(ratios, 0.2 + 0.8 * np.arange(8) / 7)
+    # workers collate some batches ahead of the step, so theirs lag, but they hear of it
+    assert seen[-1][1] > (1.3 if num_workers else 2) * seen[0][1]
+    resumed = build()
+    seen = fields_hidden(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    np.testing.assert_allclose([ratio for ratio, _ in seen], 0.2 + 0.8 * np.arange(4, 8) / 7)
+
+
 def first_step_gradients(model, processor, encoded, tmp_path, batch_size, accumulation) -> dict[str, torch.Tensor]:
     """Gradients of MLM and MTM in the first optimiser step, with dropout off, masks by content and noise fixed."""
     from flip_hf import DataCollatorForFlipPreTraining
