@@ -40,7 +40,7 @@ def main() -> None:
     splits = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = FlipForPreTraining.from_pretrained(arguments.model).eval()
-    collate = DataCollatorForFlipPreTraining(processor, seed=0)
+    collate = DataCollatorForFlipPreTraining.from_config(processor, model.config, seed=0)
     features, spellings = most_frequent_values(splits["train"], model.config.num_fields)
 
     rows = splits[arguments.split]

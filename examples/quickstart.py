@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--num_hidden_layers", type=int, help="Keep its lowest so many layers (default: 2 of MiniLM, all of your own)."
     )
-    add("--backbone", default="dcnv2", help="ID tower: dcnv2, deepfm or autoint (default: dcnv2).")
+    add("--backbone", default="dcnv2", help="ID tower, a name in docs/towers.md (default: dcnv2).")
     add("--max_length", type=int, default=128, help="Most tokens of a row (default: 128).")
     add("--test_fraction", type=float, default=0.3, help="Share of the rows kept for the test (default: 0.3).")
     add("--pretraining_epochs", type=float, default=5, help="Epochs of stage 1 (default: 5).")

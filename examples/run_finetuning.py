@@ -34,7 +34,7 @@ class ModelArguments:
     num_hidden_layers: int | None = field(
         default=None, metadata={"help": "From scratch: keep its lowest so many layers."}
     )
-    backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower (default dcnv2)."})
+    backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."})
     config_overrides: dict | str | None = field(
         default=None, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
     )

@@ -30,7 +30,7 @@ class ModelArguments:
         default=None, metadata={"help": "Its name for the card, where text_model is a folder."}
     )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep its lowest so many layers."})
-    backbone: str = field(default="dcnv2", metadata={"help": "ID tower: dcnv2, deepfm or autoint."})
+    backbone: str = field(default="dcnv2", metadata={"help": "ID tower: a name in docs/towers.md."})
     config_overrides: dict | str | None = field(
         default=None, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'}
     )

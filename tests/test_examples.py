@@ -90,3 +90,16 @@ def test_from_a_csv_to_scored_rows(tokenizer, text_model_dir, tmp_path):
     table = start(tmp_path, "compare.py", "--prepared_dir", "prepared", "--reference", "tabular", "tabular", "joint")
     assert "| joint |" in table
     assert "masked ids" in start(tmp_path, "check_alignment.py", "--prepared_dir", "prepared", "--model", "pretrained")
+
+    variants = {"two passes": {}, "one pass": {"text_passes": 1, "max_steps": 4}}
+    choices = [
+        *("--prepared_dir", "prepared", "--text_model", text_model_dir, "--variants", json.dumps(variants)),
+        *("--max_steps", "2", "--joint_steps", "2", "--seeds", "0", "--use_cpu", "--output_dir", "choices"),
+    ]
+    printed = start(tmp_path, "method_choices.py", *choices)
+    assert printed.count("one pass") == 7 and "FLIP AUC\n    two passes" in printed
+    saved = {path.name: json.loads(path.read_text()) for path in (tmp_path / "choices").iterdir()}
+    assert set(saved) == {"two_passes_seed0.json", "one_pass_seed0.json"}
+    assert f"{saved['one_pass_seed0.json']['FLIP AUC']:.4f}" in printed.split("FLIP AUC")[1]
+    again = start(tmp_path, "method_choices.py", *choices)  # all is there: nothing is trained
+    assert again.split("mean over seeds")[1] == printed.split("mean over seeds")[1] and "train_loss" not in again
