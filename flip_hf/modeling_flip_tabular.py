@@ -37,6 +37,8 @@ class FlipTabularModel(FlipPreTrainedModel):
     - for a backbone whose v holds the first-order term (DeepFM): Linear(v) alone, so that it is not counted twice;
     - for a backbone whose own logit has no weights (LR, FM): the sum of v and a bias in place of Linear(v).
 
+    A backbone that reads no embeddings (LR) has none, unless the slots of a field are pooled by attention to them.
+
     Args:
         config ([`FlipConfig`]): fields, number of features, backbone.
         add_logit_layers (`bool`): without them the tower gives its vector alone, and weights that only the logit reads
@@ -62,9 +64,14 @@ class FlipTabularModel(FlipPreTrainedModel):
                 "config.fields has no field with ids: use FlipConfig.from_processor(processor), and give the ID tower "
                 'a field that is not view="text"'
             )
-        self.embeddings = nn.Embedding(config.num_features, config.feature_embedding_size, padding_idx=PAD_FEATURE_ID)
+        self.register_module("embeddings", None)  # keeps its place before the backbone
         self.backbone = build_backbone(config)
         self.hidden_size: int = self.backbone.hidden_size
+        pools_by_attention = any(field.get("pooling") == "attention" for field in config.fields)
+        if getattr(self.backbone, "reads_embeddings", True) or pools_by_attention:
+            self.embeddings = nn.Embedding(
+                config.num_features, config.feature_embedding_size, padding_idx=PAD_FEATURE_ID
+            )
         self.first_order = None
         if self.backbone.vector_holds_first_order or (add_logit_layers and config.use_first_order):
             self.first_order = nn.Embedding(config.num_features, 1, padding_idx=PAD_FEATURE_ID)
@@ -83,7 +90,8 @@ class FlipTabularModel(FlipPreTrainedModel):
         elif isinstance(module, nn.Linear):  # of a DNN, or the logit layer, which is a head
             std = config.initializer_range if module is self.logit else config.tabular_initializer_range
             init.normal_(module.weight, mean=0.0, std=std)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=config.tabular_initializer_range)
             # a row of it does not carry the flag by which `init` leaves loaded weights alone
@@ -104,15 +112,18 @@ class FlipTabularModel(FlipPreTrainedModel):
         """
         self._check(feature_ids)
         feature_ids = self.id_dropout(feature_ids)
+        embeddings = first_order = None
         try:
-            embeddings = self.embeddings(feature_ids)  # (B, S, D)
+            if self.embeddings is not None:
+                embeddings = self.embeddings(feature_ids)  # (B, S, D)
+            if self.first_order is not None:
+                first_order = self.first_order(feature_ids).squeeze(-1)  # (B, S)
         except IndexError as error:  # raised on the CPU alone; on an accelerator a check would wait for the device
             outside = feature_ids[(feature_ids < 0) | (feature_ids >= self.config.num_features)]
             raise ValueError(
                 f"feature id {int(outside[0])} is outside the model's {self.config.num_features} features: the "
                 "processor does not fit the model; load it from the model's own folder"
             ) from error
-        first_order = None if self.first_order is None else self.first_order(feature_ids).squeeze(-1)  # (B, S)
         if self.slot_pooling is not None:
             embeddings, first_order = self.slot_pooling(embeddings, first_order, feature_ids)  # (B, F, D), (B, F)
         vector = self.backbone(embeddings, first_order)  # (B, d_v)
@@ -141,8 +152,8 @@ class FlipTabularModel(FlipPreTrainedModel):
 
     def sum_of_squares(self) -> torch.Tensor:
         """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies."""
-        total = self.embeddings.weight.square().sum()
-        return total if self.first_order is None else total + self.first_order.weight.square().sum()
+        tables = [table for table in (self.embeddings, self.first_order) if table is not None]
+        return torch.stack([table.weight.square().sum() for table in tables]).sum()
 
     def _check(self, feature_ids: torch.LongTensor) -> None:
         if not isinstance(feature_ids, torch.Tensor):

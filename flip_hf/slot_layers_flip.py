@@ -84,10 +84,10 @@ class SlotPooling(nn.Module):
         if self.queries is not None:
             init.zeros_(self.queries)  # attention starts as the mean
 
-    def weights(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
-        """`(B, S, D)` and `(B, S)` -> weight of each slot in its field `(B, S)`."""
+    def weights(self, embeddings: torch.Tensor | None, feature_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`(B, S, D)`, which only attention reads, and `(B, S)` -> weight of each slot in its field `(B, S)`."""
         is_real = feature_ids != PAD_FEATURE_ID
-        raw = is_real.to(embeddings.dtype)
+        raw = is_real.to(dtype)
         if self.queries is not None:
             scores = (embeddings * self.queries[self.slot_fields]).sum(-1) / embeddings.shape[-1] ** 0.5
             scores = scores.masked_fill(~is_real, torch.finfo(scores.dtype).min)
@@ -104,9 +104,13 @@ class SlotPooling(nn.Module):
         return values.new_zeros(shape).index_add(1, self.slot_fields, values)
 
     def forward(
-        self, embeddings: torch.Tensor, first_order: torch.Tensor | None, feature_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings `(B, S, D)` and first-order weights `(B, S)` of slots -> of fields, `(B, F, D)` and `(B, F)`."""
-        weights = self.weights(embeddings, feature_ids)
-        pooled = self._sum(embeddings * weights[:, :, None])
+        self, embeddings: torch.Tensor | None, first_order: torch.Tensor | None, feature_ids: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        Embeddings `(B, S, D)` and first-order weights `(B, S)` of slots -> of fields, `(B, F, D)` and `(B, F)`; what a
+        model has not stays `None`.
+        """
+        dtype = (first_order if embeddings is None else embeddings).dtype
+        weights = self.weights(embeddings, feature_ids, dtype)
+        pooled = None if embeddings is None else self._sum(embeddings * weights[:, :, None])
         return pooled, None if first_order is None else self._sum(first_order * weights)

@@ -7,7 +7,8 @@ A backbone is a class with
 - `hidden_size`, d_v;
 - `forward(embeddings (B, F, D), first_order (B, F) or None) -> v (B, d_v)`, first_order the fields' own weights;
 - `vector_holds_first_order`: v is made of `first_order`, which the tower's logit then does not add again;
-- `vector_sums_to_logit`: the logit is the sum of v, not Linear(v).
+- `vector_sums_to_logit`: the logit is the sum of v, not Linear(v);
+- `reads_embeddings = False`, if it makes nothing of the embeddings, which the tower then does without.
 
 The tower around it ([`FlipTabularModel`]) adds first-order term and logit.
 
@@ -21,13 +22,142 @@ import torch
 from torch import nn
 
 from .configuration_flip import FlipConfig
+from .gating_layers_flip import (
+    BilinearFusion,
+    BilinearInteraction,
+    ContextGate,
+    FieldLayerNorm,
+    GatedCrossLayer,
+    MaskBlock,
+    SqueezeExcitation,
+)
 from .tabular_layers_flip import (
+    AttentionalPooling,
+    BiInteraction,
+    CompressedInteractionNetwork,
     CrossLayer,
     CrossMixtureLayer,
     FactorizationMachine,
     FieldSelfAttention,
+    InnerProducts,
+    LogarithmicLayer,
     MultiLayerPerceptron,
+    OuterProducts,
+    VectorCrossNetwork,
 )
+
+
+def check_that_there_are_pairs(config: FlipConfig) -> None:
+    """
+    For models that are products of pairs of fields and nothing else.
+
+    Raises:
+        ValueError: for a single field.
+    """
+    if len(config.tabular_fields) < 2:
+        raise ValueError(
+            f"backbone={config.backbone!r} multiplies pairs of fields, and there is one field with ids: give it two "
+            'at least, or use backbone="lr"'
+        )
+
+
+class LogisticRegression(nn.Module):
+    """
+    Logistic regression: v = the fields' own first-order weights, d_v = F, and the logit is their sum and a bias. It
+    has no embeddings.
+    """
+
+    vector_holds_first_order = True
+    vector_sums_to_logit = True
+    reads_embeddings = False
+
+    def __init__(self, config: FlipConfig):
+        super().__init__()
+        self.hidden_size = len(config.tabular_fields)
+
+    def forward(self, embeddings: torch.Tensor | None, first_order: torch.Tensor) -> torch.Tensor:
+        return first_order
+
+
+class FM(nn.Module):
+    """
+    Factorization machine (Rendle, Factorization Machines, ICDM 2010, eq. 1): v = sum_{i<j} e_i * e_j, d_v = D. The
+    logit is the first-order term, the sum of v, which is sum_{i<j} <e_i, e_j>, and a bias.
+
+    Raises:
+        ValueError: for a single field, which has no pair.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = True
+
+    def __init__(self, config: FlipConfig):
+        super().__init__()
+        check_that_there_are_pairs(config)
+        self.pairs = BiInteraction()
+        self.hidden_size = config.feature_embedding_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        return self.pairs(embeddings)
+
+
+class WideDeep(nn.Module):
+    """
+    Wide & Deep (arXiv 1606.07792, eq. 3): v = dnn, d_v = dnn_hidden_units[-1]. The wide part is the first-order term
+    of the tower's logit; crosses of columns, which the paper makes by hand, are columns of the data here.
+
+    Args:
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self, config: FlipConfig, dnn_hidden_units: tuple[int, ...] = (300, 300, 128), dnn_dropout: float = 0.0
+    ):
+        super().__init__()
+        self.dnn = MultiLayerPerceptron(
+            len(config.tabular_fields) * config.feature_embedding_size, dnn_hidden_units, dnn_dropout
+        )
+        self.hidden_size = self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        return self.dnn(embeddings.flatten(1))
+
+
+class DCN(nn.Module):
+    """
+    Deep & Cross (arXiv 1708.05123): cross layers with one vector of weights each, parallel to the DNN,
+    v = [cross ; dnn], d_v = F x D + dnn_hidden_units[-1].
+
+    Args:
+        num_cross_layers (`int`): of the cross network.
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+
+    Raises:
+        ValueError: if `num_cross_layers` is below 1.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        num_cross_layers: int = 3,
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        size = len(config.tabular_fields) * config.feature_embedding_size
+        self.cross = VectorCrossNetwork(size, num_cross_layers)
+        self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = size + self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        flat = embeddings.flatten(1)  # (B, F x D)
+        return torch.cat([self.cross(flat), self.dnn(flat)], dim=1)
 
 
 class DCNv2(nn.Module):
@@ -147,7 +277,392 @@ class DeepFM(nn.Module):
         return torch.cat([fm_logit[:, None], self.dnn(embeddings.flatten(1))], dim=1)
 
 
-TABULAR_BACKBONES: dict[str, type[nn.Module]] = {"dcnv2": DCNv2, "autoint": AutoInt, "deepfm": DeepFM}
+class XDeepFM(nn.Module):
+    """
+    xDeepFM (arXiv 1803.05170, eq. 9): v = [compressed interaction network ; dnn],
+    d_v = sum of cin_hidden_units (less what is split off) + dnn_hidden_units[-1].
+
+    Args:
+        cin_hidden_units (`list[int]`): feature maps of each layer of the compressed interaction network.
+        cin_split_half (`bool`): each of its layers but the last hands one half of its maps on and gives the other to
+            v, as the authors' code can, in place of all maps to both.
+        cin_activation (`str`): "linear" (the paper's choice) or "relu", on its feature maps.
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+
+    Raises:
+        ValueError: for no or an odd size of a layer, or another activation; see [`CompressedInteractionNetwork`].
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        cin_hidden_units: tuple[int, ...] = (128, 128),
+        cin_split_half: bool = False,
+        cin_activation: str = "linear",
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        num_fields = len(config.tabular_fields)
+        self.cin = CompressedInteractionNetwork(num_fields, cin_hidden_units, cin_split_half, cin_activation)
+        self.dnn = MultiLayerPerceptron(num_fields * config.feature_embedding_size, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = self.cin.output_size + self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        return torch.cat([self.cin(embeddings), self.dnn(embeddings.flatten(1))], dim=1)
+
+
+class PNN(nn.Module):
+    """
+    Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
+    d_v = dnn_hidden_units[-1].
+
+    The paper's logit has no first-order term: `use_first_order=False` of the configuration gives that.
+
+    Args:
+        product_type (`str`): "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both" (PNN*).
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+
+    Raises:
+        ValueError: for another `product_type`, or for a single field, which has no pair.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        product_type: str = "inner",
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if product_type not in ("inner", "outer", "both"):
+            raise ValueError(f'product_type={product_type!r} is not one of "inner", "outer", "both"')
+        check_that_there_are_pairs(config)
+        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
+        self.products = nn.ModuleList()
+        if product_type != "outer":
+            self.products.append(InnerProducts())
+        if product_type != "inner":
+            self.products.append(OuterProducts(num_fields, size))
+        num_products = len(self.products) * num_fields * (num_fields - 1) // 2
+        self.dnn = MultiLayerPerceptron(num_fields * size + num_products, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        products = [product(embeddings) for product in self.products]  # each (B, F (F - 1) / 2)
+        return self.dnn(torch.cat([embeddings.flatten(1), *products], dim=1))
+
+
+class AFM(nn.Module):
+    """
+    Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
+    tower's Linear(v) is the paper's p^T v.
+
+    Args:
+        attention_dim (`int`): size of the attention network's hidden layer.
+        attention_dropout (`list[float]`): of the attention weights and of v.
+
+    Raises:
+        ValueError: for a single field, which has no pair.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self, config: FlipConfig, attention_dim: int = 10, attention_dropout: tuple[float, float] = (0.0, 0.0)
+    ):
+        super().__init__()
+        check_that_there_are_pairs(config)
+        self.attention = AttentionalPooling(config.feature_embedding_size, attention_dim, *attention_dropout)
+        self.hidden_size = config.feature_embedding_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        return self.attention(embeddings)
+
+
+class AFN(nn.Module):
+    """
+    Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of products of learnt powers of the
+    embeddings, d_v = afn_hidden_units[-1].
+
+    Args:
+        logarithmic_neurons (`int`): of the logarithmic layer, the number of products.
+        afn_hidden_units (`list[int]`), afn_dropout (`float`): of the DNN above it.
+        batch_norm (`bool`): normalise logarithms, products and the DNN's layers over the batch, as the paper does; a
+            batch of training then needs two rows at least.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        logarithmic_neurons: int = 256,
+        afn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        afn_dropout: float = 0.0,
+        batch_norm: bool = True,
+    ):
+        super().__init__()
+        size = config.feature_embedding_size
+        self.logarithmic = LogarithmicLayer(len(config.tabular_fields), size, logarithmic_neurons, batch_norm)
+        self.dnn = MultiLayerPerceptron(size * logarithmic_neurons, afn_hidden_units, afn_dropout, batch_norm)
+        self.hidden_size = self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        return self.dnn(self.logarithmic(embeddings))
+
+
+class FiBiNET(nn.Module):
+    """
+    FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
+    SENET weighs them, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1].
+
+    Args:
+        reduction_ratio (`int`): SENET squeezes F fields into F // reduction_ratio numbers (one at least).
+        excitation_activation (`str`): `"relu"`, as in the paper, or `"sigmoid"`, of SENET's weights of the fields.
+        bilinear_type (`str`): one matrix for all pairs (`"field_all"`), for each left field (`"field_each"`) or for
+            each pair (`"field_interaction"`); either kind of embeddings has matrices of its own.
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+
+    Raises:
+        ValueError: for a value that none of the above allows, or for a single field, which makes no pair.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        reduction_ratio: int = 3,
+        excitation_activation: str = "relu",
+        bilinear_type: str = "field_interaction",
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
+        std = config.tabular_initializer_range
+        self.senet = SqueezeExcitation(num_fields, size, reduction_ratio, excitation_activation, std)
+        self.bilinear = BilinearInteraction(num_fields, size, bilinear_type, num_groups=2)
+        self.dnn = MultiLayerPerceptron(num_fields * (num_fields - 1) * size, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        groups = torch.stack([embeddings, self.senet(embeddings)], dim=1)  # (B, 2, F, D)
+        return self.dnn(self.bilinear(groups).flatten(1))
+
+
+class FinalMLP(nn.Module):
+    """
+    FinalMLP (arXiv 2304.00902): two DNNs on differently gated embeddings, and their bilinear product,
+    v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
+
+    The paper's logit is b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2. The bilinear term is part of v, so that stage 1 trains it
+    already, and Linear(v) is that logit with a learnable weight on the term.
+
+    Args:
+        mlp1_hidden_units, mlp2_hidden_units (`list[int]`), mlp1_dropout, mlp2_dropout (`float`): of the two streams.
+        use_fs (`bool`): the streams' inputs are gated (feature selection).
+        fs_hidden_units (`list[int]`): hidden layers of the gates' DNNs.
+        fs1_context, fs2_context (`list[str]`): fields that either gate looks at; none: a learnt vector of its own. The
+            gates read the tower's own embeddings, where the authors' code has a second table for them.
+        num_heads (`int`): A, parts that the streams are cut into for the bilinear term.
+
+    Raises:
+        ValueError: for a context that is no field of the ID tower, contexts without `use_fs`, or heads that do not
+            divide the streams.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        mlp1_hidden_units: tuple[int, ...] = (300, 300, 128),
+        mlp2_hidden_units: tuple[int, ...] = (300, 300, 128),
+        mlp1_dropout: float = 0.0,
+        mlp2_dropout: float = 0.0,
+        use_fs: bool = True,
+        fs_hidden_units: tuple[int, ...] = (64,),
+        fs1_context: tuple[str, ...] = (),
+        fs2_context: tuple[str, ...] = (),
+        num_heads: int = 1,
+    ):
+        super().__init__()
+        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
+        names = [config.field_names[index] for index in config.tabular_fields]
+        if not use_fs and (fs1_context or fs2_context):
+            raise ValueError(
+                f"fs1_context={fs1_context} and fs2_context={fs2_context} are of the gates, and use_fs=False"
+            )
+        for name in (*fs1_context, *fs2_context):
+            if name not in names:
+                raise ValueError(
+                    f"fs1_context or fs2_context names {name!r}, which is no field of the ID tower; it has "
+                    f"{', '.join(names)}"
+                )
+        self.gates = None
+        if use_fs:
+            self.gates = nn.ModuleList(
+                ContextGate(
+                    num_fields,
+                    size,
+                    [names.index(name) for name in context],
+                    fs_hidden_units,
+                    config.tabular_initializer_range,
+                )
+                for context in (fs1_context, fs2_context)
+            )
+        self.mlp1 = MultiLayerPerceptron(num_fields * size, mlp1_hidden_units, mlp1_dropout)
+        self.mlp2 = MultiLayerPerceptron(num_fields * size, mlp2_hidden_units, mlp2_dropout)
+        self.fusion = BilinearFusion(self.mlp1.output_size, self.mlp2.output_size, num_heads)
+        self.hidden_size = self.mlp1.output_size + self.mlp2.output_size + 1
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        if self.gates is None:
+            inputs = [embeddings.flatten(1)] * 2
+        else:
+            inputs = [gate(embeddings) for gate in self.gates]
+        first, second = self.mlp1(inputs[0]), self.mlp2(inputs[1])
+        return torch.cat([first, second, self.fusion(first, second)[:, None]], dim=1)
+
+
+class MaskNet(nn.Module):
+    """
+    MaskNet (arXiv 2102.07619): blocks that multiply their input with a mask made of the row's embeddings, one behind
+    the other (v = the last block, d_v = dnn_hidden_units[-1]) or side by side with a DNN behind them (v = dnn).
+
+    Args:
+        model_type (`str`): `"SerialMaskNet"`, with one block for each of `dnn_hidden_units`, or `"ParallelMaskNet"`.
+        parallel_num_blocks, parallel_block_dim (`int`): blocks side by side and the size of each, 1 and 64 unless
+            given.
+        reduction_ratio (`float`): size of the masks' hidden layers over that of what they mask.
+        emb_layernorm, net_layernorm (`bool`): normalise each field's embedding, and each block's output.
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the blocks (serial) or the DNN; the dropout is of the
+            parallel blocks, too.
+
+    Raises:
+        ValueError: for an unknown `model_type`, or if an argument of the parallel model is given to the serial one.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        model_type: str = "SerialMaskNet",
+        parallel_num_blocks: int | None = None,
+        parallel_block_dim: int | None = None,
+        reduction_ratio: float = 1.0,
+        emb_layernorm: bool = True,
+        net_layernorm: bool = True,
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if model_type not in ("SerialMaskNet", "ParallelMaskNet"):
+            raise ValueError(f"model_type={model_type!r} is not one of SerialMaskNet, ParallelMaskNet")
+        self.is_parallel = model_type == "ParallelMaskNet"
+        if not self.is_parallel and (parallel_num_blocks is not None or parallel_block_dim is not None):
+            raise ValueError(
+                f"parallel_num_blocks={parallel_num_blocks} and parallel_block_dim={parallel_block_dim} are of "
+                "ParallelMaskNet, and model_type='SerialMaskNet'"
+            )
+        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
+        flat, block_options = num_fields * size, (reduction_ratio, net_layernorm, dnn_dropout)
+        self.norm = FieldLayerNorm(num_fields, size) if emb_layernorm else None
+        self.dnn = None
+        if self.is_parallel:
+            num_blocks, block_dim = parallel_num_blocks or 1, parallel_block_dim or 64
+            sizes = [(flat, block_dim)] * num_blocks
+            self.dnn = MultiLayerPerceptron(num_blocks * block_dim, dnn_hidden_units, dnn_dropout)
+        else:
+            sizes = list(zip([flat, *dnn_hidden_units], dnn_hidden_units, strict=False))
+        if not sizes:
+            raise ValueError(f"dnn_hidden_units={dnn_hidden_units!r} has no layer: name one size at least")
+        self.blocks = nn.ModuleList(MaskBlock(flat, size_in, size_out, *block_options) for size_in, size_out in sizes)
+        self.hidden_size = int(dnn_hidden_units[-1])
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        flat = embeddings.flatten(1)  # (B, F x D)
+        hidden = flat if self.norm is None else self.norm(embeddings).flatten(1)
+        if self.is_parallel:
+            return self.dnn(torch.cat([block(flat, hidden) for block in self.blocks], dim=1))
+        for block in self.blocks:
+            hidden = block(flat, hidden)
+        return hidden
+
+
+class GDCN(nn.Module):
+    """
+    GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
+    v = [cross ; dnn], d_v = F x D + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1].
+
+    Args:
+        model_structure (`str`): `"parallel"` or `"stacked"`.
+        num_cross_layers (`int`): of the gated cross network.
+        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
+
+    Raises:
+        ValueError: for an unknown `model_structure`.
+    """
+
+    vector_holds_first_order = False
+    vector_sums_to_logit = False
+
+    def __init__(
+        self,
+        config: FlipConfig,
+        model_structure: str = "parallel",
+        num_cross_layers: int = 3,
+        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if model_structure not in ("parallel", "stacked"):
+            raise ValueError(f"model_structure={model_structure!r} is not one of parallel, stacked")
+        size = len(config.tabular_fields) * config.feature_embedding_size
+        self.is_parallel = model_structure == "parallel"
+        self.cross = nn.ModuleList(GatedCrossLayer(size) for _ in range(num_cross_layers))
+        self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = self.dnn.output_size + (size if self.is_parallel else 0)
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        flat = embeddings.flatten(1)  # (B, F x D)
+        crossed = flat
+        for layer in self.cross:
+            crossed = layer(crossed, flat)
+        return torch.cat([crossed, self.dnn(flat)], dim=1) if self.is_parallel else self.dnn(crossed)
+
+
+TABULAR_BACKBONES: dict[str, type[nn.Module]] = {
+    "dcnv2": DCNv2,
+    "autoint": AutoInt,
+    "deepfm": DeepFM,
+    "lr": LogisticRegression,
+    "fm": FM,
+    "wide_deep": WideDeep,
+    "dcn": DCN,
+    "xdeepfm": XDeepFM,
+    "pnn": PNN,
+    "afm": AFM,
+    "afn": AFN,
+    "fibinet": FiBiNET,
+    "finalmlp": FinalMLP,
+    "masknet": MaskNet,
+    "gdcn": GDCN,
+}
 
 
 def build_backbone(config: FlipConfig) -> Any:
@@ -164,5 +679,6 @@ def build_backbone(config: FlipConfig) -> Any:
     hyper_parameters = config.backbone_config or {}
     for name in hyper_parameters:
         if name not in known:
-            raise ValueError(f"{config.backbone} has no hyper-parameter {name!r}; it has {', '.join(known)}")
+            has = ", ".join(known) or "none"
+            raise ValueError(f"{config.backbone} has no hyper-parameter {name!r}; it has {has}")
     return backbone(config, **hyper_parameters)

@@ -5,7 +5,8 @@
 leave no gradient. transformers asks a model to start only the modules that own parameters themselves, so these layers
 own theirs instead of holding `nn.Linear` children.
 
-Letters: B rows, F fields that have slots, D size of one field's embedding, X = F x D, R low rank, K experts, A heads.
+Letters: B rows, F fields that have slots, D size of one field's embedding, X = F x D, P = F (F - 1) / 2 pairs of
+fields, R low rank, K experts, A heads, H feature maps or neurons.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from transformers import initialization as init
 class MultiLayerPerceptron(nn.Sequential):
     """
     Linear -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
-    arXiv 1703.04247, eq. 4).
+    arXiv 1703.04247, eq. 4). With `batch_norm` what enters ReLU is normalised over the rows of the batch first.
 
     `(B, input_size)` -> `(B, output_size)`; `output_size` is the last of `hidden_units`.
 
@@ -27,12 +28,15 @@ class MultiLayerPerceptron(nn.Sequential):
         ValueError: if `hidden_units` is empty.
     """
 
-    def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0):
+    def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
         if not hidden_units:
             raise ValueError(f"dnn_hidden_units={hidden_units!r} has no layer: name one size at least")
         layers: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *hidden_units], hidden_units, strict=False):
-            layers += [nn.Linear(size_in, size_out), nn.ReLU()]
+            layers.append(nn.Linear(size_in, size_out))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(size_out))
+            layers.append(nn.ReLU(inplace=True))  # nothing before it needs its own output to go backwards
             if dropout:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
@@ -52,6 +56,45 @@ class SumToLogit(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.sum(-1, keepdim=True) + self.bias
+
+
+class VectorCrossNetwork(nn.Module):
+    """
+    DCN's cross network (arXiv 1708.05123, eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l for each of `num_layers`.
+
+    Every x_l is c_l x_0 + (b_0 + ... + b_{l-1}) with one number c_l a row: c_0 = 1 and c_{l+1} = c_l +
+    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and then L numbers a row are enough,
+    where the equation as it stands goes over the whole row L times.
+
+    `(B, X)` x_0 -> `(B, X)` x_L.
+
+    Raises:
+        ValueError: without layers.
+    """
+
+    def __init__(self, size: int, num_layers: int):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_cross_layers={num_layers} leaves no cross layer: give one at least")
+        self.size = size
+        self.weight = nn.Parameter(torch.empty(num_layers, size))
+        self.bias = nn.Parameter(torch.empty(num_layers, size))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each w Xavier normal by its own two sizes, X and 1; b zero."""
+        init.normal_(self.weight, std=(2 / (self.size + 1)) ** 0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        products = F.linear(inputs, self.weight)  # x_0 . w_l of every layer (B, L)
+        sums = self.bias.cumsum(0)  # row l: b_0 + ... + b_l
+        scale = torch.ones_like(products[:, :1])  # c_l (B, 1)
+        for layer, weight in enumerate(self.weight):
+            scale = scale + scale * products[:, layer, None]
+            if layer:
+                scale = scale + sums[layer - 1] @ weight
+        return torch.addcmul(sums[-1], scale, inputs)
 
 
 class CrossLayer(nn.Linear):
@@ -112,7 +155,19 @@ class CrossMixtureLayer(nn.Module):
         return inputs * F.linear(weighted, self.up, self.bias) + crossed
 
 
-class FactorizationMachine(nn.Module):
+class BiInteraction(nn.Module):
+    """
+    Products of all pairs of fields, summed in linear time, one number for each dimension (Rendle 2010, lemma 3.1,
+    before its sum over dimensions): sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2.
+
+    `(B, F, D)` -> `(B, D)`.
+    """
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
+
+
+class FactorizationMachine(BiInteraction):
     """
     Second-order term of factorization machines (Rendle 2010, lemma 3.1; DeepFM eq. 2), pairs of fields summed in
     linear time: sum_{i<j} <e_i, e_j> = (|sum_i e_i|^2 - sum_i |e_i|^2) / 2.
@@ -121,7 +176,225 @@ class FactorizationMachine(nn.Module):
     """
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return (embeddings.sum(1).square() - embeddings.square().sum(1)).sum(1) / 2
+        return super().forward(embeddings).sum(1)
+
+
+class InnerProducts(nn.Module):
+    """
+    PNN's inner products <e_i, e_j> of the pairs of fields i < j (arXiv 1611.00144, section III.A), in the order
+    (0, 1), (0, 2), ..., (1, 2), ...
+
+    The paper's p has the squares i = j too; its authors' code, and everybody's since, leaves them out.
+
+    `(B, F, D)` -> `(B, P)`.
+    """
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        first, second = pairs_of_fields(embeddings)
+        products = embeddings @ embeddings.transpose(1, 2)  # (B, F, F)
+        return products.flatten(1).index_select(1, first * embeddings.shape[1] + second)
+
+
+class OuterProducts(nn.Module):
+    """
+    PNN's outer products of the pairs of fields i < j (arXiv 1611.00144, section III.B), each D x D matrix e_i e_j^T
+    weighted by a kernel of its pair and summed: <W_ij, e_i e_j^T> = e_i^T W_ij e_j. This is the kernel product of the
+    authors' code, in place of the paper's superposition (sum_i e_i) (sum_i e_i)^T, which no longer knows its fields.
+
+    `(B, F, D)` -> `(B, P)`, in the order of [`InnerProducts`].
+    """
+
+    def __init__(self, num_fields: int, size: int):
+        super().__init__()
+        self.size = size
+        self.kernel = nn.Parameter(torch.empty(num_fields * (num_fields - 1) // 2, size, size))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each W_ij Xavier normal."""
+        init.normal_(self.kernel, std=self.size**-0.5)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        first, second = pairs_of_fields(embeddings)
+        by_field = embeddings.transpose(0, 1).contiguous()  # (F, B, D): picking a field copies one block
+        weighted = by_field.index_select(0, first) @ self.kernel  # (P, B, D)
+        return (weighted * by_field.index_select(0, second)).sum(-1).T
+
+
+def pairs_of_fields(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions i and j, each `(P,)`, of the pairs i < j of the fields of `embeddings` `(B, F, D)`."""
+    first, second = torch.triu_indices(
+        embeddings.shape[1], embeddings.shape[1], offset=1, device=embeddings.device
+    ).unbind()
+    return first, second
+
+
+class AttentionalPooling(nn.Module):
+    """
+    AFM's attention over the products of pairs of fields (arXiv 1708.04617, eq. 4 to 6): with
+    a_ij = softmax_{i<j}(h^T ReLU(W (e_i * e_j) + b)) it gives sum_{i<j} a_ij e_i * e_j.
+
+    As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the sum.
+
+    The sum is made as sum_i e_i * (sum_j a_ij e_j), which does not go over the products once more.
+
+    `(B, F, D)` -> `(B, D)`.
+    """
+
+    def __init__(self, size: int, attention_dim: int, weight_dropout: float = 0.0, sum_dropout: float = 0.0):
+        super().__init__()
+        self.weight_dropout, self.sum_dropout = weight_dropout, sum_dropout
+        self.weight = nn.Parameter(torch.empty(attention_dim, size))  # W
+        self.bias = nn.Parameter(torch.empty(attention_dim))
+        self.query = nn.Parameter(torch.empty(attention_dim))  # h
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As in the authors' code: W Xavier normal, h N(0, 1); b zero."""
+        init.xavier_normal_(self.weight)
+        init.zeros_(self.bias)
+        init.normal_(self.query)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        num_rows, num_fields, _ = embeddings.shape
+        first, second = pairs_of_fields(embeddings)
+        products = embeddings.index_select(1, first) * embeddings.index_select(1, second)  # (B, P, D)
+        hidden = F.linear(products.flatten(0, 1), self.weight, self.bias).relu_()  # (B x P, attention_dim)
+        weights = (hidden @ self.query).unflatten(0, (num_rows, -1)).softmax(-1)
+        weights = F.dropout(weights, self.weight_dropout, self.training)  # (B, P)
+        above = weights.new_zeros(num_rows, num_fields**2).index_copy(1, first * num_fields + second, weights)
+        pooled = (embeddings * (above.unflatten(1, (num_fields, -1)) @ embeddings)).sum(1)  # (B, D)
+        return F.dropout(pooled, self.sum_dropout, self.training)
+
+
+class CompressedInteractionLayer(nn.Module):
+    """
+    One layer of xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6):
+
+    X^k_h = sum_{i,j} W^{k,h}_ij (X^{k-1}_i * X^0_j), each X^k_h a vector of size D.
+
+    Fields and feature maps come first here, so that all rows are one matrix product: `(H_{k-1}, B, D)` X^{k-1} and
+    `(F, B, D)` X^0 -> `(H_k, B, D)`.
+    """
+
+    def __init__(self, num_fields: int, num_maps_in: int, num_maps: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_maps, num_maps_in, num_fields))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal, so that the sum has the size of one product."""
+        init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+
+    def forward(self, maps: torch.Tensor, inputs: torch.Tensor, num_first: int | None = None) -> torch.Tensor:
+        """The first `num_first` feature maps; all of them unless given."""
+        weight = self.weight[:num_first]
+        if maps is inputs:  # the first layer: X_i * X_j = X_j * X_i is made once
+            i, j = torch.triu_indices(len(inputs), len(inputs), device=inputs.device).unbind()
+            weight = weight[:, i, j] + torch.where(i == j, 0, weight[:, j, i])
+            products = inputs.index_select(0, i) * inputs.index_select(0, j)  # (F (F + 1) / 2, B, D)
+        else:
+            weight = weight.flatten(1)
+            products = (maps[:, None] * inputs).flatten(0, 1)  # (H_{k-1} x F, B, D)
+        return (weight @ products.flatten(1)).unflatten(1, inputs.shape[1:])
+
+    def pooled(self, maps: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """
+        Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
+        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work.
+        """
+        products = maps.transpose(0, 1) @ inputs.permute(1, 2, 0)  # (B, H_{k-1}, F)
+        return F.linear(products.flatten(1), self.weight[start:].flatten(1))
+
+
+class CompressedInteractionNetwork(nn.Module):
+    """
+    xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6 to 8): layer by layer the feature maps of the
+    layer before are multiplied with the fields, and all maps are summed over D.
+
+    `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
+    its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
+    "linear", no activation, best (section 4.4.3), which is also faster: what is only summed is never made.
+
+    `(B, F, D)` -> `(B, output_size)`.
+
+    Raises:
+        ValueError: without layers, for another activation, or if a layer to be split has an odd number of maps.
+    """
+
+    def __init__(
+        self, num_fields: int, hidden_units: Sequence[int], split_half: bool = False, activation: str = "linear"
+    ):
+        super().__init__()
+        if not hidden_units:
+            raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
+        if activation not in ("linear", "relu"):
+            raise ValueError(f'cin_activation={activation!r} is not one of "linear", "relu"')
+        if split_half and any(units % 2 for units in hidden_units[:-1]):
+            raise ValueError(
+                f"cin_hidden_units={list(hidden_units)} has an odd size before its last, which "
+                "cin_split_half=True cannot halve"
+            )
+        self.activation = activation
+        # of each layer, how many maps go on to the next, and where those that are summed start
+        self.num_passed = [units // 2 if split_half else units for units in hidden_units[:-1]] + [0]
+        self.pooled_from = [passed if split_half else 0 for passed in self.num_passed]
+        self.layers = nn.ModuleList(
+            CompressedInteractionLayer(num_fields, num_in, units)
+            for num_in, units in zip([num_fields, *self.num_passed], hidden_units, strict=False)
+        )
+        self.output_size = sum(hidden_units) - sum(self.pooled_from)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        inputs = embeddings.transpose(0, 1).contiguous()  # (F, B, D)
+        maps, sums = inputs, []
+        for layer, num_passed, start in zip(self.layers, self.num_passed, self.pooled_from, strict=True):
+            if self.activation == "relu":
+                made = layer(maps, inputs).relu_()  # (H_k, B, D)
+                sums.append(made[start:].sum(-1).T)
+                maps = made[:num_passed]
+                continue
+            made = layer(maps, inputs, num_passed) if num_passed else None
+            if made is not None and not start:  # they are there: no need to sum them another way
+                sums.append(made.sum(-1).T)
+            else:
+                sums.append(layer.pooled(maps, inputs, start))
+            maps = made
+        return torch.cat(sums, dim=1)
+
+
+class LogarithmicLayer(nn.Module):
+    """
+    AFN's logarithmic transformation (arXiv 1909.03276, eq. 6): neuron h gives, in each dimension of the embeddings,
+    the product of powers that it has learnt, exp(sum_i w_hi ln |e_i| + b_h) = exp(b_h) prod_i |e_i|^w_hi.
+
+    Embeddings are made positive by their absolute values, those below 1e-7 raised to it. With `batch_norm` the
+    logarithms and what exp gives are normalised, each dimension over rows and fields (or neurons).
+
+    `(B, F, D)` -> `(B, D x H)`.
+    """
+
+    def __init__(self, num_fields: int, size: int, num_neurons: int, batch_norm: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_neurons, num_fields))
+        self.bias = nn.Parameter(torch.empty(num_neurons))
+        self.log_norm = nn.BatchNorm1d(size) if batch_norm else None
+        self.exp_norm = nn.BatchNorm1d(size) if batch_norm else None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Powers N(0, 0.1^2), so that products of many small numbers stay within range; b zero."""
+        init.normal_(self.weight, std=0.1)
+        init.zeros_(self.bias)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        logarithms = embeddings.transpose(1, 2).abs().clamp(min=1e-7).log()  # (B, D, F)
+        if self.log_norm is not None:
+            logarithms = self.log_norm(logarithms)
+        crosses = F.linear(logarithms, self.weight, self.bias).exp_()  # (B, D, H)
+        if self.exp_norm is not None:
+            crosses = self.exp_norm(crosses)
+        return crosses.flatten(1)
 
 
 class FieldSelfAttention(nn.Module):
@@ -154,6 +427,7 @@ class FieldSelfAttention(nn.Module):
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
         )  # (B, A, F, D / A)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        attended = attended.transpose(1, 2).flatten(2)  # (B, F, D)
-        return F.relu(attended + residual[0] if residual else attended)
+        # Keys in rows: over a last dimension as short as F, softmax (and so the fused attention) is slow on a CPU.
+        weights = (key @ query.transpose(2, 3)).softmax(2)  # (B, A, F keys, F queries)
+        attended = (weights.transpose(2, 3) @ value).transpose(1, 2).flatten(2)  # (B, F, D)
+        return (attended + residual[0] if residual else attended).relu_()

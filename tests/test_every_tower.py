@@ -47,9 +47,8 @@ def make_rows(num_rows: int = 96) -> dict[str, list]:
         "item_id": [None if k % 17 == 5 else str(200 + item) for k, item in enumerate(items)],
         "genre": [[genres[item % 4]] + [genres[(item + 1) % 4]] * (item % 2) for item in items],
         "price": [float("nan") if k % 11 == 3 else float(item) * 1.5 for k, item in enumerate(items)],
-        "label": [
-            int((user % 3 == item % 3) ^ (random.random() < 0.1)) for user, item in zip(users, items, strict=True)
-        ],
+        # a sum of what user and genre say, so that logistic regression can learn it, too
+        "label": [int(u % 5 + 1.5 * (i % 4) > 3.9) for u, i in zip(users, items, strict=True)],
     }
 
 
@@ -111,7 +110,7 @@ def test_stage_1_learns_and_its_folder_becomes_each_model_of_stage_2(
     vector = model.flip.tabular(fixed["feature_ids"]).vector
     for mode in ("tabular", "joint"):
         finetuned = FlipForCTR.from_pretrained(tmp_path, mode=mode).eval()
-        assert torch.equal(finetuned.flip.tabular(fixed["feature_ids"]).vector, vector)
+        torch.testing.assert_close(finetuned.flip.tabular(fixed["feature_ids"]).vector, vector)
 
 
 @pytest.mark.parametrize("mode", ["tabular", "joint"])
@@ -126,14 +125,17 @@ def test_stage_2_learns_32_rows_by_heart_and_reloads_bit_by_bit(
         model = FlipForCTR(FlipConfig.from_processor(lists_processor, l2_coefficient=0.0, **settings))
     else:
         model = FlipForCTR.from_text_pretrained(text_model_dir, processor=lists_processor, **settings)
-    losses = train(model, [batch], 150, 1e-2, until=0.03 if mode == "tabular" else 0.1)
+    rate = 0.1 if backbone == "lr" else 1e-2 if mode == "tabular" else 3e-3
+    losses = train(model, [batch], 150, rate, until=0.03 if mode == "tabular" else 0.1)
     assert losses[-1] < losses[0]
     logits = model.eval()(**batch).logits
     assert ((logits > 0) == (batch["labels"] == 1)).float().mean() > 0.95
 
     model.save_pretrained(tmp_path)
     again = FlipForCTR.from_pretrained(tmp_path).eval()
-    assert torch.equal(again(**batch).logits, logits)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    torch.testing.assert_close(again(**batch).logits, logits)  # a product may round by where its operands lie
     assert again.config.backbone == backbone and again.config.backbone_config == options
     # an optimiser may rely on what is saved being what is trained: nothing more and nothing less
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())

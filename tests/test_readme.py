@@ -3,11 +3,14 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
+
+from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,17 @@ def test_the_code_of_the_fields_page_runs():
     fields, values = printed.getvalue().splitlines()
     assert "'shown_weekday', 'description', 'device', 'user_id_frequency', 'user_id_label_mean'" in fields
     assert values.startswith("['u1', '[MISSING]', '[MISSING]', '[PAD]', 'b', 'c', '21', 'Saturday', 'hash ")
+
+
+def test_the_page_of_towers_lists_each_with_its_hyper_parameters():
+    page = (ROOT / "docs" / "towers.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|[^|]*\|([^|]*)\|$", page, flags=re.MULTILINE)
+    listed = {name: re.findall(r"`(\w+)`", cell) for name, cell in rows if name != "backbone"}
+    own = {
+        name: [parameter for parameter in inspect.signature(backbone).parameters if parameter != "config"]
+        for name, backbone in TABULAR_BACKBONES.items()
+    }
+    assert listed == own
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of ID towers that weigh or gate their inputs: FiBiNET, FinalMLP, MaskNet and GDCN. No layer loops over
+fields, pairs of fields or heads.
+
+As in `tabular_layers_flip`, a layer whose matrices multiply one another owns its parameters and has `init_weights`.
+
+Letters: B rows, F fields that have slots, D size of one field's embedding, X = F x D, P = F (F - 1) / 2 pairs of
+fields, A heads.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .tabular_layers_flip import MultiLayerPerceptron
+
+
+BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
+EXCITATION_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}
+
+
+class SqueezeExcitation(nn.Module):
+    """
+    FiBiNET's SENET layer (arXiv 1905.09433, section 3.2): z_f = mean of e_f, a = s(W_2 ReLU(W_1 z)), v_f = a_f e_f,
+    with s = ReLU in the paper; W_1 has max(1, F // reduction_ratio) rows. `std` is how large the embeddings start.
+
+    `(B, F, D)` -> `(B, F, D)`.
+
+    Raises:
+        ValueError: for a `reduction_ratio` below 1 or an unknown activation.
+    """
+
+    def __init__(
+        self, num_fields: int, size: int, reduction_ratio: int = 3, activation: str = "relu", std: float = 0.05
+    ):
+        if reduction_ratio < 1:
+            raise ValueError(f"reduction_ratio={reduction_ratio} is below 1: it divides the number of fields")
+        if activation.lower() not in EXCITATION_ACTIVATIONS:
+            raise ValueError(f"excitation_activation={activation!r} is not one of {', '.join(EXCITATION_ACTIVATIONS)}")
+        super().__init__()
+        self.activation = EXCITATION_ACTIVATIONS[activation.lower()]
+        self.scale = (size**0.5 / std) ** 0.5
+        reduced = max(1, int(num_fields / reduction_ratio))
+        self.squeeze = nn.Parameter(torch.empty(reduced, num_fields))  # W_1
+        self.excite = nn.Parameter(torch.empty(num_fields, reduced))  # W_2
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """
+        W_1 Xavier normal, W_2 the positive half of Xavier uniform: its inputs are positive, and a field whose weights
+        all start negative would be switched off for good by the ReLU. Both times a number that brings the fields'
+        weights to the order of 1 at first: z, the mean of D numbers of standard deviation `std`, is of size
+        std / sqrt(D), and weights of that size would leave this layer no gradient.
+        """
+        reduced, num_fields = self.squeeze.shape
+        init.normal_(self.squeeze, std=self.scale * (2 / (reduced + num_fields)) ** 0.5)
+        init.uniform_(self.excite, 0.0, self.scale * (6 / (reduced + num_fields)) ** 0.5)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        excited = self.activation(F.linear(F.relu(F.linear(embeddings.mean(-1), self.squeeze)), self.excite))  # (B, F)
+        return embeddings * excited[..., None]
+
+
+class BilinearInteraction(nn.Module):
+    """
+    FiBiNET's bilinear interaction (arXiv 1905.09433, section 3.3): p_ij = (v_i W) * v_j of all pairs i < j, with one W
+    for all (`"field_all"`), one for each left field (`"field_each"`) or one for each pair (`"field_interaction"`).
+
+    Several groups of embeddings, each with its own W, are crossed at once, pairs being within a group.
+
+    `(B, G, F, D)` -> `(B, G, P, D)`, pairs in the order (0, 1), (0, 2), ..., (F - 2, F - 1).
+
+    Raises:
+        ValueError: for an unknown type, or for fewer than two fields.
+    """
+
+    def __init__(self, num_fields: int, size: int, bilinear_type: str = "field_interaction", num_groups: int = 1):
+        if bilinear_type not in BILINEAR_TYPES:
+            raise ValueError(f"bilinear_type={bilinear_type!r} is not one of {', '.join(BILINEAR_TYPES)}")
+        if num_fields < 2:
+            raise ValueError(f"{num_fields} field makes no pair to cross: give the ID tower two fields or more")
+        super().__init__()
+        self.bilinear_type = bilinear_type
+        num_pairs = num_fields * (num_fields - 1) // 2
+        # the last field is never the left one of a pair
+        matrices = {"field_all": 1, "field_each": num_fields - 1, "field_interaction": num_pairs}
+        self.weight = nn.Parameter(torch.empty(num_groups, matrices[bilinear_type], size, size))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each D x D matrix Xavier normal."""
+        init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        num_groups, num_fields = embeddings.shape[1:3]
+        groups = torch.arange(num_groups, device=embeddings.device)[:, None]
+        left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
+        right = (groups * num_fields + right).flatten()  # (G x P,): groups side by side, as if they were fields
+        rights = embeddings.flatten(1, 2).index_select(1, right)  # (B, G x P, D)
+        if self.bilinear_type == "field_interaction":
+            left = (groups * num_fields + left).flatten()
+            lefts = embeddings.flatten(1, 2).transpose(0, 1).index_select(0, left)  # (G x P, B, D)
+            crossed = rights * torch.bmm(lefts, self.weight.flatten(0, 1)).transpose(0, 1)
+        else:
+            weight = self.weight.expand(-1, num_fields - 1, -1, -1)
+            mapped = torch.einsum("bgfd,gfde->bgfe", embeddings[:, :, :-1], weight)  # (B, G, F - 1, D)
+            left = (groups * (num_fields - 1) + left).flatten()
+            crossed = mapped.flatten(1, 2).index_select(1, left) * rights  # (B, G x P, D)
+        return crossed.unflatten(1, (num_groups, -1))
+
+
+class ContextGate(nn.Module):
+    """
+    Feature gating of one of FinalMLP's streams (arXiv 2304.00902, stream-specific feature selection):
+    x -> 2 sigmoid(MLP(context)) * x, the context being the embeddings of some fields, or one learnt vector where none
+    are named.
+
+    `(B, F, D)` -> `(B, X)`.
+    """
+
+    def __init__(self, num_fields: int, size: int, context: Sequence[int], hidden_units: Sequence[int], std: float):
+        super().__init__()
+        self.context, self.std = list(context), std
+        self.learnt_context = None if self.context else nn.Parameter(torch.empty(1, size))
+        self.hidden = MultiLayerPerceptron(max(1, len(self.context)) * size, hidden_units)
+        self.output = nn.Linear(self.hidden.output_size, num_fields * size)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The learnt vector as an embedding starts: from zeros the MLP's first matrix would get no gradient."""
+        if self.learnt_context is not None:
+            init.normal_(self.learnt_context, std=self.std)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        # a learnt context is the same for all rows, and so is its gate, computed once
+        context = embeddings[:, self.context].flatten(1) if self.context else self.learnt_context
+        return 2 * torch.sigmoid(self.output(self.hidden(context))) * embeddings.flatten(1)
+
+
+class BilinearFusion(nn.Module):
+    """
+    FinalMLP's multi-head bilinear term of two streams (arXiv 2304.00902, stream-level fusion), cut into A parts each:
+    sum_a x_a^T W_a y_a.
+
+    `(B, size_1)` and `(B, size_2)` -> `(B,)`.
+
+    Raises:
+        ValueError: if the heads do not divide both sizes.
+    """
+
+    def __init__(self, size_1: int, size_2: int, num_heads: int = 1):
+        if num_heads < 1 or size_1 % num_heads or size_2 % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the streams' last sizes, {size_1} and {size_2}")
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, size_1 // num_heads, size_2 // num_heads))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each head's matrix Xavier normal."""
+        init.normal_(self.weight, std=(2 / sum(self.weight.shape[1:])) ** 0.5)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        num_heads = len(self.weight)
+        first, second = first.unflatten(-1, (num_heads, -1)), second.unflatten(-1, (num_heads, -1))  # (B, A, size / A)
+        return (torch.einsum("bax,axy->bay", first, self.weight) * second).flatten(1).sum(1)
+
+
+class FieldLayerNorm(nn.Module):
+    """
+    MaskNet's LN_EMB (arXiv 2102.07619): each field's embedding normalised by its own mean and variance,
+    with its own scale and shift.
+
+    `(B, F, D)` -> `(B, F, D)`.
+    """
+
+    def __init__(self, num_fields: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_fields, size))
+        self.bias = nn.Parameter(torch.empty(num_fields, size))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Scales one, shifts zero."""
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, F.layer_norm(embeddings, embeddings.shape[-1:]), self.weight)
+
+
+class MaskBlock(nn.Module):
+    """
+    MaskNet's MaskBlock (arXiv 2102.07619): the instance-guided mask
+    m = W_d2 ReLU(W_d1 e + b_d1) + b_d2 of the row's embeddings e multiplies the block's input h, and the block gives
+    ReLU(LN(W (m * h))). W_d1 has `reduction_ratio` times the size of h rows.
+
+    `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`.
+
+    Raises:
+        ValueError: if the ratio leaves the mask's hidden layer nothing.
+    """
+
+    def __init__(
+        self,
+        embeddings_size: int,
+        size_in: int,
+        size_out: int,
+        reduction_ratio: float = 1.0,
+        layernorm: bool = True,
+        dropout: float = 0.0,
+    ):
+        aggregation = int(size_in * reduction_ratio)
+        if aggregation < 1:
+            raise ValueError(f"reduction_ratio={reduction_ratio} of {size_in} leaves the mask no hidden unit")
+        super().__init__()
+        self.aggregation = nn.Linear(embeddings_size, aggregation)
+        self.projection = nn.Linear(aggregation, size_in)
+        self.hidden = nn.Linear(size_in, size_out, bias=False)
+        self.norm = nn.LayerNorm(size_out) if layernorm else None
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def forward(self, embeddings: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        mask = self.projection(F.relu(self.aggregation(embeddings)))  # (B, size_in)
+        hidden = self.hidden(mask * inputs)  # (B, size_out)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        hidden = F.relu(hidden)
+        return hidden if self.dropout is None else self.dropout(hidden)
+
+
+class GatedCrossLayer(nn.Module):
+    """
+    GDCN's gated cross layer (arXiv 2311.04635): c_{l+1} = c_0 * (W_c c_l + b) * sigmoid(W_g c_l) + c_l.
+
+    `(B, X)` c_l and `(B, X)` c_0 -> `(B, X)`.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * size, size))  # W_c and W_g: one product
+        self.bias = nn.Parameter(torch.empty(size))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """W_c and W_g Xavier normal, b zero."""
+        init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        init.zeros_(self.bias)
+
+    def forward(self, crossed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        mapped, gate = F.linear(crossed, self.weight).chunk(2, dim=-1)  # (B, X) each
+        return torch.addcmul(crossed, inputs * (mapped + self.bias), torch.sigmoid(gate))
