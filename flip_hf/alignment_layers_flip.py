@@ -14,9 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.activations import ACT2FN
 
 from .configuration_flip import MASK_FEATURE_ID, FlipConfig
 from .modeling_flip_base import grow_table
+from .text_tower_flip import TextMLMHead, mlm_activations
 
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
@@ -27,20 +29,43 @@ class FlipMLMHead(nn.Module):
     """
     Masked tokens recovered with the help of the complete tabular view (FLIP, masked language modelling).
 
-    z = [w~_l ; v] -> Linear(d_w + d_v, d_w) -> tanh -> dropout -> Linear(d_w, V), at the masked positions alone.
+    z = [w~_l ; v] -> Linear(d_w + d_v, d) -> tanh -> dropout -> Linear(d, V), at the masked positions alone, d being
+    d_w unless `config.mlm_transform_config` says otherwise. With `config.mlm_transform="text_model"` an activation and
+    LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over
+    (`start_from`). The decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
-        text_config = config.text_config
-        self.dense = nn.Linear(text_config.hidden_size + tabular_size, text_config.hidden_size)
+        text_config, settings = config.text_config, config.mlm_transform_config
+        self.text_size = text_config.hidden_size
+        # ELECTRA, ALBERT: word embeddings of their own size
+        size = settings.get("hidden_size", self.text_size)
+        self.activation, self.layer_norm = torch.tanh, None
+        if config.mlm_transform == "text_model":
+            size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or self.text_size
+            self.activation = ACT2FN[settings.get("hidden_act") or mlm_activations(text_config)[0]]
+            self.layer_norm = nn.LayerNorm(size, eps=settings.get("layer_norm_eps", 1e-12))
+        self.dense = nn.Linear(self.text_size + tabular_size, size)
         self.dropout = nn.Dropout(config.mlm_dropout_prob)
-        self.decoder = nn.Linear(text_config.hidden_size, text_config.vocab_size)
+        self.decoder = nn.Linear(size, text_config.vocab_size)
 
     def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
         """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""
-        hidden = torch.tanh(self.dense(torch.cat([token_states, tabular_vectors], dim=-1)))
+        hidden = self.activation(self.dense(torch.cat([token_states, tabular_vectors], dim=-1)))
+        if self.layer_norm is not None:
+            hidden = self.layer_norm(hidden)
         return self.decoder(self.dropout(hidden))
+
+    @torch.no_grad()
+    def start_from(self, head: TextMLMHead) -> None:
+        """Copies the weights of a language model's own head; what reads the tabular vector starts at zero."""
+        for name, weight in head.weights.items():
+            own = self.get_parameter(name)
+            if name == "dense.weight":
+                own[:, self.text_size :] = 0.0
+                own = own[:, : self.text_size]
+            own.copy_(weight)
 
 
 class FlipMTMHead(nn.Module):

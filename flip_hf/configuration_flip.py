@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .calibration_flip import check_calibration
+
 
 try:  # transformers >= 5.20
     from transformers.configuration_utils import SubConfigSpec
@@ -19,7 +21,14 @@ except ImportError:
 
 
 MODES = ("tabular", "text", "joint")
-TEXT_POOLINGS = ("cls", "mean")
+TEXT_POOLINGS = ("cls", "mean", "last")
+# their positions start behind the id of the pad token, and tell pads from text by it
+_POSITIONS_AFTER_PAD = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "esm"),
+    *("ibert", "lilt", "longformer", "luke", "mpnet", "xmod"),
+)
+MLM_TRANSFORMS = ("tanh", "text_model")
+MLM_TRANSFORM_SETTINGS = ("hidden_size", "hidden_act", "layer_norm_eps")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NOISES = ("global", "field")
 TEXT_MASK_LEVELS = ("field", "token")
@@ -67,7 +76,10 @@ class FlipConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
             ids alone.
         text_model_name_or_path (`str`, *optional*): where the text tower's first weights came from; for the card.
-        text_pooling (`str`): `"cls"` (first token) or `"mean"` (over real tokens).
+        text_pooling (`str`): `"cls"` (first token), `"mean"` (over real tokens) or `"last"` (real token: decoders).
+        text_adapter (`dict`, *optional*): LoRA in the text tower: settings of peft's `LoraConfig`. The language
+            model's own weights are then frozen, and not saved ([`FlipPreTrainedModel.add_text_adapter`]).
+        text_model_digest (`str`, *optional*): by which a language model is known as the one an adapter belongs to.
         backbone (`str`): body of the tabular tower, a key of `TABULAR_BACKBONES`.
         backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class; what is
             absent takes that class's default, an unknown name is refused when the model is built.
@@ -90,6 +102,11 @@ class FlipConfig(PreTrainedConfig):
         share_field_masks (`bool`): both views mask the same fields.
         hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
             among those hidden in it, so that the rest of the row must explain them. Implies `share_field_masks`.
+        mlm_transform (`str`): what stands before the decoder of the MLM head: `"tanh"`, as in the release, or
+            `"text_model"`, activation and LayerNorm as in BERT's own head.
+        mlm_transform_config (`dict`, *optional*): `hidden_size` (that of the text states by default, or the language
+            model's size of word embeddings), and of `"text_model"` `hidden_act` (the language model's) and
+            `layer_norm_eps` (1e-12).
         mlm_dropout_prob, icl_dropout_prob (`float`): dropout inside the two heads (0.2 in the paper).
         mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's own vocabulary).
         mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
@@ -110,6 +127,10 @@ class FlipConfig(PreTrainedConfig):
             logit (1 each in the paper; a term of weight 0 is not computed).
         l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
             tables, added to the training loss (never to `eval_loss`).
+        negative_sampling_rate (`float`): w in (0, 1], share of the non-clicks that the training rows kept. Logits stay
+            as they are; probabilities ([`FlipForCTR.predict_probabilities`]) are of logits + ln w.
+        calibration (`dict`, *optional*): stage 2, what [`fit_calibration`] found on validation rows, applied to
+            probabilities after the correction for w ([`FlipForCTR.set_calibration`]).
 
     Raises:
         ValueError: for a value that none of the above allows, naming it and what is allowed.
@@ -131,6 +152,8 @@ class FlipConfig(PreTrainedConfig):
     text_config: Any = None  # dict or PreTrainedConfig
     text_model_name_or_path: str | None = None
     text_pooling: str = "cls"
+    text_adapter: dict[str, Any] | None = None
+    text_model_digest: str | None = None
 
     backbone: str = "dcnv2"
     backbone_config: dict[str, Any] | None = None
@@ -151,6 +174,8 @@ class FlipConfig(PreTrainedConfig):
     text_passes: int = 2
     share_field_masks: bool = False
     hide_target_in_text: bool = False
+    mlm_transform: str = "tanh"
+    mlm_transform_config: dict[str, Any] | None = None
     mlm_dropout_prob: float = 0.2
     mtm_loss: str = "nce"
     mtm_noise: str = "global"
@@ -168,12 +193,15 @@ class FlipConfig(PreTrainedConfig):
     tabular_bce_weight: float = 1.0
     text_bce_weight: float = 1.0
     l2_coefficient: float = 1e-5
+    negative_sampling_rate: float = 1.0
+    calibration: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if SubConfigSpec is None and isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**{"model_type": "bert", **self.text_config})
         self.fields = [{"kind": "categorical", "num_slots": 1, **field} for field in self.fields or []]
         self.backbone_config = dict(self.backbone_config or {})
+        self.mlm_transform_config = dict(self.mlm_transform_config or {})
         super().__post_init__(**kwargs)
         self.check()
 
@@ -182,6 +210,7 @@ class FlipConfig(PreTrainedConfig):
         for key, allowed in (
             ("mode", MODES),
             ("text_pooling", TEXT_POOLINGS),
+            ("mlm_transform", MLM_TRANSFORMS),
             ("mtm_loss", MTM_LOSSES),
             ("mtm_noise", MTM_NOISES),
             ("text_mask_level", TEXT_MASK_LEVELS),
@@ -203,6 +232,10 @@ class FlipConfig(PreTrainedConfig):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)!r} is negative: the loss would be sought, not avoided")
         check_masks(self)
+        check_calibration(self.calibration, self.negative_sampling_rate)
+        for key in self.mlm_transform_config:
+            if key not in MLM_TRANSFORM_SETTINGS:
+                raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
         names = self.field_names
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
@@ -236,6 +269,24 @@ class FlipConfig(PreTrainedConfig):
     def num_slots(self) -> int:
         """S, the number of columns of `feature_ids`."""
         return len(self.slot_fields)
+
+    @property
+    def max_text_length(self) -> int | None:
+        """Most tokens, special ones included, that the text tower has positions for; `None` if there is no limit."""
+        text_config = self.text_config
+        longest = getattr(text_config, "max_position_embeddings", None)
+        if longest is None or longest <= 0:
+            return None
+        if text_config.model_type in ("deberta", "deberta-v2") and not text_config.position_biased_input:
+            return None  # relative positions alone, those far away being one
+        return longest - (0 if self._position_pad_id is None else self._position_pad_id + 1)
+
+    @property
+    def _position_pad_id(self) -> int | None:
+        """Id of the pad token behind which positions start, in architectures that count so."""
+        if self.text_config is None or self.text_config.model_type not in _POSITIONS_AFTER_PAD:
+            return None
+        return 1 if self.text_config.model_type == "mpnet" else self.text_config.pad_token_id  # MPNet's is fixed
 
     @property
     def num_reserved_features(self) -> int:
@@ -308,6 +359,20 @@ class FlipConfig(PreTrainedConfig):
                 f"the processor does not fit the model: its tokenizer has {len(tokenizer)} tokens, the text tower "
                 f"embeds {self.text_config.vocab_size}; take the tokenizer of "
                 f"{self.text_model_name_or_path or 'the same model'}"
+            )
+        if self.text_config is None or tokenizer is None:
+            return
+        if self._position_pad_id is not None and tokenizer.pad_token_id not in (None, self._position_pad_id):
+            raise ValueError(
+                f"the processor does not fit the model: its tokenizer pads with {tokenizer.pad_token_id}, and this "
+                f"{self.text_config.model_type} knows pads by {self._position_pad_id}, from which it counts positions;"
+                f" take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+            )
+        if self.max_text_length is not None and processor.max_length > self.max_text_length:
+            raise ValueError(
+                f"the processor does not fit the model: its rows have up to max_length={processor.max_length} tokens, "
+                f"and this {self.text_config.model_type} has positions for {self.max_text_length}; build the "
+                f"processor with max_length={self.max_text_length} or less"
             )
 
 

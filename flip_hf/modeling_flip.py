@@ -7,8 +7,10 @@ of a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabula
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,10 +28,13 @@ from .alignment_layers_flip import (
     share,
     slots_per_field,
 )
+from .calibration_flip import check_calibration, predict_probabilities
 from .configuration_flip import FlipConfig
+from .explain_flip import AlignmentExplanation, explain
 from .fusion_layers_flip import FlipFusion
-from .modeling_flip_base import FlipPreTrainedModel, build_text_model
+from .modeling_flip_base import TEXT_MODEL_ARGUMENTS, FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
+from .text_tower_flip import build_text_model, check_text_pooling, is_causal, load_mlm_head
 from .warm_start_flip import warm_start
 
 
@@ -84,7 +89,8 @@ class FlipForCTROutput(ModelOutput):
     """
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`): binary cross-entropy in nats, with `labels` alone; L2 in training.
-        logits (`torch.FloatTensor` of shape `(batch_size,)`): log-odds of a click.
+        logits (`torch.FloatTensor` of shape `(batch_size,)`): log-odds of a click, among rows sampled as those of the
+            training; `model.predict_probabilities(logits)` makes calibrated probabilities of them.
         tabular_logits, text_logits (`torch.FloatTensor` of shape `(batch_size,)`): the towers' own, in mode `"joint"`.
         tabular_weights (`torch.FloatTensor` of shape `(batch_size,)`): in mode `"joint"`, the weight of the tabular
             logit, that of the text's being what is left of 1; `None` with `fusion="stack"`.
@@ -129,7 +135,15 @@ class FlipModel(FlipPreTrainedModel):
                     f'mode "{towers}" needs a text tower and config.text_config is None: take mode="tabular", or '
                     "start from a language model with from_text_pretrained"
                 )
+            check_text_pooling(config.text_config, config.text_pooling)
             self.text = text_model if text_model is not None else build_text_model(config.text_config)
+            # a decoder by itself counts positions from the left end, where there may be pads
+            takes_positions = "position_ids" in signature(self.text.forward).parameters
+            self._counts_positions = takes_positions and is_causal(config.text_config)
+            if config.text_adapter is not None:
+                self.add_text_adapter(config.text_adapter)
+        # holds nothing, and follows the heads from type to type: a language model may be in another one
+        self.register_buffer("state_dtype", torch.zeros(0), persistent=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module | None:
@@ -139,13 +153,20 @@ class FlipModel(FlipPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, pooled `(batch_size, d_w)`."""
-        states = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._counts_positions:
+            inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        states = self.text(**inputs).last_hidden_state.to(self.state_dtype.dtype)
         return states, self.pool_text(states, attention_mask)
 
     def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
         """W `(batch_size, num_tokens, d_w)` -> `(batch_size, d_w)`, by `config.text_pooling`."""
         if self.config.text_pooling == "cls":
             return states[:, 0]
+        if self.config.text_pooling == "last":
+            positions = torch.arange(states.shape[1], device=states.device)
+            last = (attention_mask.bool() * positions).argmax(1)  # (B,): pads may stand at either end
+            return states[torch.arange(len(states), device=states.device), last]
         weights = attention_mask.to(states.dtype)  # (B, T)
         return torch.einsum("bt,btd->bd", weights, states) / weights.sum(1, keepdim=True).clamp(min=1.0)
 
@@ -204,12 +225,63 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 "stage 1 aligns ids with text and config.text_config is None: start from a language model with "
                 "FlipForPreTraining.from_text_pretrained(text_model, processor=processor)"
             )
+        if config.mlm_weight and is_causal(config.text_config):
+            raise ValueError(
+                f"mlm_weight={config.mlm_weight}: a {config.text_config.model_type} is a decoder, in which a masked "
+                "token sees nothing of what follows, so there is no masked language modelling: set mlm_weight=0 "
+                "(masked features and instance contrast remain)"
+            )
         self.flip = FlipModel(config, text_model, towers="joint")
         tabular_size = self.flip.tabular.hidden_size
         self.mlm_head = FlipMLMHead(config, tabular_size) if config.mlm_weight else None
         self.mtm_head = FlipMTMHead(config, tabular_size) if config.mtm_weight else None
         self.icl_head = FlipICLHead(config, tabular_size) if config.icl_weight else None
         self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        text_model_name_or_path: str,
+        *,
+        processor: Any,
+        num_hidden_layers: int | None = None,
+        init_mlm_head_from_text_model: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        As [`FlipPreTrainedModel.from_text_pretrained`], and perhaps with the MLM head of the checkpoint.
+
+        Args:
+            init_mlm_head_from_text_model (`bool`): the MLM head starts from the one that the language model was
+                pre-trained with (`config.mlm_transform="text_model"`), blind to the ids at first: the logits are the
+                language model's own. A checkpoint that brings no such head gives its word embeddings as the decoder of
+                the release's head, with a warning. No weights are tied afterwards.
+
+        Raises:
+            ValueError: also where `init_mlm_head_from_text_model` meets `mlm_weight=0` or a head chosen otherwise.
+        """
+        head = None
+        if init_mlm_head_from_text_model:
+            for name in ("mlm_transform", "mlm_transform_config"):
+                if name in kwargs:
+                    raise ValueError(
+                        f"{name}={kwargs[name]!r} and init_mlm_head_from_text_model=True: the form of the head is "
+                        "that of the checkpoint's own; leave one of the two out"
+                    )
+            if kwargs.get("mlm_weight") == 0:
+                raise ValueError(
+                    "mlm_weight=0 builds no MLM head, which init_mlm_head_from_text_model=True would start: leave one "
+                    "of the two out"
+                )
+            loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
+            head = load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
+            kwargs |= {"mlm_transform": head.transform, "mlm_transform_config": head.transform_config}
+        model = super().from_text_pretrained(
+            text_model_name_or_path, processor=processor, num_hidden_layers=num_hidden_layers, **kwargs
+        )
+        if head is not None:
+            model.mlm_head.start_from(head)
+        return model
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -280,6 +352,52 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
             tables += [table for table in (tabular.embeddings, tabular.first_order) if table is not None]
         return warm_start(self, processor, rows, features, tables, max_rows, batch_size)
+
+    def explain_alignment(
+        self, row: Any, processor: Any, top_k: int = 5, fields: Sequence[str] | None = None
+    ) -> AlignmentExplanation:
+        """
+        Looks inside, for one row: each field is hidden once in the ids and once in the text, and the model asked.
+
+        - A field hidden in the ids (MTM): how strongly its query attends to each token, and which of the field's
+          values the model would put into the hole, with their softmax over that field's features; after reading the
+          whole text, the text without that value, and the text without any value.
+        - A field hidden in the text, all its tokens at once (MLM): which word pieces the model would put there, with
+          the row's ids and with every id masked.
+
+        Statistics of a hidden field are hidden as well, as in training, and no other field is. The model reads in
+        evaluation mode, without gradients.
+
+        What the probabilities of values are: with `mtm_loss="nce"` and either noise, the loss is smallest where s(j)
+        is the log-probability of feature j given the row and the field that is asked for (FLIP, arXiv 2310.19453,
+        masked tabular modelling; Gutmann and Hyvärinen, 2010), so that exp(s(j)) alone would be a probability; how
+        nearly the scores of a field's features add up to 1 is in `total`. `"sampled_softmax"` leaves a constant open,
+        and `"full_softmax"` is trained as a softmax over the field. The softmax over the field's features is right for
+        all three.
+
+        Args:
+            row (`dict`): one raw row, or a row of [`prepare_dataset`] (`feature_ids`, `input_ids`,
+                `token_field_ids`); a label is not read.
+            processor ([`FlipProcessor`]): the model's own.
+            top_k (`int`): guesses kept for each hole.
+            fields (`list[str]`, *optional*): the fields to hide; default: all.
+
+        Returns:
+            [`AlignmentExplanation`]: `print(explanation)`, `explanation.draw("row.png")`, `explanation.to_dict()`.
+
+        Raises:
+            ValueError: if the model has neither an MLM nor an MTM head, the processor belongs to another model, a
+                field is unknown, the row lacks a column or is more than one, or `top_k` is less than 1.
+            TypeError: if `row` is no dict, `fields` is one string, or `processor` no processor.
+
+        Example:
+            ```python
+            explanation = model.explain_alignment(row, processor)
+            print(explanation.features[0].whole.guesses[0])
+            explanation.draw("row.png")
+            ```
+        """
+        return explain(self, processor, row, top_k, fields)
 
     def weighted_sum(
         self, mlm_loss: torch.Tensor | None, mtm_loss: torch.Tensor | None, icl_loss: torch.Tensor | None
@@ -444,8 +562,33 @@ class FlipForCTR(FlipPreTrainedModel):
                 'pre-training folder it came from, or take mode="text"'
             )
         if config.mode == "tabular":
-            config.text_config = None
+            config.text_config = config.text_adapter = None
         return config
+
+    def set_calibration(self, calibration: dict[str, Any] | None) -> None:
+        """
+        Stores a calibration in the configuration, with which it is saved and loaded, for the mode that the model has
+        now: a model of another mode loaded from the same folder leaves it aside.
+
+        Args:
+            calibration (`dict`, *optional*): what [`fit_calibration`] returns for this model's logits; `None` takes
+                it out.
+
+        Raises:
+            ValueError: if it is none, saying why.
+        """
+        check_calibration(calibration, self.config.negative_sampling_rate)
+        self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
+
+    def predict_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Logits of this model, `(batch_size,)` or any shape -> probabilities of a click, of the same shape, float64:
+        corrected for `config.negative_sampling_rate` first, then by `config.calibration`, if the two are there.
+        """
+        calibration = self.config.calibration
+        if calibration is not None and calibration.get("mode", self.config.mode) != self.config.mode:
+            calibration = None  # of other logits
+        return predict_probabilities(logits, calibration, self.config.negative_sampling_rate)
 
     def fresh_parameter_names(self) -> set[str]:
         names = {name for name in self.state_dict() if name.startswith(("fusion.", "text_classifier."))}
@@ -457,8 +600,9 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, FlipFusion):
-            module.init_weights()
+        fusion = getattr(self, "fusion", None)
+        if fusion is not None and module in (fusion, getattr(fusion, "gate", None)):
+            fusion.init_weights()
 
     def forward(
         self,

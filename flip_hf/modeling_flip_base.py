@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every FLIP model has in common: how weights start, where a language model comes from, and a loader that refuses
-to hand out a model whose weights it did not find.
+"""What every FLIP model has in common: how weights start, what can be done with its text tower, and a loader that
+refuses to hand out a model whose weights it did not find.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import NUM_SHARED_FEATURE_IDS, FlipConfig
+from .pulling_flip import HUB_ARGUMENTS, check_shard_names, hub_arguments
+from .text_tower_flip import (
+    add_adapter,
+    cast_language_model,
+    copy_language_model,
+    freeze,
+    freeze_language_model,
+    is_adapter_weight,
+    language_model_digest,
+    language_model_weights,
+    load_text_model,
+    merge_adapter,
+    quiet_loading,
+)
 
 
 logger = logging.get_logger(__name__)
 
-# arguments of from_pretrained that say where files come from, not what the model is
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-_TEXT_MODEL_ARGUMENTS = (*_HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation")
+TEXT_MODEL_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation")
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -47,6 +57,134 @@ class FlipPreTrainedModel(PreTrainedModel):
         """Names of the weights that a folder of another class may lack, because that class has no use for them."""
         return set()
 
+    @property
+    def text_tower(self) -> PreTrainedModel | None:
+        """The language model, `None` in a model of ids alone."""
+        return getattr(getattr(self, "flip", self), "text", None)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; with an adapter, without the language model's own weights."""
+        if self.text_tower is not None:
+            self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
+        super().save_pretrained(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of ID tower and heads; the language model may be in another one (`text_tower.dtype`)."""
+        text_model = self.text_tower
+        in_text = set() if text_model is None else {id(p) for p in text_model.parameters()}
+        others = (p.dtype for p in self.parameters() if p.is_floating_point() and id(p) not in in_text)
+        return next(others, None) or (torch.float32 if text_model is None else text_model.dtype)
+
+    def _need_text_tower(self) -> PreTrainedModel:
+        if self.text_tower is None:
+            raise ValueError(f"this {type(self).__name__} has no text tower (mode {self.config.mode!r})")
+        return self.text_tower
+
+    def freeze_text(self, parts: str | int) -> int:
+        """
+        Takes the text tower, or the lower part of it, out of training: no gradient, and nothing kept to compute one.
+        Its dropout stays.
+
+        Args:
+            parts (`str` or `int`): `"all"`; `"embeddings"`, all that stands before the layers; or k, the embeddings
+                and the k lowest layers.
+
+        Returns:
+            `int`: how many weights are frozen.
+
+        Raises:
+            ValueError: without a text tower, if `parts` is none of these, or if layers share weights (ALBERT).
+        """
+        return freeze(self._need_text_tower(), parts)
+
+    def add_text_adapter(self, adapter: Any) -> None:
+        """
+        Puts LoRA (arXiv 2106.09685) into the text tower, with the library peft (`pip install flip_hf[lora]`).
+
+        The language model's own weights are frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves
+        the language model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its
+        argument `text_model`. [`merge_text_adapter`] makes a whole model of it again.
+
+        Args:
+            adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`. Without `target_modules`, those
+                that peft has for the architecture, or else all linear layers.
+
+        Raises:
+            ImportError: without peft.
+            ValueError: without a text tower, if it has an adapter, or for a setting that would change the language
+                model's own weights (`bias`, `modules_to_save`, ...).
+        """
+        text_model = self._need_text_tower()
+        if any(is_adapter_weight(name) for name, _ in text_model.named_parameters()):
+            raise ValueError("the text tower has an adapter: merge it first (merge_text_adapter())")
+        digest = language_model_digest(text_model)
+        settings = add_adapter(text_model, adapter)
+        freeze_language_model(text_model)
+        for module in self.modules():
+            if isinstance(module, FlipPreTrainedModel):
+                module.config.text_adapter = settings
+                module.config.text_model_digest = digest or module.config.text_model_digest
+
+    def merge_text_adapter(self) -> None:
+        """
+        Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
+        peft, all weights trainable, and saved whole. Optimisers have to be made anew.
+
+        Raises:
+            ValueError: if there is no adapter.
+        """
+        text_model = self._need_text_tower()
+        if not any(is_adapter_weight(name) for name, _ in text_model.named_parameters()):
+            raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")
+        merge_adapter(text_model)
+        for module in self.modules():
+            if isinstance(module, FlipPreTrainedModel):
+                module.config.text_adapter = module.config.text_model_digest = None
+
+    def _language_model_names(self) -> set[str]:
+        """Names of weights that a folder with an adapter lacks."""
+        text_model = self.text_tower
+        if text_model is None or self.config.text_adapter is None:
+            return set()
+        prefix = next(name for name, module in self.named_modules() if module is text_model)
+        return {f"{prefix}.{name}" for name in language_model_weights(text_model)}
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        # read by save_pretrained, and by Trainer when it loads a checkpoint into the model it has; it depends on
+        # whether there is an adapter now
+        return self._language_model_names()
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, keys: Any) -> None:
+        """Set by transformers from what it has just read."""
+
+    def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
+        """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
+        config = self.config
+        source = text_model
+        if not isinstance(text_model, PreTrainedModel):
+            source = config.text_model_name_or_path if text_model is None else str(text_model)
+            try:
+                if source is None:
+                    raise OSError("text_model_name_or_path is None")
+                source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{name} holds an adapter without its language model, which cannot be loaded from {source!r} "
+                    f"({str(error).splitlines()[0]}): pass text_model=<folder or name on the Hub>"
+                ) from error
+        copy_language_model(self.text_tower, source)
+        digest = language_model_digest(self.text_tower)
+        if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
+            raise ValueError(
+                f"{name} holds an adapter of {config.text_model_name_or_path}, and {text_model or 'that name'} gives "
+                "a language model with other weights: pass text_model=<the folder, name or model it was trained with>"
+                " (text_model=model.text_tower of a FLIP model, where the language model was trained before the "
+                "adapter was added)"
+            )
+
     @classmethod
     def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
         """Settles what depends on the folder's class `source` and on what the caller asked for."""
@@ -62,6 +200,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: FlipConfig | None = None,
         mode: str | None = None,
+        text_model: Any = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -71,17 +210,28 @@ class FlipPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path (`str`): folder, or `user/name` on the Hub.
             mode (`str`, *optional*): for [`FlipForCTR`]: `"tabular"`, `"text"` or `"joint"`.
+            text_model (`str` or `PreTrainedModel`, *optional*): the language model of a folder with an adapter, where
+                it is not to be found at `text_model_name_or_path`: folder, name on the Hub, or the loaded model.
             kwargs: as `PreTrainedModel.from_pretrained`: `revision`, `token`, `subfolder`, `cache_dir`,
                 `local_files_only`, `dtype`, ...
 
         Raises:
             ValueError: if the folder holds another kind of model, if a weight is missing beyond those that are fresh
-                in stage 2, or if the file of weights is cut off.
+                in stage 2, if the file of weights is cut off, or if the language model of an adapter is not found or
+                is another one; if the weights would be a pickle, or a file outside the folder.
+            OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
+        asks_for_dtype = bool({"dtype", "torch_dtype"} & set(kwargs))
+        where = hub_arguments(name, kwargs)
+        kwargs |= where
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise ValueError("use_safetensors=False asks for a pickle, which runs code when it is read: leave it out")
+        check_shard_names(name, where)
         if config is None:
-            where = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
             found, _ = FlipConfig.get_config_dict(name, **where)
+            if not found.keys() - {"_commit_hash"}:
+                raise OSError(f"{name} has no {CONFIG_NAME}: is it the right folder (subfolder=) and revision?")
             if found.get("model_type") != FlipConfig.model_type:
                 raise ValueError(
                     f"{name} holds a model of type {found.get('model_type')!r}, not a FLIP one: to start from a "
@@ -100,6 +250,10 @@ class FlipPreTrainedModel(PreTrainedModel):
                 }.get(source, "")
             )
         config = cls._prepare_config(config, source, mode)
+        # a language model may be stored in another type than the rest, which transformers would make one
+        text_dtype = None
+        if config.text_config is not None and not asks_for_dtype:
+            text_dtype = config.text_config.dtype
         try:
             with quiet_loading():
                 model, info = super().from_pretrained(
@@ -109,6 +263,16 @@ class FlipPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"the weights of {name} are cut off or corrupt ({error}): copy or download them again"
             ) from error
+        if text_dtype is not None and model.text_tower is not None:
+            cast_language_model(model.text_tower, text_dtype)
+        elsewhere = model._language_model_names()
+        if elsewhere and elsewhere <= set(info["missing_keys"]):
+            where = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
+            model._load_language_model(name, text_model, **where)
+            freeze_language_model(model.text_tower)
+            info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - elsewhere)
+        elif text_model is not None and model.text_tower is not None:
+            raise ValueError(f"text_model={text_model}: {name} holds the language model itself; leave text_model out")
         fresh = model.fresh_parameter_names() if source != cls.__name__ else set()
         missing = sorted(set(info["missing_keys"]) - fresh)
         if missing:
@@ -134,12 +298,13 @@ class FlipPreTrainedModel(PreTrainedModel):
         A model with a pretrained language model as its text tower and a fresh ID tower that fits a processor.
 
         Args:
-            text_model_name_or_path (`str`): any encoder that `AutoModel` loads: folder, or name on the Hub.
+            text_model_name_or_path (`str`): any encoder that `AutoModel` loads, or a decoder (with
+                `text_pooling="last"`, and in stage 1 `mlm_weight=0`): folder, or name on the Hub.
             processor ([`FlipProcessor`]): fitted; decides fields and number of features, in stage 1 also the noise.
             num_hidden_layers (`int`, *optional*): keep only so many of the lowest layers.
             text_model_name (`str`, *optional*): what the model card calls the language model, where it comes from a
                 folder; default: the folder's own name, never its path.
-            kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `mtm_noise=...`), and for the language
+            kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `text_adapter=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
                 (float32 by default), `attn_implementation`.
 
@@ -152,7 +317,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             model = FlipForPreTraining.from_text_pretrained("bert-base-uncased", processor=processor)
             ```
         """
-        loading = {key: kwargs.pop(key) for key in _TEXT_MODEL_ARGUMENTS if key in kwargs}
+        loading = {key: kwargs.pop(key) for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)
         path = str(text_model_name_or_path)
         name = text_model_name or (os.path.basename(path.rstrip("/")) if os.path.isdir(path) else path)
@@ -233,54 +398,3 @@ def grow_table(
         rows = (sums / sizes[:, None])[fields + 1]
     table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
     table.num_embeddings = len(table.weight)
-
-
-def build_text_model(text_config: Any) -> PreTrainedModel:
-    """A fresh text tower, without the pooler that BERT-like models add and nothing here reads."""
-    try:
-        return AutoModel.from_config(text_config, add_pooling_layer=False)
-    except TypeError:  # this architecture has no pooler to leave out
-        return AutoModel.from_config(text_config)
-
-
-def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> PreTrainedModel:
-    """
-    A pretrained encoder without pooler, in float32 unless `dtype` says otherwise.
-
-    Args:
-        name_or_path (`str`): folder, or name on the Hub.
-        num_hidden_layers (`int`, *optional*): keep only so many of the lowest layers.
-        kwargs: go to `AutoModel.from_pretrained`.
-
-    Raises:
-        ValueError: if weights of the architecture are not there.
-    """
-    kwargs.setdefault("dtype", torch.float32)
-    if num_hidden_layers is not None:
-        kwargs["num_hidden_layers"] = num_hidden_layers
-    with quiet_loading():
-        try:
-            model, info = AutoModel.from_pretrained(
-                name_or_path, add_pooling_layer=False, output_loading_info=True, **kwargs
-            )
-        except TypeError:  # this architecture has no pooler to leave out
-            model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ValueError(
-            f"{name_or_path} lacks {len(missing)} weights of a {model.config.model_type} with "
-            f"{model.config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer "
-            "layers"
-        )
-    return model
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' report of missing and unused weights: each is expected, or an error of ours."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -17,13 +17,16 @@ import datasets
 import numpy as np
 import torch
 import transformers.trainer
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from .alignment_layers_flip import masked_slots, slots_per_field
 from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .hub import push_to_hub, write_folder
 from .metrics import compute_ctr_metrics
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .optimization import parameter_groups
@@ -32,6 +35,9 @@ from .training_args import FlipCTRArguments, FlipPreTrainingArguments
 
 
 logger = logging.get_logger(__name__)
+
+
+_PICKLING_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
@@ -86,6 +92,13 @@ class FlipTrainer(Trainer):
                     raise ValueError(
                         f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on"
                     )
+        if args is not None and args.push_to_hub and args.hub_strategy in _PICKLING_STRATEGIES:
+            raise ValueError(
+                f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, which is a pickle: use "
+                "'every_save' or 'end'"
+            )
+        if args is not None and args.freeze_text is not None:
+            model.freeze_text(args.freeze_text)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,6 +130,54 @@ class FlipTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    # --- to the Hub -----------------------------------------------------------------------------------------------
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        As [`flip_hf.push_to_hub`], which says what is pushed, with `args.hub_model_id` (or the name of `output_dir`),
+        `hub_token`, `hub_revision` and `hub_private_repo`.
+
+        Args:
+            blocking (`bool`): `False` sends in the background, and returns a `Future` of the URL.
+            kwargs: `test_dataset`, and what [`write_model_card`] takes (`model_name` is its `title`).
+
+        Returns:
+            `str`: URL of the commit.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        folder = self.create_model_card(**kwargs)
+        if folder is None:
+            return None  # not the process that pushes
+        where: dict[str, Any] = {
+            "repo_id": self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            "private": self.args.hub_private_repo if private is None else private,
+            "revision": revision or self.args.hub_revision,
+            "token": token or self.args.hub_token,
+            "commit_message": commit_message,
+        }
+        return push_to_hub(folder, **where) if blocking else HfApi().run_as_future(push_to_hub, folder, **where)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
+        """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
+        return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer's own would send the pickled arguments, and with some strategies the pickled state of the optimiser
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        try:
+            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
+        except OSError as error:  # the training is worth more than one push of it
+            logger.warning(f"step {self.state.global_step} was not pushed: {error}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -183,6 +244,16 @@ class FlipPreTrainingTrainer(FlipTrainer):
             kwargs["data_collator"] = DataCollatorForFlipPreTraining.from_config(
                 kwargs["processing_class"], model.config
             )
+        collator = kwargs.get("data_collator")
+        if isinstance(collator, DataCollatorForFlipPreTraining):
+            # what the model reads, and what may be asked of that
+            for name in ("text_passes", "hide_target_in_text"):
+                asked, read = getattr(collator, name), getattr(model.config, name)
+                if asked != read:
+                    raise ValueError(
+                        f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it with "
+                        "DataCollatorForFlipPreTraining.from_config(processor, model.config)"
+                    )
         super().__init__(model, args, **kwargs)
         if getattr(self.data_collator, "has_curriculum", False):
             self.add_callback(MaskRatioCurriculum(self.data_collator))

@@ -16,6 +16,8 @@ class FlipPreTrainingArguments(TrainingArguments):
         learning_rate (`float`): of the ID tower and the heads.
         text_learning_rate (`float`): of the language model.
         contrastive_learning_rate (`float`, *optional*): of the contrastive heads; `text_learning_rate` by default.
+        freeze_text (`str` or `int`, *optional*): parts of the language model that do not learn: `"all"`,
+            `"embeddings"`, or k for the embeddings and the k lowest layers.
         eval_mask_seed (`int`): evaluation masks the same batch in the same way every time.
 
     The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate,
@@ -28,6 +30,9 @@ class FlipPreTrainingArguments(TrainingArguments):
     text_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the language model."})
     contrastive_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the contrastive heads (default: text_learning_rate)."}
+    )
+    freeze_text: str | None = field(
+        default=None, metadata={"help": "Parts of the language model that do not learn: all, embeddings or k layers."}
     )
     eval_mask_seed: int = field(default=0, metadata={"help": "Seed of the field masks in evaluation."})
 
@@ -54,6 +59,8 @@ class FlipCTRArguments(TrainingArguments):
     Args:
         learning_rate (`float`): of everything but the language model.
         text_learning_rate (`float`): of the language model (modes `"text"` and `"joint"`).
+        freeze_text (`str` or `int`, *optional*): parts of the language model that do not learn: `"all"`,
+            `"embeddings"`, or k for the embeddings and the k lowest layers.
         early_stopping_patience (`int`, *optional*): stop after so many evaluations without a better
             `metric_for_best_model`; `None` never stops early. Counts only with an evaluation data set.
         group_field (`str`, *optional*): field whose values are GAUC's groups, `user_id` for instance; adds
@@ -66,6 +73,9 @@ class FlipCTRArguments(TrainingArguments):
         default=1e-3, metadata={"help": "Learning rate of everything but the language model."}
     )
     text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
+    freeze_text: str | None = field(
+        default=None, metadata={"help": "Parts of the language model that do not learn: all, embeddings or k layers."}
+    )
     early_stopping_patience: int | None = field(
         default=3, metadata={"help": "Evaluations without improvement before training stops."}
     )

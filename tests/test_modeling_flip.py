@@ -141,6 +141,30 @@ def test_hidden_targets_make_the_masked_text_answer(text_model_dir, processor, e
     torch.testing.assert_close(model(**batch).mtm_loss, model(**changed).mtm_loss)
 
 
+def test_in_one_pass_the_masked_text_is_read_once_and_answers_for_all_three(text_model_dir, processor, encoded):
+    rows = [encoded["train"][k] for k in range(16)]
+    batch = DataCollatorForFlipPreTraining(processor, text_passes=1, seed=0)(rows)
+
+    def build(passes):
+        torch.manual_seed(0)
+        return FlipForPreTraining.from_text_pretrained(
+            text_model_dir, processor=processor, text_passes=passes
+        ).eval()
+
+    one, two = build(1), build(2)
+    texts = []
+    one.flip.text.register_forward_hook(lambda m, i, kw, o: texts.append(kw["input_ids"]), with_kwargs=True)
+    output = one(**batch)
+    assert len(texts) == 1 and torch.equal(texts[0], batch["masked_input_ids"])
+    # MLM is the one of two passes; MTM and ICL are what two passes give where the clean text is the masked one
+    torch.testing.assert_close(output.mlm_loss, two(**batch).mlm_loss)
+    read_masked = two(**{**batch, "input_ids": batch["masked_input_ids"]})
+    torch.testing.assert_close(output.mtm_loss, read_masked.mtm_loss)
+    torch.testing.assert_close(output.icl_loss, read_masked.icl_loss)
+    one.train()(**batch).loss.backward()
+    assert [name for name, parameter in one.named_parameters() if parameter.grad is None] == []
+
+
 def test_stage_1_without_masks_says_where_batches_come_from(pretraining_model, batch):
     batch.pop("labels")
     with pytest.raises(
@@ -186,7 +210,7 @@ def test_a_misspelt_setting_is_refused_with_the_closest_name(text_model_dir, pro
 
 
 def test_more_layers_than_there_are_is_an_error(text_model_dir, processor):
-    with pytest.raises(ValueError, match="lacks 16 weights of a bert with 3 layers"):
+    with pytest.raises(ValueError, match="num_hidden_layers=3: .* has 2 layers"):
         FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, num_hidden_layers=3)
 
 
@@ -225,6 +249,67 @@ def test_the_joint_logit_and_loss_are_those_of_the_paper(processor, text_model_d
     terms = [bce(logits, batch["labels"]) for logits in (output.logits, output.tabular_logits, output.text_logits)]
     torch.testing.assert_close(output.loss, sum(terms))
     assert float(make_ctr("joint", processor, text_model_dir).fusion.alpha) == 0.0
+
+
+def test_terms_of_the_towers_have_weights_and_one_of_weight_0_gives_no_gradient(processor, text_model_dir, batch):
+    weights = {"tabular_bce_weight": 0.25, "text_bce_weight": 0.0}
+    model = make_ctr("joint", processor, text_model_dir, alpha_init=1.0, **weights).eval()
+    output = model(**batch)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(output.logits, batch["labels"]) + 0.25 * bce(output.tabular_logits, batch["labels"])
+    torch.testing.assert_close(output.loss, expected)
+    # alpha is 1, so the joint logit is the tabular one: nothing asks the text tower for anything
+    output.loss.backward()
+    assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
+    with pytest.raises(ValueError, match=r"text_bce_weight=-1 is negative"):
+        make_ctr("joint", processor, text_model_dir, text_bce_weight=-1)
+
+
+@pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
+def test_every_fusion_is_its_formula_row_by_row_in_float64(fusion, processor, text_model_dir, batch, tmp_path):
+    model = make_ctr("joint", processor, text_model_dir, fusion=fusion, alpha_init=0.3, fusion_hidden_size=7)
+    if fusion == "gate":  # which starts at a half for every row
+        torch.testing.assert_close(model(**batch).tabular_weights, torch.full((16,), 0.5))
+    for name, parameter in model.fusion.named_parameters():
+        if name != "alpha":
+            torch.nn.init.normal_(parameter, std=0.3)
+    model = model.double().eval()
+    towers = model.flip(**{key: batch[key] for key in ("feature_ids", "input_ids", "attention_mask")})
+    output = model(**batch)
+    weights = dict(model.fusion.named_parameters())
+    for row in range(16):
+        joined = torch.cat([towers.tabular_vector[row], towers.text_vector[row]]).tolist()
+        id_logit, text_logit = float(output.tabular_logits[row].detach()), float(output.text_logits[row].detach())
+        if fusion == "stack":
+            hidden = [
+                max(sum(w * x for w, x in zip(line, joined, strict=True)) + bias, 0.0)
+                for line, bias in zip(weights["dense.weight"].tolist(), weights["dense.bias"].tolist(), strict=True)
+            ]
+            (last,) = weights["classifier.weight"].tolist()
+            bias = float(weights["classifier.bias"].detach())
+            expected = sum(w * h for w, h in zip(last, hidden, strict=True)) + bias
+            assert output.tabular_weights is None
+        else:
+            share = 0.3
+            if fusion == "gate":
+                (line,) = weights["gate.weight"].tolist()
+                score = sum(w * x for w, x in zip(line, joined, strict=True)) + float(weights["gate.bias"].detach())
+                share = 1 / (1 + math.exp(-score))
+            expected = share * id_logit + (1 - share) * text_logit
+            assert float(output.tabular_weights[row].detach()) == pytest.approx(share, rel=1e-6)
+        assert float(output.logits[row].detach()) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    model.save_pretrained(tmp_path)
+    again = FlipForCTR.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert torch.equal(again(**batch).logits, output.logits)
+
+
+@pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
+def test_stage_2_adds_a_fusion_to_a_pre_trained_folder(fusion, pretraining_model, batch, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    model = FlipForCTR.from_pretrained(tmp_path, mode="joint", fusion=fusion, alpha_init=0.5)
+    model(**batch).loss.backward()
+    for name, parameter in model.fusion.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("mode", ["tabular", "joint"])

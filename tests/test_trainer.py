@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from flip_hf import (
+    DataCollatorForFlipPreTraining,
     FlipConfig,
     FlipCTRArguments,
     FlipCTRTrainer,
@@ -128,9 +129,23 @@ def test_a_curriculum_reaches_its_end_with_the_training_and_goes_on_where_it_was
     np.testing.assert_allclose([ratio for ratio, _ in seen], 0.2 + 0.8 * np.arange(4, 8) / 7)
 
 
+@pytest.mark.parametrize("name", ["text_passes", "hide_target_in_text"])
+def test_a_collator_that_asks_what_the_model_does_not_read_is_refused(
+    pretraining_model, processor, encoded, tmp_path, name
+):
+    collator = DataCollatorForFlipPreTraining(processor, **{name: 1})
+    with pytest.raises(ValueError, match=f"data_collator masks for {name}=1, the model reads with {name}="):
+        FlipPreTrainingTrainer(
+            model=pretraining_model,
+            args=pretraining_arguments(tmp_path),
+            train_dataset=encoded["train"],
+            processing_class=processor,
+            data_collator=collator,
+        )
+
+
 def first_step_gradients(model, processor, encoded, tmp_path, batch_size, accumulation) -> dict[str, torch.Tensor]:
     """Gradients of MLM and MTM in the first optimiser step, with dropout off, masks by content and noise fixed."""
-    from flip_hf import DataCollatorForFlipPreTraining
 
     class RowwiseMasks(DataCollatorForFlipPreTraining):
         def __call__(self, rows):
