@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 from .configuration_flip import PAD_FEATURE_ID, FlipConfig
 from .modeling_flip_base import FlipPreTrainedModel, grow_table
-from .slot_layers_flip import IdDropout, SlotPooling
+from .slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 from .tabular_backbones_flip import build_backbone
 from .tabular_layers_flip import SumToLogit
 
@@ -69,12 +69,10 @@ class FlipTabularModel(FlipPreTrainedModel):
         self.hidden_size: int = self.backbone.hidden_size
         pools_by_attention = any(field.get("pooling") == "attention" for field in config.fields)
         if getattr(self.backbone, "reads_embeddings", True) or pools_by_attention:
-            self.embeddings = nn.Embedding(
-                config.num_features, config.feature_embedding_size, padding_idx=PAD_FEATURE_ID
-            )
+            self.embeddings = FeatureEmbedding(config.num_features, config.feature_embedding_size)
         self.first_order = None
         if self.backbone.vector_holds_first_order or (add_logit_layers and config.use_first_order):
-            self.first_order = nn.Embedding(config.num_features, 1, padding_idx=PAD_FEATURE_ID)
+            self.first_order = FeatureEmbedding(config.num_features, 1)
         self.logit = None
         if add_logit_layers:
             self.logit = SumToLogit() if self.backbone.vector_sums_to_logit else nn.Linear(self.hidden_size, 1)

@@ -4,11 +4,47 @@
 Letters: B rows, F fields that have slots, S slots (columns of `feature_ids`), D size of one field's embedding.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID, FlipConfig
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a table, whose gradients are added up where they belong, and none for padding."""
+
+    @staticmethod
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.num_rows = len(table)
+        return table.index_select(0, ids)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        table = gradients.new_zeros(ctx.num_rows, *gradients.shape[1:]).index_add_(0, ids, gradients)
+        table[PAD_FEATURE_ID] = 0
+        return table, None
+
+
+class FeatureEmbedding(nn.Embedding):
+    """
+    The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
+
+    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number.
+    """
+
+    def __init__(self, num_features: int, size: int):
+        super().__init__(num_features, size, padding_idx=PAD_FEATURE_ID)
+
+    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        table = self.weight.squeeze(1) if self.embedding_dim == 1 else self.weight
+        ids = feature_ids.reshape(-1)
+        rows = _Lookup.apply(table, ids) if torch.is_grad_enabled() else table.index_select(0, ids)
+        return rows.view(*feature_ids.shape, self.embedding_dim)
 
 
 class IdDropout(nn.Module):

@@ -423,11 +423,16 @@ class FieldSelfAttention(nn.Module):
         init.normal_(self.projection, std=self.size**-0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        query, key, value, *residual = F.linear(embeddings, self.projection).split(self.size, dim=-1)
+        num_rows, num_fields, _ = embeddings.shape
+        projected = F.linear(embeddings, self.projection[: 3 * self.size]).unflatten(-1, (3 * self.num_heads, -1))
+        # heads in front, each in one block: (B, 3A, F, D / A) -> three times (B x A, F, D / A)
         query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
-        )  # (B, A, F, D / A)
-        # Keys in rows: over a last dimension as short as F, softmax (and so the fused attention) is slow on a CPU.
-        weights = (key @ query.transpose(2, 3)).softmax(2)  # (B, A, F keys, F queries)
-        attended = (weights.transpose(2, 3) @ value).transpose(1, 2).flatten(2)  # (B, F, D)
-        return (attended + residual[0] if residual else attended).relu_()
+            part.reshape(num_rows * self.num_heads, num_fields, -1)
+            for part in projected.transpose(1, 2).split(self.num_heads, dim=1)
+        )
+        weights = torch.bmm(query, key.transpose(1, 2)).softmax(-1)  # (B x A, F queries, F keys)
+        attended = torch.bmm(weights, value).view(num_rows, self.num_heads, num_fields, -1)
+        attended = attended.transpose(1, 2).flatten(2)  # (B, F, D)
+        if len(self.projection) > 3 * self.size:
+            attended = attended + F.linear(embeddings, self.projection[3 * self.size :])
+        return F.relu(attended)

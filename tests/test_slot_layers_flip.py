@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flip_hf import FlipConfig, FlipTabularModel
-from flip_hf.slot_layers_flip import IdDropout, SlotPooling
+from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 
 
 D = 6
@@ -171,3 +171,23 @@ def test_dropped_ids_are_unseen_values_of_their_field_and_numbers_hashes_and_pad
     # reserved ids are what they are: missing values stay missing, masked ones masked
     reserved = torch.tensor([[3, 1, 4, 0, 9, 1, 11, 1, 0, 13, 0, 15]])
     assert torch.equal(layer.train()(reserved.repeat(500, 1)), reserved.repeat(500, 1))
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_a_lookup_and_its_gradient_are_those_of_nn_embedding(size, dtype):
+    ours = FeatureEmbedding(9, size)
+    theirs = torch.nn.Embedding(9, size, padding_idx=0)
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.tensor([[1, 3, 3], [0, 8, 3], [0, 1, 5]], dtype=dtype)
+    seen = random(3, 3, size, seed=1).float()
+    for table in (ours, theirs):
+        (table(ids) * seen).sum().backward()
+    assert torch.equal(ours(ids), theirs(ids))
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert not ours.weight.grad[0].any() and ours.weight.grad[3].any()
+    with torch.no_grad():
+        assert torch.equal(ours(ids), theirs(ids))
+    for outside in (9, -1):
+        with pytest.raises(IndexError):
+            ours(torch.tensor([[outside]]))
