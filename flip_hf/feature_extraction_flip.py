@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.feature_extraction_utils import FeatureExtractionMixin
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .columns_flip import CodedColumn, as_columns, batches
 from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
@@ -38,6 +38,7 @@ from .fields_flip import (
     StatisticField,
     field_from_dict,
 )
+from .pulling_flip import fetch, hub_arguments
 from .report_flip import FlipReport
 
 
@@ -620,7 +621,14 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`."""
         os.makedirs(save_directory, exist_ok=True)
         path = self.save_vocabulary(save_directory)
-        return [*super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs), path]
+        return [*super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs), path]
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
+    ) -> Any:
+        # the vocabulary is written before transformers looks at the folder, and has to travel with what follows
+        files_timestamps.pop(VOCABULARY_NAME, None)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -632,14 +640,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             OSError: if a file is not there.
             ValueError: if the vocabulary is cut off or corrupt.
         """
-        where = {
-            key: kwargs[key]
-            for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-            if kwargs.get(key) is not None
-        }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        where = hub_arguments(str(pretrained_model_name_or_path), kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, **where})
         extractor = loaded[0] if isinstance(loaded, tuple) else loaded
-        extractor.load_vocabulary(cached_file(str(pretrained_model_name_or_path), VOCABULARY_NAME, **where))
+        extractor.load_vocabulary(fetch(str(pretrained_model_name_or_path), VOCABULARY_NAME, where))
         return loaded
 
 

@@ -1,23 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README.md of a model folder, and the training curves in it."""
+"""The README.md of a model folder: what it says, what of it a machine reads, and the training curves in it."""
 
+import copy
 import html
+import inspect
+import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
-import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from . import __version__
-from .modeling_flip import FlipForCTR
-from .report_flip import FlipReport
+from .configuration_flip import FlipConfig
+from .metrics import BootstrapInterval
+from .modeling_flip import FlipForCTR, FlipForPreTraining
+from .report_flip import FlipReport, _markdown, _printable
+from .tabular_backbones_flip import TABULAR_BACKBONES
 
 
 _TEMPLATE = Path(__file__).parent / "resources" / "model_card.md"
+# stands in a card where the name on the Hub goes, until there is one
+PLACE = "FOLDER"
+LIBRARY_NAME = "flip_hf"
+_TASK = "tabular-classification"
+_MODELS = {"FlipForCTR": FlipForCTR, "FlipForPreTraining": FlipForPreTraining}
 _WHAT = {
     "tabular": (
         "FLIP_ID: a click-through-rate model that reads ids alone{pretrained}. It serves at the cost of a plain ID "
@@ -27,105 +41,288 @@ _WHAT = {
     "joint": (
         "FLIP: a click-through-rate model that reads ids and the row's sentence{pretrained}, and weighs both logits."
     ),
+    "pretraining": (
+        "The first stage of FLIP: an ID tower and a language model that were pre-trained together. It predicts no "
+        "clicks yet; `FlipForCTR.from_pretrained` makes one of three click-through-rate models of it."
+    ),
 }
+_METRIC_NAMES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "log loss (nats)",
+    "ne": "normalised entropy",
+    "rig": "relative information gain",
+    "ece": "calibration error (ECE)",
+}
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "huggingface_hub")
+_HIDDEN = "<hidden>"
 
 
 def write_model_card(
     folder: str | os.PathLike,
-    model: FlipForCTR,
+    model: PreTrainedModel | FlipConfig,
     *,
-    title: str,
-    dataset_name: str,
-    label_rule: str,
-    metrics: Mapping[str, float],
-    num_train_rows: int,
-    num_test_rows: int,
-    rates: Mapping[str, Mapping[str, float]],
-    command: str,
-    licenses: str,
+    title: str | None = None,
+    dataset_name: str | None = None,
+    dataset_id: str | None = None,
+    label_rule: str | None = None,
+    metrics: Mapping[str, float | BootstrapInterval] | None = None,
+    evaluated_on: str = "test",
+    num_train_rows: int | None = None,
+    num_test_rows: int | None = None,
+    rates: Mapping[str, Mapping[str, float]] | None = None,
+    command: str | None = None,
+    licenses: str | None = None,
     license: str | None = None,
-    pretrained: bool = True,
+    pretrained: bool | None = True,
+    training: Mapping[str, Any] | None = None,
     curves: str | None = None,
+    reliability: str | None = None,
+    flops_per_row: float | None = None,
     report: FlipReport | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """
-    Writes `README.md` with what the model is, how to load it, its fields, metrics, limits and licences.
+    Writes `README.md`: what the model is, how to load it, its fields, metrics, limits and licences. What is not given
+    is left out, and a licence that is not given is said not to be known.
+
+    Whatever comes from data (names of data set and fields, rule of the label) cannot act as markup, and access tokens
+    in `command` are taken out.
 
     Args:
         folder: the model's folder.
-        model ([`FlipForCTR`]): the finetuned model.
-        title (`str`): first line of the card.
-        dataset_name, label_rule (`str`): what it was trained on, and when a label is 1.
-        metrics (`dict[str, float]`): of the test rows; numbers also become `model-index` results.
-        num_train_rows, num_test_rows (`int`): sizes of the splits.
-        rates (`dict`): per field the shares of unseen and missing values, from `FlipFeatureExtractor.rates`.
-        command (`str`): what made the model.
-        licenses (`str`): of the data and of the language model, as a sentence.
+        model ([`FlipForCTR`], [`FlipForPreTraining`] or [`FlipConfig`]): the model, or the configuration of the one
+            whose weights are in `folder`.
+        title (`str`, *optional*): first line of the card, and the model's name among the results.
+        dataset_name, label_rule (`str`, *optional*): what it was trained on, and when a label is 1.
+        dataset_id (`str`, *optional*): of the data set on the Hub, for the metadata.
+        metrics (`dict`, *optional*): of the evaluated rows, each a number or a [`BootstrapInterval`]
+            (`bootstrap_intervals`); of a click model they become `model-index` results, intervals as `args`.
+        evaluated_on (`str`): which rows those were: `"test"`, rows that nothing was selected on, or `"validation"`.
+        num_train_rows, num_test_rows (`int`, *optional*): rows trained on, and evaluated.
+        rates (`dict`, *optional*): per field the shares of unseen and missing values, from
+            `FlipFeatureExtractor.rates`.
+        command (`str`, *optional*): what made the model.
+        licenses (`str`, *optional*): of the data and of the language model, as a sentence.
         license (`str`, *optional*): the Hub's identifier of the model's licence.
-        pretrained (`bool`): whether stage 1 came before.
-        curves (`str`, *optional*): name of a picture in `folder`.
+        pretrained (`bool`, *optional*): whether stage 1 came before; `None`: not said.
+        training (`dict`, *optional*): name -> value of what was set for the training.
+        curves, reliability (`str`, *optional*): names of pictures in `folder`: training curves, and predicted against
+            observed click rates.
+        flops_per_row (`float`, *optional*): floating point operations for one row.
         report ([`FlipReport`], *optional*): of the data, made with `show_values=False` where its values may not be
             shown (`processor.describe(splits)`); default: the `report.md` in `folder`, where there is one.
+        repo_id (`str`, *optional*): name on the Hub, for the code that loads the model.
 
     Returns:
         `Path` of the card.
+
+    Raises:
+        ValueError: if a picture's name leads out of the folder, or `evaluated_on` is neither of the two.
     """
-    config = model.config
+    config = model if isinstance(model, FlipConfig) else model.config
+    if evaluated_on not in ("test", "validation"):
+        raise ValueError(f"evaluated_on={evaluated_on!r} is neither 'test' nor 'validation'")
+    for name in (curves, reliability):
+        if name is not None and (os.path.basename(name) != name or "\\" in name):
+            raise ValueError(f"picture {name!r} is no name of a file in the model's folder: copy it there")
+    architecture = (config.architectures or [""])[0] if model is config else type(model).__name__
+    is_click_model = architecture != "FlipForPreTraining"
+    what = config.mode if is_click_model else "pretraining"
+    has_ids, has_text = not is_click_model or config.mode != "text", config.text_config is not None
+    title = " ".join(_printable(title or f"FLIP, {what}").split())
+    base = config.text_model_name_or_path if has_text else None
     saved_report = Path(folder) / "report.md"
     if report is not None:
         data_section = report.to_markdown()
     else:
         data_section = saved_report.read_text(encoding="utf-8") if saved_report.is_file() else ""
-    base = config.text_model_name_or_path if config.text_config is not None else None
-    results = [
-        EvalResult(
-            task_type="tabular-classification",
-            dataset_type=dataset_name,
-            dataset_name=dataset_name,
-            metric_type=name,
-            metric_value=float(value),
-        )
-        for name, value in metrics.items()
-    ]
-    data = ModelCardData(
-        library_name="flip_hf",
-        pipeline_tag="tabular-classification",
-        tags=["click-through-rate", "flip", "recommender"],
-        base_model=base if base and base.count("/") == 1 else None,
-        license=license,
-        model_name=title,
-        eval_results=results,
-    )
+    values = {name: _as_interval(value) for name, value in (metrics or {}).items()}
     card = ModelCard.from_template(
-        data,
+        _metadata(title, base, license, dataset_id, dataset_name, evaluated_on, values if is_click_model else {}),
         template_path=str(_TEMPLATE),
-        title=title,
-        what=_WHAT[config.mode].format(
-            pretrained=", pre-trained together with a language model" if pretrained else ""
+        title=_plain(title),
+        what=_WHAT[what].format(
+            pretrained=", pre-trained together with a language model" if pretrained and is_click_model else ""
         ),
-        config=config,
-        text_model=base,
-        num_parameters=model.num_parameters(),
-        dataset_name=html.escape(dataset_name),
-        label_rule=html.escape(label_rule),
-        num_train_rows=f"{num_train_rows:,}",
-        num_test_rows=f"{num_test_rows:,}",
-        rates={html.escape(name).replace("|", "\\|"): dict(rate) for name, rate in rates.items()},
-        metrics={name: f"{value:.4f}" for name, value in metrics.items()},
-        licenses=licenses,
-        command=command,
-        curves=curves,
+        mode=what,
+        place=repo_id or PLACE,
+        class_name=architecture or "FlipForCTR",
+        auto_class="AutoModelForSequenceClassification" if is_click_model else "AutoModelForPreTraining",
+        is_click_model=is_click_model,
+        facts=_facts(config, has_ids, base, _num_parameters(model, architecture), flops_per_row)
+        + _data_facts(dataset_name, num_train_rows, label_rule),
+        fields=[_field_row(field, (rates or {}).get(field["name"])) for field in config.fields]
+        + [_field_row({"name": name}, rates[name]) for name in rates or {} if name not in config.field_names],
+        reads_text=what != "tabular",
+        metrics=[_metric_row(name, value) for name, value in values.items()],
+        has_intervals=any(value.low is not None for value in values.values()),
+        evaluated_on=evaluated_on,
+        num_test_rows=None if num_test_rows is None else f"{num_test_rows:,}",
+        licenses=html.escape(licenses, quote=False) if licenses else None,
+        command=None if command is None else hide_tokens(command),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", command or "")), default=0)),
+        training=[(_plain(str(name)), _plain(str(value))) for name, value in (training or {}).items()],
+        curves=None if curves is None else quote(curves),
+        reliability=None if reliability is None else quote(reliability),
         data_section=data_section,
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "flip_hf": __version__,
-        },
+        versions=_versions(),
     )
     path = Path(folder) / "README.md"
     card.save(path)
     return path
+
+
+def _metadata(
+    title: str,
+    base: str | None,
+    license: str | None,
+    dataset_id: str | None,
+    dataset_name: str | None,
+    split: str,
+    metrics: Mapping[str, BootstrapInterval],
+) -> ModelCardData:
+    """The part between the two lines of dashes. Numbers that are not finite have no place in it."""
+    name = " ".join(_printable(dataset_name or "not named").split())
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            dataset_type=dataset_id or name,
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=_METRIC_NAMES.get(metric, metric),
+            metric_value=float(value.value),
+            metric_args=None if value.low is None else {"interval_95": [float(value.low), float(value.high)]},
+        )
+        for metric, value in metrics.items()
+        if math.isfinite(value.value)
+    ]
+    return ModelCardData(
+        library_name=LIBRARY_NAME,
+        pipeline_tag=_TASK,
+        tags=["click-through-rate", "flip", "recommender"],
+        base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+        datasets=dataset_id,
+        license=license,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _as_interval(value: float | BootstrapInterval) -> BootstrapInterval:
+    return value if isinstance(value, BootstrapInterval) else BootstrapInterval(float(value), None, None)
+
+
+def _metric_row(name: str, value: BootstrapInterval) -> tuple[str, str, str]:
+    interval = "" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"
+    return _plain(_METRIC_NAMES.get(name, name)), f"{value.value:.4f}", interval
+
+
+def _facts(
+    config: FlipConfig, has_ids: bool, base: str | None, num_parameters: int | None, flops_per_row: float | None
+) -> list[tuple[str, str]]:
+    """Rows of the first table: towers and sizes."""
+    facts = [("ID tower", "none")]
+    if has_ids:
+        settings = {**_defaults(config.backbone), **config.backbone_config}
+        spelled = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        facts = [
+            ("ID tower", _plain(config.backbone + (f": {spelled}" if spelled else ""))),
+            (
+                "embeddings",
+                f"{config.num_features:,} features of {config.num_fields} fields, size "
+                f"{config.feature_embedding_size}",
+            ),
+        ]
+    if config.text_config is None:
+        facts.append(("text tower", "none"))
+    else:
+        text = config.text_config
+        sizes = [f"{text.num_hidden_layers} layers"] if getattr(text, "num_hidden_layers", None) else []
+        sizes += [f"hidden size {text.hidden_size}"] if getattr(text, "hidden_size", None) else []
+        sizes += ["LoRA adapter, without the language model's own weights"] if config.text_adapter else []
+        facts.append(("text tower", ", ".join([_plain(base or text.model_type), *sizes])))
+    if num_parameters is not None:
+        facts.append(("parameters", f"{num_parameters:,}"))
+    if config.negative_sampling_rate < 1.0:
+        facts.append(("non-clicks kept for training", f"{config.negative_sampling_rate:.4g} of them, corrected for"))
+    if config.calibration is not None:
+        facts.append(("calibration", f"{_plain(str(config.calibration.get('method')))}, on validation rows"))
+    if flops_per_row is not None:
+        facts.append(("operations per row", f"{flops_per_row:,.0f} FLOPs"))
+    return facts
+
+
+def _data_facts(dataset_name: str | None, num_rows: int | None, label_rule: str | None) -> list[tuple[str, str]]:
+    facts = []
+    if dataset_name is not None:
+        facts.append(("trained on", _plain(dataset_name) + ("" if num_rows is None else f" ({num_rows:,} rows)")))
+    elif num_rows is not None:
+        facts.append(("trained on", f"{num_rows:,} rows"))
+    if label_rule is not None:
+        facts.append(("label", _plain(label_rule)))
+    return facts
+
+
+def _defaults(backbone: str) -> dict[str, Any]:
+    """Hyper-parameters of a backbone that nobody set."""
+    parameters = inspect.signature(TABULAR_BACKBONES[backbone]).parameters if backbone in TABULAR_BACKBONES else {}
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name != "config" and parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _field_row(field: Mapping[str, Any], rates: Mapping[str, float] | None) -> tuple[str, str, str, str]:
+    kind = field.get("kind", "")
+    if field.get("num_slots") == 0:
+        kind += ", read as text alone"
+    elif field.get("num_slots", 1) > 1:
+        kind += f", up to {field['num_slots']} values" + (f", {field['pooling']}" if "pooling" in field else "")
+    if field.get("hash_buckets"):
+        kind += f", hashed into {field['hash_buckets']:,} buckets"
+    shares = [f"{rates[key]:.1%}" if rates is not None and key in rates else "" for key in ("unseen", "missing")]
+    return (_plain(field["name"]), kind, *shares)
+
+
+def _num_parameters(model: PreTrainedModel | FlipConfig, architecture: str) -> int | None:
+    """Of a model, or of the one that a configuration would make; `None` for an architecture without a card."""
+    if isinstance(model, PreTrainedModel):
+        return model.num_parameters()
+    if architecture not in _MODELS:
+        return None
+    with torch.device("meta"):  # shapes alone
+        return _MODELS[architecture](copy.deepcopy(model)).num_parameters()
+
+
+def _versions() -> str:
+    named = [f"Python {platform.python_version()} on {platform.system()}"]
+    for package in _PACKAGES:
+        try:
+            named.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join([*named, f"flip_hf {__version__}"])
+
+
+def _plain(text: str) -> str:
+    """A text as one line of markdown that reads as that text."""
+    return _markdown(" ".join(_printable(text).split()))
+
+
+def hide_tokens(text: str, tokens: Sequence[str] = ()) -> str:
+    """A text without access tokens: those given, whatever looks like one of the Hub's, and values of `--*token`."""
+    for token in tokens:
+        text = text.replace(token, _HIDDEN)
+    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", _HIDDEN, text)
+    return re.sub(
+        r"((?:--?|\b)[\w-]*token(?:\s*=\s*|\s+))(?!<hidden>)('[^']*'|\"[^\"]*\"|\S+)",
+        rf"\1{_HIDDEN}",
+        text,
+        flags=re.IGNORECASE,
+    )
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -160,4 +357,4 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     figure.savefig(path, dpi=120)
 
 
-__all__ = ["draw_training_curves", "write_model_card"]
+__all__ = ["draw_training_curves", "hide_tokens", "write_model_card"]

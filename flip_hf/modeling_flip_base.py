@@ -222,7 +222,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
-        asks_for_dtype = bool({"dtype", "torch_dtype"} & set(kwargs))
+        asks_for_dtype = any(kwargs.get(name) not in (None, "auto") for name in ("dtype", "torch_dtype"))
         where = hub_arguments(name, kwargs)
         kwargs |= where
         if kwargs.setdefault("use_safetensors", True) is False:

@@ -23,8 +23,9 @@ from transformers.utils import PROCESSOR_NAME, logging
 
 from .columns_flip import CodedColumn, as_columns, code_values, read_labels
 from .describe_flip import describe_rows
-from .feature_extraction_flip import FlipFeatureExtractor
+from .feature_extraction_flip import VOCABULARY_NAME, FlipFeatureExtractor
 from .fields_flip import AgeField, DatePartField
+from .pulling_flip import hub_arguments
 from .report_flip import FlipReport
 
 
@@ -39,7 +40,6 @@ _MAX_STORED_PIECES = 1 << 18
 # first rows of the first batch on which pieces are compared with whole sentences as well
 _NUM_PROBE_ROWS = 4
 _PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 class _PieceStore:
@@ -215,7 +215,7 @@ class FlipProcessor(ProcessorMixin):
             if text and padding:
                 width = self.max_length if padding == "max_length" else int(encoded.lengths.max(initial=0))
                 real = np.arange(width) < encoded.lengths[:, None]  # (B, T)
-                fill_token = 0 if real.all() else self._pad_token_id
+                fill_token = 0 if real.all() else self.pad_token_id
                 for name, flat, fill in (
                     ("input_ids", encoded.tokens, fill_token),
                     ("token_field_ids", encoded.token_fields, -1),
@@ -242,14 +242,22 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
         rows = as_columns(rows)
         columns = self.feature_extractor.select_columns(rows)
-        tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
         labels = self.encode_labels(rows)
         if labels is not None and len(labels) != columns[0].num_rows:
             raise ValueError(
                 f"{len(labels)} labels in column {self.feature_extractor.label!r} for {columns[0].num_rows} rows"
             )
+        return self.encode_columns(columns, text, out_of_fold)._replace(labels=labels)
+
+    def encode_columns(
+        self, columns: list[CodedColumn], text: bool = True, out_of_fold: bool = False
+    ) -> "EncodedRows":
+        """What `feature_extractor.select_columns` gives -> rows without labels."""
+        if text and self.tokenizer is None:
+            raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
+        tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
         feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
-        return EncodedRows(tokens, token_fields, lengths, feature_ids, labels)
+        return EncodedRows(tokens, token_fields, lengths, feature_ids, None)
 
     def _encode_text(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self.feature_extractor.text_fields:
@@ -298,7 +306,8 @@ class FlipProcessor(ProcessorMixin):
         return {**self.__dict__, "_pieces": None, "_can_be_cut": None}
 
     @property
-    def _pad_token_id(self) -> int:
+    def pad_token_id(self) -> int:
+        """The tokenizer's. Raises `ValueError` if it has none."""
         if self.tokenizer.pad_token_id is None:
             raise ValueError(
                 f"{type(self.tokenizer).__name__} has no pad token, so rows of different lengths cannot be padded: "
@@ -547,7 +556,16 @@ class FlipProcessor(ProcessorMixin):
             custom_object_save(self, save_directory, config=[self.feature_extractor, self])
         config = os.path.join(save_directory, PROCESSOR_NAME)
         self.to_json_file(config)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(str(save_directory))), **kwargs)
         return [config, path]
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
+    ) -> Any:
+        # the vocabulary is written before transformers looks at the folder, and has to travel with what follows
+        files_timestamps.pop(VOCABULARY_NAME, None)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "FlipProcessor":
@@ -560,8 +578,10 @@ class FlipProcessor(ProcessorMixin):
             ValueError: if the vocabulary is cut off, or the folder holds no FLIP processor.
         """
         name = str(pretrained_model_name_or_path)
-        where = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        where = hub_arguments(name, kwargs)
         config, _ = cls.get_processor_dict(name, **where)
+        if not config:
+            raise OSError(f"{name} has no {PROCESSOR_NAME}: is it the right folder (subfolder=) and revision?")
         if config.get("processor_class") != cls.__name__:
             raise ValueError(f"{name} holds a {config.get('processor_class')}, not a {cls.__name__}")
         extractor = FlipFeatureExtractor.from_pretrained(name, **where)

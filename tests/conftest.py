@@ -4,12 +4,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hub_server import HubServer, connect
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, prepare_dataset
@@ -112,6 +114,14 @@ def pretraining_model(text_model_dir, processor) -> FlipForPreTraining:
     return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
 
 
+@pytest.fixture()
+def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
+    """A Hub on 127.0.0.1 that this process talks to as the user `hub.owner`, with an empty cache."""
+    with HubServer() as server:
+        connect(server, tmp_path_factory.mktemp("hub"), monkeypatch)
+        yield server
+
+
 def data_folder(name: str) -> Path:
     """Folder of a real data set, `$FLIP_DATA/<name>` or ../shared/data/<name>; skips the test where it is absent."""
     root = Path(os.environ.get("FLIP_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -120,9 +130,9 @@ def data_folder(name: str) -> Path:
     return root / name
 
 
-def elsewhere(tmp_path, *arguments: str, code: str) -> str:
+def elsewhere(tmp_path, *arguments: str, code: str, online: bool = False) -> str:
     """Last line that `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": str(int(not online))}
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=environment,

