@@ -165,6 +165,29 @@ def test_in_one_pass_the_masked_text_is_read_once_and_answers_for_all_three(text
     assert [name for name, parameter in one.named_parameters() if parameter.grad is None] == []
 
 
+def test_a_small_query_begins_with_soft_attention_and_keeps_what_was_learnt(
+    text_model_dir, processor, masked_batch, tmp_path
+):
+    def largest_weight(model):
+        head, mask = model.mtm_head, masked_batch["attention_mask"]
+        states, _ = model.flip.encode_text(masked_batch["input_ids"], mask)
+        query = head.query_norm(head.query(model.flip.tabular(masked_batch["masked_feature_ids"]).vector))
+        scores = torch.einsum("btd,bd->bt", states, query).masked_fill(mask == 0, -torch.inf)
+        return float(scores.softmax(-1).amax(1).mean().detach())
+
+    weights = {}
+    for start in (1.0, 32**-0.5):  # the states have 32 numbers
+        torch.manual_seed(0)
+        model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_query_init=start)
+        assert torch.equal(model.mtm_head.query_norm.weight, torch.full((32,), start))
+        weights[start] = largest_weight(model.eval())
+    assert weights[32**-0.5] < 0.5 * weights[1.0]
+    torch.nn.init.normal_(model.mtm_head.query_norm.weight)
+    model.save_pretrained(tmp_path)
+    again = FlipForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(again.mtm_head.query_norm.weight, model.mtm_head.query_norm.weight)
+
+
 def test_stage_1_without_masks_says_where_batches_come_from(pretraining_model, batch):
     batch.pop("labels")
     with pytest.raises(
