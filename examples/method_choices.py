@@ -149,7 +149,8 @@ def main() -> None:
 
     first = next(iter(results.values()))
     print(f"mean over seeds {arguments.seeds}, [standard deviation]; in brackets the difference to the first variant")
-    for measure in first[0]:
+    everywhere = [name for name in first[0] if all(name in r for runs in results.values() for r in runs)]
+    for measure in everywhere:
         print(measure)
         for name, of_seeds in results.items():
             values = np.array([result[measure] for result in of_seeds])

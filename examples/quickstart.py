@@ -38,6 +38,7 @@ from flip_hf import (
     FlipPreTrainingTrainer,
     FlipProcessor,
     compute_ctr_metrics,
+    flops_per_row,
     load_ctr_dataset,
     prepare_dataset,
     split_dataset,
@@ -240,7 +241,13 @@ def main() -> None:
     }
     intervals = bootstrap_intervals(labels, probabilities, reference="ID from scratch")
     metrics = {name: compute_ctr_metrics(labels, values) for name, values in probabilities.items()}
-    print_table(trainers, predictions, metrics, intervals)
+    flops = {
+        name: flops_per_row(
+            trainer.model, trainer._prepare_inputs(next(iter(trainer.get_test_dataloader(rows["test"]))))
+        )
+        for name, trainer in trainers.items()
+    }
+    print_table(trainers, predictions, metrics, intervals, flops)
     print(verdict(intervals, len(labels)))
 
     licenses = "" if arguments.data else RESTAURANTS_LICENSE
@@ -283,10 +290,10 @@ def main() -> None:
     print(f"models, each with its card: {', '.join(map(str, folders.values()))}")
 
 
-def print_table(trainers, predictions, metrics, intervals) -> None:
+def print_table(trainers, predictions, metrics, intervals, flops) -> None:
     print(
         f"{'model':16} {'AUC [95 %]':24} {'difference to scratch [95 %]':32} {'logloss':>8} {'ECE':>6} "
-        f"{'parameters':>11} {'rows/s':>8}"
+        f"{'parameters':>11} {'MFLOP/row':>10} {'rows/s':>8}"
     )
     for name, trainer in trainers.items():
         interval = intervals[name]
@@ -296,6 +303,7 @@ def print_table(trainers, predictions, metrics, intervals) -> None:
         print(
             f"{name:16} {auc:24} {difference if name != 'ID from scratch' else '-':32} "
             f"{metrics[name]['logloss']:8.4f} {metrics[name]['ece']:6.3f} {trainer.model.num_parameters():11,} "
+            f"{flops[name] / 1e6:10.2f} "
             f"{speed:8,.0f}"
         )
 

@@ -20,7 +20,7 @@ from datasets import load_from_disk
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, FlipProcessor
+from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, FlipProcessor, flops_per_row
 
 
 @dataclass
@@ -34,7 +34,9 @@ class ModelArguments:
     num_hidden_layers: int | None = field(
         default=None, metadata={"help": "From scratch: keep its lowest so many layers."}
     )
-    backbone: str | None = field(default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."})
+    backbone: str | None = field(
+        default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."}
+    )
     config_overrides: dict | str | None = field(
         default=None, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
     )
@@ -96,8 +98,12 @@ def main() -> None:
         np.save(
             output_dir / "test_probabilities.npy", 1.0 / (1.0 + np.exp(-prediction.predictions.astype(np.float64)))
         )
-        (output_dir / "test_results.json").write_text(json.dumps(prediction.metrics, indent=2) + "\n")
-        print(json.dumps(prediction.metrics, indent=2))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_test_dataloader(rows["test"]))))
+        size = {"num_parameters": model.num_parameters(), "flops_per_row": flops_per_row(model, batch)}
+        results = {**prediction.metrics, **size}
+        (output_dir / "test_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

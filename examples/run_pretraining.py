@@ -17,7 +17,13 @@ from datasets import load_from_disk
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from flip_hf import FlipForPreTraining, FlipPreTrainingArguments, FlipPreTrainingTrainer, FlipProcessor
+from flip_hf import (
+    FlipForPreTraining,
+    FlipPreTrainingArguments,
+    FlipPreTrainingTrainer,
+    FlipProcessor,
+    flops_per_row,
+)
 
 
 @dataclass
@@ -72,7 +78,10 @@ def main() -> None:
     result = trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
-    metrics = {**result.metrics, **trainer.evaluate()}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_test_dataloader(rows["validation"]))))
+    size = {"num_parameters": model.num_parameters(), "flops_per_row": flops_per_row(model, batch)}
+    metrics = {**result.metrics, **trainer.evaluate(), **size}
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.is_world_process_zero():
         print(json.dumps(metrics, indent=2))

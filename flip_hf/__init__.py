@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "configuration_flip": ["FlipConfig"],
     "modeling_flip_tabular": ["FlipTabularModel"],
+    "explain_flip": ["AlignmentExplanation"],
     "modeling_flip": ["FlipModel", "FlipForPreTraining", "FlipForCTR"],
     "feature_counts_flip": ["FeatureCounts"],
     "feature_extraction_flip": ["FlipFeatureExtractor"],
@@ -28,7 +29,12 @@ _PUBLIC = {
     "data_collator": ["DataCollatorForFlipPreTraining", "DataCollatorForFlipCTR"],
     "training_args": ["FlipPreTrainingArguments", "FlipCTRArguments"],
     "trainer": ["FlipPreTrainingTrainer", "FlipCTRTrainer"],
+    "hub": ["push_to_hub"],
+    "pipelines": ["ClickThroughRatePipeline"],
+    "ranking": ["rank"],
+    "calibration": ["draw_reliability", "fit_calibration"],
     "metrics": ["compute_ctr_metrics"],
+    "flops": ["flops_per_row"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -49,16 +55,22 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     # ruff: noqa: F401
+    from .calibration import draw_reliability, fit_calibration
     from .configuration_flip import FlipConfig
     from .data import load_ctr_dataset
     from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
     from .encoding import prepare_dataset
+    from .explain_flip import AlignmentExplanation
     from .feature_counts_flip import FeatureCounts
     from .feature_extraction_flip import FlipFeatureExtractor
+    from .flops import flops_per_row
+    from .hub import push_to_hub
     from .metrics import compute_ctr_metrics
     from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
     from .modeling_flip_tabular import FlipTabularModel
+    from .pipelines import ClickThroughRatePipeline
     from .processing_flip import FlipProcessor
+    from .ranking import rank
     from .report_flip import FlipReport
     from .splitting import split_dataset
     from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer

@@ -111,9 +111,9 @@ class FlipConfig(PreTrainedConfig):
         mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's own vocabulary).
         mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
         num_noise_features (`int`): K, noise draws per (row, masked field).
-        mtm_query_init (`float`): what the weights of the masked-feature query's LayerNorm start at. With 1, as LayerNorm
-            starts everywhere, the unscaled attention begins saturated on a token or two; about 1 / sqrt(d_w) lets it
-            look around first.
+        mtm_query_init (`float`): what the weights of the masked-feature query's LayerNorm start at. With 1, as
+            LayerNorm starts everywhere, the unscaled attention begins saturated on a token or two; about 1 / sqrt(d_w)
+            lets it look around first.
         mtm_embedding_size (`int`): size of a row of the masked-feature output table (32 in the paper).
         icl_projection_size (`int`): size of the contrastive projections (128 in the paper).
         icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).

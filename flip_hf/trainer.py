@@ -251,8 +251,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 asked, read = getattr(collator, name), getattr(model.config, name)
                 if asked != read:
                     raise ValueError(
-                        f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it with "
-                        "DataCollatorForFlipPreTraining.from_config(processor, model.config)"
+                        f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it "
+                        "with DataCollatorForFlipPreTraining.from_config(processor, model.config)"
                     )
         super().__init__(model, args, **kwargs)
         if getattr(self.data_collator, "has_curriculum", False):

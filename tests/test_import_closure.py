@@ -14,15 +14,20 @@ import flip_hf
 
 PACKAGE = Path(flip_hf.__file__).parent
 TRAVELLING = {
+    "calibration_flip",
     "configuration_flip",
+    "pulling_flip",
+    "text_tower_flip",
     "slot_layers_flip",
     "tabular_layers_flip",
+    "gating_layers_flip",
     "tabular_backbones_flip",
     "fusion_layers_flip",
     "alignment_layers_flip",
     "modeling_flip_base",
     "modeling_flip_tabular",
     "warm_start_flip",
+    "explain_flip",
     "modeling_flip",
     "values_flip",
     "columns_flip",
@@ -37,15 +42,20 @@ TRAVELLING = {
 ALLOWED = {"torch", "transformers", "numpy", "safetensors", "tokenizers"} | set(sys.stdlib_module_names)
 # a module may import those of the rows above its own
 ORDER = [
-    {"configuration_flip", "values_flip", "report_flip"},
-    {"fusion_layers_flip", "slot_layers_flip", "tabular_layers_flip", "modeling_flip_base", "warm_start_flip", "columns_flip", "metrics"},
+    {"calibration_flip"},
+    {"configuration_flip", "pulling_flip", "text_tower_flip", "values_flip", "report_flip"},
+    {"fusion_layers_flip", "slot_layers_flip", "tabular_layers_flip"},
+    {"modeling_flip_base", "warm_start_flip", "explain_flip", "columns_flip", "metrics"},
+    {"gating_layers_flip"},
     {"tabular_backbones_flip", "alignment_layers_flip", "fields_flip", "metrics_evaluate"},
     {"modeling_flip_tabular", "feature_counts_flip", "describe_flip"},
     {"feature_building_flip"},
     {"feature_extraction_flip"},
     {"processing_flip"},
-    {"modeling_flip", "data", "encoding", "data_collator"},
-    {"optimization", "training_args", "model_card", "splitting"},
+    {"modeling_flip", "data", "encoding", "data_collator", "scoring", "calibration"},
+    {"optimization", "training_args", "model_card", "drawing", "splitting", "flops"},
+    {"hub", "ranking"},
+    {"pipelines"},
     {"trainer"},
 ]
 

@@ -147,9 +147,7 @@ def test_in_one_pass_the_masked_text_is_read_once_and_answers_for_all_three(text
 
     def build(passes):
         torch.manual_seed(0)
-        return FlipForPreTraining.from_text_pretrained(
-            text_model_dir, processor=processor, text_passes=passes
-        ).eval()
+        return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, text_passes=passes).eval()
 
     one, two = build(1), build(2)
     texts = []

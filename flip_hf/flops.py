@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one row costs a model: floating-point operations of a forward pass, counted while it runs."""
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from .modeling_flip import FlipForPreTraining
+
+
+def flops_per_row(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor] | None = None, num_rows: int = 64, num_tokens: int = 64
+) -> float:
+    """
+    Floating-point operations of one forward pass, in evaluation mode, divided by the rows of the batch. A
+    multiplication and an addition are two; a training step takes about three times as many (forward and backward).
+
+    Counted are matrix products and attention. Not counted are lookups in tables and all work on single elements
+    (activations, normalisations, softmax, products of embeddings element by element, noise), which has no matrix
+    product: a factorization machine in its linear-time form counts as nothing but the heads around it. What is
+    computed once for a whole batch is shared by its rows. Attention kernels that come from outside torch
+    (`attn_implementation="flash_attention_2"`) are not seen.
+
+    Args:
+        model ([`FlipTabularModel`], [`FlipModel`], [`FlipForCTR`] or [`FlipForPreTraining`]): on any device.
+        batch (`dict`, *optional*): what the model is called with, as a processor or collator returns it, on the
+            model's device. Stage 1 needs one: its work depends on what is masked. Others take made-up rows instead.
+        num_rows (`int`): made-up rows.
+        num_tokens (`int`): tokens of each made-up row's text, for models that read one; the text tower's work grows
+            with it.
+
+    Raises:
+        ValueError: if stage 1 gets no batch.
+
+    Example:
+        ```python
+        print(f"{flops_per_row(FlipTabularModel(config)) / 1e6:.2f} million operations a row")
+        ```
+    """
+    if batch is None:
+        batch = _made_up_batch(model, num_rows, num_tokens)
+    was_training = model.training
+    model.eval()
+    try:
+        # this kernel's matrix products are seen on every device; the fused one of the CPU is unknown to the counter,
+        # which in turn fails in torch.no_grad where a module gives a parameter back
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**batch)
+    finally:
+        model.train(was_training)
+    rows = next(value for key, value in batch.items() if key in ("feature_ids", "input_ids"))
+    return counter.get_total_flops() / len(rows)
+
+
+def _made_up_batch(model: PreTrainedModel, num_rows: int, num_tokens: int) -> dict[str, torch.Tensor]:
+    if isinstance(model, FlipForPreTraining):
+        raise ValueError(
+            "the work of stage 1 depends on what is masked: give flops_per_row a batch of "
+            "DataCollatorForFlipPreTraining"
+        )
+    flip = getattr(model, "flip", model)
+    batch = {}
+    if getattr(flip, "tabular", flip) is not None:
+        batch["feature_ids"] = torch.zeros(num_rows, model.config.num_slots, dtype=torch.long, device=model.device)
+    if getattr(flip, "text", None) is not None:
+        batch["input_ids"] = torch.ones(num_rows, num_tokens, dtype=torch.long, device=model.device)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return batch
+
+
+__all__ = ["flops_per_row"]
