@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Click probabilities of a raw table, by any finetuned model.
+"""Click probabilities of a raw table, by any finetuned model, calibrated if its folder says how.
 
     python predict.py --model flip --data new_rows.csv --output scored.csv
 
@@ -10,11 +10,9 @@ printed.
 import argparse
 import time
 
-import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoProcessor
+from transformers import pipeline
 
-import flip_hf  # noqa: F401  (registers FLIP with the Auto classes)
 from flip_hf import load_ctr_dataset
 
 
@@ -30,23 +28,12 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=512, help="Rows per step.")
     arguments = parser.parse_args()
 
-    processor = AutoProcessor.from_pretrained(arguments.model)
     options = {"mode": arguments.mode} if arguments.mode else {}
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.model, **options).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = pipeline("click-through-rate", model=arguments.model, model_kwargs=options)
     table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir)
 
-    reads_text = model.config.mode != "tabular"
-    probabilities: list[float] = []
-    feature_ids = []
     start = time.perf_counter()
-    with torch.inference_mode():
-        for batch in table.iter(batch_size=arguments.batch_size):
-            inputs = processor(batch, text=reads_text, padding=True, return_tensors="pt")
-            inputs.pop("labels", None)
-            feature_ids.append(inputs["feature_ids"])
-            logits = model(**inputs.to(model.device)).logits
-            probabilities += torch.sigmoid(logits.double()).tolist()
+    probabilities = [row["probability"] for row in scorer(table, batch_size=arguments.batch_size)]
     seconds = time.perf_counter() - start
 
     scored = table.add_column("probability", probabilities)
@@ -54,7 +41,8 @@ def main() -> None:
     print(
         f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}"
     )
-    for name, rates in processor.feature_extractor.rates(torch.cat(feature_ids).numpy()).items():
+    extractor = scorer.processor.feature_extractor
+    for name, rates in extractor.rates(extractor(table)).items():
         if rates["unseen"] or rates["missing"]:
             print(f"    {name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
 

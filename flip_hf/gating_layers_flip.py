@@ -8,7 +8,7 @@ Letters: B rows, F fields that have slots, D size of one field's embedding, X = 
 fields, A heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -98,18 +98,95 @@ class BilinearInteraction(nn.Module):
         num_groups, num_fields = embeddings.shape[1:3]
         groups = torch.arange(num_groups, device=embeddings.device)[:, None]
         left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
-        right = (groups * num_fields + right).flatten()  # (G x P,): groups side by side, as if they were fields
-        rights = embeddings.flatten(1, 2).index_select(1, right)  # (B, G x P, D)
+        # groups side by side, as if they were fields: (B, G x F, D), and (G x P,) positions
+        fields, right = embeddings.flatten(1, 2), (groups * num_fields + right).flatten()
+        in_cache = embeddings.device.type == "cpu" and not torch.compiler.is_compiling()
         if self.bilinear_type == "field_interaction":
-            left = (groups * num_fields + left).flatten()
-            lefts = embeddings.flatten(1, 2).transpose(0, 1).index_select(0, left)  # (G x P, B, D)
-            crossed = rights * torch.bmm(lefts, self.weight.flatten(0, 1)).transpose(0, 1)
+            left, weight = (groups * num_fields + left).flatten(), self.weight.flatten(0, 1)
+            product = _PairwiseMappedProducts.apply if in_cache else _pairwise_mapped_products
+            crossed = product(fields, weight, left, right)
         else:
             weight = self.weight.expand(-1, num_fields - 1, -1, -1)
-            mapped = torch.einsum("bgfd,gfde->bgfe", embeddings[:, :, :-1], weight)  # (B, G, F - 1, D)
+            mapped = torch.einsum("bgfd,gfde->bgfe", embeddings[:, :, :-1], weight).flatten(1, 2)  # (B, G (F - 1), D)
             left = (groups * (num_fields - 1) + left).flatten()
-            crossed = mapped.flatten(1, 2).index_select(1, left) * rights  # (B, G x P, D)
-        return crossed.unflatten(1, (num_groups, -1))
+            product = _PairProducts.apply if in_cache else _pair_products
+            crossed = product(mapped, fields.to(mapped.dtype), left, right)
+        return crossed.unflatten(1, (num_groups, -1))  # (B, G, P, D)
+
+
+# Products of all pairs are many times larger than the embeddings. On a CPU both factors of each pair, written to
+# memory and read again, would take longer than the products; so there, some rows are made at a time, which stay in
+# cache, and made again in backward.
+
+
+def _split(left: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The tensors, `(B, ...)` each, in blocks of rows whose products take 1 MB."""
+    rows = max(1, 2**20 // (len(left) * tensors[0].shape[-1] * tensors[0].element_size()))
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def _pair_products(lefts: torch.Tensor, rights: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`(B, L, D)`, `(B, R, D)` and positions `(P,)` in either -> `(B, P, D)`."""
+    return lefts.index_select(1, left) * rights.index_select(1, right)
+
+
+class _PairProducts(torch.autograd.Function):
+    """`_pair_products` in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx, lefts, rights, left, right):  # type: ignore[override]
+        ctx.save_for_backward(lefts, rights, left, right)
+        products = lefts.new_empty(len(lefts), len(left), lefts.shape[2])
+        for a, b, out in _split(left, lefts, rights, products):
+            torch.mul(a.index_select(1, left), b.index_select(1, right), out=out)
+        return products
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        lefts, rights, left, right = ctx.saved_tensors
+        grads = torch.zeros_like(lefts), torch.zeros_like(rights)
+        for a, b, g, grad_a, grad_b in _split(left, lefts, rights, grad, *grads):
+            grad_a.index_add_(1, left, b.index_select(1, right).mul_(g))
+            grad_b.index_add_(1, right, a.index_select(1, left).mul_(g))
+        return *grads, None, None
+
+
+def _pairwise_mapped_products(
+    fields: torch.Tensor, weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """`(B, F, D)`, a matrix for each pair `(P, D, D)` and positions `(P,)` -> (e_left W) * e_right, `(B, P, D)`."""
+    mapped = torch.bmm(fields.transpose(0, 1).index_select(0, left), weight)  # (P, B, D)
+    return fields.index_select(1, right) * mapped.transpose(0, 1)
+
+
+class _PairwiseMappedProducts(torch.autograd.Function):
+    """`_pairwise_mapped_products` in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx, fields, weight, left, right):  # type: ignore[override]
+        ctx.save_for_backward(fields, weight, left, right)
+        products = fields.new_empty(len(fields), len(left), fields.shape[2])
+        for rows, out in _split(left, fields, products):
+            out.copy_(_pairwise_mapped_products(rows, weight, left, right))
+        return products
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)  # sums are kept in the embeddings' own precision
+    def backward(ctx, grad):  # type: ignore[override]
+        fields, weight, left, right = ctx.saved_tensors
+        grad_fields, grad_weight = torch.zeros_like(fields), torch.zeros_like(weight)
+        for rows, g, grad_rows in _split(left, fields, grad, grad_fields):
+            by_field = rows.transpose(0, 1).contiguous()  # (F, rows, D)
+            lefts = by_field.index_select(0, left)  # (P, rows, D)
+            g = g.transpose(0, 1).contiguous()
+            sums = torch.zeros_like(by_field).index_add_(0, right, torch.bmm(lefts, weight).mul_(g))
+            g.mul_(by_field.index_select(0, right))
+            grad_weight.baddbmm_(lefts.transpose(1, 2), g)
+            sums.index_add_(0, left, torch.bmm(g, weight.transpose(1, 2)))
+            grad_rows.copy_(sums.transpose(0, 1))
+        return grad_fields, grad_weight, None, None
 
 
 class ContextGate(nn.Module):

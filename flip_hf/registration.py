@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the Auto classes of transformers about FLIP, no earlier than somebody uses them.
+"""Tells the Auto classes and pipelines of transformers about FLIP, no earlier than somebody uses them.
 
 Importing a single Auto class costs a quarter of a second and ``AutoProcessor`` more than one, so ``import flip_hf``
 must not do it. A finder in front of ``sys.meta_path`` watches the Auto modules and our own files instead: when one of
@@ -17,6 +17,7 @@ from types import ModuleType
 
 _AUTO = "transformers.models.auto"
 _HOME = __package__
+_PIPELINES, _OUR_PIPELINES = "transformers.pipelines", f"{_HOME}.pipelines"
 
 # (Auto module, Auto classes in it, our module, our class registered with each of them)
 _REGISTRATIONS = [
@@ -35,11 +36,11 @@ _REGISTRATIONS = [
     ),
     (f"{_AUTO}.processing_auto", ["AutoProcessor"], f"{_HOME}.processing_flip", ["FlipProcessor"]),
 ]
-_AUTO_MODULES = {row[0] for row in _REGISTRATIONS}
+_WATCHED = {row[0] for row in _REGISTRATIONS} | {_PIPELINES, _OUR_PIPELINES}
 
 
 def _is_watched(name: str) -> bool:
-    return name in _AUTO_MODULES or (name.startswith(f"{_HOME}.") and "_flip" in name.removeprefix(f"{_HOME}."))
+    return name in _WATCHED or (name.startswith(f"{_HOME}.") and "_flip" in name.removeprefix(f"{_HOME}."))
 
 
 def _is_running(name: str) -> bool:
@@ -47,11 +48,16 @@ def _is_running(name: str) -> bool:
     return name in sys.modules and getattr(sys.modules[name].__spec__, "_initializing", False)
 
 
+def _is_ready(name: str) -> bool:
+    """The module is there, and nothing that we watch is half imported: when that has ended we are back here."""
+    if name not in sys.modules:
+        return False
+    return not any(_is_watched(other) and _is_running(other) for other in list(sys.modules))
+
+
 def _register(auto_name: str, auto_classes: list[str], home_name: str, home_classes: list[str]) -> None:
-    if auto_name not in sys.modules or _is_running(auto_name):
+    if not _is_ready(auto_name):
         return
-    if any(_is_watched(name) and _is_running(name) for name in list(sys.modules)):
-        return  # one of these caused this import; when it has ended we are back here
     auto, home = sys.modules[auto_name], importlib.import_module(home_name)
     from .configuration_flip import FlipConfig
 
@@ -60,9 +66,23 @@ def _register(auto_name: str, auto_classes: list[str], home_name: str, home_clas
         getattr(auto, auto_class).register(key, getattr(home, home_class), exist_ok=True)
 
 
+def _register_pipeline() -> None:
+    if not _is_ready(_PIPELINES):
+        return
+    home = importlib.import_module(_OUR_PIPELINES)
+    from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+    registry = sys.modules[_PIPELINES].PIPELINE_REGISTRY
+    if home.TASK not in registry.supported_tasks:
+        registry.register_pipeline(
+            home.TASK, home.ClickThroughRatePipeline, pt_model=AutoModelForSequenceClassification, type="multimodal"
+        )
+
+
 def _register_all() -> None:
     for row in _REGISTRATIONS:
         _register(*row)
+    _register_pipeline()
 
 
 class _Loader(importlib.abc.Loader):

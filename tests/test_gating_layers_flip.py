@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flip_hf import FlipConfig, FlipTabularModel
+from flip_hf import FlipConfig, FlipTabularModel, gating_layers_flip
 from flip_hf.gating_layers_flip import (
     BilinearFusion,
     BilinearInteraction,
@@ -227,6 +227,33 @@ def test_bilinear_products_equal_those_pair_by_pair(bilinear_type, matrices):
     assert_equal(layer(x), expected)
 
 
+@pytest.mark.parametrize("bilinear_type", ["field_all", "field_each", "field_interaction"])
+def test_bilinear_products_and_gradients_are_those_of_one_block_of_rows(bilinear_type, monkeypatch):
+    """On the CPU rows are taken some at a time, and gradients are written by hand."""
+    layer, x, seen = BilinearInteraction(F, D, bilinear_type, num_groups=2).double(), random(300, 2, F, D), []
+    upstream = random(300, 2, len(PAIRS), D, seed=1)
+    x.requires_grad_()
+    split = gating_layers_flip._split
+
+    def counted(left, *tensors):
+        blocks = list(split(left, *tensors))
+        seen.append(len(blocks))
+        return blocks
+
+    monkeypatch.setattr(gating_layers_flip, "_split", counted)
+    monkeypatch.setattr(torch.Tensor, "element_size", lambda tensor: 2**20 // (64 * 2 * len(PAIRS) * D))
+    crossed = layer(x)
+    grads = torch.autograd.grad((crossed * upstream).sum(), [x, layer.weight])
+    assert seen == [5, 5]  # blocks of 64 rows, the last of 44, forward and backward
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the same as one block, by autograd
+    whole = layer(x)
+    expected = torch.autograd.grad((whole * upstream).sum(), [x, layer.weight])
+    assert len(seen) == 2
+    torch.testing.assert_close(crossed, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("context", [[], [2], [3, 0]])
 def test_a_gate_is_twice_the_sigmoid_of_a_dnn_of_its_context(context):
     layer, x = with_random_weights(ContextGate(F, D, context, [5, 3], std=0.1)), random(B, F, D)
@@ -383,7 +410,10 @@ def test_bfloat16_and_autocast_stay_near_float32(tower):
     model, ids = FlipTabularModel(make_config(tower)).eval(), make_ids()
     exact = model(ids).logit
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(ids).logit.float(), exact, rtol=0.1, atol=0.2)
+        logits = model(ids).logit
+        torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.2)
+        logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     torch.testing.assert_close(model.bfloat16()(ids).logit.float(), exact, rtol=0.1, atol=0.2)
 
 

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A click model's logits -> probabilities: what a configuration says of down-sampled negatives and of calibration.
+
+Letters: B rows, K knots of an isotonic curve.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+
+CALIBRATION_METHODS = ("temperature", "platt", "isotonic")
+_KEYS = {
+    "temperature": ("temperature",),
+    "platt": ("scale", "bias"),
+    "isotonic": ("logits", "probabilities"),
+}
+
+
+def check_calibration(calibration: dict[str, Any] | None, negative_sampling_rate: float) -> None:
+    """
+    Raises `ValueError` for a calibration or a sampling rate that [`predict_probabilities`] cannot apply, or that would
+    turn the order of the rows around.
+    """
+    if not 0.0 < negative_sampling_rate <= 1.0:
+        raise ValueError(
+            f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]: it is the share of the non-clicks "
+            "that were kept for training, 1 for all of them"
+        )
+    if calibration is None:
+        return
+    method = calibration.get("method") if isinstance(calibration, dict) else calibration
+    if method not in CALIBRATION_METHODS:
+        raise ValueError(
+            f"calibration method {method!r} is not one of {', '.join(CALIBRATION_METHODS)}: "
+            "flip_hf.fit_calibration(labels, logits, method) makes a calibration"
+        )
+    absent = [key for key in _KEYS[method] if key not in calibration]
+    if absent:
+        raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
+    for key in {"temperature": ("temperature",), "platt": ("scale",), "isotonic": ()}[method]:
+        if not 0.0 < calibration[key] < math.inf:
+            raise ValueError(
+                f"calibration {key}={calibration[key]!r} is not above 0: the order of the rows would change"
+            )
+    if method == "platt" and not math.isfinite(calibration["bias"]):
+        raise ValueError(f"calibration bias={calibration['bias']!r} is no finite number")
+    if method == "isotonic":
+        logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
+        if not logits or len(logits) != len(probabilities):
+            raise ValueError(
+                f"the isotonic calibration has {len(logits)} logits and {len(probabilities)} probabilities: a curve "
+                "needs one of each for every knot"
+            )
+        if sorted(set(logits)) != logits or sorted(probabilities) != probabilities:
+            raise ValueError("the knots of the isotonic calibration do not ascend: the order of the rows would change")
+        if not 0.0 <= probabilities[0] <= probabilities[-1] <= 1.0:
+            raise ValueError("a probability of the isotonic calibration is outside [0, 1]")
+
+
+def correct_for_sampling(logits: torch.Tensor, negative_sampling_rate: float) -> torch.Tensor:
+    """
+    Logits of a model whose training kept a share w of the non-clicks -> logits for all rows: z + ln w.
+
+    With p = sigmoid(z) that is p' = p / (p + (1 - p) / w) (He et al., Practical lessons from predicting clicks on ads
+    at Facebook, 2014, section 6.3): keeping w of the non-clicks made the odds of a click 1 / w times as large.
+    """
+    return logits + math.log(negative_sampling_rate)
+
+
+def predict_probabilities(
+    logits: torch.Tensor, calibration: dict[str, Any] | None = None, negative_sampling_rate: float = 1.0
+) -> torch.Tensor:
+    """
+    Probabilities of a click: first the correction for down-sampled non-clicks, then the calibration, which was fitted
+    on logits corrected in the same way.
+
+    Args:
+        logits (`torch.Tensor` of any shape): as the model gives them, in any type.
+        calibration (`dict`, *optional*): by `method`:
+
+            - `"temperature"`: sigmoid(z / `temperature`);
+            - `"platt"`: sigmoid(`scale` x z + `bias`);
+            - `"isotonic"`: linear between the K knots (`logits`, `probabilities`), constant outside.
+        negative_sampling_rate (`float`): w, share of the non-clicks that the training rows kept.
+
+    Returns:
+        `torch.Tensor` of the same shape, float64 (so that different logits stay different; float32 where the device
+        has no float64), in [0, 1].
+    """
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate)
+    if calibration is None:
+        return torch.sigmoid(logits)
+    if calibration["method"] == "temperature":
+        return torch.sigmoid(logits / calibration["temperature"])
+    if calibration["method"] == "platt":
+        return torch.sigmoid(calibration["scale"] * logits + calibration["bias"])
+    knots, values = (
+        torch.tensor(calibration[key], dtype=dtype, device=logits.device) for key in ("logits", "probabilities")
+    )  # (K,) each
+    if len(knots) == 1:
+        return values.expand_as(logits).clone()
+    right = torch.searchsorted(knots, logits.contiguous()).clamp(1, len(knots) - 1)
+    share = ((logits - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0.0, 1.0)
+    return torch.lerp(values[right - 1], values[right], share)
+
+
+__all__ = ["check_calibration", "correct_for_sampling", "predict_probabilities"]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoded rows -> logits: batches of rows of similar length, results in the order of the rows.
+
+Letters: B rows, S slots, L tokens of all rows together, T tokens of the longest row of a batch.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .processing_flip import EncodedRows
+
+
+class Scores(NamedTuple):
+    """
+    Args:
+        logits (`torch.Tensor` of shape `(B,)`): on the CPU, as all of them, and float32 at least.
+        tabular_logits, text_logits (`torch.Tensor` of shape `(B,)`, *optional*): the towers' own, in mode `"joint"`.
+        tabular_weights (`torch.Tensor` of shape `(B,)`, *optional*): what [`FlipForCTROutput`] has.
+    """
+
+    logits: torch.Tensor
+    tabular_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
+    tabular_weights: torch.Tensor | None = None
+
+
+def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
+    """
+    Runs a click model over rows that were encoded together.
+
+    Args:
+        model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients.
+        processor ([`FlipProcessor`]): knows the pad token.
+        encoded ([`EncodedRows`]): `processor.encode(rows, text=model.config.mode != "tabular")`.
+        batch_size (`int`): rows at a time.
+
+    Raises:
+        ValueError: if `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+    reads_text = model.config.mode != "tabular"
+    num_rows = len(encoded.feature_ids)
+    # stable, so that rows of one length keep their order
+    order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in _batches(model, processor, encoded, order, batch_size):
+                output = model(**batch)
+                for name, tensors in parts.items():
+                    tensor = getattr(output, name)
+                    if tensor is not None:
+                        tensors.append(tensor)
+    finally:
+        model.train(was_training)
+    scores: dict[str, torch.Tensor] = {}
+    for name, tensors in parts.items():
+        if not tensors and (name != "logits" or num_rows):
+            continue
+        # the device is waited for once, here
+        whole = torch.cat(tensors).cpu() if tensors else torch.zeros(0)
+        whole = whole if whole.dtype == torch.float64 else whole.float()
+        if order is not None:
+            restored = torch.empty_like(whole)
+            restored[torch.from_numpy(order)] = whole
+            whole = restored
+        scores[name] = whole
+    return Scores(**scores)
+
+
+def _batches(
+    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray | None, batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    device = model.device
+    num_rows = len(encoded.feature_ids)
+    feature_ids = torch.from_numpy(encoded.feature_ids.astype(np.int64))  # (B, S)
+    if order is None:
+        feature_ids = feature_ids.to(device)
+        for start in range(0, num_rows, batch_size):
+            yield {"feature_ids": feature_ids[start : start + batch_size]}
+        return
+    assert encoded.tokens is not None and encoded.lengths is not None
+    starts = np.cumsum(encoded.lengths) - encoded.lengths
+    for first in range(0, num_rows, batch_size):
+        rows = order[first : first + batch_size]
+        lengths = encoded.lengths[rows]
+        steps = np.arange(lengths.max())
+        is_real = steps < lengths[:, None]  # (batch, T)
+        positions = np.minimum(starts[rows][:, None] + steps, len(encoded.tokens) - 1)
+        fill = 0 if is_real.all() else processor.pad_token_id
+        batch = {
+            "input_ids": np.where(is_real, encoded.tokens.take(positions), fill).astype(np.int64),
+            "attention_mask": is_real.astype(np.int64),
+        }
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+        if model.config.mode == "joint":
+            tensors["feature_ids"] = feature_ids[torch.from_numpy(rows)].to(device)
+        yield tensors
+
+
+__all__ = ["Scores", "score"]
