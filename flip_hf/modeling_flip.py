@@ -289,7 +289,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             init.zeros_(module.feature_bias)
             init.zeros_(module.feature_counts)
             init.constant_(module.feature_fields, -1)
-        elif module is getattr(getattr(self, "mtm_head", None), "query_norm", self):
+        elif isinstance(module, nn.LayerNorm) and module is getattr(
+            getattr(self, "mtm_head", None), "query_norm", None
+        ):
             init.constant_(module.weight, self.config.mtm_query_init)
         elif isinstance(module, FlipICLHead) and module.log_scale is not None:
             init.constant_(module.log_scale, -math.log(self.config.icl_temperature))
