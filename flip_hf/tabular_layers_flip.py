@@ -350,7 +350,7 @@ class CompressedInteractionNetwork(nn.Module):
         maps, sums = inputs, []
         for layer, num_passed, start in zip(self.layers, self.num_passed, self.pooled_from, strict=True):
             if self.activation == "relu":
-                made = layer(maps, inputs).relu_()  # (H_k, B, D)
+                made = F.relu(layer(maps, inputs))  # (H_k, B, D)
                 sums.append(made[start:].sum(-1).T)
                 maps = made[:num_passed]
                 continue
@@ -391,7 +391,9 @@ class LogarithmicLayer(nn.Module):
         logarithms = embeddings.transpose(1, 2).abs().clamp(min=1e-7).log()  # (B, D, F)
         if self.log_norm is not None:
             logarithms = self.log_norm(logarithms)
-        crosses = F.linear(logarithms, self.weight, self.bias).exp_()  # (B, D, H)
+        # with the weight in this layout the product of its gradient is the fast one of the two
+        crosses = torch.addmm(self.bias, logarithms.flatten(0, 1), self.weight.T.contiguous()).exp()  # (B x D, H)
+        crosses = crosses.unflatten(0, logarithms.shape[:2])  # (B, D, H)
         if self.exp_norm is not None:
             crosses = self.exp_norm(crosses)
         return crosses.flatten(1)
@@ -423,16 +425,13 @@ class FieldSelfAttention(nn.Module):
         init.normal_(self.projection, std=self.size**-0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        num_rows, num_fields, _ = embeddings.shape
-        projected = F.linear(embeddings, self.projection[: 3 * self.size]).unflatten(-1, (3 * self.num_heads, -1))
-        # heads in front, each in one block: (B, 3A, F, D / A) -> three times (B x A, F, D / A)
+        # a product for each: one for all would give a block so large that a CPU asks for its memory anew every time
+        query, key, value, *residual = (F.linear(embeddings, matrix) for matrix in self.projection.split(self.size))
+        # heads in front, each in one block: (A x B, F, D / A)
         query, key, value = (
-            part.reshape(num_rows * self.num_heads, num_fields, -1)
-            for part in projected.transpose(1, 2).split(self.num_heads, dim=1)
+            torch.stack(part.split(self.size // self.num_heads, dim=-1)).flatten(0, 1) for part in (query, key, value)
         )
-        weights = torch.bmm(query, key.transpose(1, 2)).softmax(-1)  # (B x A, F queries, F keys)
-        attended = torch.bmm(weights, value).view(num_rows, self.num_heads, num_fields, -1)
-        attended = attended.transpose(1, 2).flatten(2)  # (B, F, D)
-        if len(self.projection) > 3 * self.size:
-            attended = attended + F.linear(embeddings, self.projection[3 * self.size :])
-        return F.relu(attended)
+        weights = torch.bmm(query, key.transpose(1, 2)).softmax(-1)  # (A x B, F queries, F keys)
+        attended = torch.bmm(weights, value).unflatten(0, (self.num_heads, -1))  # (A, B, F, D / A)
+        attended = torch.cat(attended.unbind(0), dim=-1)  # (B, F, D)
+        return F.relu(attended + residual[0] if residual else attended)
