@@ -438,6 +438,12 @@ class FlipCTRTrainer(FlipTrainer):
         if args.early_stopping_patience is not None and args.load_best_model_at_end:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.model.config.calibration is not None:
+            logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
+            self.model.set_calibration(None)
+        return super().train(*args, **kwargs)
+
     def _ctr_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = np.asarray(prediction.predictions, np.float64)
         groups = None

@@ -351,6 +351,23 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(processor, encoded, tmp_pa
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_training_again_takes_an_old_calibration_off(processor, encoded, tmp_path):
+    model = tabular_model(processor)
+    model.set_calibration({"method": "temperature", "temperature": 2.0})
+    arguments = ctr_arguments(tmp_path, num_train_epochs=1)
+    trainer = FlipCTRTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
+    )
+    trainer.evaluate()
+    assert model.config.calibration is not None
+    trainer.train()
+    assert trainer.model.config.calibration is None
+
+
 def test_without_validation_rows_nothing_is_selected(processor, encoded, tmp_path):
     trainer = FlipCTRTrainer(
         model=tabular_model(processor),
