@@ -183,14 +183,19 @@ class FlipMTMHead(nn.Module):
             uniform = uniform * cumulative[-1]
         return order[torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(order) - 1)]
 
+    def attend(
+        self, masked_vectors: torch.Tensor, text_states: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)` -> where the query looks `(B, T)`, float32."""
+        query = self.query_norm(self.query(masked_vectors))  # (B, d_w)
+        scores = torch.einsum("btd,bd->bt", text_states, query).float()
+        return scores.masked_fill(attention_mask == 0, torch.finfo(scores.dtype).min).softmax(-1)
+
     def predict(
         self, masked_vectors: torch.Tensor, text_states: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)` -> h `(B, F, E)`."""
-        query = self.query_norm(self.query(masked_vectors))  # (B, d_w)
-        scores = torch.einsum("btd,bd->bt", text_states, query).float()
-        scores = scores.masked_fill(attention_mask == 0, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1).to(text_states.dtype)  # (B, T)
+        weights = self.attend(masked_vectors, text_states, attention_mask).to(text_states.dtype)  # (B, T)
         context = torch.einsum("bt,btd->bd", weights, text_states)
         hidden = self.dense(torch.cat([masked_vectors, context], dim=-1))
         return hidden.view(len(hidden), self.config.num_fields, self.config.mtm_embedding_size)

@@ -544,7 +544,7 @@ class _Reader:
                 "model.set_feature_counts(processor) before pre-training tells it"
             )
         scores = scores.double()
-        weights = _attention_weights(head, vectors, states, masks)  # (3, T)
+        weights = head.attend(vectors, states, masks).double()  # (3, T)
         own = self.ids[self.slot_fields == index]
         own = own[own != PAD_FEATURE_ID]
         known = list(dict.fromkeys(own[own >= self.extractor.num_reserved_features].tolist()))
@@ -660,13 +660,6 @@ class _Reader:
             for position, value in zip(truths, spelled, strict=True)
         ]
         return Answer(guesses, right)
-
-
-def _attention_weights(head: Any, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The weights inside [`FlipMTMHead.predict`], to the bit: `(R, d_v)`, `(R, T, d_w)` and `(R, T)` -> `(R, T)`."""
-    query = head.query_norm(head.query(vectors))  # (R, d_w)
-    scores = torch.einsum("rtd,rd->rt", states, query).float()
-    return scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(-1).double()
 
 
 def _sentence_fields(processor: Any, tokens: np.ndarray, owners: np.ndarray, is_special: np.ndarray) -> np.ndarray:
