@@ -149,8 +149,9 @@ class DataCollatorForFlipPreTraining:
         if self.text_mask_level not in TEXT_MASK_LEVELS:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
-        # shared memory: worker processes that collate hear of the progress, too
-        self._progress = torch.zeros((), dtype=torch.float64).share_memory_()
+        self._progress = torch.zeros((), dtype=torch.float64)
+        if self.has_curriculum:
+            self._progress.share_memory_()  # worker processes that collate hear of the progress, too
         if self.text_mask_ratio and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
                 f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a "
