@@ -453,7 +453,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             spelled: dict[Any, list[str]] = {}
             if getattr(spec, "has_vocabulary", False):
                 for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
-                    number = read_number(value)
+                    number = read_number(value) if value[0] in "+-.0123456789" else None
                     if number is not None and math.isfinite(number):
                         spelled.setdefault(number, []).append(value)
             known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
