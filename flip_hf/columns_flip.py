@@ -230,7 +230,8 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     if short is None:
         return coded
     # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
-    return coded.mapped([value if value is None else float(str(short(value))) for value in coded.values])
+    printed = np.array(coded.values, short).astype(str).astype(np.float64).tolist()
+    return coded.mapped([None if value != value else value for value in printed])
 
 
 def list_rows(column: Any, field: str, read: Callable[[Sequence[Any]], list[str | None]]) -> list[tuple] | None:

@@ -450,7 +450,8 @@ class FeatureCounts:
         if fields and all(isinstance(field, Field) for field in fields):
             counts = cls(fields, label)  # type: ignore[arg-type]
         else:
-            counts = cls(choose_fields(heads, fields, label, exclude, field_options), label)
+            chosen = choose_fields(heads, fields, label, exclude, field_options)  # type: ignore[arg-type]
+            counts = cls(chosen, label)
         rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             saved = cls.load(checkpoint)

@@ -5,7 +5,7 @@ import datetime
 import decimal
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -211,7 +211,7 @@ _TRUTHS = {"true": "true", "false": "false", "1": "true", "0": "false"}
 _CODE = re.compile(r"[+-]?0\d", re.ASCII)
 
 
-def infer_type(values: Iterable[Any]) -> tuple[str, str]:
+def infer_type(values: Sequence[Any]) -> tuple[str, str]:
     """
     Distinct values of a column -> one of `VALUE_TYPES`, and why, in words.
 
@@ -219,6 +219,11 @@ def infer_type(values: Iterable[Any]) -> tuple[str, str]:
     and `True` booleans, `"2024-05-31"` and a date times. A code with zeros at its front (`"00012"`) is text.
     """
     found: dict[str, Any] = {}
+    types = set(map(type, values))
+    if types == {int} or (types == {str} and all(map(_is_plain, values))):
+        return "integer", "whole numbers"
+    if types <= {float, type(None)}:  # one that is not whole decides
+        values = [v for v in values if v is not None and v == v and not v.is_integer()][:1] or values
     for value in values:
         kind = _type_of(value)
         if kind is not None:
@@ -236,6 +241,11 @@ def infer_type(values: Iterable[Any]) -> tuple[str, str]:
         (kind,) = found
         return kind, {"boolean": "true and false", "time": "dates or times"}[kind]
     return "text", " beside ".join(repr(str(value))[:40] for value in found.values())
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a string is a whole number as Python writes it."""
+    return text.isdigit() and text.isascii() and (text[0] != "0" or len(text) == 1)
 
 
 def is_code(value: Any) -> bool:
@@ -288,10 +298,13 @@ def read_values(
     """
     if value_type == "time":
         return [_time_text(seconds) for seconds in read_times(values, field).tolist()]
+    types = set(map(type, values))
     if value_type != "text":
+        if types == {int} and value_type != "boolean":
+            return list(map(str, values))
         read = _READERS[value_type]
         return [read(value, field) for value in values]
-    if set(map(type, values)) == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
+    if types == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
         return [value.strip() or None for value in values]
     texts = [canonical_value(value, field) for value in values]
     if codes is not None:
@@ -302,7 +315,7 @@ def read_values(
 
 
 def _number_value(value: Any, field: str) -> str | None:
-    if type(value) is str and value.isdigit() and value.isascii() and (value[0] != "0" or len(value) == 1):
+    if type(value) is str and _is_plain(value):
         return value
     if isinstance(value, str):
         text = value.strip()
