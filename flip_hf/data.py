@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetInfo, load_from_disk
+from datasets import Dataset, DatasetInfo, IterableDataset
+from datasets.table import MemoryMappedTable
 from transformers.utils import logging
 
 from .readers import NAMED_DATASETS, NamedDataset
@@ -24,18 +25,19 @@ from .readers.files import PublishedFile, choose_files, is_archive, list_files
 from .readers.formats import FileOptions, file_kind
 from .readers.lines import ReadingAccount
 from .readers.restaurants import read_embedded_restaurants
-from .readers.tables import find_files, read_files, stream_files, with_label
+from .readers.tables import as_dataset, find_files, label_key, label_rows, read_files, stream_files, with_label
 
 
 RESOURCES = Path(__file__).parent / "resources"
 # part of the cache's key: raise it when a reader gives other rows for the same files
-_READER_VERSION = 2
+_READER_VERSION = 3
+_ROWS_NAME = "rows.arrow"
 
 logger = logging.get_logger(__name__)
 
 
 def load_ctr_dataset(
-    name_or_path: str | os.PathLike | Sequence[str | os.PathLike],
+    name_or_path: Any,
     data_dir: str | os.PathLike | None = None,
     label: str | None = None,
     label_threshold: float | None = None,
@@ -46,6 +48,10 @@ def load_ctr_dataset(
     subset: str | None = None,
     encoding: str | None = None,
     streaming: bool = False,
+    quoting: int | None = None,
+    escapechar: str | None = None,
+    column_names: Sequence[str] | None = None,
+    label_map: Mapping[Any, int] | None = None,
 ) -> Any:
     """
     Reads a table for click prediction: one column per field, and `label` 0 or 1.
@@ -99,21 +105,37 @@ def load_ctr_dataset(
             no name or the name of another, there is no such label column, a label is missing or not 0 or 1, or an
             argument does not go with the data set.
     """
-    key = str(name_or_path)
+    how = FileOptions(
+        label,
+        label_threshold,
+        delimiter,
+        encoding,
+        quoting,
+        escapechar,
+        None if column_names is None else list(column_names),
+        None if label_map is None else {label_key(value): click for value, click in label_map.items()},
+    )
+    names = ("delimiter", "encoding", "quoting", "escapechar", "column_names")
+    of_files = {name: getattr(how, name) for name in names}
+    of_files |= {"streaming": streaming or None, "data_dir": data_dir}
     options = {"genre_lists": genre_lists, "tags": tags, "subset": subset}
     options = {option: value for option, value in options.items() if value}
-    if key in NAMED_DATASETS:
-        named = NAMED_DATASETS[key]
-        if encoding is not None or streaming:
-            raise ValueError(
-                f"encoding={encoding!r} and streaming={streaming} are for files; {key} is read once, and then mapped "
-                "into memory (to iterate over it: .to_iterable_dataset())"
-            )
-        if label not in (None, "label") or delimiter is not None:
-            raise ValueError(
-                f"label={label!r} and delimiter={delimiter!r} are for files; {key} has its own, and its label is "
-                "1 where the rating is above label_threshold"
-            )
+    is_path = isinstance(name_or_path, str | os.PathLike)
+    if not is_path and not (
+        isinstance(name_or_path, list | tuple) and all(isinstance(path, str | os.PathLike) for path in name_or_path)
+    ):
+        _refuse("rows in memory", of_files | options)
+        how.check("table")
+        return _say_without_label(label_rows(as_dataset(name_or_path), how), label)
+    key = str(name_or_path)
+    named = NAMED_DATASETS.get(name_or_path) if isinstance(name_or_path, str) else None
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf" if cache_dir is None else Path(cache_dir).expanduser()
+    if named is not None:
+        if Path(key).exists():
+            logger.warning_once(f"{key!r} is read as the named data set; what has that name here is './{key}'")
+        _refuse(
+            key, {**of_files, "data_dir": None, "label": None if label == "label" else label, "label_map": label_map}
+        )
         if label_threshold is not None and named.threshold is None:
             raise ValueError(f"label_threshold={label_threshold:g} cuts a rating; {key} has labels of its own")
         _check_options(key, (*named.options, *named.file_options), options)
@@ -125,9 +147,9 @@ def load_ctr_dataset(
         # an archive is known by its own bytes: what is in it is listed only when it has to be read
         chosen = None if is_archive(source) else _named_files(key, named, source, options)
         files = [source] if chosen is None else [file.path for file in chosen]
-        account = ReadingAccount()
+        stem, account = key, ReadingAccount()
 
-        def read_named() -> Iterator[pa.Table]:
+        def tables() -> Iterator[pa.Table]:
             published = chosen or _named_files(key, named, source, options)
             reader: Callable[..., Any] = read_embedded_restaurants if source.parent == RESOURCES else named.reader
             rows = reader(account, *published, **{name: options[name] for name in named.options if name in options})
@@ -157,31 +179,48 @@ def load_ctr_dataset(
                 f"{key} is no file, no folder or glob of files, and none of the named data sets "
                 f"{', '.join(NAMED_DATASETS)}"
             )
-        kind, how = file_kind(files[0]), FileOptions(label, label_threshold, delimiter, encoding)
+        kind = file_kind(files[0])
         how.check(kind)
         if streaming:
-            return stream_files(files, how)
-        key = str(files[0] if len(files) == 1 else files[0].resolve().parent)
+            return _say_without_label(stream_files(files, how), label)
+        stem = files[0].stem if len(files) == 1 else files[0].resolve().parent.stem
         settings = {"kind": kind, **vars(how)}
 
-        def read() -> pa.Table:
-            return read_files(files, how, root)
+        def tables() -> Iterator[pa.Table]:
+            yield read_files(files, how, root)
 
-    digest = hashlib.sha256(json.dumps([_READER_VERSION, key if key in NAMED_DATASETS else "", settings]).encode())
+        def describe(num_rows: int) -> DatasetInfo:
+            return DatasetInfo()
+
+    digest = hashlib.sha256(json.dumps([_READER_VERSION, "" if named is None else key, settings]).encode())
     for file in files:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
-    stem = key if key in NAMED_DATASETS else Path(key).stem
-    root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
-    target = root / f"{stem}-{digest.hexdigest()[:16]}"
-    if not target.is_dir() and key in NAMED_DATASETS:
-        write_tables(read_named(), describe, digest.hexdigest()[:16], target)
-    elif not target.is_dir():
-        table = read()
-        if table.num_rows == 0:
-            raise ValueError(f"{key} has no rows")
-        write_whole(Dataset(table, fingerprint=digest.hexdigest()[:16]), target)
-    return load_from_disk(str(target))
+    fingerprint = digest.hexdigest()[:16]
+    target = root / f"{stem}-{fingerprint}"
+    if not target.is_dir():
+        write_tables(tables(), describe, target)
+    return _say_without_label(open_table(target, fingerprint), label)
+
+
+def _refuse(key: str, options: Mapping[str, Any]) -> None:
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} is for files; {key} has a label and a reader of its own"
+            if key in NAMED_DATASETS
+            else f"{', '.join(given)} is for files, and these are {key}"
+        )
+
+
+def _say_without_label(dataset: Dataset | IterableDataset, label: str | None) -> Any:
+    names = dataset.column_names
+    if label is None and names is not None and "label" not in names:
+        logger.warning_once(
+            f"the table has no column 'label', so it is one to predict; to train, name one of {', '.join(names)} with "
+            "label=..., or the columns of a file without a header with column_names=[...]"
+        )
+    return dataset
 
 
 def _check_options(key: str, known: Iterable[str], options: dict[str, Any]) -> None:
@@ -193,7 +232,7 @@ def _check_options(key: str, known: Iterable[str], options: dict[str, Any]) -> N
 def _named_source(name: str, named: NamedDataset, data_dir: str | os.PathLike | None) -> Path:
     """The folder, archive or file that a named set is read from."""
     if data_dir is not None:
-        return Path(data_dir)
+        return Path(data_dir).expanduser()
     if name == "restaurants":
         return RESOURCES / "restaurants.csv"
     root = os.environ.get("FLIP_DATA")
@@ -221,17 +260,10 @@ def _named_files(name: str, named: NamedDataset, source: Path, options: dict[str
     return found
 
 
-def write_whole(dataset: Dataset, target: Path) -> None:
-    """Writes beside the target and renames: another process sees the whole folder or none."""
-    with _appearing_whole(target) as temporary:
-        dataset.save_to_disk(str(temporary))
-
-
-def write_tables(
-    tables: Iterator[pa.Table], describe: Callable[[int], DatasetInfo], fingerprint: str, target: Path
-) -> None:
+def write_tables(tables: Iterator[pa.Table], describe: Callable[[int], DatasetInfo], target: Path) -> None:
     """
-    As `write_whole`, of tables that come one by one: none is held in memory longer than it takes to write it.
+    Writes tables that come one by one, none of which is held in memory longer than it takes to write it, beside the
+    target, and renames: another process sees the whole folder or none.
 
     Args:
         describe: from the number of rows to the info, called after the last table.
@@ -239,25 +271,23 @@ def write_tables(
     Raises:
         ValueError: if there is no row.
     """
-    rows = target.parent / f".{target.name}-{uuid.uuid4().hex}.arrow"
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _appearing_whole(target) as temporary:
         first = next((table for table in tables if len(table)), None)
         if first is None:
             raise ValueError(f"{target.name.rsplit('-', 1)[0]} has no rows")
+        temporary.mkdir(parents=True)
         num_rows = 0
-        with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        with pa.OSFile(str(temporary / _ROWS_NAME), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for table in itertools.chain([first], tables):
                 writer.write_table(table)
                 num_rows += len(table)
-        with _appearing_whole(target) as temporary:
-            # the folder as datasets writes it, of one row (of none it writes no file); then all rows in its place
-            one = Dataset(first.slice(0, 1), info=describe(num_rows), fingerprint=fingerprint)
-            one.save_to_disk(str(temporary), num_shards=1)
-            (shard,) = temporary.glob("*.arrow")
-            os.replace(rows, shard)
-    finally:
-        rows.unlink(missing_ok=True)
+        describe(num_rows).write_to_directory(str(temporary))
+
+
+def open_table(folder: Path, fingerprint: str) -> Dataset:
+    """What `write_tables` wrote, mapped into memory."""
+    table = MemoryMappedTable.from_file(str(folder / _ROWS_NAME))
+    return Dataset(table, DatasetInfo.from_directory(str(folder)), fingerprint=fingerprint)
 
 
 @contextlib.contextmanager

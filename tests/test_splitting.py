@@ -13,6 +13,11 @@ from datasets import Dataset, DatasetDict, Value, load_from_disk
 from flip_hf import FlipFeatureExtractor, split_dataset, splitting
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 def numbered(size: int, **columns) -> Dataset:
     return Dataset.from_dict({"row": list(range(size)), "label": [k % 2 for k in range(size)], **columns})
 
@@ -129,12 +134,15 @@ def test_a_column_that_is_no_time_is_refused(times, message):
         split_dataset(numbered(20, timestamp=times), strategy="time")
 
 
-def test_a_split_with_one_class_is_warned_about(caplog):
-    table = Dataset.from_dict({"timestamp": list(range(1, 21)), "label": [0, 1] * 9 + [1, 1]})
+def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
+    table = Dataset.from_dict({"timestamp": list(range(1, 1201)), "label": [0, 1] * 540 + [0] * 119 + [1]})
     with caplog.at_level(logging.WARNING):
-        split_dataset(table, strategy="time")
+        split_dataset(table, strategy="time", fractions=(0.8, 0.1, 0.1))  # a single click tests
+        split_dataset(table.select([*range(1199), 1198]), strategy="time")
     assert [record.getMessage() for record in caplog.records] == [
-        "all 2 rows of test have label 1: nothing can be learnt or measured there"
+        "few clicks: validation has 60, test has 1; with fewer than 100, metrics move a lot by chance",
+        "all 120 rows of test have label 0: nothing can be learnt or measured there",
+        "few clicks: validation has 60; with fewer than 100, metrics move a lot by chance",
     ]
     caplog.clear()
     split_dataset(table.remove_columns("label"), strategy="time")
@@ -387,7 +395,9 @@ def test_rows_are_whole_and_in_order_however_many_are_gathered_at_a_time(strateg
             split._indices is None and split.features == expected["train"].features for split in splits.values()
         )
     written = split_dataset(stored, strategy, **STRATEGIES[strategy])
-    assert all(Path(split.cache_files[0]["filename"]).is_relative_to(tmp_path) for split in written.values())
+    folder = tmp_path / "cache" / "flip_hf"
+    assert all(Path(split.cache_files[0]["filename"]).is_relative_to(folder) for split in written.values())
+    assert not list((tmp_path / "table").glob("rows-*"))  # the user's own folder
     monkeypatch.setattr(splitting, "_ordered_rows", lambda *_: pytest.fail("the rows were gathered again"))
     again = split_dataset(load_from_disk(tmp_path / "table"), strategy, **STRATEGIES[strategy])
     assert all(again[name]._fingerprint == split._fingerprint for name, split in written.items())

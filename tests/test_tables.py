@@ -157,11 +157,11 @@ BAD_FILES = {
     "empty jsonl": ("a.jsonl", "\n", {}, "a.jsonl has no rows"),
     "empty json": ("a.json", "[]", {}, "a.json has no rows"),
     "repeated names": ("a.csv", "user,user,label\na,b,1\n", {}, "a.csv: column names repeat: user"),
-    "name missing": ("a.csv", ",user,label\n0,b,1\n", {}, r"column 0 \(from 0\) has no name: .*index=False"),
+    "name missing": ("a.csv", "user,,label\n0,b,1\n", {}, r"column 1 \(from 0\) has no name: .*index=False"),
     "wrong delimiter": ("a.csv", "user;label\na;1\n", {}, "has the one column 'user;label' .*delimiter=';'"),
     "tabs in a csv": ("a.csv", "user\tlabel\na\t1\n", {}, r"it looks like delimiter='\\t'"),
     "long delimiter": ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "delimiter='::' has to be one character"),
-    "delimiter of json": ("a.json", "[]", {"delimiter": ","}, "and the file a csv or tsv"),
+    "delimiter of json": ("a.json", "[]", {"delimiter": ","}, "and the file a csv, tsv or txt"),
     "row too long": (
         "a.csv",
         "user,label\na,1\n\nb,1,2\n",
@@ -184,15 +184,26 @@ BAD_FILES = {
         "a.csv",
         'user,title\na,"b"\nc,"d\ne,f\n',
         {},
-        r"a.csv: row 1 \(from 0\), column 'title': a quote is opened and never closed",
+        r"a.csv, line 3: a quote is opened and never closed; .*quoting=csv.QUOTE_NONE",
     ),
     "quote never closed, in large": (
         "a.csv",
         'user,title\na,"b\n' + "c,d\n" * 5000,
         {},
-        r"a.csv: row 0 \(from 0\) or one soon after it is longer than 4,096 bytes: is a quote opened",
+        r"a.csv, line 2: a quote is opened and never closed",
     ),
-    "quote in a quote": ("a.csv", 'user,label\n"a \\"b, c\\" d",1\n', {}, "quotes in it doubled"),
+    "row of more than a block": (
+        "a.csv",
+        'user,title\na,"' + "b" * 9000 + '"\nc,d\n',
+        {},
+        r"a.csv: row 0 \(from 0\) or one soon after it is longer than 4,096 bytes",
+    ),
+    "quote in a quote": (
+        "a.csv",
+        'user,label\n"a \\"b, c\\" d",1\n',
+        {},
+        r"a.csv, line 2: ',' expected after '\"': a quote in a value has to be doubled \(.*escapechar='\\\\'",
+    ),
     "list in jsonl": (
         "a.jsonl",
         '{"a": "x"}\n{"a": ["x"]}',
@@ -234,7 +245,12 @@ BAD_FILES = {
     ),
     "half a surrogate pair": ("a.json", '[{"a": "\\ud800"}]', {}, r"row 0 .*'a': '\\ud800' holds half a surrogate"),
     "half a surrogate pair in jsonl": ("a.jsonl", '{"a": "\\ud800"}', {}, r"a.jsonl, row 0 .*surrogate pair"),
-    "no gzip": ("a.csv.gz", "user,label\na,1\n", {}, r"a.csv.gz is cut short or damaged .*download it again"),
+    "no gzip": (
+        "a.csv.gz",
+        "user,label\na,1\n",
+        {},
+        r"a.csv.gz is (cut short or damaged|damaged or was cut short) .*download it again",
+    ),
     "gzipped parquet": ("a.parquet.gz", "", {}, "a.parquet.gz: .gz is not one of"),
     "unknown encoding": ("a.csv", "user\na\n", {"encoding": "utf9"}, "encoding='utf9' is none that Python knows"),
     "encoding of parquet": ("a.parquet", "", {"encoding": "latin-1"}, "encoding='latin-1' is for text files"),
@@ -243,7 +259,7 @@ BAD_FILES = {
     "mixed types": ("a.json", '[{"a": 1}, {"a": "x"}]', {}, "a.json cannot be parsed"),
     "no objects": ("a.json", "[1, 2]", {}, "one object per row is expected"),
     "not a table": ("a.parquet", "PAR1", {}, "a.parquet cannot be parsed"),
-    "unknown ending": ("a.xlsx", "x", {}, "a.xlsx: .xlsx is not one of .csv, .tsv, .parquet"),
+    "unknown ending": ("a.xlsx", "x", {}, "a.xlsx: .xlsx is not one of .csv, .tsv, .txt, .parquet"),
     "folder of a file": ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is for the named data sets"),
 }
 
@@ -336,12 +352,15 @@ def test_what_is_neither_file_nor_name_is_refused(tmp_path):
         match=r"movielens is no file, no folder or glob of files, and none of the named .* movielens-100k",
     ):
         load_ctr_dataset("movielens")
-    with pytest.raises(ValueError, match="label='rating' and delimiter=None are for files"):
-        load_ctr_dataset("restaurants", label="rating")
-    with pytest.raises(ValueError, match="label=None and delimiter=';' are for files"):
-        load_ctr_dataset("restaurants", delimiter=";")
-    with pytest.raises(ValueError, match=r"streaming=True are for files; restaurants .*to_iterable_dataset\(\)"):
-        load_ctr_dataset("restaurants", streaming=True)
+    for option in ({"label": "rating"}, {"delimiter": ";"}, {"streaming": True}, {"label_map": {1: 1}}):
+        (name,) = option
+        with pytest.raises(
+            ValueError, match=f"{name}=.* is for files; restaurants has a label and a reader of its own"
+        ):
+            load_ctr_dataset("restaurants", **option)
+        if name not in ("label", "label_map"):
+            with pytest.raises(ValueError, match=f"{name}=.* is for files, and these are rows in memory"):
+                load_ctr_dataset([{"a": 1, "label": 1}], **option)
 
 
 # --- what is unusual and works ---------------------------------------------------------------------------------------
@@ -455,7 +474,10 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
     for share in (0.5, 0.99):
         (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
         for streaming in (False, True):
-            with pytest.raises(ValueError, match=rf"{name} (is cut short or damaged|cannot be parsed: Parquet magic)"):
+            with pytest.raises(
+                ValueError,
+                match=rf"{name} (is damaged or was cut short|is cut short or damaged|cannot be parsed: Parquet magic)",
+            ):
                 list(load_ctr_dataset(tmp_path / name, streaming=streaming))
     if name == "a.parquet":
         damaged = bytearray(whole)
@@ -673,7 +695,7 @@ def test_a_source_that_is_no_set_of_shards_is_refused(tmp_path):
     (tmp_path / "empty" / "data-00001-of-00003.csv").write_text("a\n1\n")
     assert len(load_ctr_dataset(tmp_path / "empty")) == 3
     (folder / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"notes.txt: .txt is not one of"):
+    with pytest.raises(ValueError, match=r"several kinds \(notes.txt, part-0.parquet\) are no one table"):
         load_ctr_dataset(folder)
 
 
