@@ -298,7 +298,15 @@ def choose_fields(
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
     options = {name: dict(given) for name, given in (field_options or {}).items()}
     names = list(columns)
+    if label != "label" and label not in names:
+        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(names)}")
     if fields is None:
+        left_out = [name for name in names if name in exclude and name not in options and name != label]
+        if left_out:
+            logger.warning_once(
+                f"{', '.join(left_out)}: left out of the fields (exclude); name them in fields or field_options if "
+                "they are known before the click"
+            )
         fields = [name for name in names if name != label and (name not in exclude or name in options)]
     unknown = [name for name in fields if name not in names]
     if unknown:

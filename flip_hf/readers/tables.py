@@ -302,7 +302,7 @@ def as_dataset(rows: Any) -> Dataset:
                 rows = {name: rows[name] for name in rows.dtype.names}
             columns = {}
             for name, column in as_columns(rows).items():
-                columns[str(name)] = pa.array(column)
+                columns[str(name)] = pa.array(column, from_pandas=True)  # nan is no value, also among strings
             table = pa.table(columns)
     except (pa.ArrowException, OverflowError) as error:
         raise ValueError(
