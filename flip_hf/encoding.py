@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
-from .columns_flip import gives_arrow
+from .columns_flip import gives_arrow, with_class_names
 from .feature_extraction_flip import VOCABULARY_NAME
 from .processing_flip import FlipProcessor
-from .readers.formats import spell_classes
 from .readers.tables import as_dataset
 
 
@@ -49,9 +48,7 @@ class _EncodeTable:
         self.keep_columns = list(keep_columns)
         # classes are read by their names, as the processor was fitted; a label stays 0 or 1
         label = processor.feature_extractor.label
-        self.classes = {
-            name: feature for name, feature in features.items() if isinstance(feature, ClassLabel) and name != label
-        }
+        self.classes = {name: feature for name, feature in features.items() if name != label}
         self.vocabulary_folder: str | None = None
 
     def share_vocabulary(self, folder: str) -> None:
@@ -74,7 +71,7 @@ class _EncodeTable:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         table = table.combine_chunks()  # rows of a selection come in a chunk each
-        encoded = self.processor.encode(spell_classes(table, self.classes), self.text, self.out_of_fold)
+        encoded = self.processor.encode(with_class_names(table, self.classes), self.text, self.out_of_fold)
         columns: dict[str, pa.Array] = {}
         if self.text:
             offsets = pa.array(np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int32))
@@ -93,11 +90,7 @@ class _EncodeTable:
 
     def encode_lists(self, batch: dict[str, list]) -> dict[str, list]:
         """The same, of a stream that has no Arrow tables."""
-        spelled = {
-            name: [None if code is None or code < 0 else feature.int2str(code) for code in batch[name]]
-            for name, feature in self.classes.items()
-        }
-        encoded = self.processor({**batch, **spelled}, text=self.text, out_of_fold=self.out_of_fold)
+        encoded = self.processor(with_class_names(batch, self.classes), text=self.text, out_of_fold=self.out_of_fold)
         return {**encoded, **{name: batch[name] for name in self.keep_columns}}
 
 

@@ -21,7 +21,7 @@ from .columns_flip import read_labels
 from .data import open_table, write_tables
 from .readers.formats import spell_classes
 from .readers.tables import as_dataset, as_numbers
-from .values_flip import canonical_value
+from .values_flip import canonical_value, read_times
 
 
 logger = logging.get_logger(__name__)
@@ -45,8 +45,8 @@ _SPLIT_NAMES = {
 # which arguments a strategy reads, beside seed: another one given is a mistake
 _ARGUMENTS = {
     "random": ("fractions", "stratify"),
-    "time": ("fractions", "time_column"),
-    "last": ("time_column", "user_column", "num_last"),
+    "time": ("fractions", "time_column", "time_format"),
+    "last": ("time_column", "time_format", "user_column", "num_last"),
     "cold": ("fractions", "column", "warm_fraction"),
     "column": ("fractions", "column"),
     "hash": ("fractions", "column"),
@@ -70,6 +70,7 @@ def split_dataset(
     num_last: int = 1,
     warm_fraction: float = 0.0,
     stratify: bool | None = None,
+    time_format: str | None = None,
     label: str = "label",
     cache_dir: str | os.PathLike | None = None,
 ) -> Any:
@@ -100,8 +101,8 @@ def split_dataset(
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
             shares of the distinct values of `column`; for `"hash"`, expected shares of them.
-        time_column (`str`): what `"time"` and `"last"` sort by: numbers, dates, or ISO dates as text; equal times keep
-            the order of the table.
+        time_column (`str`): what `"time"` and `"last"` sort by: numbers as they are, dates, or text that
+            `kind="datetime"` reads (one without a zone is taken as UTC); equal times keep the order of the table.
         column (`str`): for `"cold"`, `"column"` and `"hash"`.
         user_column (`str`): for `"last"`.
         num_last (`int`): for `"last"`: rows of each user in each of test and validation.
@@ -109,6 +110,7 @@ def split_dataset(
             whose value does occur in train, to compare the cold ones with. Every value keeps a row in train.
         stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
             where a class has fewer than 1 % of the rows.
+        time_format (`str`, *optional*): of a `time_column` of text or of compact numbers, as for `datetime.strptime`.
         label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
         cache_dir (`str`, *optional*): where the rows of a table that is mapped into memory are written in their new
             order (default: `flip_hf` in datasets' own cache); those of a table in memory stay there.
@@ -134,6 +136,7 @@ def split_dataset(
         "num_last": num_last,
         "warm_fraction": warm_fraction,
         "stratify": stratify,
+        "time_format": time_format,
     }
     _check_arguments(strategy, given)
     if isinstance(dataset, IterableDataset):
@@ -159,7 +162,7 @@ def split_dataset(
         if strategy == "random":
             order = np.random.default_rng(seed).permutation(size)
         else:
-            order = np.argsort(_times(dataset, time_column), kind="stable")
+            order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
         if strategy == "random" and stratify is not False and label in dataset.column_names:
             orders = _stratified(_column(dataset, label), order, given["fractions"], bool(stratify)) or orders
@@ -296,7 +299,7 @@ def _parts(dataset: Dataset, strategy: str, seed: int, given: Mapping[str, Any])
     fractions, column, num_last = given["fractions"], given["column"], given["num_last"]
     if strategy == "last":
         users, _ = _codes(dataset, given["user_column"], "user_column")
-        parts = _last_of_each(users, _times(dataset, given["time_column"]), num_last)
+        parts = _last_of_each(users, _times(dataset, given["time_column"], given["time_format"]), num_last)
         return parts, f"no value of {given['user_column']!r} has the {2 * num_last + 1} rows that {num_last=} needs"
     codes, values = _codes(dataset, column, "column")
     if strategy == "cold":
@@ -421,18 +424,18 @@ def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, li
     return of_raw[np.concatenate(parts)], distinct
 
 
-def _times(dataset: Dataset, column: str) -> np.ndarray:
+def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
     if column not in dataset.column_names:
         raise ValueError(_no_column(column, "time_column", dataset.column_names) + ", or take strategy='random'")
     values = pa.concat_arrays(_column(dataset, column).chunks)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = as_numbers(values)
-        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-            try:
-                values = values.cast(pa.timestamp("us"))
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"column {column!r} is not a number or an ISO date everywhere: {error}") from error
-    if pa.types.is_temporal(values.type):
+        values = values if time_format is not None else as_numbers(values)
+    if time_format is not None or pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        encoded = values.dictionary_encode()
+        seconds = read_times([*encoded.dictionary.to_pylist(), None], column, time_format)  # the last is null's
+        values = pa.array(seconds[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)], from_pandas=True)
+        unknown = values.null_count
+    elif pa.types.is_temporal(values.type):
         unknown = values.null_count
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         known = pc.fill_null(pc.and_(pc.is_finite(values), pc.not_equal(values, 0)), False)

@@ -25,6 +25,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 from transformers.utils import logging
 
+from ..columns_flip import with_class_names
 from .files import PublishedFile, check_unpacked, list_members
 
 
@@ -482,29 +483,27 @@ def _spell_classes(table: pa.Table, options: FileOptions) -> pa.Table:
 
 def spell_classes(table: pa.Table, features: Mapping[str, Any], options: FileOptions | None = None) -> pa.Table:
     """
-    The names of classes (`datasets.ClassLabel`) in place of their numbers; -1 is none. With `options`, a label column
-    of two classes stays 0 and 1, unless `label_map` is to read its names.
+    The names of classes (`datasets.ClassLabel`) in place of their numbers, as [`with_class_names`] has them. With
+    `options`, a label column of two classes stays 0 and 1, unless `label_map` is to read its names.
 
     Raises:
         ValueError: for a label column of more classes.
     """
-    for position, name in enumerate(table.column_names):
-        feature = features.get(name)
-        if not isinstance(feature, ClassLabel):
-            continue
-        if options is not None and name == (options.label or "label") and options.label_map is None:
-            if len(feature.names) != 2:
-                raise ValueError(
-                    f"label column {name!r} has the classes {', '.join(map(repr, feature.names))}: say which are "
-                    f"clicks with label_map={{{feature.names[0]!r}: 0, ...}}"
-                )
-            logger.warning_once(f"label column {name!r}: 1 is {feature.names[1]!r}, 0 is {feature.names[0]!r}")
-            continue
-        codes = table.column(name)
-        known = pc.if_else(pc.less(codes, 0), pa.scalar(None, codes.type), codes)
-        names = pa.array(feature.names, pa.string())
-        spelled = pa.chunked_array([names.take(chunk) for chunk in known.chunks], pa.string())
-        table = table.set_column(position, name, spelled)
+    classes = dict(features)
+    label = (options.label or "label") if options is not None and options.label_map is None else None
+    if label is not None and isinstance(classes.get(label), ClassLabel) and label in table.column_names:
+        names = classes.pop(label).names
+        if len(names) != 2:
+            raise ValueError(
+                f"label column {label!r} has the classes {', '.join(map(repr, names))}: say which are clicks with "
+                f"label_map={{{names[0]!r}: 0, ...}}"
+            )
+        logger.warning_once(f"label column {label!r}: 1 is {names[1]!r}, 0 is {names[0]!r}")
+    for name, column in with_class_names(table, classes).items():
+        if isinstance(column, list):
+            is_list = not isinstance(classes[name], ClassLabel)
+            spelled = pa.array(column, pa.list_(pa.string()) if is_list else pa.string())
+            table = table.set_column(table.column_names.index(name), name, spelled)
     return table
 
 

@@ -280,42 +280,27 @@ def _stream(
 
 def as_dataset(rows: Any) -> Dataset:
     """
-    A table in any of the forms users have it -> a `Dataset`: one of these, an Arrow table, a pandas or polars frame
-    (all that gives itself as Arrow), a numpy array of records, a dict of columns, a list of dicts, or a single row.
+    A table in any of the forms that `as_columns` takes -> a `Dataset`, without an index of pandas.
 
     Raises:
         TypeError: for splits or anything else.
-        ValueError: if there are no rows, two columns have one name, or a column holds values of several types.
+        ValueError: if a column holds values of several types, or `as_columns` does not take the rows.
     """
     if isinstance(rows, Dataset):
         return rows
     if isinstance(rows, Mapping) and any(hasattr(rows[name], "column_names") for name in rows):
         raise TypeError(f"this is split already, into {', '.join(rows)}: pass one of them")
-    name = ""
-    try:
-        if hasattr(rows, "__arrow_c_stream__") and (hasattr(rows, "columns") or hasattr(rows, "column_names")):
-            table = pa.table(rows)
-        else:
-            if getattr(rows, "ndim", None) == 1 and hasattr(rows, "to_dict"):  # a row of a pandas frame
-                rows = rows.to_dict()
-            elif getattr(getattr(rows, "dtype", None), "names", None):  # an array of records
-                rows = {name: rows[name] for name in rows.dtype.names}
-            columns = {}
-            for name, column in as_columns(rows).items():
-                columns[str(name)] = pa.array(column, from_pandas=True)  # nan is no value, also among strings
-            table = pa.table(columns)
-    except (pa.ArrowException, OverflowError) as error:
-        raise ValueError(
-            f"{f'column {name!r}' if name else 'a column of the table'} holds values of several types ({error}): make "
-            "it of one, such as strings"
-        ) from error
-    names = table.column_names
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"two columns of the table are named {twice[0]!r}: rename one")
-    return Dataset(
-        without_index(table.cast(pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])))
-    )
+    columns = {}
+    for name, column in as_columns(rows).items():
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            try:
+                column = pa.array(column, from_pandas=True)  # nan is no value, also among strings
+            except (pa.ArrowException, OverflowError) as error:
+                raise ValueError(
+                    f"column {str(name)!r} holds values of several types ({error}): make it of one, such as strings"
+                ) from error
+        columns[str(name)] = column.cast(_plain_type(column.type))
+    return Dataset(without_index(pa.table(columns)))
 
 
 def label_rows(dataset: Dataset, options: FileOptions) -> Dataset:
