@@ -56,18 +56,21 @@ def load_ctr_dataset(
     """
     Reads a table for click prediction: one column per field, and `label` 0 or 1.
 
-    The result is written once to a cache, under a name that depends on the content of the files alone, and mapped into
+    What files give is written once to a cache, under a name that depends on their content alone, and mapped into
     memory from there: a second process reads neither the files nor anything computed from them again.
 
     Args:
         name_or_path (`str`): a named data set: `"movielens-100k"`, `"movielens-1m"`, `"movielens-20m"`,
             `"movielens-25m"`, `"movielens-32m"`, `"movielens-latest"`, `"movielens-latest-small"`, `"book-crossing"`,
-            `"goodreads"`, `"amazon-reviews-2023"`, `"criteo"`, `"restaurants"` (comes with the package); or files:
-            csv, tsv, json, jsonl (these also gzipped, `.csv.gz`) or parquet. One file, a list of files of one kind, a
-            glob (`"clicks/*.parquet"`) or a folder; of the latter two, files come in the order of their names, and
-            names that begin with `_` or `.` are skipped. All columns of a csv are read as strings (`007` stays `007`,
-            an empty cell is null); `timestamp` and `rating`, which are no fields, become numbers where all their
-            values are. Strings in json stay strings, dates too, and a key that an object lacks is null.
+            `"goodreads"`, `"amazon-reviews-2023"`, `"criteo"`, `"restaurants"` (comes with the package); a file or
+            folder of one of these names is `"./restaurants"`, or a `Path`. Or files: csv, tsv, txt, json, jsonl (these
+            also packed, `.csv.gz`, `.csv.bz2`, or alone in a `.zip`) or parquet. One file, a list of files of one
+            kind, a glob (`"clicks/*.parquet"`) or a folder; of the latter two, files come in the order of their names,
+            and names that begin with `_` or `.` are skipped. All columns of a csv are read as strings (`007` stays
+            `007`, an empty cell is null); `timestamp` and `rating`, which are no fields, become numbers where all
+            their values are. Strings in json stay strings, dates too, and a key that an object lacks is null. Or rows
+            in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of columns, a
+            list of dicts.
 
             Shards have the same columns, in any order: that of the first is kept. Where a column differs in type,
             integers of several sizes become the larger one, integers beside floats become floats (refused beyond
@@ -76,12 +79,12 @@ def load_ctr_dataset(
             the archive they came in (.zip, .tar.gz, .tgz), or the file, where it is one; default: the set's
             usual folder name in `$FLIP_DATA`.
         label (`str`, *optional*): label column of a file; it becomes `label`. Without it a column of the name `label`
-            is the label, and a table without one is for prediction. Values: 0 and 1, also as text, 0.0 and 1.0, or
-            true and false.
+            is the label, and a table without one is for prediction, which is said. Values: 0 and 1, also as text, 0.0
+            and 1.0, true and false, or two classes (a `ClassLabel`; what became 1 is said).
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
             it. Defaults of named sets: 3 for MovieLens, Goodreads and Amazon, 5 for BookCrossing (of 0 to 10), 1 for
             restaurants (that is, rating == 2). Criteo has labels, and takes none.
-        delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv).
+        delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv; of a .txt what its first lines say).
         cache_dir (`str`, *optional*): default: `flip_hf` in datasets' own cache.
         genre_lists (`bool`): MovieLens and Goodreads: `genre` is a list of genres, not one text.
         tags (`bool`): MovieLens of the csv generation: a field `tags`, the ten that most other people gave the movie.
@@ -92,18 +95,27 @@ def load_ctr_dataset(
         streaming (`bool`): files only: an `IterableDataset` whose shards are the files, for tables larger than the
             disk. Nothing is cached; labels are checked as they come, with the same errors. `rating` and `timestamp` of
             a csv stay strings, and a json file has the columns and types of its first rows.
+        quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other, as in many
+            tsv; `csv.QUOTE_MINIMAL` where a value may stand in quotes, whatever its length. By default it may, and one
+            that looks like several rows is an error: one of more than 20 lines, or, of a tsv, with a tab and a line
+            break.
+        escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv, such as a backslash, where
+            quotes are not doubled.
+        column_names (`list[str]`, *optional*): of a csv without a header.
+        label_map (`dict`, *optional*): 0 or 1 for each value of the label column, such as `{"yes": 1, "no": 0}`.
 
     Returns:
-        `datasets.Dataset` (`IterableDataset` if streaming): strings per field (parquet and json keep their own types;
-        an index column that pandas left in a parquet file is no field), `label` int8, last of a file's columns;
+        `datasets.Dataset` (`IterableDataset` if streaming): strings per field (parquet, json and rows in memory keep
+        their own types, classes become their names; an index column of pandas is no field), `label` int8, the last;
         `rating` and `timestamp` where there are some. Every row of the files is there, in their order; what a reader
         of a named set left out, repaired or does not know is counted, in the log and in `info.description`.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if the table is empty or cannot be parsed, a gzipped file or an archive was cut short, a column has
-            no name or the name of another, there is no such label column, a label is missing or not 0 or 1, or an
-            argument does not go with the data set.
+        ValueError: if the table is empty or cannot be parsed, a packed file was cut short or unpacks to what no table
+            is, a quote is opened and never closed, a column has no name or the name of another, there is no such label
+            column, a label is missing or not 0 or 1, or an argument does not go with the data set.
+        TypeError: for splits, or rows of no known form.
     """
     how = FileOptions(
         label,

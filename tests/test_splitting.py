@@ -125,7 +125,7 @@ def test_a_split_that_cannot_be_made_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        (["yesterday"] * 20, "is not a number or an ISO date everywhere"),
+        (["yesterday"] * 20, "'yesterday' is no date or time that ISO dates .* would read"),
         ([[1]] * 20, "has the type list.*numbers or dates"),
     ],
 )

@@ -363,14 +363,14 @@ def _is_cleanly_quoted(path: Path, dialect: dict[str, Any], options: FileOptions
     if dialect["quoting"] == csv.QUOTE_NONE or dialect["escapechar"]:
         return dialect["quoting"] == csv.QUOTE_NONE
     is_edge = np.zeros(256, bool)
-    is_edge[list(b"\r\n" + dialect["delimiter"].encode())] = True
+    is_edge[list(b'\r\n"' + dialect["delimiter"].encode())] = True
     rest, num_quotes = b"\n", 0
     try:
         for number, block in enumerate(itertools.chain(_blocks(path, options.encoding or "utf-8"), [b"\n"])):
             text = rest + (block if number else block.removeprefix(codecs.BOM_UTF8))
-            end = len(text.rstrip(b'"'))  # a pair of quotes may be in two blocks
+            end = len(text.rstrip(b'"'))  # of the others it is not known yet what follows them
             rest = text[end - 1 :]
-            octets = np.frombuffer(text[:end].replace(b'""', b""), np.uint8)
+            octets = np.frombuffer(text[:end], np.uint8)
             quotes = np.flatnonzero(octets == ord('"'))
             opens = (num_quotes + np.arange(len(quotes))) % 2 == 0
             if not is_edge[np.where(opens, octets[quotes - 1], octets[quotes + 1])].all():

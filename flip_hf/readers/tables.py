@@ -306,7 +306,7 @@ def as_dataset(rows: Any) -> Dataset:
 def label_rows(dataset: Dataset, options: FileOptions) -> Dataset:
     """A table in memory with its label column checked and made 0 and 1, as that of a file is."""
     table = spell_classes(dataset.with_format("arrow")[:], dataset.features, options)
-    table = labelled(table.replace_schema_metadata(), options, "the table", 0)
+    table = labelled(without_index(table), options, "the table", 0)
     return Dataset(table, DatasetInfo(description=dataset.info.description))
 
 
