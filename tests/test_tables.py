@@ -4,6 +4,7 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import pickle
 import tempfile
@@ -858,8 +859,7 @@ def test_a_csv_is_called_clean_only_where_every_quote_quotes(lines, block_size):
         path.write_bytes(text.encode())
         dialect = {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "escapechar": None}
         if formats._is_cleanly_quoted(path, dialect, formats.FileOptions()):
-            cells = list(csv.reader(text.splitlines(keepends=True), strict=True))  # which raises where one does not
-            assert not any('"' in cell for row in cells for cell in row) or '""' in text
+            list(csv.reader(io.StringIO(text, newline=""), strict=True))  # which raises where one does not
 
 
 # --- what is natural -------------------------------------------------------------------------------------------------
