@@ -199,8 +199,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             exclude (`list[str]`): columns that are no fields unless `fields` or `field_options` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
             field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its values say
-                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name them;
-                also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
+                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name
+                them; also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
                 `parts`.
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
@@ -453,7 +453,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             spelled: dict[Any, list[str]] = {}
             if getattr(spec, "has_vocabulary", False):
                 for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
-                    number = read_number(value)
+                    number = read_number(value) if value[0] in "+-.0123456789" else None
                     if number is not None and math.isfinite(number):
                         spelled.setdefault(number, []).append(value)
             known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
