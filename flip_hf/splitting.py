@@ -200,9 +200,10 @@ def sample_negatives(
     """
     Training rows with all clicks and a random share of the non-clicks, in the order of the table.
 
-    The share is written into `info.description`, which `map` and `prepare_dataset` carry along: a model that is
-    trained on these rows needs it as `config.negative_sampling_rate`, so that its probabilities are those of the whole
-    table. Metrics of sampled validation or test rows are not those of the whole table: split first.
+    The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
+    (`to_iterable_dataset` does not): a model that is trained on these rows needs it as
+    `config.negative_sampling_rate`, so that its probabilities are those of the whole table. Metrics of sampled
+    validation or test rows are not those of the whole table: split first.
 
     Args:
         dataset (`Dataset`): a table in any form that `split_dataset` takes.

@@ -16,12 +16,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from conftest import make_table
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flip_hf import FlipFeatureExtractor, load_ctr_dataset, split_dataset
+from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
 from flip_hf.readers import files, formats
 
 
@@ -1010,3 +1011,37 @@ def test_classes_are_their_names_and_a_label_of_two_stays_0_and_1(tmp_path, capl
     assert other["label"][:] == [0, 1, 0]
     with pytest.raises(ValueError, match="label column 'y' has the classes 'a', 'b', 'c': say which are clicks"):
         load_ctr_dataset(dataset.cast_column("y", ClassLabel(names=["a", "b", "c"])), label="y")
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars", "records", "dicts", "columns"])
+def test_every_container_of_a_table_is_encoded_as_the_data_set_of_it_is(container, processor):
+    rows = make_table(20)
+    frame = pd.DataFrame(rows)
+    given = {
+        "pandas": frame,
+        "polars": pl.from_pandas(frame),
+        "records": frame.to_records(index=False),
+        "dicts": frame.to_dict("records"),
+        "columns": rows,
+    }[container]
+    expected = prepare_dataset(Dataset.from_dict(rows), processor).to_list()
+    assert prepare_dataset(given, processor).to_list() == expected
+    if container in ("pandas", "polars"):
+        splits = prepare_dataset({"train": given, "test": given}, processor)
+        assert isinstance(splits, DatasetDict) and splits["test"].to_list() == expected
+
+
+@pytest.mark.parametrize("stream", [None, "arrow", "python"])
+def test_classes_are_encoded_by_their_names(stream, processor):
+    rows = make_table(20)
+    classes = {"gender": ClassLabel(names=["male", "female"]), "label": ClassLabel(names=["skip", "click"])}
+    coded = {**rows, "gender": [["male", "female"].index(gender) for gender in rows["gender"]]}
+    dataset = Dataset.from_dict(coded)
+    for name, feature in classes.items():
+        dataset = dataset.cast_column(name, feature)
+    if stream is not None:
+        features, dataset = dataset.features, dataset.to_iterable_dataset()
+        dataset = dataset.map(lambda row: row, features=features) if stream == "python" else dataset
+    expected = prepare_dataset(Dataset.from_dict(rows), processor, keep_columns=["title"]).to_list()
+    encoded = list(prepare_dataset(dataset, processor, keep_columns=["title"]))
+    assert encoded == expected
