@@ -370,6 +370,8 @@ def _is_cleanly_quoted(path: Path, dialect: dict[str, Any], options: FileOptions
             text = rest + (block if number else block.removeprefix(codecs.BOM_UTF8))
             end = len(text.rstrip(b'"'))  # of the others it is not known yet what follows them
             rest = text[end - 1 :]
+            if text.find(b'"', 0, end) < 0:
+                continue
             octets = np.frombuffer(text[:end], np.uint8)
             quotes = np.flatnonzero(octets == ord('"'))
             opens = (num_quotes + np.arange(len(quotes))) % 2 == 0
