@@ -309,6 +309,7 @@ def read_labels(column: Any, name: str) -> np.ndarray:
         label = as_list(values)[int(wrong[0])]
         raise ValueError(
             f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
-            "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+            "it so (load_ctr_dataset has label_map for words and classes, label_threshold for a rating), or leave the "
+            "column out to predict"
         )
     return array.astype(np.float32)
