@@ -72,6 +72,8 @@ class FlipConfig(PreTrainedConfig):
             field, none for one of text alone), `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued field,
             and `hash_buckets` of a hashed one.
         num_features (`int`): N, size of the global id space, reserved ids included.
+        feature_digests (`list[str]`, *optional*): of each field, by which a processor is known as the one whose ids
+            the model reads ([`FlipFeatureExtractor.field_digests`]). `None`: any processor of as many features passes.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
             ids alone.
@@ -150,6 +152,7 @@ class FlipConfig(PreTrainedConfig):
 
     fields: list[dict[str, Any]] | None = None
     num_features: int = 2
+    feature_digests: list[str] | None = None
     mode: str = "joint"
 
     text_config: Any = None  # dict or PreTrainedConfig
@@ -241,6 +244,8 @@ class FlipConfig(PreTrainedConfig):
             if key not in MLM_TRANSFORM_SETTINGS:
                 raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
         names = self.field_names
+        if self.feature_digests is not None and len(self.feature_digests) != len(names):
+            raise ValueError(f"feature_digests has {len(self.feature_digests)} entries for {len(names)} fields")
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
         if self.num_features < self.num_reserved_features:
@@ -331,7 +336,15 @@ class FlipConfig(PreTrainedConfig):
             kwargs["attn_implementation"] = text_config._attn_implementation
         kept = ("name", "kind", "num_slots", "pooling", "hash_buckets")
         fields = [{key: spec[key] for key in kept if key in spec} for spec in extractor.field_specs]
+        kwargs.setdefault("feature_digests", extractor.field_digests())
         return cls(fields=fields, num_features=extractor.num_features, **kwargs)
+
+    def fields_that_differ(self, extractor: Any) -> list[str]:
+        """Fields whose first `num_features` ids mean something else to an extractor than to this configuration."""
+        if self.feature_digests is None:
+            return []
+        pairs = zip(self.field_names, self.feature_digests, extractor.field_digests(self.num_features), strict=True)
+        return [name for name, own, other in pairs if own != other]
 
     def check_processor(self, processor: Any) -> None:
         """
@@ -356,6 +369,13 @@ class FlipConfig(PreTrainedConfig):
                 f"the processor does not fit the model: it knows {extractor.num_features} features, the model "
                 f"{self.num_features}; load the processor from the model's own folder, or, if it was extended, "
                 "grow the model with resize_feature_embeddings(processor)"
+            )
+        changed = self.fields_that_differ(extractor)
+        if changed:
+            raise ValueError(
+                f"the processor does not fit the model: its ids of {', '.join(changed)} stand for other values than "
+                "those the model has learnt, or are read with other options; load the processor from the model's own "
+                "folder (if you know that the ids mean the same: config.feature_digests = None)"
             )
         tokenizer = getattr(processor, "tokenizer", None)
         if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:

@@ -349,7 +349,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             How many features are new.
 
         Raises:
-            ValueError: if fields differ, features are fewer, or `start` is none of the three.
+            ValueError: if fields differ, features are fewer, an id of before means something else, or `start` is none
+                of the three.
         """
         if start not in ("unseen", "mean", "random"):
             raise ValueError(f"start={start!r} is not one of unseen, mean, random")
@@ -360,6 +361,12 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"the processor was not extended from that of this model: it has the fields "
                 f"{list(extractor.field_names)} and {new} features, the model {self.config.field_names} and {old}"
             )
+        changed = self.config.fields_that_differ(extractor)
+        if changed:
+            raise ValueError(
+                "the processor was not extended from that of this model: ids that the model has learnt stand for other"
+                f" values of {', '.join(changed)}; extend the processor from the model's own folder"
+            )
         counts, fields = (
             torch.from_numpy(array.copy()) for array in (extractor.feature_counts, extractor.feature_fields)
         )
@@ -368,6 +375,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 module.grow_features(fields[old:].long(), fields[:old].long(), start)
             if isinstance(module, FlipPreTrainedModel):
                 module.config.num_features = new
+                module.config.feature_digests = extractor.field_digests()
         for module in self.modules():
             if hasattr(module, "add_feature_counts"):
                 module.add_feature_counts(counts, fields)
