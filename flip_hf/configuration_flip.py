@@ -134,6 +134,8 @@ class FlipConfig(PreTrainedConfig):
             tables, added to the training loss (never to `eval_loss`).
         negative_sampling_rate (`float`): w in (0, 1], share of the non-clicks that the training rows kept. Logits stay
             as they are; probabilities ([`FlipForCTR.predict_probabilities`]) are of logits + ln w.
+        newly_initialized (`list[str]`, *optional*): stage 2, weights that are random still, the folder that they were
+            looked for in being one of stage 1; `None` from the first training step on.
         calibration (`dict`, *optional*): stage 2, what [`fit_calibration`] found on validation rows, applied to
             probabilities after the correction for w ([`FlipForCTR.set_calibration`]).
 
@@ -201,6 +203,7 @@ class FlipConfig(PreTrainedConfig):
     text_bce_weight: float = 1.0
     l2_coefficient: float = 1e-5
     negative_sampling_rate: float = 1.0
+    newly_initialized: list[str] | None = None
     calibration: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

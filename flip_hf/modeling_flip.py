@@ -110,12 +110,15 @@ class FlipModel(FlipPreTrainedModel):
     Args:
         config ([`FlipConfig`]): `config.text_config=None` leaves the text tower out.
         text_model (`PreTrainedModel`, *optional*): a loaded text tower; otherwise a fresh one from `text_config`.
-        towers (`str`): `"tabular"`, `"text"` or `"joint"`: which of the two are built.
+        towers (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`: which of the two are built; by default those
+            that there is a configuration for, and the text tower alone in mode `"text"`.
         add_logit_layers (`bool`): build the ID tower's own logit layers (stage 2); stage 1 has no use for them.
 
     Raises:
         ValueError: if a text tower is asked of a configuration that describes none.
     """
+
+    _reads_folders_of = ("FlipForPreTraining", "FlipForCTR")
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class FlipModel(FlipPreTrainedModel):
     ):
         super().__init__(config)
         if towers is None:
-            towers = "tabular" if config.text_config is None else "joint"
+            towers = "tabular" if config.text_config is None else "text" if config.mode == "text" else "joint"
         self.tabular = FlipTabularModel(config, add_logit_layers) if towers != "text" else None
         self.text = None
         if towers != "tabular":
@@ -145,6 +148,15 @@ class FlipModel(FlipPreTrainedModel):
         # holds nothing, and follows the heads from type to type: a language model may be in another one
         self.register_buffer("state_dtype", torch.zeros(0), persistent=False)
         self.post_init()
+
+    @classmethod
+    def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
+        if mode is None and source == "FlipForPreTraining":
+            mode = "joint"  # which has both towers, whatever mode stage 2 is to have
+        config = super()._prepare_config(config, source, mode)
+        if config.mode == "tabular" and (mode is not None or source == "FlipForCTR"):
+            config.text_config = config.text_adapter = None
+        return config
 
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.text is None else self.text.get_input_embeddings()
@@ -625,6 +637,8 @@ class FlipForCTR(FlipPreTrainedModel):
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 clicked, 0 not.
             num_items_in_batch (*optional*): what the summed loss is divided by, instead of the batch size.
         """
+        if self.training and self.config.newly_initialized and torch.is_grad_enabled():
+            self.config.newly_initialized = None  # from the first training step on
         towers = self.flip(feature_ids=feature_ids, input_ids=input_ids, attention_mask=attention_mask)
         mode = self.config.mode
         tabular_logits = towers.tabular_logits

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import elsewhere
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
 
@@ -430,18 +431,73 @@ def test_auto_classes_open_their_folders_and_name_the_right_one_for_others(
 ):
     pretraining_model.save_pretrained(tmp_path / "stage1")
     make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path / "ctr")
-    pretraining_model.flip.save_pretrained(tmp_path / "towers")
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "stage1"), FlipForPreTraining)
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "ctr"), FlipForCTR)
-    assert isinstance(AutoModel.from_pretrained(tmp_path / "towers"), FlipModel)
-    with pytest.raises(
-        ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSequenceCl"
-    ):
-        AutoModel.from_pretrained(tmp_path / "ctr")
-    with pytest.raises(ValueError, match="holds a FlipForPreTraining.*AutoModelForPreTraining"):
-        AutoModel.from_pretrained(tmp_path / "stage1")
-    with pytest.raises(ValueError, match="holds a FlipForCTR"):
+    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSeq"):
         AutoModelForPreTraining.from_pretrained(tmp_path / "ctr")
+
+
+TOWERS = """
+import sys, torch
+from transformers import AutoModel
+sys.modules["flip_hf"] = None  # as if it were not installed
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__, model.tabular is not None, model.text is not None)
+"""
+
+
+@pytest.mark.parametrize("source", ["stage1", *MODES])
+def test_auto_model_opens_the_towers_of_every_folder_also_where_flip_hf_is_not_installed(
+    source, pretraining_model, processor, text_model_dir, batch, tmp_path
+):
+    model = pretraining_model if source == "stage1" else make_ctr(source, processor, text_model_dir)
+    if source == "stage1":
+        model.config.mode = "text"  # of a later stage 2: stage 1 has both towers
+    model.eval().save_pretrained(tmp_path / "model")
+    towers = AutoModel.from_pretrained(tmp_path / "model")
+    assert type(towers) is FlipModel
+    assert (towers.tabular is None, towers.text is None) == (source == "text", source == "tabular")
+    towers.save_pretrained(tmp_path / "towers")
+    for again in (towers, AutoModel.from_pretrained(tmp_path / "towers")):
+        for name, expected in model.flip(**batch).items():
+            if name != "tabular_logits":
+                assert torch.equal(again(**batch)[name], expected), name
+    if source in ("stage1", "text"):  # which takes seconds
+        printed = elsewhere(tmp_path, str(tmp_path / "model"), code=TOWERS)
+        assert printed == f"FlipModel {source == 'stage1'} True"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_that_stage_1_has_not_are_named_in_a_warning_until_a_step_is_trained(
+    mode, pretraining_model, batch, tmp_path, caplog
+):
+    pretraining_model.save_pretrained(tmp_path / "stage1")
+
+    def load(folder) -> FlipForCTR:
+        caplog.clear()
+        return FlipForCTR.from_pretrained(tmp_path / folder, mode=mode)
+
+    model = load("stage1")
+    fresh = model.config.newly_initialized
+    assert set(fresh) == model.fresh_parameter_names() and fresh
+    assert f"newly initialized, as {tmp_path / 'stage1'} holds none that were trained: {fresh}" in caplog.text
+    assert "You should train this model" in caplog.text
+    model(**batch)  # an evaluation changes nothing, nor does the disk
+    model.save_pretrained(tmp_path / "untrained")
+    assert load("untrained").config.newly_initialized == fresh and "newly initialized" in caplog.text
+    model.train()(**batch).loss.backward()
+    model.save_pretrained(tmp_path / "trained")
+    assert model.config.newly_initialized is None
+    assert load("trained").config.newly_initialized is None and not caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_an_error_that_names_it(value, pretraining_model, tmp_path):
+    pretraining_model.flip.tabular.embeddings.weight.data[7, 3] = value
+    pretraining_model.save_pretrained(tmp_path)
+    for cls in (FlipForPreTraining, FlipForCTR, FlipModel):
+        with pytest.raises(ValueError, match=r"the weight (flip\.)?tabular\.embeddings\.weight is not finite"):
+            cls.from_pretrained(tmp_path)
 
 
 def test_a_weight_missing_beyond_the_fresh_ones_is_an_error(pretraining_model, tmp_path):
