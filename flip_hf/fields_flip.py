@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .columns_flip import CodedColumn, as_list, code_scalars, code_values, is_arrow, list_rows, plain_values
+from .configuration_flip import POOLINGS
 from .values_flip import canonical_value, is_container, number_text, read_number, read_time
 
 
 VIEWS = ("joint", "tabular", "text")
-POOLINGS = ("mean", "sum", "attention")
 BUCKETINGS = ("quantile", "log", "fixed")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 _POWERS = tuple(2.0**exponent for exponent in range(-20, 64))

@@ -9,6 +9,7 @@ of a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabula
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any, Self
 
@@ -301,10 +302,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
             init.zeros_(module.feature_bias)
             init.zeros_(module.feature_counts)
             init.constant_(module.feature_fields, -1)
-        elif isinstance(module, nn.LayerNorm) and module is getattr(
-            getattr(self, "mtm_head", None), "query_norm", None
-        ):
-            init.constant_(module.weight, self.config.mtm_query_init)
+        elif isinstance(module, nn.LayerNorm):
+            if module is getattr(getattr(self, "mtm_head", None), "query_norm", None):
+                init.constant_(module.weight, self.config.mtm_query_init)
+            elif module in getattr(getattr(self, "icl_head", None), "norms", ()):
+                start = self.config.icl_projection_init
+                init.constant_(module.weight, self.config.icl_projection_size**-0.5 if start is None else start)
         elif isinstance(module, FlipICLHead) and module.log_scale is not None:
             init.constant_(module.log_scale, -math.log(self.config.icl_temperature))
 
@@ -503,7 +506,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             targets, hidden = feature_ids[row, slot], hidden[row, fields]
             # evaluation asks the same questions every time
             generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
-            noise = head.draw_noise(fields, generator)
+            # in training the softmax over the whole field needs none; in evaluation the accuracy does
+            needs_noise = config.mtm_loss != "full_softmax" or not self.training
+            noise = head.draw_noise(fields, generator) if needs_noise else None
             total = (head.losses(hidden, fields, targets, noise) * weights).sum()
             output.mtm_loss = total / _at_least_one(num_asked if num_masked_features is None else num_masked_features)
             if not self.training:
@@ -542,7 +547,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well
     (`config.tabular_bce_weight`, `config.text_bce_weight`); in training plus `config.l2_coefficient` times the sum of
-    squares of the tabular embedding tables.
+    squares of the tabular embedding tables. Clicks count `config.positive_weight` times in it.
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")
@@ -593,18 +598,20 @@ class FlipForCTR(FlipPreTrainedModel):
         Raises:
             ValueError: if it is none, saying why.
         """
-        check_calibration(calibration, self.config.negative_sampling_rate)
+        check_calibration(calibration, self.config.negative_sampling_rate, self.config.positive_weight)
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
 
-    def predict_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    def predict_probabilities(self, logits: torch.Tensor, calibrated: bool = True) -> torch.Tensor:
         """
         Logits of this model, `(batch_size,)` or any shape -> probabilities of a click, of the same shape, float64:
-        corrected for `config.negative_sampling_rate` first, then by `config.calibration`, if the two are there.
+        corrected for `config.negative_sampling_rate` and `config.positive_weight` first, then by `config.calibration`,
+        if they are there. `calibrated=False` leaves that out: for logits of a tower.
         """
-        calibration = self.config.calibration
-        if calibration is not None and calibration.get("mode", self.config.mode) != self.config.mode:
+        config = self.config
+        calibration = config.calibration if calibrated else None
+        if calibration is not None and calibration.get("mode", config.mode) != config.mode:
             calibration = None  # of other logits
-        return predict_probabilities(logits, calibration, self.config.negative_sampling_rate)
+        return predict_probabilities(logits, calibration, config.negative_sampling_rate, config.positive_weight)
 
     def fresh_parameter_names(self) -> set[str]:
         names = {name for name in self.state_dict() if name.startswith(("fusion.", "text_classifier."))}
@@ -657,12 +664,12 @@ class FlipForCTR(FlipPreTrainedModel):
             terms = [(1.0, output.logits)]
             if mode == "joint":
                 terms += [(config.tabular_bce_weight, tabular_logits), (config.text_bce_weight, text_logits)]
+            weight_of_clicks = None
+            if config.positive_weight != 1.0:
+                weight_of_clicks = torch.tensor(config.positive_weight, dtype=torch.float32, device=labels.device)
+            bce = partial(F.binary_cross_entropy_with_logits, reduction="sum", pos_weight=weight_of_clicks)
             total = torch.stack(
-                [
-                    weight * F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
-                    for weight, logits in terms
-                    if weight
-                ]
+                [weight * bce(logits.float(), labels.float()) for weight, logits in terms if weight]
             ).sum()
             if self.training and self.config.l2_coefficient and self.flip.tabular is not None:
                 # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows

@@ -193,7 +193,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         """Settles what depends on the folder's class `source` and on what the caller asked for."""
         if mode is not None:
             config.mode = mode
-            config.check()
+        config.check()  # transformers sets what the caller asked for without looking at it
         return config
 
     @classmethod

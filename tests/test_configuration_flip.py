@@ -2,8 +2,10 @@
 """What a configuration refuses: values outside their range, and processors whose ids mean something else."""
 
 import copy
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,9 +13,97 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_table
+from transformers import PreTrainedConfig
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel
 from flip_hf.feature_extraction_flip import _ARRAYS
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+# of each number what is still allowed, and what is not
+RATIO, SHARE, WEIGHT, ABOVE_0, SIZE = (
+    ((1e-9, 1.0), (0.0, 1.1, -0.1)),
+    ((0.0, 0.99), (1.0, 1.5, -0.1)),
+    ((0.0, 1e9), (-1e-9, math.inf)),
+    ((1e-9, 1e9), (0.0, -1.0, math.inf)),
+    ((1, 4096), (0, -1, 2.5, True)),
+)
+NUMBERS = {
+    "num_features": ((2, 1 << 31), (1, 2.5)),
+    "feature_embedding_size": SIZE,
+    "tabular_initializer_range": ABOVE_0,
+    "initializer_range": WEIGHT,
+    "id_dropout": SHARE,
+    "mlm_weight": WEIGHT,
+    "mtm_weight": WEIGHT,
+    "icl_weight": WEIGHT,
+    "text_mask_ratio": RATIO,
+    "feature_mask_ratio": RATIO,
+    "final_text_mask_ratio": ((None, *RATIO[0]), RATIO[1]),
+    "final_feature_mask_ratio": ((None, *RATIO[0]), RATIO[1]),
+    "text_passes": ((1, 2), (0, 3)),
+    "mlm_dropout_prob": SHARE,
+    "num_noise_features": SIZE,
+    "mtm_query_init": ABOVE_0,
+    "mtm_embedding_size": SIZE,
+    "icl_projection_size": SIZE,
+    "icl_projection_init": ((None, *ABOVE_0[0]), ABOVE_0[1]),
+    "icl_dropout_prob": SHARE,
+    "icl_temperature": (ABOVE_0[0], (*ABOVE_0[1], None, "0.7")),
+    "alpha_init": ((-1e9, 0.0, 1e9), (math.inf, -math.inf)),
+    "fusion_hidden_size": SIZE,
+    "tabular_bce_weight": WEIGHT,
+    "text_bce_weight": WEIGHT,
+    "l2_coefficient": WEIGHT,
+    "positive_weight": ABOVE_0,
+    "negative_sampling_rate": RATIO,
+}
+# names, flags, what is looked up elsewhere, and what the processor or the training writes
+NO_NUMBERS = """fields feature_digests mode text_config text_model_name_or_path text_pooling text_adapter
+text_model_digest backbone backbone_config use_first_order text_mask_level share_field_masks hide_target_in_text mlm_transform
+mlm_transform_config mtm_loss mtm_noise icl_learnable_temperature icl_normalize fusion newly_initialized
+calibration""".split()
+
+
+def test_every_field_has_a_range_or_is_no_number():
+    own = {field.name for field in dataclasses.fields(FlipConfig)}
+    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    assert own == NUMBERS.keys() | set(NO_NUMBERS)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_range_and_what_is_outside_is_refused_by_name(name, tmp_path):
+    allowed, refused = NUMBERS[name]
+    for value in allowed:
+        assert getattr(FlipConfig(**{name: value}), name) == value
+    FlipConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for value in (*refused, math.nan):
+        with pytest.raises(ValueError, match=f"{name}={value!r} is "):
+            FlipConfig(**{name: value})
+        (tmp_path / "config.json").write_text(json.dumps({**saved, name: value}))
+        with pytest.raises(ValueError, match=f"{name}="):
+            FlipConfig.from_pretrained(tmp_path)
+
+
+def test_a_stage_1_without_any_loss_and_a_pooling_that_is_none_are_refused():
+    with pytest.raises(ValueError, match="mlm_weight, mtm_weight and icl_weight are all 0"):
+        FlipConfig(mlm_weight=0, mtm_weight=0, icl_weight=0.0)
+    with pytest.raises(ValueError, match="field 'tags': pooling='max' is not one of"):
+        FlipConfig(fields=[{"name": "tags", "num_slots": 2, "pooling": "max"}], num_features=9)
+
+
+def test_a_click_model_has_one_label_also_in_folders_of_before(tmp_path):
+    config = FlipConfig()
+    assert config.num_labels == 1 and len(config.id2label) == 1
+    config.save_pretrained(tmp_path)
+    assert FlipConfig.from_pretrained(tmp_path).num_labels == 1
+    saved = json.loads((tmp_path / "config.json").read_text())
+    of_before = {key: value for key, value in saved.items() if key not in ("id2label", "label2id")}
+    for entries, expected in ({}, 1), ({"id2label": {"0": "no click", "1": "click"}}, 2):
+        (tmp_path / "config.json").write_text(json.dumps({**of_before, **entries}))
+        assert FlipConfig.from_pretrained(tmp_path).num_labels == expected
 
 
 # --- the processor that it belongs to --------------------------------------------------------------------------------

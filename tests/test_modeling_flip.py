@@ -80,6 +80,39 @@ def test_losses_start_where_an_untrained_model_stands(pretraining_model, masked_
     assert output.mtm_loss.item() == pytest.approx(expected, abs=0.2)
 
 
+def test_the_contrast_starts_at_chance_and_in_configurations_of_before_where_it_did(
+    text_model_dir, processor, encoded, tmp_path
+):
+    batch = DataCollatorForFlipPreTraining(processor, seed=0)([encoded["train"][k] for k in range(32)])
+
+    def first_loss(mode: bool, **options) -> float:
+        torch.manual_seed(0)
+        model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **options).train(mode)
+        return model(**batch).icl_loss.item()
+
+    for training in (True, False):
+        assert first_loss(training) == pytest.approx(math.log(32), abs=0.1)
+        assert first_loss(training, icl_projection_init=1.0) > 10
+        assert first_loss(training, icl_projection_size=16) == pytest.approx(math.log(32), abs=0.3)
+    config = FlipConfig.from_processor(processor)
+    config.save_pretrained(tmp_path)
+    assert FlipConfig.from_pretrained(tmp_path).icl_projection_init is None
+    of_before = json.loads((tmp_path / "config.json").read_text())
+    del of_before["icl_projection_init"]
+    (tmp_path / "config.json").write_text(json.dumps(of_before))
+    assert FlipConfig.from_pretrained(tmp_path).icl_projection_init == 1.0
+
+
+@pytest.mark.parametrize("mtm_loss", ["nce", "full_softmax"])
+def test_noise_is_drawn_where_it_is_read(mtm_loss, text_model_dir, processor, masked_batch, monkeypatch):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_loss=mtm_loss)
+    drawn, draw = [], model.mtm_head.draw_noise
+    monkeypatch.setattr(model.mtm_head, "draw_noise", lambda *given: drawn.append(1) or draw(*given))
+    model.train()(**masked_batch).loss.backward()
+    assert len(drawn) == (mtm_loss == "nce")
+    assert 0.0 <= float(model.eval()(**masked_batch).mtm_accuracy) <= 1.0 and drawn
+
+
 @pytest.mark.parametrize("off", ["mlm", "mtm", "icl"])
 def test_a_loss_of_weight_0_is_not_computed(text_model_dir, processor, masked_batch, off):
     model = FlipForPreTraining.from_text_pretrained(
@@ -283,8 +316,21 @@ def test_terms_of_the_towers_have_weights_and_one_of_weight_0_gives_no_gradient(
     # alpha is 1, so the joint logit is the tabular one: nothing asks the text tower for anything
     output.loss.backward()
     assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
-    with pytest.raises(ValueError, match=r"text_bce_weight=-1 is negative"):
+    with pytest.raises(ValueError, match=r"text_bce_weight=-1 is not in \[0, inf\)"):
         make_ctr("joint", processor, text_model_dir, text_bce_weight=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clicks_count_positive_weight_times_in_every_term(mode, processor, text_model_dir, batch):
+    model = make_ctr(mode, processor, text_model_dir, positive_weight=3.0, l2_coefficient=0.0).eval()
+    output, weights = model(**batch), 1 + 2 * batch["labels"]
+    terms = [output.logits, output.tabular_logits, output.text_logits][: 3 if mode == "joint" else 1]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = sum(bce(logits, batch["labels"], weight=weights) for logits in terms)
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(
+        model.predict_probabilities(output.logits), torch.sigmoid(output.logits.detach().double() - math.log(3.0))
+    )
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
