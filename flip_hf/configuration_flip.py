@@ -186,7 +186,7 @@ class FlipConfig(PreTrainedConfig):
         }
     else:
         sub_configs = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights"]
+    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights", "hidden_states", "attentions"]
 
     fields: list[dict[str, Any]] | None = None
     num_features: int = 2

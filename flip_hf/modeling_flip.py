@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .alignment_layers_flip import (
     FlipICLHead,
@@ -47,12 +47,15 @@ class FlipModelOutput(ModelOutput):
         tabular_logits (`torch.FloatTensor` of shape `(batch_size,)`): the ID tower's own logit, where it has one.
         text_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_tokens, d_w)`): W, one state per token.
         text_vector (`torch.FloatTensor` of shape `(batch_size, d_w)`): pooled W.
+        hidden_states, attentions: of the language model's layers, where asked for, as it gives them.
     """
 
     tabular_vector: torch.FloatTensor | None = None
     tabular_logits: torch.FloatTensor | None = None
     text_hidden_states: torch.FloatTensor | None = None
     text_vector: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -71,6 +74,8 @@ class FlipForPreTrainingOutput(ModelOutput):
         mtm_accuracy: masked fields whose feature outscores its K noise features (draws equal to it are left out).
         mtm_field_accuracy: masked fields whose feature outscores the field's whole vocabulary.
         icl_recall: rows whose text scores highest with their own ids, among the texts of the batch (recall@1).
+        hidden_states, attentions: of the language model's layers, where asked for, of the texts that were read: the
+            clean ones and then the masked ones, unless the losses need one of the two alone.
     """
 
     loss: torch.FloatTensor | None = None
@@ -83,6 +88,8 @@ class FlipForPreTrainingOutput(ModelOutput):
     mtm_accuracy: torch.FloatTensor | None = None
     mtm_field_accuracy: torch.FloatTensor | None = None
     icl_recall: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -95,6 +102,7 @@ class FlipForCTROutput(ModelOutput):
         tabular_logits, text_logits (`torch.FloatTensor` of shape `(batch_size,)`): the towers' own, in mode `"joint"`.
         tabular_weights (`torch.FloatTensor` of shape `(batch_size,)`): in mode `"joint"`, the weight of the tabular
             logit, that of the text's being what is left of 1; `None` with `fusion="stack"`.
+        hidden_states, attentions: of the language model's layers, where asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -102,6 +110,8 @@ class FlipForCTROutput(ModelOutput):
     tabular_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
     tabular_weights: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -166,11 +176,36 @@ class FlipModel(FlipPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, pooled `(batch_size, d_w)`."""
+        states = self.read_text(input_ids, attention_mask)[0]
+        return states, self.pool_text(states, attention_mask)
+
+    def read_text(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """
+        `(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, and the language model's hidden
+        states and attentions, if they are asked for here or by the configuration.
+
+        Raises:
+            ValueError: if its attention implementation keeps no attentions.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._counts_positions:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        states = self.text(**inputs).last_hidden_state.to(self.state_dtype.dtype)
-        return states, self.pool_text(states, attention_mask)
+        given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {key: True for key, own in given.items() if (getattr(self.config, key) if own is None else own)}
+        output = self.text(**inputs, **asked)
+        hidden_states, attentions = (output.get(key[7:]) if key in asked else None for key in given)
+        if "output_attentions" in asked and (not attentions or attentions[0] is None):
+            raise ValueError(
+                f"output_attentions: the attention implementation {self.text.config._attn_implementation!r} keeps no "
+                'attentions: model.text_tower.set_attn_implementation("eager")'
+            )
+        return output.last_hidden_state.to(self.state_dtype.dtype), hidden_states, attentions
 
     def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
         """W `(batch_size, num_tokens, d_w)` -> `(batch_size, d_w)`, by `config.text_pooling`."""
@@ -183,6 +218,7 @@ class FlipModel(FlipPreTrainedModel):
         weights = attention_mask.to(states.dtype)  # (B, T)
         return torch.einsum("bt,btd->bd", weights, states) / weights.sum(1, keepdim=True).clamp(min=1.0)
 
+    @can_return_tuple
     def forward(
         self,
         feature_ids: torch.LongTensor | None = None,
@@ -190,12 +226,17 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipModelOutput:
         """
         Args:
             feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): read by the ID tower.
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): read by the text tower.
             token_field_ids, labels: accepted, so that a processor's output can be passed whole, and not read.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
 
         Raises:
             ValueError: if a tower that the model has gets no input.
@@ -215,7 +256,11 @@ class FlipModel(FlipPreTrainedModel):
                 )
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            output.text_hidden_states, output.text_vector = self.encode_text(input_ids, attention_mask)
+            states, hidden_states, attentions = self.read_text(
+                input_ids, attention_mask, output_hidden_states, output_attentions
+            )
+            output.text_hidden_states, output.text_vector = states, self.pool_text(states, attention_mask)
+            output.hidden_states, output.attentions = hidden_states, attentions
         return output
 
 
@@ -426,6 +471,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         pairs = ((config.mlm_weight, mlm_loss), (config.mtm_weight, mtm_loss), (config.icl_weight, icl_loss))
         return torch.stack([weight * loss for weight, loss in pairs if loss is not None]).sum()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -436,6 +482,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         num_masked_tokens: torch.Tensor | int | None = None,
         num_masked_features: torch.Tensor | int | None = None,
         return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForPreTrainingOutput:
         """
         Args:
@@ -448,6 +496,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             num_masked_tokens, num_masked_features (*optional*): what MLM and MTM are divided by, instead of the counts
                 of this batch (gradient accumulation).
             return_loss (`bool`): always true; there so that evaluation knows that no labels are needed.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
 
         Raises:
             ValueError: if one of the five tensors is missing.
@@ -474,7 +525,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
         clean_text = not one_text and (has_icl or (has_mtm and not config.hide_target_in_text))
         masked_text = one_text or has_mlm or (has_mtm and config.hide_target_in_text)
         texts = [input_ids] * clean_text + [masked_input_ids] * masked_text
-        states, _ = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
+        states, output.hidden_states, output.attentions = self.flip.read_text(
+            torch.cat(texts), attention_mask.repeat(len(texts), 1), output_hidden_states, output_attentions
+        )
         states, masked_states = states[:size], states[-size:]  # (B, T, d_w) each
         rows = [feature_ids] * (has_mlm or has_icl) + [masked_feature_ids] * has_mtm
         vectors, _ = self.flip.tabular(torch.cat(rows))
@@ -524,7 +577,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 output.icl_recall = recall
 
         output.loss = self.weighted_sum(output.mlm_loss, output.mtm_loss, output.icl_loss)
-        return output
+        return FlipForPreTrainingOutput(**output)  # in the order of its fields, the loss first
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
@@ -627,6 +680,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if fusion is not None and module in (fusion, getattr(fusion, "gate", None)):
             fusion.init_weights()
 
+    @can_return_tuple
     def forward(
         self,
         feature_ids: torch.LongTensor | None = None,
@@ -635,6 +689,8 @@ class FlipForCTR(FlipPreTrainedModel):
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForCTROutput:
         """
         Args:
@@ -643,10 +699,20 @@ class FlipForCTR(FlipPreTrainedModel):
             token_field_ids: accepted, so that a processor's output can be passed whole, and not read.
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 clicked, 0 not.
             num_items_in_batch (*optional*): what the summed loss is divided by, instead of the batch size.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
         """
         if self.training and self.config.newly_initialized and torch.is_grad_enabled():
             self.config.newly_initialized = None  # from the first training step on
-        towers = self.flip(feature_ids=feature_ids, input_ids=input_ids, attention_mask=attention_mask)
+        towers = self.flip(
+            feature_ids=feature_ids,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
         mode = self.config.mode
         tabular_logits = towers.tabular_logits
         text_logits = None if mode == "tabular" else self.text_classifier(towers.text_vector).squeeze(-1)
@@ -657,6 +723,7 @@ class FlipForCTR(FlipPreTrainedModel):
             )
         else:
             output = FlipForCTROutput(logits=tabular_logits if mode == "tabular" else text_logits)
+        output.hidden_states, output.attentions = towers.hidden_states, towers.attentions
 
         if labels is not None:
             denominator = len(labels) if num_items_in_batch is None else num_items_in_batch
@@ -675,7 +742,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows
                 total = total + len(labels) * self.config.l2_coefficient * self.flip.tabular.sum_of_squares()
             output.loss = total / denominator
-        return output
+        return FlipForCTROutput(**output)  # in the order of its fields, the loss first
 
 
 # a saved folder carries the code that reads it, for whoever has no flip_hf (trust_remote_code=True)

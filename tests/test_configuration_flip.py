@@ -61,8 +61,8 @@ NUMBERS = {
 }
 # names, flags, what is looked up elsewhere, and what the processor or the training writes
 NO_NUMBERS = """fields feature_digests mode text_config text_model_name_or_path text_pooling text_adapter
-text_model_digest backbone backbone_config use_first_order text_mask_level share_field_masks hide_target_in_text mlm_transform
-mlm_transform_config mtm_loss mtm_noise icl_learnable_temperature icl_normalize fusion newly_initialized
+text_model_digest backbone backbone_config use_first_order text_mask_level share_field_masks hide_target_in_text
+mlm_transform mlm_transform_config mtm_loss mtm_noise icl_learnable_temperature icl_normalize fusion newly_initialized
 calibration""".split()
 
 

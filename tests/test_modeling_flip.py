@@ -424,6 +424,46 @@ def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, b
         make_ctr("tabular", processor, text_model_dir)(input_ids=batch["input_ids"])
 
 
+# --- what transformers asks of every model ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stage1", "towers", *MODES])
+def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(
+    kind, pretraining_model, processor, text_model_dir, batch, masked_batch
+):
+    given = masked_batch if kind == "stage1" else batch
+    model = {"stage1": pretraining_model, "towers": pretraining_model.flip}.get(kind)
+    model = (make_ctr(kind, processor, text_model_dir) if model is None else model).eval()
+    plain = model(**given)
+    assert "hidden_states" not in plain and "attentions" not in plain
+    as_tuple = model(**given, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == len(plain)
+    for one, other in zip(as_tuple, plain.values(), strict=True):
+        assert torch.equal(one, other)
+    if kind != "towers":
+        assert as_tuple[0] is not None and torch.equal(as_tuple[0], plain.loss)
+    model.config.return_dict = False
+    assert type(model(**given)) is tuple
+    model.config.return_dict = True
+    if kind == "tabular":  # which reads no text
+        assert "hidden_states" not in model(**given, output_hidden_states=True, output_attentions=True)
+        return
+    with pytest.raises(ValueError, match="'sdpa' keeps no attentions.*set_attn_implementation"):
+        model(**given, output_attentions=True)
+    model.text_tower.set_attn_implementation("eager")
+    output = model(**given, output_hidden_states=True, output_attentions=True)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    if kind == "stage1":
+        ids, mask = torch.cat([ids, given["masked_input_ids"]]), mask.repeat(2, 1)
+    expected = model.text_tower(ids, mask, output_hidden_states=True, output_attentions=True)
+    for name, length in (("hidden_states", 3), ("attentions", 2)):
+        assert len(output[name]) == length
+        for one, other in zip(output[name], expected[name], strict=True):
+            assert torch.equal(one, other)
+    model.config.output_hidden_states = True
+    assert len(model(**given).hidden_states) == 3
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
