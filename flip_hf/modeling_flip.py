@@ -214,7 +214,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.text_pooling == "last":
             positions = torch.arange(states.shape[1], device=states.device)
             last = (attention_mask.bool() * positions).argmax(1)  # (B,): pads may stand at either end
-            return states[torch.arange(len(states), device=states.device), last]
+            return states[torch.arange(states.shape[0], device=states.device), last]
         weights = attention_mask.to(states.dtype)  # (B, T)
         return torch.einsum("bt,btd->bd", weights, states) / weights.sum(1, keepdim=True).clamp(min=1.0)
 
