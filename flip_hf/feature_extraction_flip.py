@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ from .fields_flip import (
 )
 from .pulling_flip import fetch, hub_arguments
 from .report_flip import FlipReport
+from .values_flip import read_number
 
 
 logger = logging.get_logger(__name__)
@@ -197,14 +199,16 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             label (`str`): name of the label column.
             exclude (`list[str]`): columns that are no fields unless `fields` or `field_options` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
-            field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its type says (see
-                below) its `kind` and the options of that kind, as the classes of `fields_flip.py` name them; also
-                `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with `parts`.
+            field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its values say
+                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name
+                them; also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
+                `parts`.
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
 
-        Without options floats are numeric, lists multivalued, strings, booleans and integers categorical; columns of
-        dates or times are left out.
+        Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
+        without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
+        categorical; columns of dates or times are left out. What was decided, and why, is logged.
 
         Raises:
             ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
@@ -270,7 +274,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
         counts = FeatureCounts([self.fields[index] for index in kept], self.label)
         for columns in batches(rows):
-            counts.add(columns)
+            counts.add(columns, self._known_by_number)
         totals = self.feature_counts.copy()
         features = FeatureList({**{name: self._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
         grown: dict[str, int] = {}
@@ -306,8 +310,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
         """
         Args:
-            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
-                frame; columns that are no fields are ignored.
+            rows: rows in any form that [`as_columns`] takes; columns that are no fields are ignored.
             out_of_fold (`bool`): for the rows the extractor was fitted on: statistics leave out the fold a row is in,
                 so that no row reads its own label.
 
@@ -323,7 +326,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
         """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        return code_columns(self.fields, as_columns(rows))
+        return code_columns(self.fields, as_columns(rows), codes=self._known_by_number)
 
     def encode_columns(self, columns: Sequence[CodedColumn], out_of_fold: bool = False) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
@@ -354,7 +357,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return ids
         assert isinstance(field, CategoricalField)
         if field.hash_buckets:
-            return self._hashed_ids(index, field, field.canonical(values))
+            return self._hashed_ids(index, field, values)
         return self._lookup(index, values)
 
     def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
@@ -421,12 +424,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return np.array(ids, np.int32)
 
     def _look_up_all(self, field: int, values: Sequence[Any]) -> list[int]:
-        spec = self.fields[field]
-        assert isinstance(spec, CategoricalField)
-        # the values of lists are canonical already
-        canonical = values if isinstance(spec, MultivaluedField) else spec.canonical(values)
-        found = iter(self._find(field, [value.encode() for value in canonical if value is not None]).tolist())
-        return [self.missing_id(field) if value is None else next(found) for value in canonical]
+        found = iter(self._find(field, [value.encode() for value in values if value is not None]).tolist())
+        return [self.missing_id(field) if value is None else next(found) for value in values]
 
     def _remember(self, field: int, values: Sequence[Any], ids: Sequence[int]) -> None:
         """Puts values into the field's cache. When the caches are full they are emptied, all of them."""
@@ -443,6 +442,24 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._caches[field].update(zip(values, ids, strict=True))
         self._num_cached += len(values)
         self._cached_characters += characters
+
+    def _known_by_number(self, name: str) -> Mapping[Any, str]:
+        """Numbers -> the values of a field's vocabulary that are written so, of those the only ones: 12 -> "00012"."""
+        index = self.field_names.index(name)
+        spec = self.fields[index]
+        if isinstance(spec, StatisticField):
+            return self._known_by_number(spec.source)
+        known = self._codes.get(index)
+        if known is None:
+            spelled: dict[Any, list[str]] = {}
+            if getattr(spec, "has_vocabulary", False):
+                for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
+                    number = read_number(value) if value[0] in "+-.0123456789" else None
+                    if number is not None and math.isfinite(number):
+                        spelled.setdefault(number, []).append(value)
+            known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
+            self._codes[index] = known
+        return known
 
     def _find(self, field: int, values: Sequence[bytes]) -> np.ndarray:
         """
@@ -509,7 +526,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return decoded
 
     def value_text(self, field: int, value: Any) -> str | None:
-        """What the text says of a raw value of field number `field`; `None` where it is missing."""
+        """What the text says of a value of field number `field` in what `select_columns` gives; `None` where it is
+        missing."""
         spec = self.fields[field]
         if isinstance(spec, AgeField):
             numbers, _ = spec.numbers([value])
@@ -537,14 +555,22 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _reset_caches(self) -> None:
         self._caches: dict[int, dict[Any, int]] = {}
+        self._codes: dict[int, dict[Any, str]] = {}
         self._bases: dict[int, int] = {}
         self._label_positions = self._hash_starts = None
         self._cached_characters = self._num_cached = 0
         self._field_digests = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"_caches": {}, "_bases": {}, "_label_positions": None, "_hash_starts": None}
-        return {**self.__dict__, **empty, "_field_digests": {}, "_cached_characters": 0, "_num_cached": 0}
+        empty: dict[str, Any] = {
+            "_caches": {},
+            "_codes": {},
+            "_bases": {},
+            "_label_positions": None,
+            "_hash_starts": None,
+            "_field_digests": {},
+        }
+        return {**self.__dict__, **empty, "_cached_characters": 0, "_num_cached": 0}
 
     def without_arrays(self) -> "FlipFeatureExtractor":
         """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
