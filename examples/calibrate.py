@@ -67,7 +67,11 @@ def main() -> None:
 
     before = model.predict_probabilities(logits["test"]).numpy()
     calibration = fit_calibration(
-        labels["validation"], logits["validation"].numpy(), arguments.method, model.config.negative_sampling_rate
+        labels["validation"],
+        logits["validation"].numpy(),
+        arguments.method,
+        model.config.negative_sampling_rate,
+        positive_weight=model.config.positive_weight,
     )
     model.set_calibration(calibration)
     after = model.predict_probabilities(logits["test"]).numpy()

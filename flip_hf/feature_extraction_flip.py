@@ -88,6 +88,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     _num_cached: int
     _label_positions: np.ndarray | None
     _hash_starts: np.ndarray | None
+    _field_digests: dict[int, list[str]]
 
     def __init__(
         self,
@@ -558,6 +559,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._bases: dict[int, int] = {}
         self._label_positions = self._hash_starts = None
         self._cached_characters = self._num_cached = 0
+        self._field_digests = {}
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {
@@ -566,6 +568,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             "_bases": {},
             "_label_positions": None,
             "_hash_starts": None,
+            "_field_digests": {},
         }
         return {**self.__dict__, **empty, "_cached_characters": 0, "_num_cached": 0}
 
@@ -590,9 +593,56 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
         content = hashlib.blake2b(digest_size=16)
         content.update(json.dumps([self.field_specs, self.label, self.min_frequency], sort_keys=True).encode())
-        for name in _ARRAYS:
-            content.update(np.ascontiguousarray(self._array(name)).reshape(-1).view(np.uint8).data)
+        content.update(_checksum({name: self._array(name) for name in _ARRAYS}).encode())
         return content.hexdigest()
+
+    def field_digests(self, num_features: int | None = None) -> list[str]:
+        """
+        For each field a digest of all that decides its ids: options, values and their ids, buckets, label statistics.
+        How often values occur is left out.
+
+        Args:
+            num_features (`int`, *optional*): leave out features from this id on: what the digests were before
+                [`extend`] added those.
+        """
+        limit = self.num_features if num_features is None else num_features
+        if limit in self._field_digests:
+            return self._field_digests[limit]
+        fields, reserved = self.feature_fields[:limit], self.num_reserved_features
+        starts = np.flatnonzero(
+            np.diff(fields, prepend=-2)
+        )  # features of a field follow one another, but for `extend`
+        ends = np.append(starts[1:], limit)
+
+        def by_field(features: np.ndarray) -> list[np.ndarray]:
+            """Positions of the features of each field; what is out of range, in a corrupt file, belongs to none."""
+            of_feature = np.where((features >= 0) & (features < limit), np.take(fields, features, mode="clip"), -1)
+            of_feature = np.clip(of_feature, -1, self.num_fields).astype(np.int16)
+            order = np.argsort(of_feature, kind="stable")
+            borders = np.searchsorted(of_feature[order], np.arange(self.num_fields + 1))
+            return [order[start:end] for start, end in itertools.pairwise(borders)]
+
+        array = self._array
+        of_hashes, of_sums = by_field(array("sorted_ids")), by_field(array("label_features"))
+        digests = []
+        for index, (field, source) in enumerate(zip(self.fields, self.statistic_sources.tolist(), strict=True)):
+            content = hashlib.blake2b(json.dumps(field.to_dict(), sort_keys=True).encode(), digest_size=8)
+            parts = [fields[:reserved], array("references")[index]]
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                if start >= reserved and fields[start] == index:
+                    offsets = array("value_offsets")[start - reserved : end - reserved + 1]
+                    parts += [np.array([start, end]), np.diff(offsets), array("value_bytes")[offsets[0] : offsets[-1]]]
+            parts += [array(name)[of_hashes[index]] for name in ("sorted_hashes", "sorted_ids")]
+            edges = array("edge_offsets")[index : index + 2]
+            parts += [np.diff(edges), array("edges")[edges[0] : edges[1]]]
+            if source >= 0:
+                parts += [array(name)[of_sums[source]] for name in ("label_features", "label_sums")]
+                parts.append(array("label_totals")[source])
+            for part in parts:
+                content.update(_bytes_of(part))
+            digests.append(content.hexdigest())
+        self._field_digests[limit] = digests
+        return digests
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FlipFeatureExtractor) and self.digest() == other.digest()
@@ -618,7 +668,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def save_vocabulary(self, folder: str | os.PathLike) -> str:
         """Writes the arrays to `folder`, by way of a temporary file, so that no crash leaves half of them."""
         path = os.path.join(folder, VOCABULARY_NAME)
-        save_file({name: np.ascontiguousarray(self._array(name)) for name in _ARRAYS}, f"{path}.tmp")
+        arrays = {name: np.ascontiguousarray(self._array(name)) for name in _ARRAYS}
+        save_file(arrays, f"{path}.tmp", metadata={"checksum": _checksum(arrays)})
         os.replace(f"{path}.tmp", path)
         return path
 
@@ -632,10 +683,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         try:
             with safe_open(path, framework="pt") as file:  # torch's tensors, unlike numpy's, stay mapped
                 arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
+                checksum = (file.metadata() or {}).get("checksum")  # none in files of before
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is cut off or no {VOCABULARY_NAME} ({error}): copy or download the folder again"
             ) from error
+        if checksum not in (None, _checksum(arrays)):
+            raise ValueError(f"{path} is corrupt (its checksum is another): copy or download the folder again")
         if len(arrays["feature_counts"]) < self.num_reserved_features or len(arrays["references"]) != self.num_fields:
             raise ValueError(f"{path} does not belong to the fields {self.field_names}")
         self._set_arrays(**arrays)
@@ -670,6 +724,17 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         extractor = loaded[0] if isinstance(loaded, tuple) else loaded
         extractor.load_vocabulary(fetch(str(pretrained_model_name_or_path), VOCABULARY_NAME, where))
         return loaded
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for name in _ARRAYS:
+        content.update(_bytes_of(arrays[name]))
+    return content.hexdigest()
 
 
 def _characters(values: Sequence[Any]) -> int:

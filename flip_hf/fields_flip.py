@@ -27,6 +27,7 @@ from .columns_flip import (
     plain_values,
     tuples_of,
 )
+from .configuration_flip import POOLINGS
 from .values_flip import (
     VALUE_TYPES,
     canonical_value,
@@ -41,7 +42,6 @@ from .values_flip import (
 
 
 VIEWS = ("joint", "tabular", "text")
-POOLINGS = ("mean", "sum", "attention")
 BUCKETINGS = ("quantile", "log", "fixed")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 _POWERS = tuple(2.0**exponent for exponent in range(-20, 64))

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .calibration_flip import correct_for_sampling
 from .columns_flip import CodedColumn, as_columns
 from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from .processing_flip import EncodedRows
@@ -190,9 +189,8 @@ class ClickThroughRatePipeline(Pipeline):
         probabilities = self.model.predict_probabilities(scores.logits).tolist()
         if not return_towers:
             return [{"probability": probability} for probability in probabilities]
-        rate = self.model.config.negative_sampling_rate
         towers = [
-            torch.sigmoid(correct_for_sampling(logits.double(), rate)).tolist()
+            self.model.predict_probabilities(logits, calibrated=False).tolist()  # a calibration is of the joint logit
             for logits in (scores.tabular_logits, scores.text_logits)
             if logits is not None
         ]
