@@ -32,13 +32,14 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     Runs a click model over rows that were encoded together.
 
     Args:
-        model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients.
+        model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients. A model in
+            evaluation mode is not touched, so that threads can share it; one in training is not to be shared.
         processor ([`FlipProcessor`]): knows the pad token.
         encoded ([`EncodedRows`]): `processor.encode(rows, text=model.config.mode != "tabular")`.
         batch_size (`int`): rows at a time.
 
     Raises:
-        ValueError: if `batch_size` is less than 1.
+        ValueError: if `batch_size` is less than 1, or a logit is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} has to be 1 or more")
@@ -48,7 +49,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         with torch.inference_mode():
             for batch in _batches(model, processor, encoded, order, batch_size):
@@ -58,7 +60,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                     if tensor is not None:
                         tensors.append(tensor)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     scores: dict[str, torch.Tensor] = {}
     for name, tensors in parts.items():
         if not tensors and (name != "logits" or num_rows):
@@ -66,6 +69,12 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         # the device is waited for once, here
         whole = torch.cat(tensors).cpu() if tensors else torch.zeros(0)
         whole = whole if whole.dtype == torch.float64 else whole.float()
+        wrong = int((~torch.isfinite(whole)).sum())
+        if wrong:
+            raise ValueError(
+                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not (a training that "
+                f"diverged), or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
+            )
         if order is not None:
             restored = torch.empty_like(whole)
             restored[torch.from_numpy(order)] = whole

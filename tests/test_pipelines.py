@@ -301,6 +301,31 @@ def test_dropout_is_off_and_the_model_is_left_as_it_was(text_model_dir, processo
     assert scorer(rows) == scorer(rows) and model.training
 
 
+def test_a_model_in_evaluation_is_not_switched_and_one_in_training_is_put_back(
+    text_model_dir, processor, rows, monkeypatch
+):
+    model = make_model(text_model_dir, processor)
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    switched, train = [], type(model).train
+    monkeypatch.setattr(type(model), "train", lambda self, mode=True: switched.append(mode) or train(self, mode))
+    scorer(rows)
+    assert switched == []
+    model.train()
+    scorer(rows)
+    assert switched == [True, False, True]
+
+
+def test_a_logit_that_is_not_finite_is_no_probability(text_model_dir, processor, rows):
+    model = make_model(text_model_dir, processor)
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    ids = processor(rows, text=False)["feature_ids"]
+    with torch.no_grad():
+        model.flip.tabular.embeddings.weight[ids[4][0]] = torch.nan
+    of_them = sum(ids[4][0] in of_row for of_row in ids)
+    with pytest.raises(ValueError, match=f"logits of {of_them} of 23 rows are not finite: a weight of the model"):
+        scorer(rows)
+
+
 def test_what_is_missing_is_named(scorer, model, processor, rows):
     with pytest.raises(ValueError, match="no column for field 'title'"):
         scorer([{name: value for name, value in row.items() if name != "title"} for row in rows])
