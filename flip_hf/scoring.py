@@ -27,6 +27,28 @@ class Scores(NamedTuple):
     tabular_weights: torch.Tensor | None = None
 
 
+def check_click_model(model: Any, processor: Any) -> None:
+    """
+    Raises `TypeError` for what is no click model, `ValueError` for a processor that is none, or not the model's.
+    """
+    if not hasattr(model, "predict_probabilities"):
+        raise TypeError(
+            f"a {type(model).__name__} gives no click probabilities: load a FlipForCTR (a pre-trained folder has "
+            "to be finetuned first)"
+        )
+    if not hasattr(processor, "encode_columns"):
+        raise ValueError(
+            f"processor is {type(processor).__name__}: the pipeline needs the model's FlipProcessor, which "
+            "processor.save_pretrained(folder) puts beside the weights"
+        )
+    if model.config.mode != "tabular" and processor.tokenizer is None:
+        raise ValueError(
+            f'the processor has no tokenizer, and a model of mode "{model.config.mode}" reads text: load the '
+            'processor it was trained with, or the model with mode="tabular"'
+        )
+    model.config.check_processor(processor)
+
+
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
     """
     Runs a click model over rows that were encoded together.
@@ -113,4 +135,4 @@ def _batches(
         yield tensors
 
 
-__all__ = ["Scores", "score"]
+__all__ = ["Scores", "check_click_model", "score"]

@@ -118,6 +118,11 @@ def test_items_come_in_any_form(model, processor, items):
         np.testing.assert_array_equal(found.indices, expected.indices)
 
 
+def test_without_items_the_ranking_is_empty(model, processor, items):
+    ranking = rank(model, processor, USER, {name: [] for name in items})
+    assert ranking.indices.shape == ranking.probabilities.shape == (0,)
+
+
 def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir, processor, items):
     torch.manual_seed(1)
     model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint").eval()
@@ -143,10 +148,8 @@ def test_a_side_has_each_field_once(model, processor, items):
 def test_what_cannot_be_ranked_is_named(model, processor, items):
     with pytest.raises(ValueError, match="top_k=0"):
         rank(model, processor, USER, items, top_k=0)
-    with pytest.raises(TypeError, match="user_row is a list"):
-        rank(model, processor, [USER], items)
-    with pytest.raises(ValueError, match="there are no items to rank"):
-        rank(model, processor, USER, {name: [] for name in items})
+    with pytest.raises(ValueError, match="user_row is not one row"):
+        rank(model, processor, [USER, USER], items)
     whole = {**USER, "item_id": "1", "title": "a", "genre": "b"}
     with pytest.raises(ValueError, match="the items have no column of any field"):
         rank(model, processor, whole, {"label": [0, 1]})
