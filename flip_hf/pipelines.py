@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .calibration_flip import correct_for_sampling
+from .calibration_flip import predict_probabilities
 from .columns_flip import CodedColumn, _is_column, as_columns
 from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from .processing_flip import EncodedRows
@@ -198,7 +198,7 @@ class ClickThroughRatePipeline(Pipeline):
             return [{"probability": probability} for probability in probabilities]
         rate = self.model.config.negative_sampling_rate
         towers = [
-            torch.sigmoid(correct_for_sampling(logits.double(), rate)).tolist()
+            predict_probabilities(logits, None, rate).tolist()  # a calibration is of the joint logit
             for logits in (scores.tabular_logits, scores.text_logits)
             if logits is not None
         ]

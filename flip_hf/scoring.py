@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .processing_flip import EncodedRows
+
+
+logger = logging.get_logger(__name__)
 
 
 class Scores(NamedTuple):
@@ -29,12 +33,19 @@ class Scores(NamedTuple):
 
 def check_click_model(model: Any, processor: Any) -> None:
     """
-    Raises `TypeError` for what is no click model, `ValueError` for a processor that is none, or not the model's.
+    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for a
+    processor that is none, or not the model's. Says once that a calibration is not used.
     """
     if not hasattr(model, "predict_probabilities"):
         raise TypeError(
             f"a {type(model).__name__} gives no click probabilities: load a FlipForCTR (a pre-trained folder has "
             "to be finetuned first)"
+        )
+    untrained = getattr(model.config, "newly_initialized", None)
+    if untrained:
+        raise ValueError(
+            f"this model was pre-trained only: {', '.join(untrained)} are random numbers, and so would be the "
+            "probabilities. Finetune it (stage 2, FlipCTRTrainer), and serve the folder that the trainer saves"
         )
     if not hasattr(processor, "encode_columns"):
         raise ValueError(
@@ -47,6 +58,12 @@ def check_click_model(model: Any, processor: Any) -> None:
             'processor it was trained with, or the model with mode="tabular"'
         )
     model.config.check_processor(processor)
+    calibration, mode = model.config.calibration, model.config.mode
+    if calibration is not None and calibration.get("mode", mode) != mode:
+        logger.warning_once(
+            f'the calibration was fitted in mode "{calibration["mode"]}" and is left aside in mode "{mode}": '
+            "probabilities are not calibrated (fit_calibration makes one for this mode)"
+        )
 
 
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:

@@ -2,6 +2,7 @@
 """`pipeline("click-through-rate")`: every form of rows, towers and reasons, streams, folders; numbers by a slow
 reference that encodes and scores one row at a time."""
 
+import logging
 import math
 import subprocess
 import sys
@@ -17,7 +18,16 @@ from datasets import Dataset, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
+from flip_hf import (
+    ClickThroughRatePipeline,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    rank,
+)
 
 
 TASK = "click-through-rate"
@@ -357,6 +367,46 @@ def test_a_model_of_stage_1_is_refused(text_model_dir, processor):
     model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
     with pytest.raises(TypeError, match="a FlipForPreTraining gives no click probabilities"):
         ClickThroughRatePipeline(model, processor)
+
+
+@pytest.mark.parametrize("mode", ["joint", "tabular", "text"])
+def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
+    mode, pretraining_model, processor, encoded, rows, tmp_path
+):
+    pretraining_model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    refused = pytest.raises(ValueError, match=r"pre-trained only: .*(logit|fusion|text_classifier).* random numbers")
+    with refused:
+        pipeline(TASK, model=str(tmp_path / "pretrained"), device="cpu", model_kwargs={"mode": mode})
+    model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)
+    with refused:
+        rank(model, processor, {"user_id": "105"}, {})
+    arguments = FlipCTRArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to=[]
+    )
+    trainer = FlipCTRTrainer(
+        model,
+        arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
+    )
+    trainer.train()
+    found = ClickThroughRatePipeline(trainer.model, processor, device="cpu")(rows)
+    trainer.save_model(str(tmp_path / "finetuned"))
+    again = pipeline(TASK, model=str(tmp_path / "finetuned"), device="cpu")
+    close(again(rows), found)
+
+
+def test_a_calibration_of_another_mode_is_left_aside_aloud(text_model_dir, processor, rows, caplog):
+    logging.Logger.warning_once.cache_clear()
+    model = make_model(text_model_dir, processor, "tabular")
+    expected = ClickThroughRatePipeline(model, processor, device="cpu")(rows)
+    assert "calibration" not in caplog.text
+    model.config.calibration = {"method": "platt", "scale": 2.0, "bias": 1.0, "mode": "joint"}
+    for _ in range(2):
+        close(ClickThroughRatePipeline(model, processor, device="cpu")(rows), expected)
+    assert caplog.text.count('fitted in mode "joint" and is left aside in mode "tabular"') == 1
 
 
 def test_a_row_may_hold_a_list(splits, tokenizer):
