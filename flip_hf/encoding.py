@@ -15,7 +15,7 @@ from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
 from .columns_flip import gives_arrow
-from .feature_extraction_flip import VOCABULARY_NAME, shares_of
+from .feature_extraction_flip import VOCABULARY_NAME
 from .processing_flip import FlipProcessor
 
 
@@ -194,7 +194,7 @@ def _log_rates(encoded: Dataset, processor: FlipProcessor) -> None:
     for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
         ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         occurrences += extractor.occurrences(ids)
-    for field, (unseen, missing) in zip(extractor.field_names, shares_of(occurrences).tolist(), strict=True):
+    for field, (unseen, missing) in zip(extractor.field_names, extractor.shares_of(occurrences).tolist(), strict=True):
         if unseen or missing:
             logger.info(f"{field}: {unseen:.2%} unseen, {missing:.2%} missing")
 

@@ -526,10 +526,15 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
         return np.column_stack([rows, values, reserved.reshape(-1, 2)])
 
+    @staticmethod
+    def shares_of(occurrences: np.ndarray) -> np.ndarray:
+        """What `occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
+        return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
+
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field that has ids the shares of values that are unseen, and of rows that are
         missing."""
-        shares = shares_of(self.occurrences(feature_ids)).tolist()
+        shares = self.shares_of(self.occurrences(feature_ids)).tolist()
         with_ids = set(self.slot_fields)
         return {
             name: {"unseen": shares[field][0], "missing": shares[field][1]}
@@ -652,11 +657,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return loaded
 
 
-def shares_of(occurrences: np.ndarray) -> np.ndarray:
-    """What `extractor.occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
-    return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
-
-
 def _characters(values: Sequence[Any]) -> int:
     return sum(map(len, [value for value in values if type(value) is str]))
 
@@ -664,4 +664,4 @@ def _characters(values: Sequence[Any]) -> int:
 FlipFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 
 
-__all__ = ["FlipFeatureExtractor", "shares_of"]
+__all__ = ["FlipFeatureExtractor"]

@@ -12,11 +12,12 @@ import numpy as np
 from transformers.utils import logging
 
 from .configuration_flip import NUM_SHARED_FEATURE_IDS
-from .feature_extraction_flip import shares_of
+from .feature_extraction_flip import FlipFeatureExtractor
 from .fields_flip import MultivaluedField
 
 
 logger = logging.get_logger(__name__)
+shares_of = FlipFeatureExtractor.shares_of
 
 # fewer rows say too little of a share
 MIN_ROWS = 100
