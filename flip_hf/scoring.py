@@ -44,8 +44,8 @@ def check_click_model(model: Any, processor: Any) -> None:
     untrained = getattr(model.config, "newly_initialized", None)
     if untrained:
         raise ValueError(
-            f"this model was pre-trained only: {', '.join(untrained)} are random numbers, and so would be the "
-            "probabilities. Finetune it (stage 2, FlipCTRTrainer), and serve the folder that the trainer saves"
+            f"this model was pre-trained only: {len(untrained)} of its weights ({untrained[0]}, ...) are random "
+            "numbers, and so would be its probabilities. Finetune it (stage 2, FlipCTRTrainer) and serve that folder"
         )
     if not hasattr(processor, "encode_columns"):
         raise ValueError(
