@@ -20,7 +20,7 @@ from .columns_flip import CodedColumn, as_list, batches, read_labels, select_col
 from .configuration_flip import PAD_FEATURE_ID
 from .fields_flip import CategoricalField, DatePartField, Field, MultivaluedField, NumericField, StatisticField
 from .report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
-from .values_flip import read_number, read_time
+from .values_flip import read_number, read_times
 
 
 _BATCH_SIZE = 100_000
@@ -505,7 +505,7 @@ def _to_text(name: str) -> str:
 
 def _is_iso(text: str) -> bool:
     try:
-        read_time(text)
+        read_times([text])
     except ValueError:
         return False
     return True

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ from .fields_flip import (
 )
 from .pulling_flip import fetch, hub_arguments
 from .report_flip import FlipReport
+from .values_flip import read_number
 
 
 logger = logging.get_logger(__name__)
@@ -269,7 +271,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
         counts = FeatureCounts([self.fields[index] for index in kept], self.label)
         for columns in batches(rows):
-            counts.add(columns)
+            counts.add(columns, self._known_by_number)
         totals = self.feature_counts.copy()
         features = FeatureList({**{name: self._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
         grown: dict[str, int] = {}
@@ -322,7 +324,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
         """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        return code_columns(self.fields, as_columns(rows))
+        return code_columns(self.fields, as_columns(rows), codes=self._known_by_number)
 
     def encode_columns(self, columns: Sequence[CodedColumn], out_of_fold: bool = False) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
@@ -353,7 +355,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return ids
         assert isinstance(field, CategoricalField)
         if field.hash_buckets:
-            return self._hashed_ids(index, field, field.canonical(values))
+            return self._hashed_ids(index, field, values)
         return self._lookup(index, values)
 
     def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
@@ -420,12 +422,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return np.array(ids, np.int32)
 
     def _look_up_all(self, field: int, values: Sequence[Any]) -> list[int]:
-        spec = self.fields[field]
-        assert isinstance(spec, CategoricalField)
-        # the values of lists are canonical already
-        canonical = values if isinstance(spec, MultivaluedField) else spec.canonical(values)
-        found = iter(self._find(field, [value.encode() for value in canonical if value is not None]).tolist())
-        return [self.missing_id(field) if value is None else next(found) for value in canonical]
+        found = iter(self._find(field, [value.encode() for value in values if value is not None]).tolist())
+        return [self.missing_id(field) if value is None else next(found) for value in values]
 
     def _remember(self, field: int, values: Sequence[Any], ids: Sequence[int]) -> None:
         """Puts values into the field's cache. When the caches are full they are emptied, all of them."""
@@ -442,6 +440,24 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._caches[field].update(zip(values, ids, strict=True))
         self._num_cached += len(values)
         self._cached_characters += characters
+
+    def _known_by_number(self, name: str) -> Mapping[Any, str]:
+        """Numbers -> the values of a field's vocabulary that are written so, of those the only ones: 12 -> "00012"."""
+        index = self.field_names.index(name)
+        spec = self.fields[index]
+        if isinstance(spec, StatisticField):
+            return self._known_by_number(spec.source)
+        known = self._codes.get(index)
+        if known is None:
+            spelled: dict[Any, list[str]] = {}
+            if getattr(spec, "has_vocabulary", False):
+                for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
+                    number = read_number(value)
+                    if number is not None and math.isfinite(number):
+                        spelled.setdefault(number, []).append(value)
+            known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
+            self._codes[index] = known
+        return known
 
     def _find(self, field: int, values: Sequence[bytes]) -> np.ndarray:
         """
@@ -508,7 +524,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return decoded
 
     def value_text(self, field: int, value: Any) -> str | None:
-        """What the text says of a raw value of field number `field`; `None` where it is missing."""
+        """What the text says of a value of field number `field` in what `select_columns` gives; `None` where it is
+        missing."""
         spec = self.fields[field]
         if isinstance(spec, AgeField):
             numbers, _ = spec.numbers([value])
@@ -546,12 +563,19 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _reset_caches(self) -> None:
         self._caches: dict[int, dict[Any, int]] = {}
+        self._codes: dict[int, dict[Any, str]] = {}
         self._bases: dict[int, int] = {}
         self._label_positions = self._hash_starts = None
         self._cached_characters = self._num_cached = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"_caches": {}, "_bases": {}, "_label_positions": None, "_hash_starts": None}
+        empty: dict[str, Any] = {
+            "_caches": {},
+            "_codes": {},
+            "_bases": {},
+            "_label_positions": None,
+            "_hash_starts": None,
+        }
         return {**self.__dict__, **empty, "_cached_characters": 0, "_num_cached": 0}
 
     def without_arrays(self) -> "FlipFeatureExtractor":
