@@ -6,7 +6,7 @@ Letters: B rows of a chunk, F fields, S slots, L tokens of all rows together.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from transformers.pipelines.base import Pipeline
 
 from .calibration_flip import predict_probabilities
-from .columns_flip import CodedColumn, _is_column, as_columns
+from .columns_flip import CodedColumn, _is_column, as_columns, with_class_names
 from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from .processing_flip import EncodedRows
 from .ranking import Ranking, rank
 from .rates import RateWatch
-from .scoring import Scores, check_click_model, score
+from .scoring import Scores, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
@@ -124,10 +124,12 @@ class ClickThroughRatePipeline(Pipeline):
         settings["batch_size"] = batch_size
         return_rates = settings.pop("return_rates", False)
         rates: dict[str, dict[str, float]] = {}
-        stream = _as_stream(rows)
+        stream = as_stream(rows)
         if stream is not None:
             size = chunk_size or batch_size * _BATCHES_OF_STREAM
-            results: Any = self._score_stream(stream, size, settings, rates if return_rates else None)
+            results: Any = self._score_stream(
+                stream, getattr(rows, "features", None), size, settings, rates if return_rates else None
+            )
         else:
             is_row = self._is_one_row(rows)
             size = chunk_size or batch_size * _BATCHES_OF_TABLE
@@ -219,7 +221,7 @@ class ClickThroughRatePipeline(Pipeline):
         return results, self.processor.feature_extractor.occurrences(encoded.feature_ids)
 
     def _score_stream(
-        self, stream: Iterator[Any], chunk_size: int, settings: dict[str, Any], rates: dict | None
+        self, stream: Iterator[Any], features: Any, chunk_size: int, settings: dict[str, Any], rates: dict | None
     ) -> Iterator[dict[str, Any]]:
         occurrences = self._no_occurrences()
         while chunk := list(itertools.islice(stream, chunk_size)):
@@ -229,7 +231,7 @@ class ClickThroughRatePipeline(Pipeline):
                         f"the stream gives a {type(row).__name__}, not a dict of one row: call the pipeline for each "
                         "table of a stream of tables"
                     )
-            results, counts = self._score_chunk(chunk, **settings)
+            results, counts = self._score_chunk(with_class_names(chunk, features), **settings)
             self._watch.add(counts)
             if rates is not None:
                 occurrences += counts
@@ -308,15 +310,6 @@ def _hide_each(processor: Any, encoded: EncodedRows, fields: Sequence[int], read
     keep = ~is_hidden.reshape(-1)
     tokens, token_fields = (np.tile(flat, len(fields))[keep] for flat in (encoded.tokens, encoded.token_fields))
     return EncodedRows(tokens, token_fields, (encoded.lengths - lost).reshape(-1), ids, None)
-
-
-def _as_stream(rows: Any) -> Iterator[Any] | None:
-    """An iterator over rows that come one by one; `None` for a table."""
-    if isinstance(rows, torch.utils.data.IterableDataset):
-        return iter(rows)
-    if isinstance(rows, torch.utils.data.Dataset):
-        return (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
-    return iter(rows) if isinstance(rows, Iterable) and not hasattr(rows, "__len__") else None
 
 
 def _chunks(rows: Any, names: Sequence[str], size: int) -> Iterator[Any]:

@@ -4,15 +4,15 @@
 Letters: n candidates, F fields, k of them shown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns
+from .columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns, with_class_names
 from .fields_flip import MultivaluedField
 from .rates import RateWatch
-from .scoring import check_click_model, score
+from .scoring import as_stream, check_click_model, score
 
 
 class Ranking(NamedTuple):
@@ -45,8 +45,8 @@ def rank(
         model ([`FlipForCTR`]): a finetuned model.
         processor ([`FlipProcessor`]): the model's own.
         user_row (`dict`, or another form of one row): one value for each field of the user (and of the context).
-        items: a table of candidates in any form that the processor takes, with the other fields. Its order is what
-            `indices` count. Columns that are no fields are not read.
+        items: a table of candidates, or a stream of them, in any form that the pipeline takes, with the other fields.
+            Its order is what `indices` count. Columns that are no fields are not read.
         top_k (`int`, *optional*): how many to return; default: all.
         batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): what `pipeline.rank` has to warn once per field of unseen and missing
@@ -70,7 +70,12 @@ def rank(
         raise ValueError(f"top_k={top_k} has to be 1 or more")
     check_click_model(model, processor)
     extractor = processor.feature_extractor
-    user_row = _one_row(user_row)
+    user_row, stream = _one_row(user_row), as_stream(items)
+    if stream is not None:
+        features, items = getattr(items, "features", None), list(stream)
+        items = with_class_names(items, features) if items else items
+    if isinstance(items, Sequence) and not len(items):  # without columns
+        return Ranking(np.zeros(0, np.int64), np.zeros(0))
     columns = join_columns(extractor.fields, user_row, items)
     columns, candidate = _distinct(columns)
     encoded = processor.encode_columns(columns, text=model.config.mode != "tabular")

@@ -4,7 +4,7 @@
 Letters: B rows, S slots, L tokens of all rows together, T tokens of the longest row of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,15 @@ def check_click_model(model: Any, processor: Any) -> None:
             f'the calibration was fitted in mode "{calibration["mode"]}" and is left aside in mode "{mode}": '
             "probabilities are not calibrated (fit_calibration makes one for this mode)"
         )
+
+
+def as_stream(rows: Any) -> Iterator[Any] | None:
+    """An iterator over rows that come one by one; `None` for a table."""
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        return iter(rows)
+    if isinstance(rows, torch.utils.data.Dataset):
+        return (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
+    return iter(rows) if isinstance(rows, Iterable) and not hasattr(rows, "__len__") else None
 
 
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
@@ -152,4 +161,4 @@ def _batches(
         yield tensors
 
 
-__all__ = ["Scores", "check_click_model", "score"]
+__all__ = ["Scores", "as_stream", "check_click_model", "score"]

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
 from conftest import make_table
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -100,13 +101,38 @@ def test_every_form_of_a_table_gives_the_same(scorer, rows):
         columns,
         {**columns, "note": 5, "label": columns["title"]},
         pd.DataFrame(rows, index=range(100, 100 + len(rows))),
+        pd.DataFrame(rows).convert_dtypes(),
+        pl.DataFrame(rows),
         pa.table(columns),
         Dataset.from_list(rows),
         Dataset.from_list(rows).with_format("numpy"),
+        np.rec.fromarrays([np.array(column, object) for column in columns.values()], names=list(columns)),
         tuple(rows),
     ]
     for form in forms:
         close(scorer(form, chunk_size=7), expected)
+
+
+def test_every_form_of_one_row_gives_a_dict(scorer, rows):
+    expected = scorer(rows[3])["probability"]
+    record = np.rec.fromarrays([np.array([value], object) for value in rows[3].values()], names=list(rows[3]))
+    forms = [
+        {name: np.str_(value) for name, value in reversed(rows[3].items())},
+        {name: np.array(value) for name, value in rows[3].items()},
+        pd.DataFrame(rows).iloc[3],
+        record[0],
+    ]
+    for form in forms:
+        assert scorer(form) == {"probability": pytest.approx(expected, rel=1e-6)}
+    assert len(scorer(pd.DataFrame(rows)[3:4])) == 1  # a table of one row is a table
+
+
+def test_a_class_has_its_name_in_a_table_and_in_a_stream(scorer, rows):
+    number = {"male": 0, "female": 1}
+    features = Features(Dataset.from_list(rows).features | {"gender": ClassLabel(names=list(number))})
+    dataset = Dataset.from_list([row | {"gender": number[row["gender"]]} for row in rows], features=features)
+    for form in (dataset, dataset.to_iterable_dataset(), dataset.with_format("torch")):
+        close(list(scorer(form, chunk_size=7)), scorer(rows))
 
 
 def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows):

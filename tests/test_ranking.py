@@ -3,6 +3,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -110,17 +111,24 @@ def test_items_come_in_any_form(model, processor, items):
     forms = [
         pd.DataFrame(items),
         pa.table(items),
+        pl.DataFrame(items),
         Dataset.from_dict(items),
+        Dataset.from_dict(items).to_iterable_dataset(),
+        iter([dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)]),
+        np.rec.fromarrays([np.array(column, object) for column in items.values()], names=list(items)),
         [dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)],
     ]
     for form in forms:
         found = rank(model, processor, USER, form)
         np.testing.assert_array_equal(found.indices, expected.indices)
+    for user in (pd.Series(USER), pl.DataFrame([USER]), {name: np.str_(value) for name, value in USER.items()}):
+        np.testing.assert_array_equal(rank(model, processor, user, items).indices, expected.indices)
 
 
 def test_without_items_the_ranking_is_empty(model, processor, items):
-    ranking = rank(model, processor, USER, {name: [] for name in items})
-    assert ranking.indices.shape == ranking.probabilities.shape == (0,)
+    for form in ({name: [] for name in items}, pd.DataFrame(items)[:0], [], iter([])):
+        ranking = rank(model, processor, USER, form)
+        assert ranking.indices.shape == ranking.probabilities.shape == (0,)
 
 
 def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir, processor, items):
