@@ -198,14 +198,16 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             label (`str`): name of the label column.
             exclude (`list[str]`): columns that are no fields unless `fields` or `field_options` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
-            field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its type says (see
-                below) its `kind` and the options of that kind, as the classes of `fields_flip.py` name them; also
-                `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with `parts`.
+            field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its values say
+                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name them;
+                also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
+                `parts`.
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
 
-        Without options floats are numeric, lists multivalued, strings, booleans and integers categorical; columns of
-        dates or times are left out.
+        Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
+        without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
+        categorical; columns of dates or times are left out. What was decided, and why, is logged.
 
         Raises:
             ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
@@ -307,8 +309,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
         """
         Args:
-            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
-                frame; columns that are no fields are ignored.
+            rows: rows in any form that [`as_columns`] takes; columns that are no fields are ignored.
             out_of_fold (`bool`): for the rows the extractor was fitted on: statistics leave out the fold a row is in,
                 so that no row reads its own label.
 

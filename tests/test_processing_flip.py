@@ -473,11 +473,11 @@ KIND_OPTIONS = {
     "seen": {"kind": "datetime", "parts": ["hour", "weekday", "age"]},
 }
 KIND_TEXTS = [
-    "user id is 1. genre is drama horror. tags is old, new. title is red house. price is 1,234. "
+    "user id is 1. genre is drama horror. tags is old, new. title is red house. price is 1234. "
     "seen hour is 12. seen weekday is Friday. seen age is 2 days.",
     "user id is 2. genre is drama. tags is missing. title is blue night. price is $3. "
     "seen hour is 12. seen weekday is Saturday. seen age is 1 day.",
-    "user id is 3. genre is missing. tags is missing. title is missing. price is 2.50. "
+    "user id is 3. genre is missing. tags is missing. title is missing. price is 2.5. "
     "seen hour is missing. seen weekday is missing. seen age is missing.",
     "user id is missing. genre is missing. tags is red. title is new day. price is missing. "
     "seen hour is 12. seen weekday is Friday. seen age is 2 days.",
