@@ -51,7 +51,9 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             return _by_name(rows.columns, lambda number: rows.iloc[:, number])
         return as_columns(rows.to_dict())
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
-        return as_columns({name: rows[name] if np.ndim(rows) else rows[name].item() for name in rows.dtype.names})
+        return as_columns(
+            {name: rows[name] if np.ndim(rows) else np.asarray(rows)[name].item() for name in rows.dtype.names}
+        )
     if hasattr(rows, "__arrow_c_stream__"):
         return as_columns(importlib.import_module("pyarrow").table(rows))
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):

@@ -204,16 +204,14 @@ def _features(text: bool, has_labels: bool) -> dict[str, Any]:
 
 def _log_rates(encoded: Dataset, processor: FlipProcessor) -> None:
     """Shares of unseen and missing values, a piece at a time: the ids of a large table need not fit into memory."""
-    totals: dict[str, dict[str, float]] = {}
+    extractor = processor.feature_extractor
+    occurrences = np.zeros((extractor.num_fields, 4), np.int64)
     for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
         ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        for field, rates in processor.feature_extractor.rates(ids).items():
-            of_field = totals.setdefault(field, dict.fromkeys(rates, 0.0))
-            for name, rate in rates.items():
-                of_field[name] += rate * table.num_rows / len(encoded)
-    for field, rates in totals.items():
-        if rates["unseen"] or rates["missing"]:
-            logger.info(f"{field}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+        occurrences += extractor.occurrences(ids)
+    for field, (unseen, missing) in zip(extractor.field_names, extractor.shares_of(occurrences).tolist(), strict=True):
+        if unseen or missing:
+            logger.info(f"{field}: {unseen:.2%} unseen, {missing:.2%} missing")
 
 
 __all__ = ["prepare_dataset"]

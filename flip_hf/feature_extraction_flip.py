@@ -534,22 +534,32 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return spec.age_text(float(spec.ages(numbers, self._array("references")[field])[0]))
         return spec.text(value)
 
+    def occurrences(self, feature_ids: Any) -> np.ndarray:
+        """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
+        unseen and missing. Zeros for a field without ids."""
+        ids = np.asarray(feature_ids)
+        is_reserved = (ids >= NUM_SHARED_FEATURE_IDS) & (ids < self.num_reserved_features)
+        reserved = np.bincount(ids[is_reserved] - NUM_SHARED_FEATURE_IDS, minlength=2 * self.num_fields)
+        slots = np.asarray(self.slot_fields, np.int64)
+        values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
+        rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
+        return np.column_stack([rows, values, reserved.reshape(-1, 2)])
+
+    @staticmethod
+    def shares_of(occurrences: np.ndarray) -> np.ndarray:
+        """What `occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
+        return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
+
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field that has ids the shares of values that are unseen, and of rows that are
         missing."""
-        ids = np.asarray(feature_ids)
-        slots = np.asarray(self.slot_fields)
-        shares = {}
-        for index, name in enumerate(self.field_names):
-            own = ids[:, slots == index]
-            if own.shape[1] == 0:
-                continue
-            values = max(int((own != PAD_FEATURE_ID).sum()), 1)
-            shares[name] = {
-                "unseen": float((own == self.unseen_id(index)).sum()) / values,
-                "missing": float((own[:, 0] == self.missing_id(index)).mean()) if len(own) else 0.0,
-            }
-        return shares
+        shares = self.shares_of(self.occurrences(feature_ids)).tolist()
+        with_ids = set(self.slot_fields)
+        return {
+            name: {"unseen": shares[field][0], "missing": shares[field][1]}
+            for field, name in enumerate(self.field_names)
+            if field in with_ids
+        }
 
     # --- state ----------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_table
 
-from flip_hf import FlipConfig, FlipForCTR, draw_reliability, fit_calibration
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, draw_reliability, fit_calibration
 from flip_hf.calibration import reliability_bins
 from flip_hf.calibration_flip import predict_probabilities
 from flip_hf.metrics import auc, ece, logloss
@@ -356,17 +357,22 @@ def test_the_script_calibrates_a_folder(encoded, processor, tmp_path):
         optimizer.zero_grad()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    processor.save_pretrained(prepared / "processor")
     script = Path(__file__).parents[1] / "examples" / "calibrate.py"
     arguments = ["--model", folder, "--prepared_dir", prepared, "--method", "isotonic", "--output_dir", output]
-    result = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
-    )
+
+    def run() -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+        command = [sys.executable, str(script), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    result = run()
     assert result.returncode == 0, result.stderr
     assert "ECE" in result.stdout and "before" in result.stdout and "after" in result.stdout
     again = FlipForCTR.from_pretrained(output)
     assert again.config.calibration["method"] == "isotonic"
     assert (output / "reliability.png").is_file() and (output / "processor_config.json").is_file()
+    FlipProcessor(FlipFeatureExtractor.fit(make_table(40)), processor.tokenizer).save_pretrained(
+        prepared / "processor"
+    )
+    assert "the processor does not fit the model" in run().stderr  # whose ids the prepared rows hold
