@@ -48,7 +48,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
     was_training = model.training
-    model.eval()
+    if any(module.training for module in model.modules()):  # else nothing is switched under another thread's feet
+        model.eval()
     try:
         with torch.inference_mode():
             for batch in _batches(model, processor, encoded, order, batch_size):
@@ -58,7 +59,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                     if tensor is not None:
                         tensors.append(tensor)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     scores: dict[str, torch.Tensor] = {}
     for name, tensors in parts.items():
         if not tensors and (name != "logits" or num_rows):

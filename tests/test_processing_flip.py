@@ -30,6 +30,7 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
+from flip_hf.processing_flip import _fit
 
 
 TEXTS = [
@@ -140,15 +141,18 @@ def test_a_tokenizer_that_cannot_be_cut_is_noticed(tokenizer):
     cut = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer)
     whole_rows = FlipProcessor(FlipFeatureExtractor.fit(ROWS), uncuttable(), max_length=256)
     cut(ROWS), whole_rows(ROWS)
-    assert cut._can_be_cut is True and whole_rows._can_be_cut is False
+    assert cut._pieces.can_be_cut is True and whole_rows._pieces.can_be_cut is False
 
 
 def test_both_ways_to_encode_agree_on_everything(tokenizer):
     for max_length in (128, 40, 31):
         processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer, max_length=max_length)
         columns = processor.feature_extractor.select_columns(ROWS)
-        for fast, slow in zip(processor._assemble(columns), processor._encode_whole(columns), strict=True):
-            np.testing.assert_array_equal(fast, slow)
+        fast, slow = (
+            way(processor._store(), columns, max_length) for way in (processor._assemble, processor._encode_whole)
+        )
+        for of_pieces, of_rows in zip(fast, slow, strict=True):
+            np.testing.assert_array_equal(of_pieces, of_rows)
 
 
 VALUES = st.one_of(
@@ -369,13 +373,12 @@ def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_notice
     rows = {"user_id": ["1", "2", "3", "4", "5", "6", "Z"], "title": ["a", "b", "a", "b", "a", "b", "aZ"]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer)
     assert processor(rows)["input_ids"] == whole(processor, rows)
-    assert processor._can_be_cut is False
+    assert processor._pieces.can_be_cut is False
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 40))
 def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths, budget):
-    processor = FlipProcessor(FlipFeatureExtractor.fit({"a": ["x", "y"]}))
     if sum(lengths) <= budget:
         return
     cap = max(c for c in range(10) if sum(min(length, c) for length in lengths) <= budget)
@@ -384,7 +387,7 @@ def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths
     for k, length in enumerate(lengths):
         if rest and length > cap:
             expected[k], rest = expected[k] + 1, rest - 1
-    assert processor._fit(np.array([lengths]), np.array([budget]))[0].tolist() == expected
+    assert _fit(np.array([lengths]), np.array([7]), budget + 7)[0].tolist() == expected
 
 
 def test_using_the_tokenizer_elsewhere_changes_no_fingerprint(processor):
@@ -503,7 +506,8 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
     columns = kinds.select_columns(KINDS)
-    for fast, slow in zip(processor._encode_text(columns), processor._encode_whole(columns), strict=True):
+    slow_way = processor._encode_whole(processor._store(), columns, 10**6)
+    for fast, slow in zip(processor._encode_text(columns, 10**6), slow_way, strict=True):
         np.testing.assert_array_equal(fast, slow)
     # ids alone, statistics and what is missing spell nothing
     owners = [set(row) - {-1} for row in output["token_field_ids"]]
