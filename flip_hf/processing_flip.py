@@ -657,8 +657,8 @@ def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
     budget = max_length - fixed
     if (budget < 0).any():
         raise ValueError(
-            f"max_length={max_length} does not even hold the template and the names of the {lengths.shape[1]} fields: "
-            f"it has to be at least {fixed.max()}"
+            f"max_length={max_length} does not even hold the template and the names of the fields: it has to be at "
+            f"least {fixed.max()}"
         )
     ascending = np.sort(lengths, axis=1)
     num_fields = lengths.shape[1]

@@ -2,11 +2,11 @@
 """Table to text: the ids of whole sentences, who spells which field, truncation, and what cannot be smuggled in."""
 
 import copy
-import gc
 import importlib.util
 import itertools
 import json
 import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -347,22 +347,64 @@ def test_rows_do_not_share_their_lists(processor, splits):
     assert dict(processor(rows)) == expected
 
 
-def test_the_garbage_collector_is_left_as_it_was(processor, splits):
-    assert gc.isenabled()
-    processor(splits["train"][:8])
-    assert gc.isenabled() and gc.get_freeze_count() == 0
-    gc.disable()
-    try:
-        processor(splits["train"][:8])
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-    gc.freeze()  # what a server does before it forks: not ours to thaw
-    try:
-        processor(splits["train"][:8])
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+def test_the_garbage_collector_goes_on_while_rows_are_encoded(processor, splits):
+    class Node:
+        pass
+
+    rows, alive = splits["train"][:50], weakref.WeakSet()
+    for _ in range(400):  # what a server leaves behind, at each of its calls
+        node = Node()
+        node.itself = node
+        alive.add(node)
+        processor(rows)
+    del node
+    assert len(alive) < 200
+
+
+@pytest.mark.parametrize("kind", [None, "pt", "np"])
+def test_length_and_truncation_can_be_said_for_one_call(tokenizer, kind):
+    rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
+    extractor = FlipFeatureExtractor.fit(rows)
+    processor = FlipProcessor(extractor, tokenizer, max_length=14)
+    settings = {"return_tensors": kind, "padding": kind is not None}
+
+    def as_lists(output):
+        return {name: np.asarray(value).tolist() if kind else value for name, value in output.items()}
+
+    short = as_lists(processor(rows, **settings))
+    for max_length in (11, 18, 128):
+        expected = FlipProcessor(extractor, tokenizer, max_length=max_length)(rows, **settings)
+        assert as_lists(processor(rows, max_length=max_length, **settings)) == as_lists(expected)
+    assert as_lists(processor(rows, truncation=False, **settings)) == as_lists(expected)  # of 128: all there
+    assert as_lists(processor(rows, truncation=False, max_length=12, **settings)) == as_lists(expected)
+    assert as_lists(processor(rows, truncation=True, **settings)) == short  # and nothing stays
+    with pytest.raises(ValueError, match="max_length=129 is more than the 128 tokens"):
+        processor(rows, max_length=129)
+    with pytest.raises(ValueError, match="max_length=3 does not even hold the template.*at least 8"):
+        processor(rows, max_length=3)
+    with pytest.raises(ValueError, match="truncation='left' is not True"):
+        processor(rows, truncation="left")
+
+
+def test_padding_to_max_length_goes_by_the_call_and_by_longer_rows_that_stay(tokenizer):
+    rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer, max_length=14)
+
+    def width(**settings):
+        return processor(rows, padding="max_length", return_tensors="np", **settings)["input_ids"].shape[1]
+
+    longest = len(processor(rows, truncation=False)["input_ids"][0])
+    assert (width(), width(max_length=100), width(truncation=False)) == (14, 100, longest)
+
+
+def test_settings_changed_after_use_hold_for_every_value(tokenizer):
+    rows = {"user_id": ["1", "2"], "genre": ["drama", None]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), pickle.loads(pickle.dumps(tokenizer)))
+    processor(rows)
+    processor.template, processor.missing_text = "{field}, {value}", "?"
+    assert processor(rows)["input_ids"] == whole(processor, rows)
+    processor.tokenizer.add_tokens(["drama, genre", "user id"])
+    assert len(processor.tokenizer) > len(tokenizer) and processor(rows)["input_ids"] == whole(processor, rows)
 
 
 def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_noticed():
