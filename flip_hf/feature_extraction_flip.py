@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,12 @@ _ARRAYS = {
 _MAX_CACHED_VALUES = 1 << 16
 # and no more characters of them, since the values of a field may be whole reviews
 _MAX_CACHED_CHARACTERS = 1 << 26
+
+# held by whoever adds to a cache or empties it; readers need none. A fork waits for it: a child that inherited it
+# locked would wait for ever
+_LOCK = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
@@ -404,10 +411,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _label_sums_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features `(n,)` -> rows and clicks in each fold `(n, K)`, 0 for those that training rows do not have."""
-        if self._label_positions is None:
-            self._label_positions = np.full(self.num_features, -1, np.int64)
-            self._label_positions[self._array("label_features")] = np.arange(len(self._array("label_features")))
-        positions = self._label_positions[ids]
+        positions = self._label_positions
+        if positions is None:
+            positions = np.full(self.num_features, -1, np.int64)
+            positions[self._array("label_features")] = np.arange(len(self._array("label_features")))
+            self._label_positions = positions  # filled, as other threads read it at once
+        positions = positions[ids]
         sums = np.where((positions >= 0)[:, None, None], self._array("label_sums")[positions], 0)
         return sums[:, :, 0], sums[:, :, 1]
 
@@ -430,18 +439,19 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _remember(self, field: int, values: Sequence[Any], ids: Sequence[int]) -> None:
         """Puts values into the field's cache. When the caches are full they are emptied, all of them."""
         characters = _characters(values)
-        if (
-            self._num_cached + len(values) > _MAX_CACHED_VALUES
-            or self._cached_characters + characters > _MAX_CACHED_CHARACTERS
-        ):
-            for cache in self._caches.values():
-                cache.clear()
-            self._cached_characters = self._num_cached = 0
-            if len(values) > _MAX_CACHED_VALUES or characters > _MAX_CACHED_CHARACTERS:
-                return
-        self._caches[field].update(zip(values, ids, strict=True))
-        self._num_cached += len(values)
-        self._cached_characters += characters
+        with _LOCK:
+            if (
+                self._num_cached + len(values) > _MAX_CACHED_VALUES
+                or self._cached_characters + characters > _MAX_CACHED_CHARACTERS
+            ):
+                for cache in self._caches.values():
+                    cache.clear()
+                self._cached_characters = self._num_cached = 0
+                if len(values) > _MAX_CACHED_VALUES or characters > _MAX_CACHED_CHARACTERS:
+                    return
+            self._caches[field].update(zip(values, ids, strict=True))
+            self._num_cached += len(values)
+            self._cached_characters += characters
 
     def _known_by_number(self, name: str) -> Mapping[Any, str]:
         """Numbers -> the values of a field's vocabulary that are written so, of those the only ones: 12 -> "00012"."""
@@ -489,10 +499,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """
         num_bits = max(len(self._array("sorted_hashes")).bit_length() - 2, 1)
         middle = 1 << (num_bits - 1)
-        if self._hash_starts is None:
+        starts = self._hash_starts
+        if starts is None:
             borders = np.arange(-middle, middle) << (64 - num_bits)
-            self._hash_starts = np.searchsorted(self._array("sorted_hashes"), borders).astype(np.int32)
-        return self._hash_starts[(hashes >> (64 - num_bits)) + middle]
+            starts = self._hash_starts = np.searchsorted(self._array("sorted_hashes"), borders).astype(np.int32)
+        return starts[(hashes >> (64 - num_bits)) + middle]
 
     def _spell(self, features: np.ndarray, field: int, values: Sequence[bytes]) -> np.ndarray:
         """Which of the features `(n,)` belong to the field and are these values, one for each: bool `(n,)`."""

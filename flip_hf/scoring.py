@@ -97,7 +97,7 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
     was_training = model.training
-    if was_training:
+    if any(module.training for module in model.modules()):  # else nothing is switched under another thread's feet
         model.eval()
     try:
         with torch.inference_mode():

@@ -16,7 +16,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import transformers.trainer
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
@@ -69,6 +68,7 @@ class FlipTrainer(Trainer):
     """What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]."""
 
     _trains: type[nn.Module]
+    _set_aside: Any = None  # the processor, while `Trainer.train` begins
     # set by Trainer
     optimizer: Any
     compute_metrics: Any
@@ -102,14 +102,18 @@ class FlipTrainer(Trainer):
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        # Trainer copies the tokenizer's special tokens into the configuration, which has no use for them, and falls
-        # over a processor without a tokenizer
-        align = getattr(transformers.trainer, "align_special_tokens", None)
-        transformers.trainer.align_special_tokens = lambda *_: None
+        # Trainer.train copies the special tokens of a processor into the configuration, which has no use for them, and
+        # falls over a processor without a tokenizer: there is none until it asks for the rows
+        self.processing_class, self._set_aside = None, self.processing_class
         try:
             return super().train(*args, **kwargs)
         finally:
-            transformers.trainer.align_special_tokens = align
+            self.processing_class = self._set_aside
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        if self.processing_class is None:
+            self.processing_class = self._set_aside
+        return super().get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
