@@ -268,6 +268,7 @@ def main() -> None:
             dataset_name=dataset_name,
             label_rule=label_rule,
             metrics={key: metrics[name][key] for key in ("auc", "logloss", "ece")},
+            evaluated_on="test",
             num_train_rows=len(rows["train"]),
             num_test_rows=len(rows["test"]),
             rates=rates,

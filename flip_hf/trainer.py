@@ -289,7 +289,7 @@ class FlipTrainer(Trainer):
     ) -> Any:
         """
         As [`flip_hf.push_to_hub`], which says what is pushed, with `args.hub_model_id` (or the name of `output_dir`),
-        `hub_token`, `hub_revision` and `hub_private_repo`.
+        `hub_token`, `hub_revision` and `hub_private_repo` (private unless it is `False`).
 
         Args:
             blocking (`bool`): `False` sends in the background, and returns a `Future` of the URL.
@@ -311,6 +311,11 @@ class FlipTrainer(Trainer):
         }
         return push_to_hub(folder, **where) if blocking else HfApi().run_as_future(push_to_hub, folder, **where)
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.hub_private_repo is None:  # a public one, to Trainer
+            self.args.hub_private_repo = True
+        super().init_hf_repo(*args, **kwargs)
+
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
         """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
         return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
@@ -321,7 +326,7 @@ class FlipTrainer(Trainer):
             return
         try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
-        except OSError as error:  # the training is worth more than one push of it
+        except (OSError, ValueError) as error:  # the training is worth more than one push of it
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
