@@ -368,7 +368,8 @@ def test_every_fusion_is_its_formula_row_by_row_in_float64(fusion, processor, te
         assert float(output.logits[row].detach()) == pytest.approx(expected, rel=1e-6, abs=1e-7)
     model.save_pretrained(tmp_path)
     again = FlipForCTR.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert torch.equal(again(**batch).logits, output.logits)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again(**batch).logits, output.logits)
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
@@ -404,17 +405,21 @@ def test_loss_of_micro_batches_sums_to_the_loss_of_the_whole(mode, processor, te
 @pytest.mark.parametrize(
     ("mode", "backbone"), [("text", "dcnv2"), *((mode, name) for mode in ("tabular", "joint") for name in BACKBONES)]
 )
-def test_every_tower_in_every_mode_learns_32_rows_by_heart(mode, backbone, processor, text_model_dir, encoded):
+def test_every_tower_in_every_mode_learns_32_rows_by_heart(
+    mode, backbone, processor, trainable_text_model_dir, encoded
+):
     batch = DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(32)])
-    model = make_ctr(mode, processor, text_model_dir, backbone=backbone, alpha_init=0.5).train()
+    model = make_ctr(mode, processor, trainable_text_model_dir, backbone=backbone, alpha_init=0.5).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=120)  # ends calmly
     for _ in range(120):
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        decay.step()
     predicted = model.eval()(**batch).logits > 0
-    assert (predicted == (batch["labels"] == 1)).float().mean() > 0.95
+    assert torch.equal(predicted, batch["labels"] == 1)
 
 
 def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, batch):
@@ -486,7 +491,8 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, pretraining_mod
     model.save_pretrained(tmp_path / "stage2")
     again = FlipForCTR.from_pretrained(tmp_path / "stage2").eval()
     assert again.config.mode == mode
-    assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
     assert sorted(path.suffix for path in (tmp_path / "stage2").iterdir() if path.suffix != ".py") == [
         ".json",
         ".safetensors",
