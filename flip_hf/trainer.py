@@ -589,9 +589,9 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if self._logs_at_chance >= 3 and step >= 100 and not self._warned_at_chance:
             self._warned_at_chance = True
             logger.warning(
-                f"step {step}: icl_loss {logs['icl_loss']:.3f} stands at chance, ln B = {chance:.3f}: the contrast does "
-                "not tell which text belongs to which ids. Lower contrastive_learning_rate, or set icl_normalize=True "
-                "with a lower icl_temperature in the configuration"
+                f"step {step}: icl_loss {logs['icl_loss']:.3f} stands at chance, ln B = {chance:.3f}: the contrast "
+                "does not tell which text belongs to which ids. Lower contrastive_learning_rate, or set "
+                "icl_normalize=True with a lower icl_temperature in the configuration"
             )
 
 
