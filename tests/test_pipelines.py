@@ -2,10 +2,10 @@
 """`pipeline("click-through-rate")`: every form of rows, towers and reasons, streams, folders; numbers by a slow
 reference that encodes and scores one row at a time."""
 
+import copy
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -229,7 +229,8 @@ def test_a_field_goes_with_its_statistics_and_one_of_the_text_without_ids(splits
 
 def test_without_a_mask_token_a_hidden_value_is_left_out_of_the_text(model, processor, rows, monkeypatch):
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    monkeypatch.setattr(processor, "tokenizer", SimpleNamespace(mask_token_id=None, pad_token_id=3))
+    monkeypatch.setattr(processor, "tokenizer", copy.deepcopy(processor.tokenizer))
+    processor.tokenizer.mask_token = None
     reasons = {reason["field"]: reason["effect"] for reason in scorer(rows[1], return_reasons=True)["reasons"]}
     inputs = processor([rows[1]], return_tensors="pt")
     keep = inputs["token_field_ids"][0] != 3
