@@ -2,8 +2,8 @@
 """Brings a finetuned or pre-trained folder to the Hub: weights, processor, code and model card, in one commit.
 
     hf auth login
-    python push_to_hub.py --folder flip --repo_id user/flip-movielens --private
-    python push_to_hub.py --folder flip --repo_id user/flip-movielens --revision v2 --title "FLIP on MovieLens-1M"
+    python push_to_hub.py --folder flip --repo_id user/flip-movielens
+    python push_to_hub.py --folder flip --repo_id user/flip-movielens --no-private --title "FLIP on MovieLens-1M"
 
 The token is that of `hf auth login`, or of the variable HF_TOKEN; it is no flag, since flags end up in histories and
 logs. Another Hub than the public one is the variable HF_ENDPOINT. The folder's own card is kept unless something is
@@ -19,7 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", required=True, help="Folder with model and processor, as a trainer leaves it.")
     parser.add_argument("--repo_id", required=True, help="user/name; made where it is not there.")
-    parser.add_argument("--private", action="store_true", default=None, help="Make the repository a private one.")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="A repository that is made now is a private one (default), or one that everybody sees.",
+    )
     parser.add_argument("--revision", help="Branch, made where it is not there (default: main).")
     parser.add_argument("--commit_message", help="Of the commit.")
     card = parser.add_argument_group("model card")

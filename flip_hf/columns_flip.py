@@ -4,6 +4,9 @@
 Letters: B rows.
 """
 
+import datetime
+import decimal
+import importlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +29,9 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
     A batch in any of the forms users have it -> a mapping of columns.
 
     Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
-    `datasets.Dataset`, an Arrow table or a pandas frame. A key that some of the dicts lack is missing there.
+    `datasets.Dataset` (of a `ClassLabel` the names), an Arrow table, a pandas frame or one row of it (a Series), a
+    record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key that some of the dicts
+    lack is missing there.
 
     Raises:
         TypeError: for anything else.
@@ -38,11 +43,19 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             return rows
         return {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
-        rows = rows.with_format("arrow")[:]
+        return with_class_names(rows.with_format("arrow")[:], rows.features)
     if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
         return _by_name(rows.column_names, rows.column)
-    if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
-        return _by_name(rows.columns, lambda number: rows.iloc[:, number])
+    if hasattr(rows, "iloc"):  # of pandas
+        if hasattr(rows, "columns"):
+            return _by_name(rows.columns, lambda number: rows.iloc[:, number])
+        return as_columns(rows.to_dict())
+    if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
+        return as_columns(
+            {name: rows[name] if np.ndim(rows) else np.asarray(rows)[name].item() for name in rows.dtype.names}
+        )
+    if hasattr(rows, "__arrow_c_stream__"):
+        return as_columns(importlib.import_module("pyarrow").table(rows))
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         if not len(rows):
             raise ValueError("no rows: the list is empty")
@@ -51,8 +64,25 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             return {name: [row.get(name) for row in rows] for name in names}
     raise TypeError(
         f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
-        "Arrow table or a pandas frame"
+        "Arrow table, or a frame of pandas or polars"
     )
+
+
+def with_class_names(table: Any, features: Any) -> Mapping[str, Any]:
+    """
+    Columns of an Arrow table of a `datasets.Dataset`, with the names of classes instead of their numbers, also where a
+    row is a list of them.
+    """
+    columns = dict(as_columns(table))
+    for name, feature in (features or {}).items():
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if names is not None and name in columns:
+            by_number = dict(enumerate(names))
+            columns[name] = [
+                [by_number.get(number) for number in value] if isinstance(value, list) else by_number.get(value)
+                for value in as_list(columns[name])
+            ]
+    return columns
 
 
 def _by_name(names: Sequence[Any], column: Callable[[int], Any]) -> dict[str, Any]:
@@ -101,7 +131,7 @@ def batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
     """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
         for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
-            yield as_columns(batch)
+            yield with_class_names(batch, dataset.features)
     elif isinstance(dataset, Iterator):
         for batch in dataset:
             yield as_columns(batch)
@@ -116,13 +146,14 @@ class CodedColumn(NamedTuple):
     A column as its distinct values, and for each row the number of its value: what is done per value is done once.
 
     Args:
-        values (`Sequence`): distinct values that can be keys of one dict; those of a multivalued field are strings
-            before they are taken apart, or tuples.
+        values (`Sequence`): distinct values that can be keys of one dict.
         indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
+        raw (`Sequence`, *optional*): the distinct values before `mapped`, where it changed them.
     """
 
     values: Sequence[Any]
     indices: np.ndarray
+    raw: Sequence[Any] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -132,12 +163,19 @@ class CodedColumn(NamedTuple):
         """How often each of the values occurs."""
         return np.bincount(self.indices, minlength=len(self.values))
 
+    def mapped(self, values: Sequence[Any]) -> "CodedColumn":
+        """Other values in the place of these, of which several may become one."""
+        if values == self.values:
+            return self
+        coded = code_values(values)
+        return CodedColumn(coded.values, coded.indices[self.indices], self.values)
+
 
 def as_list(column: Any) -> Sequence[Any]:
     """A column as a Python sequence, whatever holds it."""
     if isinstance(column, np.ndarray) and column.dtype == "datetime64[ns]":  # tolist would make integers of it
         column = column.astype("datetime64[us]")
-    for method in ("to_pylist", "tolist"):  # arrow; numpy, pandas and torch
+    for method in ("to_pylist", "tolist", "to_list"):  # arrow; numpy, pandas and torch; polars
         if hasattr(column, method):
             return getattr(column, method)()
     return column if isinstance(column, list | tuple) else list(column)
@@ -172,55 +210,79 @@ def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
     return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
 
 
-def code_scalars(column: Any, field: str, keep_numbers: bool, first_row: int = 0) -> CodedColumn:
+def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     """
-    A column of single values. 1, 1.0 and True are equal to Python; where they are to differ (`keep_numbers=False`)
-    they become the strings they stand for.
+    A column of single values as they are: strings, numbers, truths, times, `None`.
 
     Raises:
         TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
     """
     if is_arrow(column):
         indices, values = _arrow_codes(column)
-        values = plain_values(values, field, keep_numbers)
+        values = plain_values(values, field)
         indices = indices.astype(np.int64)
         is_null = indices < 0
         if is_null.any():
             values, indices = [*values, None], np.where(is_null, len(values), indices)
-        return CodedColumn(values, indices)
-    return code_values(plain_values(as_list(column), field, keep_numbers, first_row))
+        coded, dtype = CodedColumn(values, indices), str(column.type)
+    else:
+        coded = code_values(plain_values(as_list(column), field, first_row))
+        dtype = str(getattr(column, "dtype", "")).lower().removeprefix("torch.")
+    short = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}.get(dtype)
+    if short is None:
+        return coded
+    # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
+    printed = np.array(coded.values, short).astype(str).astype(np.float64).tolist()
+    return coded.mapped([None if value != value else value for value in printed])
 
 
-def list_rows(column: Any, field: str) -> list[tuple] | None:
+def list_rows(column: Any, field: str, read: Callable[[Sequence[Any]], list[str | None]]) -> list[tuple] | None:
     """
-    Rows of an Arrow column of lists, as tuples of the strings in them, each distinct one made once, and empty where
-    the row is null; `None` for every other column.
+    Rows of an Arrow column of lists, as tuples of the strings that `read` makes of their distinct elements, missing
+    ones left out, and empty where the row is null; `None` for every other column.
     """
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
     is_map = hasattr(column, "keys")
     if is_map or not hasattr(column, "value_lengths") or not is_arrow(column.flatten()):
         return None
-    elements = code_scalars(column.flatten(), field, keep_numbers=False)
-    texts = [value if type(value) is str or value is None else canonical_value(value) for value in elements.values]
+    elements = code_scalars(column.flatten(), field)
+    return tuples_of(elements, column.value_lengths().fill_null(0).to_numpy(), read)
+
+
+def tuples_of(
+    elements: CodedColumn, lengths: Sequence[int] | np.ndarray, read: Callable[[Sequence[Any]], list[str | None]]
+) -> list[tuple]:
+    """Elements of all rows, end to end, and how many each row has `(B,)` -> a tuple of strings for each row."""
+    texts = read(elements.values)
     flat = list(map(texts.__getitem__, elements.indices.tolist()))
-    bounds = np.append(0, np.cumsum(column.value_lengths().fill_null(0).to_numpy())).tolist()
-    return [tuple(flat[start:end]) for start, end in itertools.pairwise(bounds)]
+    bounds = np.append(0, np.cumsum(lengths, dtype=np.int64)).tolist()
+    rows = [tuple(flat[start:end]) for start, end in itertools.pairwise(bounds)]
+    return rows if None not in texts else [tuple(text for text in row if text is not None) for row in rows]
 
 
-def plain_values(column: Sequence[Any], field: str, keep_numbers: bool, first_row: int = 0) -> Sequence[Any]:
+def plain_values(column: Sequence[Any], field: str, first_row: int = 0) -> Sequence[Any]:
+    """Values as Python has them, fit to be keys. Beside numbers a truth becomes a word: 1 and `True` are one key."""
     types = set(map(type, column))
-    if types <= {str, type(None)} or types == {int} or (keep_numbers and types <= {int, float, str, type(None)}):
+    if types <= {str, int, float, type(None)} or types <= {bool, type(None)}:
         return column
     for row, value in enumerate(column):
         if is_container(value):
             raise TypeError(container_message(value, field, first_row + row))
-    if keep_numbers:
-        return [
-            value.item() if hasattr(value, "item") and not isinstance(value, np.datetime64) else value
-            for value in column
-        ]
-    return [value if type(value) is str else canonical_value(value) for value in column]
+    plain = [_plain_value(value) for value in column]
+    if {bool} < set(map(type, plain)) - {str, type(None)}:
+        return [str(value) if type(value) is bool else value for value in plain]
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if hasattr(value, "item") and not isinstance(value, np.datetime64):  # of numpy or torch
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, datetime.date | np.datetime64 | decimal.Decimal):
+        return None if canonical_value(value) is None else value
+    return canonical_value(value)
 
 
 _LABELS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
@@ -249,6 +311,7 @@ def read_labels(column: Any, name: str) -> np.ndarray:
         label = as_list(values)[int(wrong[0])]
         raise ValueError(
             f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
-            "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+            "it so (load_ctr_dataset has label_map for words and classes, label_threshold for a rating), or leave the "
+            "column out to predict"
         )
     return array.astype(np.float32)

@@ -20,7 +20,7 @@ from .columns_flip import CodedColumn, as_list, batches, read_labels, select_col
 from .configuration_flip import PAD_FEATURE_ID
 from .fields_flip import CategoricalField, DatePartField, Field, MultivaluedField, NumericField, StatisticField
 from .report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
-from .values_flip import read_number, read_time
+from .values_flip import read_number, read_times
 
 
 _BATCH_SIZE = 100_000
@@ -391,8 +391,8 @@ class _Judge:
         yield from self.of_labels()
         for number, one in enumerate(fields):
             yield from self.of_holes(one)
-            yield from self.of_unseen(one, number)
-            yield from self.of_values(one, number)
+            # of dates, numbers and texts read as categories the new ones are unseen: what is said of them mends both
+            yield from list(self.of_values(one, number)) or self.of_unseen(one, number)
             if one.auc is not None and one.auc > _SUSPICIOUS_AUC:
                 yield (
                     f"{one.name}: predicts the label suspiciously well, AUC {one.auc:.3f} on its own. If it is not "
@@ -402,14 +402,18 @@ class _Judge:
 
     def of_labels(self) -> Iterator[str]:
         label = self.main.extractor.label
-        for name, split in self.splits.items():
-            if split.num_labelled and split.num_positive in (0, split.num_labelled):
-                so = "nothing can be learnt" if split is self.main else "there is no AUC"
-                yield (
-                    f"{label}: all {split.num_labelled:,} labels of {self.rows_of(name)} are "
-                    f"{int(split.num_positive > 0)}, so {so}. Look at the rule that makes the label "
-                    "(label_threshold), or split the rows at random"
-                )
+        alike = {name: one for name, one in self.splits.items() if one.num_positive in (0, one.num_labelled)}
+        alike = {name: one for name, one in alike.items() if one.num_labelled}
+        if alike:
+            where = " and ".join(
+                f"all {one.num_labelled:,} labels of {self.rows_of(name)} are {int(one.num_positive > 0)}"
+                for name, one in alike.items()
+            )
+            so = "nothing can be learnt" if self.main in alike.values() else "there is no AUC"
+            yield (
+                f"{label}: {where}, so {so}. Look at the rule that makes the label (label_threshold), or split the "
+                "rows at random"
+            )
 
     def of_holes(self, one: FieldReport) -> Iterator[str]:
         empty = [name for name, share in one.missing.items() if share > _MOSTLY_MISSING]
@@ -418,23 +422,30 @@ class _Judge:
             yield f"{one.name}: missing in {where}. Leave it out of `fields`, unless a hole says something"
 
     def of_unseen(self, one: FieldReport, number: int) -> Iterator[str]:
+        is_numeric = isinstance(self.main.fields[number], NumericField)
+        shares = {}
         for name, split in self.splits.items():
             num_values = split.num_ids[number] - split.missing[number]  # which a field of text alone has none of
             share = split.unseen[number] / num_values if num_values > 0 else 0.0
-            where = self.rows_of(name)
-            if isinstance(split.fields[number], NumericField):
-                if share > _MANY_UNREADABLE:
-                    yield (
-                        f"{one.name}: {percent(share)} of its values in {where} are no numbers. Clean the "
-                        f'column, or read it as categories: field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
-                    )
-            elif share > _MOSTLY_UNSEEN:
-                remedy = "lower min_frequency" if split is self.main else "split the rows in another way"
-                yield (
-                    f"{one.name}: {percent(share)} of its values in {where} are not in the vocabulary, so "
-                    f"their ids say nothing. Add them (extractor.extend), {remedy}, or give the field to the language "
-                    f"model alone: {_to_text(one.name)}"
-                )
+            if share > (_MANY_UNREADABLE if is_numeric else _MOSTLY_UNSEEN):
+                shares[name] = share
+        if not shares:
+            return
+        where = " and ".join(
+            f"{percent(share)} of its values in {self.rows_of(name)}" for name, share in shares.items()
+        )
+        if is_numeric:
+            yield (
+                f"{one.name}: {where} are no numbers. Clean the column, or read it as categories: "
+                f'field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
+            )
+            return
+        remedies = ["lower min_frequency"] if any(self.splits[name] is self.main for name in shares) else []
+        remedies += ["split the rows in another way"] if len(remedies) < len(shares) else []
+        yield (
+            f"{one.name}: {where} are not in the vocabulary, so their ids say nothing. Add them (extractor.extend), "
+            f"{', '.join(remedies)}, or give the field to the language model alone: {_to_text(one.name)}"
+        )
 
     def of_values(self, one: FieldReport, number: int) -> Iterator[str]:
         spec = self.main.fields[number]
@@ -505,7 +516,7 @@ def _to_text(name: str) -> str:
 
 def _is_iso(text: str) -> bool:
     try:
-        read_time(text)
+        read_times([text])
     except ValueError:
         return False
     return True
@@ -553,6 +564,7 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
         fields=fields,
         warnings=list(_Judge(counted, main).warnings(fields)),
         max_length=None if processor is None else processor.max_length,
+        label_mean=counted[main].num_positive / counted[main].num_labelled if counted[main].num_labelled else None,
     )
 
 

@@ -7,11 +7,12 @@ that are fixed beforehand, and the fold of a row follows from its content.
 Letters: B rows, n distinct values, K folds (`NUM_FOLDS`).
 """
 
+import functools
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from .columns_flip import CodedColumn, as_columns, as_list, batches, read_labels, select_columns
+from .columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, read_labels, select_columns
 from .fields_flip import (
+    KIND_OF_OPTION,
+    KIND_OF_TYPE,
     AgeField,
     CategoricalField,
     Field,
@@ -29,8 +32,9 @@ from .fields_flip import (
     StatisticField,
     expand_field,
     field_from_dict,
-    infer_kind,
+    infer_column,
 )
+from .values_flip import VALUE_TYPES, is_code
 
 
 logger = logging.get_logger(__name__)
@@ -62,7 +66,7 @@ def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
     if isinstance(field, MultivaluedField):
         texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
     elif isinstance(field, CategoricalField):
-        texts = (text or "" for text in field.canonical(values))
+        texts = (text or "" for text in values)
     else:
         numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
         return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
@@ -112,7 +116,7 @@ class ValueCounts:
                 for element in elements or (None,):
                     counts[element] = counts.get(element, 0) + count
             return
-        for value, count in zip(field.canonical(column.values), occurrences, strict=True):
+        for value, count in zip(column.values, occurrences, strict=True):
             counts[value] = counts.get(value, 0) + count
 
     def merge(self, other: "ValueCounts") -> None:
@@ -147,9 +151,9 @@ class HashCounts:
             for value, count in zip(column.values, column.counts().tolist(), strict=True):
                 elements = field.elements(value)
                 self.longest = max(self.longest, len(elements))
-                np.add.at(self.counts, hash_buckets(elements or [None], for_missing), count)
+                np.add.at(self.counts, hash_buckets(elements or (None,), for_missing), count)
             return
-        np.add.at(self.counts, hash_buckets(field.canonical(column.values), for_missing), column.counts())
+        np.add.at(self.counts, hash_buckets(column.values, for_missing), column.counts())
 
     def merge(self, other: "HashCounts") -> None:
         self.longest = max(self.longest, other.longest)
@@ -251,7 +255,7 @@ class LabelCounts:
         self.totals += np.stack(
             [np.bincount(folds, weights, NUM_FOLDS).astype(np.int64) for weights in (None, clicks)], axis=1
         )
-        of_value = np.array([self._row(text or "") for text in field.canonical(column.values)], np.int64)
+        of_value = np.array([self._row(text or "") for text in column.values], np.int64)
         rows = of_value[column.indices]
         np.add.at(self.sums[:, :, 0], (rows, folds), 1)
         np.add.at(self.sums[:, :, 1], (rows, folds), clicks)
@@ -280,24 +284,30 @@ class LabelCounts:
 
 
 def choose_fields(
-    columns: Mapping[str, Any],
+    heads: Sequence[Mapping[str, Any]],
     fields: Sequence[str] | None,
     label: str,
     exclude: Sequence[str],
     field_options: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Field]:
     """
-    The schema of a table: named fields (or all columns but the label and `exclude`), the kind of each from
-    `field_options` or from the type of its column.
+    The schema of a table: named fields (or all columns but the label and `exclude`), type and kind of each from
+    `field_options` or from its values. What was decided, and why, is logged.
+
+    Args:
+        heads (`list[dict]`): the first rows, in batches of columns.
 
     Raises:
-        ValueError: for a field or option that is not there, or if no field is left.
+        ValueError: for a field, an option or a label (other than the default) that is not there, or if no field is
+            left.
         TypeError: if `fields` is one string.
     """
     if isinstance(fields, str):
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
     options = {name: dict(given) for name, given in (field_options or {}).items()}
-    names = list(columns)
+    names = list(heads[0])
+    if label != "label" and label not in names:  # misspelt, and the real one would be a field
+        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(names)}")
     if fields is None:
         fields = [name for name in names if name != label and (name not in exclude or name in options)]
     unknown = [name for name in fields if name not in names]
@@ -314,30 +324,36 @@ def choose_fields(
         )
     chosen: list[Field] = []
     statistics: list[Field] = []
-    whole = []
+    said = []
     for name in fields:
         given = options.get(name, {})
-        if "kind" not in given:
-            kind = infer_kind(columns[name])
-            if kind == "datetime":
-                if not given:
-                    logger.warning(
-                        f"column {name!r} holds dates or times and is left out: ask for its parts with "
-                        f'field_options={{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
-                    )
-                    continue
-            elif kind == "numeric" and not given and _all_whole(columns[name]):
-                whole.append(name)
-            given = {"kind": kind, **given}
-        of_column, of_its_statistics = expand_field(name, given)
+        is_list, value_type, why = infer_column(
+            [head[name] for head in heads if name in head], name, given.get("separator")
+        )
+        if "type" in given:
+            value_type, why = given.pop("type"), "as asked"
+            if value_type not in VALUE_TYPES:
+                raise ValueError(f"field {name!r}: type={value_type!r} is not one of {', '.join(VALUE_TYPES)}")
+        is_asked = "kind" in given
+        kind = "multivalued" if is_list else KIND_OF_TYPE[value_type]
+        for option in given:  # statistics is the last word: it has buckets, too
+            kind = kind if "statistics" in given else KIND_OF_OPTION.get(option, kind)
+        kind = given.pop("kind", kind)
+        if kind == "datetime" and not is_asked and not given and why != "as asked":
+            said.append(
+                f'{name}: time ({why}), left out; for its parts field_options={{{name!r}: {{"kind": "datetime", '
+                '"parts": ["hour", "weekday", "age"]}}'
+            )
+            continue
+        of_type = {"type": value_type} if kind in ("categorical", "multivalued") else {}
+        of_column, of_its_statistics = expand_field(name, {"kind": kind, **of_type, **given})
         chosen += of_column
         statistics += of_its_statistics
-    if whole:
-        logger.warning(
-            f"{', '.join(whole)} hold floats that are all whole numbers and are read as numeric: if they are ids "
-            f"(pandas makes floats of integers with holes), say so: field_options={{{whole[0]!r}: "
-            '{"kind": "categorical"}}'
-        )
+        said.append(f"{name}: {value_type} ({why}), {kind}{' as asked' if is_asked else ''}")
+    left_out = [name for name in names if name not in fields and name != label]
+    if left_out:
+        said.append(f"no fields: {', '.join(left_out)}")
+    logger.warning("the fields, by what their values are (field_options says otherwise):\n  " + "\n  ".join(said))
     chosen += statistics
     if not chosen:
         raise ValueError(f"no field is left: the table has {', '.join(names) or 'no columns'}")
@@ -345,12 +361,6 @@ def choose_fields(
     if repeated:
         raise ValueError(f"field {repeated[0]!r} is both a column and made of another one: rename the column")
     return chosen
-
-
-def _all_whole(column: Any) -> bool:
-    numbers, _ = NumericField(name="").numbers(as_list(column))
-    numbers = numbers[np.isfinite(numbers)]
-    return bool(len(numbers)) and bool((numbers == np.floor(numbers)).all())
 
 
 class FeatureCounts:
@@ -369,8 +379,9 @@ class FeatureCounts:
 
     Example:
         ```python
-        parts = [FeatureCounts.count(load_ctr_dataset(path)) for path in paths]  # one process each
-        extractor = FlipFeatureExtractor.from_counts(FeatureCounts.merge(parts))
+        first = FeatureCounts.count(load_ctr_dataset(paths[0]))
+        parts = [FeatureCounts.count(load_ctr_dataset(path), fields=first.fields) for path in paths[1:]]  # anywhere
+        extractor = FlipFeatureExtractor.from_counts(FeatureCounts.merge([first, *parts]))
         ```
     """
 
@@ -382,6 +393,7 @@ class FeatureCounts:
         self.of_field: list[Any] = [self._counter(field) for field in self.fields]
         sources = dict.fromkeys(field.source for field in self.fields if isinstance(field, StatisticField))
         self.of_source: dict[str, LabelCounts] = {source: LabelCounts() for source in sources}
+        self._said: set[str] = set()
 
     @staticmethod
     def _counter(field: Field) -> Any:
@@ -397,7 +409,7 @@ class FeatureCounts:
     def count(
         cls,
         dataset: Any,
-        fields: Sequence[str] | None = None,
+        fields: Sequence[str] | Sequence[Field] | None = None,
         label: str = "label",
         exclude: Sequence[str] = ("rating", "timestamp"),
         field_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -410,7 +422,8 @@ class FeatureCounts:
         Args:
             dataset: training rows: a `Dataset` or streamed `IterableDataset`, any form that `extractor(rows)` takes,
                 or an iterator of such batches.
-            fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`].
+            fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be the
+                `fields` of other counts, of a part of the same table: what was decided there holds here.
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
 
@@ -430,11 +443,19 @@ class FeatureCounts:
                 f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset"
             )
         rest = batches(dataset)
-        first = next(rest, None)
-        if not first:
+        heads: list[Mapping[str, Any]] = []
+        num_head_rows = 0
+        while num_head_rows < BATCH_SIZE and (head := next(rest, None)):
+            heads.append(head)
+            num_head_rows += len(next(iter(head.values())))
+        if not heads:
             raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
-        counts = cls(choose_fields(first, fields, label, exclude, field_options), label)
-        rest = itertools.chain([first], rest)
+        if fields and all(isinstance(field, Field) for field in fields):
+            counts = cls(fields, label)  # type: ignore[arg-type]
+        else:
+            chosen = choose_fields(heads, fields, label, exclude, field_options)  # type: ignore[arg-type]
+            counts = cls(chosen, label)
+        rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             saved = cls.load(checkpoint)
             if (saved.fields, saved.label) != (counts.fields, label):
@@ -467,10 +488,13 @@ class FeatureCounts:
     def field_names(self) -> list[str]:
         return [field.name for field in self.fields]
 
-    def add(self, rows: Any) -> None:
-        """Counts rows, in any form that `extractor(rows)` takes."""
+    def add(self, rows: Any, codes: Callable[[str], Mapping[Any, str]] | None = None) -> None:
+        """Counts rows, in any form that `extractor(rows)` takes; `codes` as for `code_columns`."""
         rows = as_columns(rows)
-        coded = code_columns(self.fields, rows, self.num_rows)
+        coded = code_columns(self.fields, rows, self.num_rows, codes)
+        for field, column in zip(self.fields, coded, strict=True):
+            if getattr(field, "type", "text") in ("integer", "number") and column.raw is not None:
+                self._say_of_codes(field, column.raw)
         labels = None
         if any(isinstance(field, StatisticField) and field.statistic == "label_mean" for field in self.fields):
             if self.label not in rows:
@@ -487,6 +511,15 @@ class FeatureCounts:
                 number = self.field_names.index(source)
                 label_counts.add(self.fields[number], coded[number], folds, labels)  # type: ignore[arg-type]
         self.num_rows += coded[0].num_rows
+
+    def _say_of_codes(self, field: Field, values: Sequence[Any]) -> None:
+        code = next((value for value in values if is_code(value)), None)
+        if code is not None and field.name not in self._said:
+            self._said.add(field.name)
+            logger.warning(
+                f"field {field.name!r} is read as numbers and has {code!r} in its later rows: if zeros at the front "
+                f'matter, say so: field_options={{{field.name!r}: {{"type": "text"}}}}'
+            )
 
     @classmethod
     def merge(cls, parts: Sequence["FeatureCounts"]) -> "FeatureCounts":
@@ -507,7 +540,8 @@ class FeatureCounts:
                 raise ValueError(
                     "the parts were counted with different fields, so they do not add up: "
                     + (" and ".join(pairs[0]) if pairs else f"{merged.field_names} and {part.field_names}")
-                    + "; name the kinds with field_options"
+                    + "; count the others with fields=counts.fields of the first, or name types and kinds with "
+                    "field_options"
                 )
             merged.num_rows += part.num_rows
             for mine, other in zip(merged.of_field, part.of_field, strict=True):
@@ -558,10 +592,19 @@ class FeatureCounts:
         return counts
 
 
-def code_columns(fields: Sequence[Field], rows: Mapping[str, Any], first_row: int = 0) -> list[CodedColumn]:
+def code_columns(
+    fields: Sequence[Field],
+    rows: Mapping[str, Any],
+    first_row: int = 0,
+    codes: Callable[[str], Mapping[Any, str]] | None = None,
+) -> list[CodedColumn]:
     """
-    The column of each field, coded; fields that read the same column in the same way share one result. Errors count
-    rows from `first_row`.
+    The column of each field, coded and brought to the field's type; fields that read the same column in the same way
+    share one result.
+
+    Args:
+        first_row (`int`): errors count rows from here.
+        codes (`Callable`, *optional*): name of a field -> number -> the known value that is written so.
     """
     names = list(dict.fromkeys(name for field in fields for name in field.columns))
     of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
@@ -569,7 +612,8 @@ def code_columns(fields: Sequence[Field], rows: Mapping[str, Any], first_row: in
     coded: dict[tuple, CodedColumn] = {}
     for field in fields:
         if field.coding not in coded:
-            coded[field.coding] = field.code([raw[name] for name in field.columns], first_row)
+            own = None if codes is None else functools.partial(codes, field.name)
+            coded[field.coding] = field.code([raw[name] for name in field.columns], own, first_row)
     return [coded[field.coding] for field in fields]
 
 

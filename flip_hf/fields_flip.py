@@ -1,28 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a field is: its kind, its options, and how the raw values of its column are read and said in words.
 
-A kind is one class with `code` (raw columns -> distinct values and each row's index into them) and `text` (a value ->
-words, `None` where it is missing), and one entry of `FIELD_KINDS`. What is learnt from rows lives elsewhere: counts in
-`feature_counts_flip.py`, ids in `feature_extraction_flip.py`.
+A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words,
+`None` where it is missing), and one entry of `FIELD_KINDS`. `Field.code` is the one door for raw values: whatever
+container they come in, behind it they are strings or numbers of the field's value type. What is learnt from rows lives
+elsewhere: counts in `feature_counts_flip.py`, ids in `feature_extraction_flip.py`.
 """
 
 import dataclasses
-import datetime
-import decimal
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .columns_flip import CodedColumn, as_list, code_scalars, code_values, is_arrow, list_rows, plain_values
-from .values_flip import canonical_value, is_container, number_text, read_number, read_time
+from .columns_flip import (
+    BATCH_SIZE,
+    CodedColumn,
+    as_list,
+    code_scalars,
+    code_values,
+    is_arrow,
+    list_rows,
+    plain_values,
+    tuples_of,
+)
+from .configuration_flip import POOLINGS
+from .values_flip import (
+    VALUE_TYPES,
+    canonical_value,
+    container_message,
+    infer_type,
+    is_container,
+    number_text,
+    read_number,
+    read_times,
+    read_values,
+)
 
 
 VIEWS = ("joint", "tabular", "text")
-POOLINGS = ("mean", "sum", "attention")
 BUCKETINGS = ("quantile", "log", "fixed")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 _POWERS = tuple(2.0**exponent for exponent in range(-20, 64))
@@ -49,8 +68,6 @@ class Field:
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
-    # whether 1, 1.0 and True may be one value, as they are to Python
-    reads_numbers: ClassVar[bool] = False
     name: str
     view: str = "joint"
     column: str | None = None
@@ -82,15 +99,31 @@ class Field:
     @property
     def coding(self) -> tuple:
         """Fields of equal coding have equal `CodedColumn`s."""
-        return (*self.columns, self.reads_numbers)
+        return (*self.columns, self.kind)
 
-    def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
-        """Raw columns -> distinct values and indices. Raises `TypeError` for a container, naming field and row."""
-        return code_scalars(columns[0], self.name, self.reads_numbers, first_row)
+    def code(
+        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
+    ) -> CodedColumn:
+        """
+        Raw columns -> distinct values, brought to the field's type, and indices.
+
+        Args:
+            codes (`Callable`, *optional*): see `read_values`.
+            first_row (`int`): errors count rows from here.
+
+        Raises:
+            TypeError: for a container, naming field and row.
+        """
+        raw = code_scalars(columns[0], self.name, first_row)
+        return raw.mapped(self.read(raw.values, codes))
+
+    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[Any]:
+        """Distinct raw values -> what they stand for, `None` where that is missing."""
+        raise NotImplementedError
 
     def text(self, value: Any) -> str | None:
-        """What the text says of a value; `None` where it is missing."""
-        return canonical_value(value, self.name)
+        """What the text says of a value that `read` gave; `None` where it is missing."""
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """For json: kind, number of slots, and every option that is not at its default."""
@@ -112,15 +145,18 @@ class CategoricalField(Field):
         vocabulary_size (`int`, *optional*): at most so many values, the most frequent ones.
         hash_buckets (`int`, *optional*): values are hashed to so many ids and no vocabulary is stored: nothing is
             unseen, and values share ids.
+        type (`str`): what values are, one of `VALUE_TYPES` (see `read_values`).
     """
 
     kind: ClassVar[str] = "categorical"
+    type: str = "text"
     min_frequency: int | None = None
     vocabulary_size: int | None = None
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_choice("type", VALUE_TYPES)
         for option in ("min_frequency", "vocabulary_size", "hash_buckets"):
             if getattr(self, option) is not None:
                 self._check_at_least(option, 1)
@@ -134,43 +170,48 @@ class CategoricalField(Field):
     def has_vocabulary(self) -> bool:  # type: ignore[override]
         return not self.hash_buckets
 
-    def canonical(self, values: Sequence[Any]) -> list[str | None]:
-        """Distinct values -> what the vocabulary holds."""
-        if set(map(type, values)) == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
-            return [value.strip() or None for value in values]
-        return [canonical_value(value, self.name) for value in values]
+    @property
+    def coding(self) -> tuple:
+        return (*self.columns, "categorical", self.type)
+
+    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:
+        return read_values(values, self.type, self.name, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatePartField(CategoricalField):
     """
-    A part of a date or time (see `read_time`), in UTC.
+    A part of a date or time (see `read_times`), in UTC.
 
     Args:
         part (`str`): `"hour"` (0 to 23), `"weekday"` ("Monday") or `"month"` ("January").
+        format (`str`, *optional*): of times without dashes, `"%y%m%d%H"` say.
     """
 
     kind: ClassVar[str] = "date_part"
-    reads_numbers: ClassVar[bool] = True
     part: str
+    format: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("part", DATE_PARTS)
 
-    def text(self, value: Any) -> str | None:
-        seconds = read_time(value, self.name)
-        if math.isnan(seconds):
-            return None
-        days, second = divmod(seconds, SECONDS_PER_DAY)
+    @property
+    def coding(self) -> tuple:
+        return (*self.columns, self.part, self.format)
+
+    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:
+        return [
+            None if math.isnan(seconds) else self._part_of(*divmod(seconds, SECONDS_PER_DAY))
+            for seconds in read_times(values, self.name, self.format).tolist()
+        ]
+
+    def _part_of(self, days: float, second: float) -> str:
         if self.part == "hour":
             return str(int(second // 3600))
         if self.part == "weekday":
             return _WEEKDAYS[(int(days) + 3) % 7]  # 1970 began on a Thursday
         return _MONTHS[np.datetime64(int(days), "D").astype("datetime64[M]").astype(int) % 12]
-
-    def canonical(self, values: Sequence[Any]) -> list[str | None]:
-        return [self.text(value) for value in values]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,15 +224,13 @@ class NumericField(Field):
             from 2^-20 to 2^63, of both signs, that lie between the training rows) or `"fixed"` (`edges`).
         num_buckets (`int`): of quantile bucketing; fewer where values repeat.
         edges (`tuple[float, ...]`, *optional*): increasing; bucket k holds edges[k - 1] <= x < edges[k].
-        text_format (`str`, *optional*): as Python's `format`, `",.2f"` say; default: strings as they are, numbers with
-            six significant digits.
+        text_format (`str`, *optional*): as Python's `format`, `",.2f"` say; default: six significant digits.
 
     A number outside the training rows' range falls into the first or last bucket. What is no number (see
     `read_number`) takes the field's id for unseen values, and the text says it as it is.
     """
 
     kind: ClassVar[str] = "numeric"
-    reads_numbers: ClassVar[bool] = True
     bucketing: str = "quantile"
     num_buckets: int = 32
     edges: tuple[float, ...] | None = None
@@ -225,57 +264,73 @@ class NumericField(Field):
         """Edges that training rows do not decide."""
         return LOG_EDGES if self.bucketing == "log" else self.edges
 
-    def numbers(self, values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct values -> float64 `(n,)`, nan where missing; bool `(n,)`, true where a value is no number."""
+    def read(
+        self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None
+    ) -> list[float | str | None]:
+        """Numbers; what is none, as the string that it is."""
         if set(map(type, values)) <= {float, type(None)}:
-            return np.array(values, np.float64), np.zeros(len(values), bool)
-        read = [read_number(value, self.name) for value in values]
-        unreadable = np.array([number is None for number in read], bool)
-        return np.array([math.nan if number is None else number for number in read], np.float64), unreadable
+            return [None if value is None or math.isnan(value) else value for value in values]
+        numbers: list[float | str | None] = []
+        for value in values:
+            number = value if type(value) is float else read_number(value, self.name)
+            numbers.append(
+                canonical_value(value, self.name) if number is None else None if math.isnan(number) else number
+            )
+        return numbers
 
-    def text(self, value: Any) -> str | None:
-        number = read_number(value, self.name)
-        if number is None:
-            return canonical_value(value)
-        if math.isnan(number):
-            return None
-        if self.text_format is not None:
-            return format(number + 0.0, self.text_format)  # -0.0 + 0.0 is 0.0, which it is equal to
-        return value.strip() if isinstance(value, str) else number_text(number)
+    def numbers(self, values: Sequence[float | str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """What `read` gave -> float64 `(n,)`, nan where missing; bool `(n,)`, true where a value is no number."""
+        unreadable = np.array([type(value) is str for value in values], bool)
+        return np.array([math.nan if type(value) is str else value for value in values], np.float64), unreadable
+
+    def text(self, value: float | str | None) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        return number_text(value) if self.text_format is None else format(value + 0.0, self.text_format)  # no "-0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgeField(NumericField):
     """
-    Days from a date or time (see `read_time`) to a later one.
+    Days from a date or time (see `read_times`) to a later one.
 
     Args:
         reference (`str`, *optional*): column with the later time of the same row (when the ad was shown); default: the
             newest time of the training rows, counted in whole hours.
+        format (`str`, *optional*): of times without dashes, `"%y%m%d%H"` say.
     """
 
     kind: ClassVar[str] = "age"
     reference: str | None = None
+    format: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         own = super().columns
         return own if self.reference is None else (*own, self.reference)
 
-    def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
-        if self.reference is None:
-            return super().code(columns, first_row)
-        start, end = (plain_values(as_list(column), self.name, True, first_row) for column in columns)
-        return code_values(list(zip(start, end, strict=True)))
+    @property
+    def coding(self) -> tuple:
+        return (*self.columns, "age", self.format)
 
-    def numbers(self, values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Age in days, or whole hours since 1970 where the age is counted from the newest training row."""
+    def code(
+        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
+    ) -> CodedColumn:
         if self.reference is None:
-            times = np.array([read_time(value, self.name) for value in values], np.float64)
-            return np.floor(times / 3600), np.zeros(len(values), bool)
-        pairs = [[read_time(value, self.name) for value in pair] for pair in values]
-        start, end = np.array(pairs, np.float64).reshape(-1, 2).T
-        return (end - start) / SECONDS_PER_DAY, np.zeros(len(values), bool)
+            return super().code(columns, codes, first_row)
+        start, end = (
+            read_times(coded.values, self.name, self.format)[coded.indices]
+            for coded in (code_scalars(column, self.name, first_row) for column in columns)
+        )
+        days = ((end - start) / SECONDS_PER_DAY).tolist()
+        return code_values([None if math.isnan(age) else age for age in days])
+
+    def read(
+        self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None
+    ) -> list[float | str | None]:
+        """Whole hours since 1970, where the age is counted from the newest training row."""
+        hours = np.floor(read_times(values, self.name, self.format) / 3600).tolist()
+        return [None if math.isnan(hour) else hour for hour in hours]
 
     def ages(self, numbers: np.ndarray, newest: float) -> np.ndarray:
         """What `numbers` gives, and the newest of training rows -> days `(n,)`."""
@@ -301,14 +356,15 @@ class StatisticField(NumericField):
             labels + smoothing x mean of all labels) / (rows + smoothing). A training row sees the mean over the folds
             it is not in, so never its own label; an unseen value has the mean of all labels.
         smoothing (`float`): see above.
+        type (`str`): what the values of its source are.
     """
 
     kind: ClassVar[str] = "statistic"
-    reads_numbers: ClassVar[bool] = False  # its column holds the values of its source
     view: str = "tabular"
     source: str
     statistic: str
     smoothing: float = 20.0
+    type: str = "text"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -317,6 +373,13 @@ class StatisticField(NumericField):
             raise ValueError(f"field {self.name!r}: view={self.view!r}, and a statistic is for the ID tower alone")
         if not self.smoothing > 0:
             raise ValueError(f"field {self.name!r}: smoothing={self.smoothing!r} has to be above 0")
+
+    @property
+    def coding(self) -> tuple:
+        return (*self.columns, "categorical", self.type)
+
+    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:  # type: ignore[override]
+        return read_values(values, self.type, self.name, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,38 +417,50 @@ class MultivaluedField(CategoricalField):
 
     @property
     def coding(self) -> tuple:
-        return (*self.columns, "lists")
+        return (*self.columns, "lists", self.separator, self.type)
 
-    def code(self, columns: Sequence[Any], first_row: int = 0) -> CodedColumn:
-        column = columns[0]
-        if is_arrow(column):
-            return code_scalars(column, self.name, keep_numbers=False, first_row=first_row)
-        rows = list_rows(column, self.name)
-        return code_values([self._row(value) for value in as_list(column)] if rows is None else rows)
+    def code(
+        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
+    ) -> CodedColumn:
+        def read(values: Sequence[Any]) -> list[str | None]:
+            return self.read(values, codes)
 
-    def _row(self, value: Any) -> tuple | str | None:
-        """The values of one row, fit to be a key: as in a column of its own, 1 and True differ."""
-        if not is_container(value) or isinstance(value, Mapping):
-            return canonical_value(value, self.name)
-        row = [
-            part if type(part) is str or part is None else canonical_value(part, self.name) for part in as_list(value)
-        ]
-        return tuple(sorted(filter(None, row)) if isinstance(value, set | frozenset) else row)
+        rows = list_rows(columns[0], self.name, read)
+        if rows is not None:
+            return code_values(rows)
+        if is_arrow(columns[0]):
+            coded = code_scalars(columns[0], self.name, first_row)
+            values, indices = coded.values, coded.indices
+        else:
+            values = as_list(columns[0])
+            indices = np.arange(len(values))
+        lists = [self.split(value, row) for row, value in enumerate(values, first_row)]
+        elements = code_values(plain_values([element for parts in lists for element in parts], self.name, first_row))
+        rows = tuples_of(elements, list(map(len, lists)), read)
+        if any(isinstance(value, set | frozenset) for value in values):
+            rows = [
+                tuple(sorted(row)) if isinstance(value, set | frozenset) else row
+                for value, row in zip(values, rows, strict=True)
+            ]
+        coded = code_values(rows)
+        return CodedColumn(coded.values, coded.indices[indices])
 
-    def elements(self, value: Any) -> list[str]:
-        """The last `max_values` values of one row, in order, without those that are missing."""
+    def split(self, value: Any, row: int | None = None) -> Sequence[Any]:
+        """A raw value -> its elements."""
         if value is None:
-            return []
-        parts = value
-        if not isinstance(value, tuple):
-            parts = str(value).split(self.separator) if self.separator else [value]
-        kept = [text for text in (canonical_value(part, self.name) for part in parts) if text is not None]
-        return kept[-self.max_values :]
+            return ()
+        if isinstance(value, str) and self.separator:
+            return value.split(self.separator)
+        if isinstance(value, Mapping):
+            raise TypeError(container_message(value, self.name, row))
+        return as_list(value) if is_container(value) else (value,)
 
-    def text(self, value: Any) -> str | None:
-        if type(value) is not str and type(value) is not tuple:
-            value = self._row(value)
-        return self.joiner.join(self.elements(value)) or None
+    def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:
+        """The last `max_values` values of one row, in order."""
+        return value[-self.max_values :]
+
+    def text(self, value: tuple[str, ...] | str) -> str | None:
+        return value if isinstance(value, str) else self.joiner.join(self.elements(value)) or None
 
 
 FIELD_KINDS: dict[str, type[Field]] = {
@@ -421,40 +496,51 @@ def field_from_dict(spec: Mapping[str, Any]) -> Field:
     return cls(**options)
 
 
-def infer_kind(column: Any) -> str:
-    """
-    `"numeric"` for floats and decimals, `"multivalued"` for lists, `"datetime"` for dates and times, otherwise
-    `"categorical"`: strings, booleans, and integers, which are ids more often than amounts.
-    """
-    kind = getattr(column, "type", None)
-    if kind is not None and hasattr(column, "dictionary_encode"):  # Arrow
-        name = str(getattr(kind, "value_type", kind)) if hasattr(kind, "index_type") else str(kind)
-        if name.startswith(("list", "large_list", "fixed_size_list")):
-            return "multivalued"
-        if name.startswith(("float", "double", "halffloat", "decimal")):
-            return "numeric"
-        return "datetime" if name.startswith(("timestamp", "date")) else "categorical"
-    dtype = getattr(column, "dtype", None)
-    if isinstance(dtype, np.dtype) and dtype.kind != "O":
-        if getattr(column, "ndim", 1) > 1:
-            return "multivalued"
-        return {"f": "numeric", "M": "datetime"}.get(dtype.kind, "categorical")
-    values = as_list(column)
-    types = {kind for kind in set(map(type, values)) if kind.__name__ not in ("NoneType", "NAType", "NaTType")}
+# the kind of a field whose values are of a type, unless its options say otherwise
+KIND_OF_TYPE = {
+    "integer": "categorical",  # ids more often than amounts
+    "number": "numeric",
+    "boolean": "categorical",
+    "time": "datetime",
+    "text": "categorical",
+}
 
-    def are(*kinds: type) -> bool:
-        return bool(types) and all(issubclass(kind, kinds) for kind in types)
 
-    if are(int, np.integer):
-        return "categorical"
-    # integers beside floats are floats, as in Arrow
-    if bool not in types and are(int, float, np.integer, np.floating, decimal.Decimal):
-        return "numeric"
-    if float in types and all(math.isnan(value) for value in values if type(value) is float):
-        types.remove(float)  # the holes that pandas makes
-    if are(list, tuple, set, frozenset, np.ndarray):
-        return "multivalued"
-    return "datetime" if are(datetime.date, np.datetime64) else "categorical"
+# and the kind that an option asks for, since no other has it
+KIND_OF_OPTION = {
+    **dict.fromkeys(("bucketing", "edges", "num_buckets", "text_format"), "numeric"),
+    **dict.fromkeys(("separator", "max_values", "pooling", "joiner"), "multivalued"),
+    **dict.fromkeys(("parts", "reference", "format"), "datetime"),
+    "statistics": "categorical",
+}
+
+
+def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None) -> tuple[bool, str, str]:
+    """
+    The first rows of a column, in pieces -> whether its rows are lists, the value type of what they hold, and why.
+
+    It follows from the values and not from how they are stored: a csv, a parquet file and a pandas frame of the same
+    table give the same.
+    """
+    splitter = MultivaluedField(name=name, separator=separator)
+    values: dict[Any, None] = {}
+    rows, has_lists, has_scalars = 0, False, False
+    for piece in pieces:
+        piece = piece[: BATCH_SIZE - rows]
+        rows += len(piece)
+        if not is_arrow(piece) and any(map(is_container, listed := as_list(piece))):
+            has_lists = True
+            if any(isinstance(value, Mapping) for value in listed):
+                return False, "text", "not one value"
+            scalars: Sequence[Any] = [value for value in listed if not is_container(value)]
+            elements: Sequence[Any] = [e for value in listed if is_container(value) for e in splitter.split(value)]
+        else:
+            elements = scalars = code_scalars(piece, name).values
+            if separator is not None:
+                elements = [element for value in scalars for element in splitter.split(value)]
+        has_scalars = has_scalars or any(canonical_value(value) is not None for value in scalars)
+        values |= dict.fromkeys(plain_values(elements, name))
+    return has_lists and not has_scalars, *infer_type(list(values))
 
 
 def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], list[Field]]:
@@ -462,8 +548,8 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
     One column with its options -> its fields, and the statistics of it, which stand after all other fields.
 
     `kind="datetime"` becomes a field for each of `parts` (`"hour"`, `"weekday"`, `"month"`, `"age"`; the age with
-    `reference`), `statistics=[...]` of a categorical field a `StatisticField` for each, with `smoothing` and
-    `num_buckets`.
+    `reference`), read by `format`; `statistics=[...]` of a categorical field a `StatisticField` for each, with
+    `smoothing` and `num_buckets`.
 
     Raises:
         ValueError: for an option that is not there or does not take the value.
@@ -473,14 +559,15 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
     if kind == "datetime":
         parts = options.pop("parts", ["hour", "weekday", "age"])
         reference, view = options.pop("reference", None), options.pop("view", "joint")
+        format = options.pop("format", None)
         if options or isinstance(parts, str) or not parts or not set(parts) <= {*DATE_PARTS, "age"}:
             raise ValueError(
                 f"field {name!r}: a datetime field has the options parts (some of {', '.join(DATE_PARTS)}, age), "
-                f"reference and view, not {dict(options, parts=parts)}"
+                f"reference, format and view, not {dict(options, parts=parts)}"
             )
         fields: list[Field] = []
         for part in parts:
-            common = {"name": f"{name}_{part}", "column": name, "view": view}
+            common = {"name": f"{name}_{part}", "column": name, "view": view, "format": format}
             if part == "age":
                 fields.append(AgeField(reference=reference, **common))
             else:
@@ -496,6 +583,13 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
             f"field that has ids; this one is {kind} with view={field.view!r}"
         )
     return [field], [
-        StatisticField(name=f"{name}_{statistic}", source=name, column=name, statistic=statistic, **statistic_options)
+        StatisticField(
+            name=f"{name}_{statistic}",
+            source=name,
+            column=name,
+            statistic=statistic,
+            type=field.type,  # type: ignore[attr-defined]
+            **statistic_options,
+        )
         for statistic in wanted
     ]

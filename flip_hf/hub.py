@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One commit that brings a whole model to the Hub: weights, processor, code, pictures, and our card.
 
-From a folder goes what a model consists of and nothing else: no checkpoints, no log of the training, no pickle. An
-access token is no part of anything that is written, logged or raised here.
+From a folder go the files that `save_pretrained` of model and processor wrote, by their names, and the card with its
+pictures; whatever else lies there stays at home. An access token is no part of anything that is written, logged or
+raised here.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -29,16 +31,23 @@ from .feature_extraction_flip import VOCABULARY_NAME
 from .flops import flops_per_row
 from .metrics import auc, bootstrap_intervals, compute_ctr_metrics, ece, logloss
 from .model_card import LIBRARY_NAME, PLACE, draw_training_curves, hide_tokens, write_model_card
+from .processing_flip import FlipProcessor
+from .pulling_flip import check_shard_names
 
 
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PROCESSOR, _CONFIG, _CARD = "processor_config.json", "config.json", "README.md"
-_SUFFIXES = {".json", ".safetensors", ".py", ".txt", ".md", ".jinja", ".model", ".png", ".svg", ".jpg"}
-_TEXTS = {".json", ".py", ".txt", ".md", ".jinja", ".svg"}
-# what Trainer leaves beside the model; it names folders of the machine it ran on
-_NOT_THE_MODEL = {"trainer_state.json"}
+# beside those that the tokenizer's class names
+_OPTIONAL = (
+    *("preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", _CARD),
+)
+# what runs where a model is loaded with trust_remote_code
+_CODE = {path.name: path for path in sorted(Path(__file__).parent.glob("*_flip*.py"))}
+_PICTURES = {".png", ".svg", ".jpg"}
+_NO_TEXTS = {".safetensors", ".png", ".jpg"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}
 # the error of an answer, and its kin of the HTTP library beneath (httpx, httpx2) for a connection that breaks
 _HUB_FAILURES: Any = tuple(
@@ -63,7 +72,7 @@ def push_to_hub(
     source: Any,
     repo_id: str,
     *,
-    private: bool | None = None,
+    private: bool | None = True,
     revision: str | None = None,
     token: str | None = None,
     commit_message: str | None = None,
@@ -78,7 +87,8 @@ def push_to_hub(
         source: folder that `save_pretrained` of model and processor (or a trainer) wrote, or a [`FlipCTRTrainer`] or
             [`FlipPreTrainingTrainer`], whose `output_dir` is written first.
         repo_id (`str`): `user/name`; it is made where it is not there.
-        private (`bool`, *optional*): of a repository that is made now; default: as the account has it.
+        private (`bool`): whether a repository that is made now is a private one, which it is unless this is `False`.
+            One that is there stays as it is.
         revision (`str`, *optional*): branch, which is made where it is not there; default: `main`.
         token (`str`, *optional*): default: the one of `hf auth login` or of the variable HF_TOKEN.
         commit_message (`str`, *optional*): of the commit.
@@ -88,12 +98,16 @@ def push_to_hub(
         card: anything [`write_model_card`] takes: `title`, `dataset_name`, `label_rule`, `licenses`, `license`, ... A
             folder's own card is kept if none is given; an automatic one never is.
 
+    What goes: configuration, weights and their index, processor, vocabulary and tokenizer under the names that
+    `save_pretrained` gives them, the code of the flip_hf that is installed (the folder's own is not looked at), the
+    card, and the pictures in the folder that the card shows. A warning names the files that stay at home.
+
     Returns:
         `str`: URL of the commit. A push of what is already there makes no new one.
 
     Raises:
-        ValueError: if the folder holds no FLIP model, no processor or not all weights, or holds a pickle or an access
-            token; nothing is sent then.
+        ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
+            in place of a file, code that is not flip_hf's, or an access token; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
         OSError: if the Hub fails in the middle of it, repeatedly: then nothing of the push is to be seen there.
 
@@ -114,16 +128,19 @@ def push_to_hub(
                 "test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics="
             )
         folder = Path(source)
-    check_folder(folder)
-    config = FlipConfig.from_pretrained(folder)
+    files = _model_files(folder)
     if isinstance(source, str | os.PathLike) and (card or not _has_own_card(folder)):
+        config = FlipConfig.from_pretrained(folder)
         write_model_card(folder, config, **{"pretrained": None, **_pictures(folder), **card})
-    files = _files_to_push(folder)
+    files = sorted({*files, _CARD, *_shown_pictures(folder)})
     known = {given for given in (token, get_token()) if isinstance(given, str) and given}
     _refuse_tokens(folder, files, known)
+    _say_what_stays(folder, files)
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
     try:
-        return _push(api, folder, files, repo_id, private, revision, commit_message or "Upload FLIP model")
+        return _push(
+            api, folder, files, repo_id, private is not False, revision, commit_message or "Upload FLIP model"
+        )
     except _HUB_FAILURES as error:
         answer = getattr(error, "response", None)  # none where the connection broke
         text = " ".join(hide_tokens(str(error), sorted(known)).split())
@@ -138,61 +155,80 @@ def push_to_hub(
         ) from error
 
 
-def check_folder(folder: str | os.PathLike) -> None:
-    """
-    Makes sure that a folder can be shared: a FLIP model, whole, with its processor, and no pickle.
-
-    Raises:
-        ValueError: saying what is missing, or what has to go.
-    """
-    folder = Path(folder)
+def _model_files(folder: Path) -> list[str]:
+    """Names of a whole FLIP model with its processor. Raises `ValueError`, saying what is missing or has to go."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: pass one that save_pretrained wrote, or a trainer")
-    if not (folder / _CONFIG).is_file():
-        raise ValueError(f"{folder} has no {_CONFIG}: model.save_pretrained({str(folder)!r}) writes it")
-    model_type = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("model_type")
-    if model_type != FlipConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {model_type!r}, not a FLIP one")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PICKLES)
     if pickles:
         raise ValueError(
             f"{folder} holds {', '.join(pickles)}: a pickle runs code when it is read, and has no place in what is "
             "shared; weights are saved as safetensors, and checkpoints stay at home"
         )
-    for name in (_PROCESSOR, VOCABULARY_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} has no {name}: a model is of no use without its processor, and "
-                f"processor.save_pretrained({str(folder)!r}) writes it"
-            )
-    if not (folder / _INDEX).is_file():
-        wanted = {_WEIGHTS}
+    _require(folder, "model", _CONFIG)
+    config = _read(folder / _CONFIG)
+    if config.get("model_type") != FlipConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not a FLIP one")
+    if config.get("architectures") not in (["FlipForCTR"], ["FlipForPreTraining"]):
+        raise ValueError(f"{folder} holds a {config.get('architectures')}, not a FlipForCTR or FlipForPreTraining")
+    _require(folder, "processor", _PROCESSOR, VOCABULARY_NAME)
+    files = [_CONFIG, _PROCESSOR, VOCABULARY_NAME, *_OPTIONAL]
+    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
+        check_shard_names(str(folder), {})
+        shards = {_INDEX, *_read(folder / _INDEX)["weight_map"].values()}
     else:
-        wanted = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in wanted if not (folder / name).is_file())
-    if missing:
-        raise ValueError(f"{folder} has no {missing[0]}: model.save_pretrained({str(folder)!r}) writes it")
+        shards = {_WEIGHTS}
+    _require(folder, "model", *sorted(shards))
+    for name in (_CONFIG, _PROCESSOR, "preprocessor_config.json", "tokenizer_config.json"):
+        saved = _read(folder / name) if (folder / name).is_file() else {}
+        for part in (saved, saved.get("feature_extractor") or {}):
+            for code in (part.get("auto_map") or {}).values():
+                # it runs where somebody loads the model with trust_remote_code
+                if f"{code}".rpartition(".")[0] + ".py" not in _CODE:
+                    raise ValueError(f"{folder / name} names code that is not flip_hf's, {code!r} in its auto_map")
+    processor = FlipProcessor.from_pretrained(folder)
+    FlipConfig.from_pretrained(folder).check_processor(processor)
+    files += [*shards, *getattr(processor.tokenizer, "vocab_files_names", {}).values()]
+    links = [name for name in files if (folder / name).is_symlink()]
+    if links:
+        raise ValueError(f"{folder / links[0]} is a link: put the file itself in its place")
+    return [name for name in files if (folder / name).is_file()]
 
 
-def _files_to_push(folder: Path) -> list[str]:
-    names, left = [], []
-    for path in sorted(folder.iterdir()):
-        is_hidden = path.name.startswith((".", "_"))
-        if path.is_file() and not is_hidden and path.suffix in _SUFFIXES and path.name not in _NOT_THE_MODEL:
-            names.append(path.name)
-        elif path.is_file():
-            left.append(path.name)
-    if left:
-        logger.info(f"not pushed, since they are no part of the model: {', '.join(left)}")
-    return names
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _require(folder: Path, writer: str, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
 
 
 def _refuse_tokens(folder: Path, files: Sequence[str], tokens: set[str]) -> None:
     for name in files:
-        if Path(name).suffix in _TEXTS:
+        if Path(name).suffix not in _NO_TEXTS:
             text = (folder / name).read_text(encoding="utf-8", errors="replace")
             if any(token in text for token in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
                 raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
+
+
+def _say_what_stays(folder: Path, files: Sequence[str]) -> None:
+    """Files and links that are not sent (folders never are), and code that is another than flip_hf's."""
+    left = []
+    for path in sorted(folder.iterdir()):
+        is_own = path.name in _CODE and path.read_bytes() == _CODE[path.name].read_bytes()
+        if path.name not in files and not is_own and (path.is_symlink() or not path.is_dir()):
+            left.append(path.name + (f" (flip_hf {__version__} sends its own)" if path.name in _CODE else ""))
+    if left:
+        logger.warning_once(f"not pushed, being no part of the model: {', '.join(left)} of {folder}")
+
+
+def _shown_pictures(folder: Path) -> set[str]:
+    """Pictures in the folder that the card shows."""
+    shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", (folder / _CARD).read_text(encoding="utf-8")))
+    there = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
+    return {name for name in shown if name in there and Path(name).suffix in _PICTURES}
 
 
 def _has_own_card(folder: Path) -> bool:
@@ -207,13 +243,7 @@ def _pictures(folder: Path) -> dict[str, Any]:
 
 
 def _push(
-    api: HfApi,
-    folder: Path,
-    files: Sequence[str],
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    message: str,
+    api: HfApi, folder: Path, files: Sequence[str], repo_id: str, private: bool, revision: str | None, message: str
 ) -> str:
     repo_id = _repeated(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
     if revision not in (None, "main") and not revision.startswith("refs/"):
@@ -223,6 +253,7 @@ def _push(
     def commit() -> Any:
         # all operations anew each time: where a commit did arrive and its answer did not, there is nothing left to do
         operations: list[Any] = [CommitOperationAdd(name, folder / name) for name in files if name != _CARD]
+        operations += [CommitOperationAdd(name, path) for name, path in _CODE.items()]
         operations.append(CommitOperationAdd(_CARD, text.encode()))
         there = api.list_repo_files(repo_id, revision=revision)
         operations += [CommitOperationDelete(name) for name in there if name not in files and _is_stale(name)]
@@ -298,13 +329,16 @@ def _known_of(trainer: Any, test_dataset: Any) -> dict[str, Any]:
     training = {name: getattr(arguments, name) for name in _TRAINING if hasattr(arguments, name)}
     training["lr_scheduler_type"] = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
     training |= {"steps": state.global_step, "epochs": round(state.epoch or 0, 2)}
-    if state.best_global_step:
-        training["step of the model kept"] = state.best_global_step
+    step = state.global_step
+    if state.best_global_step and arguments.load_best_model_at_end and not trainer.is_in_train:
+        training["step of the model kept"] = step = state.best_global_step
     known: dict[str, Any] = {"command": _command(), "training": training}
     if hasattr(trainer.train_dataset, "__len__"):
         known["num_train_rows"] = len(trainer.train_dataset)
     model = trainer.accelerator.unwrap_model(trainer.model)
     dataset = trainer.eval_dataset if test_dataset is None else test_dataset
+    if test_dataset is not None and any(test_dataset is one for one in (trainer.train_dataset, trainer.eval_dataset)):
+        raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
     known["evaluated_on"] = "validation" if test_dataset is None else "test"
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, dict):
         known["num_test_rows"] = len(dataset)
@@ -314,7 +348,11 @@ def _known_of(trainer: Any, test_dataset: Any) -> dict[str, Any]:
             ids = np.asarray(dataset.with_format("numpy", columns=["feature_ids"])["feature_ids"][:])
             known["rates"] = trainer.processing_class.feature_extractor.rates(ids)
     if test_dataset is None:
-        known["metrics"] = _logged_metrics(state)
+        logged = _logged_metrics(state, step)
+        # the others are of probabilities before a calibration
+        known["metrics"] = (
+            logged if model.config.calibration is None else {k: logged[k] for k in ("auc", "gauc") if k in logged}
+        )
     elif not hasattr(model, "predict_probabilities"):  # of the first stage
         known["metrics"] = _without_prefix(trainer.evaluate(test_dataset, metric_key_prefix="test"), "test_")
     else:
@@ -346,11 +384,10 @@ def metrics_with_intervals(labels: np.ndarray, probabilities: np.ndarray, num_re
     return {**with_interval, "ne": numbers["ne"], "rig": numbers["rig"]}
 
 
-def _logged_metrics(state: Any) -> dict[str, float]:
-    """Of the evaluation whose model was kept, or of the last one."""
+def _logged_metrics(state: Any, step: int) -> dict[str, float]:
+    """Of the first evaluation of the weights that stood at a step; none if there was none."""
     entries = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
-    best = [entry for entry in entries if entry.get("step") == state.best_global_step]
-    return _without_prefix((best or entries or [{}])[-1], "eval_")
+    return _without_prefix(next((entry for entry in entries if entry.get("step") == step), {}), "eval_")
 
 
 def _without_prefix(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -365,4 +402,4 @@ def _command() -> str:
     return shlex.join(["python", os.path.basename(script), *arguments])
 
 
-__all__ = ["check_folder", "metrics_with_intervals", "push_to_hub", "write_folder"]
+__all__ = ["metrics_with_intervals", "push_to_hub", "write_folder"]

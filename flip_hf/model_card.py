@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from . import __version__
 from .configuration_flip import FlipConfig
 from .metrics import BootstrapInterval
 from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .report_flip import FlipReport, _markdown, _printable
+from .report_flip import FlipReport, _markdown, _printable, percent
 from .tabular_backbones_flip import TABULAR_BACKBONES
 
 
@@ -53,6 +54,7 @@ _METRIC_NAMES = {
     "ne": "normalised entropy",
     "rig": "relative information gain",
     "ece": "calibration error (ECE)",
+    "loss": "training objective",
 }
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "huggingface_hub")
 _HIDDEN = "<hidden>"
@@ -67,14 +69,14 @@ def write_model_card(
     dataset_id: str | None = None,
     label_rule: str | None = None,
     metrics: Mapping[str, float | BootstrapInterval] | None = None,
-    evaluated_on: str = "test",
+    evaluated_on: str | None = None,
     num_train_rows: int | None = None,
     num_test_rows: int | None = None,
     rates: Mapping[str, Mapping[str, float]] | None = None,
     command: str | None = None,
     licenses: str | None = None,
     license: str | None = None,
-    pretrained: bool | None = True,
+    pretrained: bool | None = None,
     training: Mapping[str, Any] | None = None,
     curves: str | None = None,
     reliability: str | None = None,
@@ -86,8 +88,8 @@ def write_model_card(
     Writes `README.md`: what the model is, how to load it, its fields, metrics, limits and licences. What is not given
     is left out, and a licence that is not given is said not to be known.
 
-    Whatever comes from data (names of data set and fields, rule of the label) cannot act as markup, and access tokens
-    in `command` are taken out.
+    Whatever comes from files, data and arguments reads as it is written and cannot act as markup; only `licenses` may
+    be markdown (links, say), though not HTML. Access tokens in `command` are taken out.
 
     Args:
         folder: the model's folder.
@@ -98,12 +100,13 @@ def write_model_card(
         dataset_id (`str`, *optional*): of the data set on the Hub, for the metadata.
         metrics (`dict`, *optional*): of the evaluated rows, each a number or a [`BootstrapInterval`]
             (`bootstrap_intervals`); of a click model they become `model-index` results, intervals as `args`.
-        evaluated_on (`str`): which rows those were: `"test"`, rows that nothing was selected on, or `"validation"`.
+        evaluated_on (`str`, *optional*): which rows those were: `"test"`, rows that nothing was selected on, or
+            `"validation"`; `None`: said not to be known.
         num_train_rows, num_test_rows (`int`, *optional*): rows trained on, and evaluated.
         rates (`dict`, *optional*): per field the shares of unseen and missing values, from
             `FlipFeatureExtractor.rates`.
         command (`str`, *optional*): what made the model.
-        licenses (`str`, *optional*): of the data and of the language model, as a sentence.
+        licenses (`str`, *optional*): of the data and of the language model, as a sentence; markdown.
         license (`str`, *optional*): the Hub's identifier of the model's licence.
         pretrained (`bool`, *optional*): whether stage 1 came before; `None`: not said.
         training (`dict`, *optional*): name -> value of what was set for the training.
@@ -111,33 +114,37 @@ def write_model_card(
             observed click rates.
         flops_per_row (`float`, *optional*): floating point operations for one row.
         report ([`FlipReport`], *optional*): of the data, made with `show_values=False` where its values may not be
-            shown (`processor.describe(splits)`); default: the `report.md` in `folder`, where there is one.
+            shown (`processor.describe(splits)`).
         repo_id (`str`, *optional*): name on the Hub, for the code that loads the model.
 
     Returns:
         `Path` of the card.
 
     Raises:
-        ValueError: if a picture's name leads out of the folder, or `evaluated_on` is neither of the two.
+        ValueError: if a picture's name leads out of the folder, `evaluated_on` is neither of the two, `repo_id` is no
+            name, or the model is of another class than the two.
     """
     config = model if isinstance(model, FlipConfig) else model.config
-    if evaluated_on not in ("test", "validation"):
+    if evaluated_on not in (None, "test", "validation"):
         raise ValueError(f"evaluated_on={evaluated_on!r} is neither 'test' nor 'validation'")
     for name in (curves, reliability):
         if name is not None and (os.path.basename(name) != name or "\\" in name):
             raise ValueError(f"picture {name!r} is no name of a file in the model's folder: copy it there")
-    architecture = (config.architectures or [""])[0] if model is config else type(model).__name__
-    is_click_model = architecture != "FlipForPreTraining"
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    if model is config:
+        architecture = (config.architectures or ["FlipForCTR"])[0]
+    else:
+        architecture = next((name for name, kind in _MODELS.items() if isinstance(model, kind)), type(model).__name__)
+    if architecture not in _MODELS:
+        raise ValueError(f"there is no card for a model of class {architecture!r}, only for {' and '.join(_MODELS)}")
+    is_click_model = architecture == "FlipForCTR"
     what = config.mode if is_click_model else "pretraining"
     has_ids, has_text = not is_click_model or config.mode != "text", config.text_config is not None
-    title = " ".join(_printable(title or f"FLIP, {what}").split())
+    title = _line(title or f"FLIP, {what}")
     base = config.text_model_name_or_path if has_text else None
-    saved_report = Path(folder) / "report.md"
-    if report is not None:
-        data_section = report.to_markdown()
-    else:
-        data_section = saved_report.read_text(encoding="utf-8") if saved_report.is_file() else ""
     values = {name: _as_interval(value) for name, value in (metrics or {}).items()}
+    has_intervals = any(value.low is not None for value in values.values())
     card = ModelCard.from_template(
         _metadata(title, base, license, dataset_id, dataset_name, evaluated_on, values if is_click_model else {}),
         template_path=str(_TEMPLATE),
@@ -147,25 +154,29 @@ def write_model_card(
         ),
         mode=what,
         place=repo_id or PLACE,
-        class_name=architecture or "FlipForCTR",
+        class_name=architecture,
         auto_class="AutoModelForSequenceClassification" if is_click_model else "AutoModelForPreTraining",
         is_click_model=is_click_model,
-        facts=_facts(config, has_ids, base, _num_parameters(model, architecture), flops_per_row)
-        + _data_facts(dataset_name, num_train_rows, label_rule),
-        fields=[_field_row(field, (rates or {}).get(field["name"])) for field in config.fields]
-        + [_field_row({"name": name}, rates[name]) for name in rates or {} if name not in config.field_names],
+        facts=_table(
+            _facts(config, has_ids, base, _num_parameters(model, architecture), flops_per_row)
+            + _data_facts(dataset_name, num_train_rows, label_rule)
+        ),
+        fields=_table(
+            [_field_row(field, (rates or {}).get(field["name"])) for field in config.fields]
+            + [_field_row({"name": name}, rates[name]) for name in rates or {} if name not in config.field_names]
+        ),
         reads_text=what != "tabular",
-        metrics=[_metric_row(name, value) for name, value in values.items()],
-        has_intervals=any(value.low is not None for value in values.values()),
+        metrics=_table(_metric_row(name, value)[: 3 if has_intervals else 2] for name, value in values.items()),
+        has_intervals=has_intervals,
         evaluated_on=evaluated_on,
         num_test_rows=None if num_test_rows is None else f"{num_test_rows:,}",
         licenses=html.escape(licenses, quote=False) if licenses else None,
         command=None if command is None else hide_tokens(command),
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", command or "")), default=0)),
-        training=[(_plain(str(name)), _plain(str(value))) for name, value in (training or {}).items()],
+        training=_table((training or {}).items()),
         curves=None if curves is None else quote(curves),
         reliability=None if reliability is None else quote(reliability),
-        data_section=data_section,
+        data_section="" if report is None else report.to_markdown(),
         versions=_versions(),
     )
     path = Path(folder) / "README.md"
@@ -179,19 +190,20 @@ def _metadata(
     license: str | None,
     dataset_id: str | None,
     dataset_name: str | None,
-    split: str,
+    split: str | None,
     metrics: Mapping[str, BootstrapInterval],
 ) -> ModelCardData:
     """The part between the two lines of dashes. Numbers that are not finite have no place in it."""
-    name = " ".join(_printable(dataset_name or "not named").split())
+    name = _line(dataset_name or "not named")
+    dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
     results = [
         EvalResult(
             task_type=_TASK,
             dataset_type=dataset_id or name,
             dataset_name=name,
             dataset_split=split,
-            metric_type=metric,
-            metric_name=_METRIC_NAMES.get(metric, metric),
+            metric_type=_line(metric),
+            metric_name=_METRIC_NAMES.get(metric, _line(metric)),
             metric_value=float(value.value),
             metric_args=None if value.low is None else {"interval_95": [float(value.low), float(value.high)]},
         )
@@ -216,11 +228,11 @@ def _as_interval(value: float | BootstrapInterval) -> BootstrapInterval:
 
 def _metric_row(name: str, value: BootstrapInterval) -> tuple[str, str, str]:
     interval = "" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"
-    return _plain(_METRIC_NAMES.get(name, name)), f"{value.value:.4f}", interval
+    return _METRIC_NAMES.get(name, name), f"{value.value:.4f}", interval
 
 
 def _facts(
-    config: FlipConfig, has_ids: bool, base: str | None, num_parameters: int | None, flops_per_row: float | None
+    config: FlipConfig, has_ids: bool, base: str | None, num_parameters: int, flops_per_row: float | None
 ) -> list[tuple[str, str]]:
     """Rows of the first table: towers and sizes."""
     facts = [("ID tower", "none")]
@@ -228,7 +240,7 @@ def _facts(
         settings = {**_defaults(config.backbone), **config.backbone_config}
         spelled = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
         facts = [
-            ("ID tower", _plain(config.backbone + (f": {spelled}" if spelled else ""))),
+            ("ID tower", config.backbone + (f": {spelled}" if spelled else "")),
             (
                 "embeddings",
                 f"{config.num_features:,} features of {config.num_fields} fields, size "
@@ -242,13 +254,12 @@ def _facts(
         sizes = [f"{text.num_hidden_layers} layers"] if getattr(text, "num_hidden_layers", None) else []
         sizes += [f"hidden size {text.hidden_size}"] if getattr(text, "hidden_size", None) else []
         sizes += ["LoRA adapter, without the language model's own weights"] if config.text_adapter else []
-        facts.append(("text tower", ", ".join([_plain(base or text.model_type), *sizes])))
-    if num_parameters is not None:
-        facts.append(("parameters", f"{num_parameters:,}"))
+        facts.append(("text tower", ", ".join([base or text.model_type, *sizes])))
+    facts.append(("parameters", f"{num_parameters:,}"))
     if config.negative_sampling_rate < 1.0:
         facts.append(("non-clicks kept for training", f"{config.negative_sampling_rate:.4g} of them, corrected for"))
     if config.calibration is not None:
-        facts.append(("calibration", f"{_plain(str(config.calibration.get('method')))}, on validation rows"))
+        facts.append(("calibration", config.calibration["method"]))
     if flops_per_row is not None:
         facts.append(("operations per row", f"{flops_per_row:,.0f} FLOPs"))
     return facts
@@ -257,11 +268,11 @@ def _facts(
 def _data_facts(dataset_name: str | None, num_rows: int | None, label_rule: str | None) -> list[tuple[str, str]]:
     facts = []
     if dataset_name is not None:
-        facts.append(("trained on", _plain(dataset_name) + ("" if num_rows is None else f" ({num_rows:,} rows)")))
+        facts.append(("trained on", dataset_name + ("" if num_rows is None else f" ({num_rows:,} rows)")))
     elif num_rows is not None:
         facts.append(("trained on", f"{num_rows:,} rows"))
     if label_rule is not None:
-        facts.append(("label", _plain(label_rule)))
+        facts.append(("label", label_rule))
     return facts
 
 
@@ -283,16 +294,14 @@ def _field_row(field: Mapping[str, Any], rates: Mapping[str, float] | None) -> t
         kind += f", up to {field['num_slots']} values" + (f", {field['pooling']}" if "pooling" in field else "")
     if field.get("hash_buckets"):
         kind += f", hashed into {field['hash_buckets']:,} buckets"
-    shares = [f"{rates[key]:.1%}" if rates is not None and key in rates else "" for key in ("unseen", "missing")]
-    return (_plain(field["name"]), kind, *shares)
+    shares = [percent(rates[key]) if rates is not None and key in rates else "" for key in ("unseen", "missing")]
+    return (field["name"], kind, *shares)
 
 
-def _num_parameters(model: PreTrainedModel | FlipConfig, architecture: str) -> int | None:
-    """Of a model, or of the one that a configuration would make; `None` for an architecture without a card."""
+def _num_parameters(model: PreTrainedModel | FlipConfig, architecture: str) -> int:
+    """Of a model, or of the one that a configuration would make."""
     if isinstance(model, PreTrainedModel):
         return model.num_parameters()
-    if architecture not in _MODELS:
-        return None
     with torch.device("meta"):  # shapes alone
         return _MODELS[architecture](copy.deepcopy(model)).num_parameters()
 
@@ -307,9 +316,17 @@ def _versions() -> str:
     return ", ".join([*named, f"flip_hf {__version__}"])
 
 
-def _plain(text: str) -> str:
+def _line(text: Any) -> str:
+    return " ".join(_printable(str(text)).split())
+
+
+def _plain(text: Any) -> str:
     """A text as one line of markdown that reads as that text."""
-    return _markdown(" ".join(_printable(text).split()))
+    return _markdown(_line(text))
+
+
+def _table(rows: Iterable[Iterable[Any]]) -> list[str]:
+    return [f"| {' | '.join(map(_plain, row))} |" for row in rows]
 
 
 def hide_tokens(text: str, tokens: Sequence[str] = ()) -> str:

@@ -50,23 +50,20 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> str:
 
 def check_shard_names(name: str, where: dict[str, Any]) -> None:
     """
-    Weights in several files are named by an index: names that lead out of the folder are refused.
+    Weights in several files are named by an index: one that leads out of the folder, or to a pickle, is refused.
 
     Raises:
         ValueError: naming the file.
     """
-    if not os.path.isdir(name):
-        return  # the Hub's client refuses them where it stores a file
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
     if index is None:
         return
     with open(index, encoding="utf-8") as file:
         shards = json.load(file)["weight_map"].values()
     for shard in sorted(set(shards)):
-        if os.path.basename(shard) != shard or shard in ("", ".", "..") or "\\" in shard:
+        if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise ValueError(
-                f"{index} names weights in {shard!r}, which is no file of that folder: do not load a folder that "
-                "reads files elsewhere"
+                f"{index} names weights in {shard!r}, which is no .safetensors file of that folder: do not load it"
             )
 
 

@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers.trainer
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
@@ -73,6 +72,7 @@ class FlipTrainer(Trainer):
 
     _trains: type[nn.Module]
     _takes: type[FlipPreTrainingArguments] | type[FlipCTRArguments]
+    _set_aside: Any = None  # the processor, while `Trainer.train` begins
     # set by Trainer
     args: Any
     model: Any
@@ -154,7 +154,8 @@ class FlipTrainer(Trainer):
 
     def _take(self, model: Any) -> None:
         """Makes sure that a model, given or of `model_init`, can be trained, with the collator that it reads."""
-        self._check_model(model, self.processing_class)
+        processor = self._set_aside if self.processing_class is None else self.processing_class
+        self._check_model(model, processor)
         if self.args.neftune_noise_alpha is not None and model.get_input_embeddings() is None:
             raise ValueError(
                 f"neftune_noise_alpha={self.args.neftune_noise_alpha!r} is noise on word embeddings, and this model "
@@ -164,14 +165,14 @@ class FlipTrainer(Trainer):
             self._freeze_text()
         if self._given_collator is not None:
             self.data_collator = self._given_collator
-        elif isinstance(self.processing_class, FlipProcessor):
-            self.data_collator = self._make_collator(model.config)
+        elif isinstance(processor, FlipProcessor):
+            self.data_collator = self._make_collator(processor, model.config)
 
     def _freeze_text(self) -> None:
         if self.args.freeze_text is not None:
             self.model.freeze_text(self.args.freeze_text)
 
-    def _make_collator(self, config: Any) -> Any:
+    def _make_collator(self, processor: FlipProcessor, config: Any) -> Any:
         raise NotImplementedError
 
     def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -226,14 +227,18 @@ class FlipTrainer(Trainer):
         return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction or "minimize", **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        # Trainer copies the tokenizer's special tokens into the configuration, which has no use for them, and falls
-        # over a processor without a tokenizer
-        align = getattr(transformers.trainer, "align_special_tokens", None)
-        transformers.trainer.align_special_tokens = lambda *_: None
+        # Trainer.train copies the special tokens of a processor into the configuration, which has no use for them, and
+        # falls over a processor without a tokenizer: there is none until it asks for the rows
+        self.processing_class, self._set_aside = None, self.processing_class
         try:
             return super().train(*args, **kwargs)
         finally:
-            transformers.trainer.align_special_tokens = align
+            self.processing_class = self._set_aside
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        if self.processing_class is None:
+            self.processing_class = self._set_aside
+        return super().get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.model_init is not None:
@@ -285,7 +290,7 @@ class FlipTrainer(Trainer):
     ) -> Any:
         """
         As [`flip_hf.push_to_hub`], which says what is pushed, with `args.hub_model_id` (or the name of `output_dir`),
-        `hub_token`, `hub_revision` and `hub_private_repo`.
+        `hub_token`, `hub_revision` and `hub_private_repo` (private unless it is `False`).
 
         Args:
             blocking (`bool`): `False` sends in the background, and returns a `Future` of the URL.
@@ -307,6 +312,11 @@ class FlipTrainer(Trainer):
         }
         return push_to_hub(folder, **where) if blocking else HfApi().run_as_future(push_to_hub, folder, **where)
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.hub_private_repo is None:  # a public one, to Trainer
+            self.args.hub_private_repo = True
+        super().init_hf_repo(*args, **kwargs)
+
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
         """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
         return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
@@ -317,7 +327,7 @@ class FlipTrainer(Trainer):
             return
         try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
-        except OSError as error:  # the training is worth more than one push of it
+        except (OSError, ValueError) as error:  # the training is worth more than one push of it
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
@@ -438,8 +448,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 "batches: lower per_device_train_batch_size"
             )
 
-    def _make_collator(self, config: Any) -> DataCollatorForFlipPreTraining:
-        return DataCollatorForFlipPreTraining.from_config(self.processing_class, config)
+    def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipPreTraining:
+        return DataCollatorForFlipPreTraining.from_config(processor, config)
 
     def _take(self, model: Any) -> None:
         super()._take(model)
@@ -632,8 +642,8 @@ class FlipCTRTrainer(FlipTrainer):
         if args.early_stopping_patience is not None and self.args.load_best_model_at_end:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def _make_collator(self, config: Any) -> DataCollatorForFlipCTR:
-        return DataCollatorForFlipCTR(self.processing_class, mode=config.mode)
+    def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipCTR:
+        return DataCollatorForFlipCTR(processor, mode=config.mode)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.model.config.calibration is not None:

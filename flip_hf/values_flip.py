@@ -2,9 +2,10 @@
 """Single values as tables hold them -> the string, number or time that they stand for."""
 
 import datetime
+import decimal
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ _MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
 # how people write "no number" into a column of numbers
 _MISSING_NUMBERS = {"", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _GROUPED_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
 _INFINITY = re.compile(r"([+-]?)(inf|infinity|∞)", re.IGNORECASE)
 
@@ -61,9 +63,9 @@ def read_number(value: Any, field: str = "") -> float | None:
     """
     The number that a value of a numeric field stands for: nan where it is missing, `None` where it is no number.
 
-    Numbers are themselves, infinities included; `True` is 1. Of strings, "1,234.5" is 1234.5 (commas between groups of
-    three digits), "inf" an infinity; "-", "--", ".", "", "?", "na", "n/a", "nan", "none" and "null" are missing, and
-    everything else, "1,5", "0,123" and "$3" too, is no number.
+    Numbers are themselves, infinities included; `True` and "true" are 1. Of strings, "1,234.5" is 1234.5 (commas
+    between groups of three digits), "inf" an infinity; "-", "--", ".", "", "?", "na", "n/a", "nan", "none" and "null"
+    are missing, and everything else, "1,5", "0,123" and "$3" too, is no number.
 
     Raises:
         TypeError: for a list, dict or other container, naming the field.
@@ -88,6 +90,8 @@ def read_number(value: Any, field: str = "") -> float | None:
         return math.nan
     if _GROUPED_NUMBER.fullmatch(text):
         return float(text.replace(",", ""))
+    if text.lower() in ("true", "false"):
+        return float(text.lower() == "true")
     infinity = _INFINITY.fullmatch(text)
     if infinity:
         return -math.inf if infinity[1] == "-" else math.inf
@@ -103,54 +107,243 @@ def number_text(number: float) -> str:
     return np.format_float_positional(number, precision=6, fractional=False, trim="-")
 
 
-def read_time(value: Any, field: str = "") -> float:
-    """
-    Seconds since 1970 in UTC, nan where missing.
+# from when to when a number is believed to be a time
+_EPOCHS = tuple(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp() for year in (1990, 2101))
+# dates and times without dashes, by their number of digits
+_COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 
-    Reads dates, datetimes (one without a zone is taken as UTC), `numpy.datetime64`, ISO strings, and numbers: seconds,
-    milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 to 1e20.
+
+def read_times(values: Sequence[Any], field: str = "", format: str | None = None) -> np.ndarray:
+    """
+    Values `(n,)` -> seconds since 1970 in UTC, float64 `(n,)`, nan where missing: the one reader of times.
+
+    Reads dates, datetimes (one without a zone is taken as UTC), `numpy.datetime64`, ISO strings, and numbers: seconds
+    since 1970, milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 on.
+
+    Args:
+        format (`str`, *optional*): as for `datetime.strptime`, `"%y%m%d%H"` say: numbers and strings are read so.
 
     Raises:
-        ValueError: for what is no time, naming value and field; also for 20240531, which is a date without dashes
-            more likely than a second of 1970.
+        ValueError: for what is no time, naming value and field: also for a number that would be a time before 1990 or
+            after 2100, or that spells a date without dashes (2014102100), which need a `format`.
     """
+    numbers = np.empty(len(values), np.float64)
+    is_number = np.zeros(len(values), bool)
+    for place, value in enumerate(values):
+        numbers[place], is_number[place] = _time_or_number(value, field, format)
+    is_number &= ~np.isnan(numbers)
+    epochs = numbers[is_number]
+    size = np.abs(epochs)
+    seconds = epochs / np.select([size >= 1e17, size >= 1e14, size >= 1e11], [1e9, 1e6, 1e3], 1.0)
+    wrong = np.flatnonzero(~((seconds >= _EPOCHS[0]) & (seconds < _EPOCHS[1])) | _spells_date(epochs))
+    if len(wrong):
+        raise ValueError(_no_epoch(float(epochs[wrong[0]]), float(seconds[wrong[0]]), field))
+    numbers[is_number] = seconds
+    return numbers
+
+
+def _time_or_number(value: Any, field: str, format: str | None) -> tuple[float, bool]:
+    """Seconds since 1970 and False, or a number that is still to be understood and True; nan where missing."""
+    if type(value) is float and format is None:
+        return value, True
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return math.nan
     if isinstance(value, np.datetime64):
-        return math.nan if np.isnat(value) else float(value.astype("datetime64[us]").astype(np.int64)) / 1e6
-    if isinstance(value, str):
-        number = read_number(value, field)
-        if number is None:
-            try:
-                value = datetime.datetime.fromisoformat(value.strip())
-            except ValueError:
-                raise ValueError(
-                    f"field {field!r}: {value!r} is no date or time; ISO dates (2024-05-31, 2024-05-31T18:30) and "
-                    "seconds since 1970 are read"
-                ) from None
-        else:
-            value = number
-    if isinstance(value, datetime.datetime):
-        if str(value) in _MISSING_OBJECTS:  # pandas.NaT is a datetime
-            return math.nan
-        return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
-    if isinstance(value, datetime.date):
-        return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC).timestamp()
+        return math.nan if np.isnat(value) else float(value.astype("datetime64[us]").astype(np.int64)) / 1e6, False
+    if isinstance(value, datetime.date):  # a datetime is one, and pandas.NaT a datetime
+        if str(value) in _MISSING_OBJECTS:
+            return math.nan, False
+        if not isinstance(value, datetime.datetime):
+            value = datetime.datetime(value.year, value.month, value.day)
+        return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp(), False
     number = read_number(value, field)
-    if number is None or abs(number) >= 1e20:
-        raise ValueError(f"field {field!r}: {str(value)[:60]!r} is no date or time")
-    if 19000101 <= number <= 21001231 and number % 100 <= 31 and number % 10_000 <= 1231:
-        date = f"{number:.0f}"
-        raise ValueError(
-            f"field {field!r}: {date} looks like a date without dashes and would be a second of 1970: write "
-            f"{date[:4]}-{date[4:6]}-{date[6:]}"
+    if number is not None and math.isnan(number):
+        return math.nan, False
+    if number is not None and format is None:
+        return number, True
+    text = canonical_value(value, field) or ""
+    if format is not None and text.isdigit():  # a number has lost the zeros it began with
+        text = text.zfill(len(datetime.datetime(2000, 12, 31, 23, 59, 59).strftime(format)))
+    try:
+        time = datetime.datetime.strptime(text, format) if format else datetime.datetime.fromisoformat(text)
+    except ValueError:
+        known = f"format={format!r}" if format else "ISO dates (2024-05-31, 2024-05-31T18:30Z) and seconds since 1970"
+        raise ValueError(f"field {field!r}: {value!r} is no date or time that {known} would read") from None
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp(), False
+
+
+def _spells_date(numbers: np.ndarray) -> np.ndarray:
+    """Which numbers, taken as digits, are a date without dashes, with or without the time of day: bool `(n,)`."""
+    numbers = np.where(np.isfinite(numbers), numbers, 0.0)
+    spells = np.zeros(len(numbers), bool)
+    for digits in _COMPACT:
+        rest = numbers
+        in_range = (numbers == np.floor(numbers)) & (numbers >= 10 ** (digits - 1)) & (numbers < 10**digits)
+        for limit in [60, 60, 24][(14 - digits) // 2 :]:  # seconds, minutes, hours
+            in_range &= rest % 100 < limit
+            rest = rest // 100
+        first_year = 1900 if digits == 8 else 1990
+        day, month, year = rest % 100, rest // 100 % 100, rest // 10_000
+        spells |= (
+            in_range & (1 <= day) & (day <= 31) & (1 <= month) & (month <= 12) & (first_year <= year) & (year <= 2100)
         )
-    for border, unit in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
-        if abs(number) >= border:
-            return number / unit
-    return number
+    return spells
+
+
+def _no_epoch(number: float, seconds: float, field: str) -> str:
+    shown = number_text(number)
+    if _spells_date(np.array([number]))[0]:
+        return (
+            f"field {field!r}: {shown} is a date without dashes, or a number of seconds since 1970: say which with "
+            f"format={_COMPACT[len(shown)]!r}, or write ISO dates"
+        )
+    year = 1970 + seconds / 31_556_952
+    return (
+        f"field {field!r}: {shown} as a time since 1970 would be in the year {year:.0f}, and only 1990 to 2100 are "
+        "believed: a date without dashes needs its format ('%y%m%d%H' for 14102100), another time an ISO date"
+    )
+
+
+# what the values of a field are: decided once, when an extractor is fitted, and what every container is brought to
+VALUE_TYPES = ("integer", "number", "boolean", "time", "text")
+_TRUTHS = {"true": "true", "false": "false", "1": "true", "0": "false"}
+# a number that begins so is a code, whose zeros matter
+_CODE = re.compile(r"[+-]?0\d", re.ASCII)
+
+
+def infer_type(values: Sequence[Any]) -> tuple[str, str]:
+    """
+    Distinct values of a column -> one of `VALUE_TYPES`, and why, in words.
+
+    A type is what all values are, however the container holds them: `"2008"`, 2008 and 2008.0 are integers, `"true"`
+    and `True` booleans, `"2024-05-31"` and a date times. A code with zeros at its front (`"00012"`) is text.
+    """
+    found: dict[str, Any] = {}
+    types = set(map(type, values))
+    if types == {int} or (types == {str} and all(map(_is_plain, values))):
+        return "integer", "whole numbers"
+    if types <= {float, type(None)}:  # one that is not whole decides
+        values = [v for v in values if v is not None and v == v and not v.is_integer()][:1] or values
+    for value in values:
+        kind = _type_of(value)
+        if kind is not None:
+            found.setdefault(kind, value)
+            if kind == "text":
+                shown = repr(value if isinstance(value, str) else str(value))[:40]
+                return "text", f"{shown} begins with a zero" if is_code(value) else f"{shown} is text"
+    if not found:
+        return "text", "no value"
+    if set(found) == {"integer"}:
+        return "integer", "whole numbers"
+    if set(found) <= {"integer", "number"}:
+        return "number", f"numbers such as {canonical_value(found['number'])}"
+    if len(found) == 1:
+        (kind,) = found
+        return kind, {"boolean": "true and false", "time": "dates or times"}[kind]
+    return "text", " beside ".join(repr(str(value))[:40] for value in found.values())
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a string is a whole number as Python writes it."""
+    return text.isdigit() and text.isascii() and (text[0] != "0" or len(text) == 1)
+
+
+def is_code(value: Any) -> bool:
+    """Whether a value is a string of digits that would lose the zeros at its front as a number."""
+    return isinstance(value, str) and _CODE.match(value.strip()) is not None and read_number(value) is not None
+
+
+def _type_of(value: Any) -> str | None:
+    """The type of one value; `None` for one that is missing in any type that is not text."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool | np.bool_) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
+        return "boolean"
+    if isinstance(value, datetime.date | np.datetime64):  # nan of either is missing
+        return None if str(value) in _MISSING_OBJECTS else "time"
+    if isinstance(value, str) and is_code(value):
+        return "text"
+    number = read_number(value)
+    if number is not None:
+        return None if math.isnan(number) else "integer" if number.is_integer() else "number"
+    try:
+        datetime.datetime.fromisoformat(value.strip())
+    except (ValueError, AttributeError):
+        return "text"
+    return "time"
+
+
+def read_values(
+    values: Sequence[Any],
+    value_type: str,
+    field: str = "",
+    codes: Callable[[], Mapping[Any, str]] | None = None,
+) -> list[str | None]:
+    """
+    Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` where it is
+    missing: the same whatever container they came in.
+
+    - `"integer"` and `"number"`: the shortest spelling (`7`, 7.0, "7.0" and "+7" are "7"); 3.50 is "3.5".
+    - `"boolean"`: "true" or "false", of 1 and 0 as well.
+    - `"time"`: an ISO date, with the time of day where it is not midnight, in UTC.
+    - `"text"`: see `canonical_value`; of a number (not of a string) the one known value that has it, by `codes`.
+
+    What is no value of the type is the string that it is in any case: no training row has it.
+
+    Args:
+        codes (`Callable`, *optional*): called if needed; number -> the known value that is written so.
+
+    Raises:
+        ValueError: for what is no time, see `read_times`.
+    """
+    if value_type == "time":
+        return [_time_text(seconds) for seconds in read_times(values, field).tolist()]
+    types = set(map(type, values))
+    if value_type != "text":
+        if types == {int} and value_type != "boolean":
+            return list(map(str, values))
+        read = _READERS[value_type]
+        return [read(value, field) for value in values]
+    if types == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
+        return [value.strip() or None for value in values]
+    texts = [canonical_value(value, field) for value in values]
+    if codes is not None:
+        for place, value in enumerate(values):
+            if isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
+                texts[place] = codes().get(value, texts[place])
+    return texts
+
+
+def _number_value(value: Any, field: str) -> str | None:
+    if type(value) is str and _is_plain(value):
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        if _INTEGER.fullmatch(text):  # exact, whatever its size
+            digits = text.lstrip("+-").lstrip("0")
+            return f"-{digits}" if digits and text[0] == "-" else digits or "0"
+        number = read_number(text, field)
+        return text or None if number is None else canonical_value(number)
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value == value.to_integral_value():
+        return str(int(value))
+    return canonical_value(float(value) if isinstance(value, decimal.Decimal) else value, field)
+
+
+def _truth_value(value: Any, field: str) -> str | None:
+    text = canonical_value(value, field)
+    return None if text is None or text.lower() in _MISSING_NUMBERS else _TRUTHS.get(text.lower(), text)
+
+
+_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value}
+
+
+def _time_text(seconds: float) -> str | None:
+    if math.isnan(seconds):
+        return None
+    time = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
+    return (time.date() if time.time() == datetime.time() else time).isoformat()
 
 
 def is_container(value: Any) -> bool:

@@ -7,10 +7,11 @@ import decimal
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List
 
 from flip_hf.columns_flip import (
     as_columns,
@@ -39,13 +40,26 @@ def test_every_form_of_rows_gives_the_same_columns():
     frame = pd.DataFrame(ROWS, index=[7, 7, 8], dtype=object)
     table = pa.table(ROWS)
     forms = [ROWS, collections.OrderedDict(ROWS), records, tuple(records), dataset, dataset.with_format("numpy")]
-    forms += [dataset[:], table, table.to_batches()[0], frame]
+    forms += [dataset[:], table, table.to_batches()[0], frame, pl.DataFrame(ROWS)]
+    forms += [np.array(list(zip(*ROWS.values(), strict=True)), [("user", object), ("age", int)])]
     for form in forms:
         assert as_dicts(as_columns(form)) == ROWS, type(form)
 
 
+def test_classes_of_a_data_set_go_by_their_names():
+    features = Features(a=ClassLabel(names=["no", "yes"]), tags=List(ClassLabel(names=["x", "y"])))
+    dataset = Dataset.from_dict({"a": [1, None, 0], "tags": [[1, 0], [], None]}, features)
+    expected = {"a": ["yes", None, "no"], "tags": [["y", "x"], [], None]}
+    assert as_dicts(as_columns(dataset)) == expected
+    assert [as_dicts(columns) for columns in batches(dataset)] == [expected]
+    assert [as_dicts(columns) for columns in batches(dataset.to_iterable_dataset())] == [expected]
+
+
 def test_one_row_is_a_batch_of_one_and_keys_may_lack():
-    assert as_columns({"user": "b", "age": 30}) == {"user": ["b"], "age": [30]}
+    one = {"user": ["b"], "age": [30]}
+    assert as_columns({"user": "b", "age": 30}) == one
+    assert as_columns(pd.DataFrame(ROWS).iloc[0]) == one
+    assert as_columns(np.array([("b", 30)], [("user", "U1"), ("age", int)])[0]) == one
     assert as_columns([{"user": "b"}, {"age": 3}]) == {"user": ["b", None], "age": [None, 3]}
 
 
@@ -108,8 +122,8 @@ def test_batches_of_whatever_fit_takes(monkeypatch):
 # --- distinct values -------------------------------------------------------------------------------------------------
 
 
-def coded(column, keep_numbers=False):
-    values, indices = code_scalars(column, "x", keep_numbers)
+def coded(column):
+    values, indices, _ = code_scalars(column, "x")
     assert indices.dtype == np.int64
     return list(values), indices.tolist()
 
@@ -121,10 +135,32 @@ def test_values_are_numbered_in_the_order_they_come():
     assert code_values([]).indices.tolist() == [] and code_values([]).counts().tolist() == []
 
 
-def test_one_and_true_are_one_value_of_numbers_and_two_of_a_vocabulary():
-    assert coded([1, True, 1.0, "1", 0.5]) == (["1", "True", "0.5"], [0, 1, 0, 0, 2])
-    values, indices = coded([1, True, 1.0, "1", 0.5], keep_numbers=True)
-    assert values == [1, "1", 0.5] and indices == [0, 0, 0, 1, 2]
+def test_one_and_true_are_two_values_and_numbers_and_their_strings_too():
+    assert coded([1, True, 1.0, "1", 0.5]) == ([1, "True", "1", 0.5], [0, 1, 0, 2, 3])
+    values, _ = coded([True, None, "1"])
+    assert values == [True, None, "1"] and values[0] is True
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([3.3, np.nan, 3.3], np.float32), pa.array([3.3, None, 3.3], pa.float32()),
+        pd.Series([3.3, None, 3.3], dtype="float32"), pd.Series([3.3, pd.NA, 3.3], dtype="Float32"),
+        torch.tensor([3.3, float("nan"), 3.3]), np.array([3.3, np.nan, 3.3], np.float16),
+    ],
+)  # fmt: skip
+def test_short_floats_are_the_numbers_that_they_print_as(column):
+    coded = code_scalars(column, "x")
+    read = [coded.values[number] for number in coded.indices]
+    assert read[0] == read[2] == 3.3 and (read[1] is None or read[1] != read[1])
+
+
+def test_values_that_become_one_share_a_number_and_the_raw_ones_are_kept():
+    column = code_values([1, "1", None, 2])
+    assert column.mapped([1, "1", None, 2]) is column
+    mapped = column.mapped(["1", "1", None, "2"])
+    assert mapped.values == ["1", None, "2"] and mapped.indices.tolist() == [0, 0, 1, 2]
+    assert mapped.raw == column.values and column.raw is None
 
 
 @pytest.mark.parametrize(
@@ -138,13 +174,12 @@ def test_one_and_true_are_one_value_of_numbers_and_two_of_a_vocabulary():
         (pa.array([7, None, 7]), [7, None]),
         (pa.array([2**64 - 1, None, 2**64 - 1], pa.uint64()), [2**64 - 1, None]),
         (pa.array([7, None, 7], pa.int8()), [7, None]),
-        (pa.array([0.5, None, 0.5]), ["0.5", None]),
-        (pa.array([2.0, None, 2.0], pa.float32()), ["2", None]),
-        (pa.array(np.array([0.5, np.nan, 0.5], np.float16)), ["0.5", None]),
-        (pa.array([True, None, True]), ["True", None]),
-        (pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("1.50")]), ["1.50", None]),
-        (pa.array([datetime.date(2024, 5, 31), None, datetime.date(2024, 5, 31)]), ["2024-05-31", None]),
-        (pa.array([datetime.datetime(2024, 5, 31, 9), None] * 2)[:3], ["2024-05-31 09:00:00", None]),
+        (pa.array([0.5, None, 0.5]), [0.5, None]),
+        (pa.array([2.0, None, 2.0], pa.float32()), [2.0, None]),
+        (pa.array([True, None, True]), [True, None]),
+        (pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("1.50")]), [decimal.Decimal("1.50"), None]),
+        (pa.array([datetime.date(2024, 5, 31), None] * 2)[:3], [datetime.date(2024, 5, 31), None]),
+        (pa.array([datetime.datetime(2024, 5, 31, 9), None] * 2)[:3], [datetime.datetime(2024, 5, 31, 9), None]),
     ],
 )  # fmt: skip
 def test_arrow_columns_of_every_type_in_one_piece_and_in_several(array, values):
@@ -166,16 +201,15 @@ def test_an_arrow_column_of_nulls_alone():
 def test_times_of_numpy_stay_times_whatever_their_unit(unit):
     column = np.array(["1971-01-01T12:00", "NaT"], f"datetime64[{unit}]")
     for form in (column, list(column), pd.Series(column)):
-        values, indices = coded(form, keep_numbers=True)
+        values, indices = coded(form)
         assert len(indices) == 2 and pd.Timestamp(values[0]) == pd.Timestamp("1971-01-01 12:00"), type(form)
         assert not isinstance(values[0], int)
 
 
 def test_the_first_container_is_named_with_its_row():
     for column in ([1, "a", ["b"]], [None, "a", {"b": 1}], np.array([1, "a", ("b",)], dtype=object)):
-        for keep_numbers in (False, True):
-            with pytest.raises(TypeError, match="field 'x' holds a .* in row 12 "):
-                code_scalars(column, "x", keep_numbers, first_row=10)
+        with pytest.raises(TypeError, match="field 'x' holds a .* in row 12 "):
+            code_scalars(column, "x", first_row=10)
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

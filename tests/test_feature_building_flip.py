@@ -17,6 +17,11 @@ from flip_hf.fields_flip import StatisticField
 INF, NAN = math.inf, math.nan
 
 
+def said(extractor, **row) -> str | None:
+    """What the text says of the first field of a row."""
+    return extractor.value_text(0, extractor.select_columns(row)[0].values[0])
+
+
 def fit_numbers(values, **options) -> FlipFeatureExtractor:
     return FlipFeatureExtractor.fit({"x": values}, field_options={"x": {"kind": "numeric", **options}})
 
@@ -154,7 +159,7 @@ def test_ages_count_from_the_newest_training_row_and_recent_days_are_told_apart(
     ids = extractor({"seen": days})[:, 0]
     assert len(set(ids.tolist())) == 31 and (np.diff(ids) < 0).all()
     assert extractor.decode([4, 5, extractor.num_features - 1]) == ["below 1", "1 to below 2", "from 30"]
-    assert extractor.value_text(0, "2024-05-30") == "1 day" and extractor.value_text(0, None) is None
+    assert said(extractor, seen="2024-05-30") == "1 day" and said(extractor, seen=None) is None
     assert extractor({"seen": ["2025-01-01", "1969-01-01", None]})[:, 0].tolist() == [4, extractor.num_features - 1, 3]
     assert extractor.feature_counts[4:].tolist() == [1] * 31
 
@@ -172,7 +177,7 @@ def test_ages_from_another_column_and_in_edges_of_ones_own():
     options = {"made": {"kind": "age", "reference": "shown", "edges": [7]}}
     extractor = FlipFeatureExtractor.fit(rows, fields=["made"], field_options=options)
     assert extractor(rows)[:, 0].tolist() == [5, 4, 3]
-    processor_text = [extractor.value_text(0, pair) for pair in (("2024-05-01", "2024-05-31"), (None, "2024-05-31"))]
+    processor_text = [said(extractor, made=made, shown="2024-05-31") for made in ("2024-05-01", None)]
     assert processor_text == ["30 days", None]
     extractor = FlipFeatureExtractor.fit(rows, fields=["made"], field_options={"made": {"kind": "age", "edges": [7]}})
     assert extractor(rows)[:, 0].tolist() == [5, 4, 3] and extractor.feature_counts.tolist() == [0, 0, 0, 1, 1, 1]
@@ -183,7 +188,7 @@ def test_an_age_in_the_text_alone_knows_the_newest_row_too():
     extractor = FlipFeatureExtractor.fit(
         {"seen": ["2024-05-01", "2024-05-31"], "a": ["x", "y"]}, field_options=options
     )
-    assert extractor.value_text(0, "2024-05-01") == "30 days" and extractor.slot_fields == [1]
+    assert said(extractor, seen="2024-05-01", a="x") == "30 days" and extractor.slot_fields == [1]
     assert extractor.num_features == 2 + 4 + 2
 
 

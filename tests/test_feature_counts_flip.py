@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from safetensors.numpy import save_file
 
 from flip_hf import FlipFeatureExtractor
-from flip_hf.columns_flip import as_columns, code_values
+from flip_hf.columns_flip import as_columns
 from flip_hf.feature_counts_flip import (
     HOUR_BITS,
     NUM_FOLDS,
@@ -270,15 +270,15 @@ def test_a_schema_that_cannot_be_says_why(options, message):
     columns = {"a": ["x"], "when": ["2024-05-31"], "when_hour": ["3"], "label": [1]}
     arguments = {"fields": None, "label": "label", "exclude": (), "field_options": None, **options}
     with pytest.raises(ValueError, match=message):
-        choose_fields(columns, **arguments)
+        choose_fields([columns], **arguments)
 
 
 def test_excluded_columns_are_fields_where_somebody_names_them():
     columns = {"a": ["x"], "timestamp": [3], "label": [1]}
-    chosen = choose_fields(columns, None, "label", ("timestamp",), {"timestamp": {"kind": "numeric"}})
+    chosen = choose_fields([columns], None, "label", ("timestamp",), {"timestamp": {"kind": "numeric"}})
     assert [field.name for field in chosen] == ["a", "timestamp"]
-    assert len(choose_fields(columns, None, "label", ("timestamp",), None)) == 1
-    assert len(choose_fields(columns, ["timestamp"], "label", ("timestamp",), None)) == 1
+    assert len(choose_fields([columns], None, "label", ("timestamp",), None)) == 1
+    assert len(choose_fields([columns], ["timestamp"], "label", ("timestamp",), None)) == 1
 
 
 def test_label_means_need_labels_and_frequencies_do_not(rows):
@@ -294,7 +294,8 @@ def test_label_means_need_labels_and_frequencies_do_not(rows):
 
 def test_parts_add_up_to_the_whole_in_any_order(rows, whole):
     dataset = Dataset.from_dict(rows)
-    parts = [count(dataset.select(numbers)) for numbers in (range(7), range(7, 8), range(8, 60))]
+    ranges = (range(7), range(7, 8), range(8, 60))
+    parts = [FeatureCounts.count(dataset.select(numbers), fields=whole.fields) for numbers in ranges]
     for order in itertools.permutations(parts):
         assert_same(FeatureCounts.merge(order), whole)
     nested = FeatureCounts.merge([parts[2], FeatureCounts.merge(parts[:2])])
@@ -367,7 +368,8 @@ def crashing(rows, at: int):
 
 @pytest.mark.parametrize("form", ["stream", "table"])
 def test_a_pass_that_was_cut_off_goes_on_to_bit_equal_counts(form, rows, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 8)
+    for module in ("columns_flip", "feature_counts_flip"):
+        monkeypatch.setattr(f"flip_hf.{module}.BATCH_SIZE", 8)
     checkpoint = tmp_path / "checkpoint"
     features = Dataset.from_dict(rows).features
     stream = IterableDataset.from_generator(crashing(rows, 41), features=features)
@@ -434,6 +436,35 @@ def test_tables_without_rows_are_refused(rows):
 
 
 def test_counting_shares_the_reading_of_a_column():
-    fields = choose_fields({"d": ["2024-05-31"]}, None, "label", (), {"d": {"kind": "datetime"}})
-    coded = code_columns(fields, {"d": ["2024-05-31", "2024-05-31"]})
-    assert coded[0] is coded[1] is coded[2] and coded[0].values == code_values(["2024-05-31"]).values
+    fields = choose_fields([{"d": ["1"]}], None, "label", (), {"d": {"statistics": ["frequency", "label_mean"]}})
+    coded = code_columns(fields, {"d": ["1", 1.0]})
+    assert coded[0] is coded[1] is coded[2] and coded[0].values == ["1"]
+
+
+def test_the_first_lines_of_a_count_say_what_each_column_is_and_why(caplog):
+    rows = {
+        "zip": ["00012", "7"], "price": [3.5, 2.0], "seen": ["2024-05-31", None], "user": [1.0, None],
+        "on": [True, None], "tags": [["a"], []], "rating": [4, 5], "label": [0, 1],
+    }  # fmt: skip
+    FeatureCounts.count(rows, field_options={"user": {"kind": "numeric"}, "on": {"type": "text"}})
+    (record,) = caplog.records
+    assert record.message.splitlines()[1:] == [
+        "  zip: text ('00012' begins with a zero), categorical",
+        "  price: number (numbers such as 3.5), numeric",
+        "  seen: time (dates or times), left out; for its parts field_options={'seen': "
+        '{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}',
+        "  user: integer (whole numbers), numeric as asked",
+        "  on: text (as asked), categorical",
+        "  tags: text ('a' is text), multivalued",
+        "  no fields: rating",
+    ]  # fmt: skip
+
+
+def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch):
+    monkeypatch.setattr("flip_hf.fields_flip.BATCH_SIZE", 2)
+    counts = FeatureCounts.count({"zip": ["7", "8", "007", "008"], "label": [0, 1, 0, 1]})
+    assert counts.of_field[0].counts == {"7": 2, "8": 2}
+    assert "field 'zip' is read as numbers and has '007' in its later rows" in caplog.text
+    caplog.clear()
+    counts = FeatureCounts.count({"zip": ["7", "8", "007"]}, field_options={"zip": {"type": "text"}})
+    assert counts.of_field[0].counts == {"7": 1, "8": 1, "007": 1} and "later rows" not in caplog.text

@@ -427,7 +427,9 @@ def test_lists_take_several_slots_in_their_order_padded_at_the_end():
     # the last three, the unseen one by its id, order kept
     assert extractor(rows)[:, :3].tolist() == [[7, 8, 6], [2, 0, 0], [3, 0, 0], [6, 0, 0]]
     assert extractor.rates(extractor(rows))["genre"] == {"unseen": 1 / 6, "missing": 0.25}
-    assert [extractor.value_text(0, value) for value in rows["genre"][:3]] == ["Drama, Crime, War", "new", None]
+    column = extractor.select_columns(rows)[0]
+    texts = [extractor.value_text(0, column.values[number]) for number in column.indices[:3]]
+    assert texts == ["Drama, Crime, War", "new", None]
 
 
 def test_lists_in_every_form_have_the_same_ids():

@@ -92,7 +92,7 @@ def test_a_card_reloads_with_its_metadata_and_escapes_names_from_the_data(proces
     assert card.data.library_name == "flip_hf" and card.data.pipeline_tag == "tabular-classification"
     assert card.data.base_model == "google/some-bert" and card.data.license == "cc-by-4.0"
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("auc", 0.71234), ("logloss", 0.5)]
-    assert "| a\\|b&lt; |  | 25.0% | 0.0% |" in card.text and "<script>" not in card.text
+    assert "| a\\|b&lt; |  | 25.0% | 0% |" in card.text and "<script>" not in card.text
     assert (
         "rating &gt; 3" in card.text
         and "FlipForCTR.from_pretrained" in card.text
@@ -124,6 +124,7 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
         dataset_id="somebody/clicks",
         metrics={"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")},
         num_test_rows=1234,
+        evaluated_on="test",
         rates={"title": {"unseen": 0.125, "missing": 0.5}},
         training={"learning_rate": 0.001},
         flops_per_row=1234567.0,
@@ -218,19 +219,59 @@ def test_values_from_data_act_as_markup_neither_in_the_text_nor_in_the_metadata(
         "rates": {nasty: {"unseen": 0.0, "missing": 0.0}},
         "training": {nasty: nasty},
         "command": nasty,
-        "metrics": {"auc": 0.5},
+        "metrics": {"auc": 0.5, nasty: 0.5},
+        "dataset_id": nasty,
+        "license": nasty,
     }
     path = write_model_card(tmp_path, model, **named)
     card = ModelCard.load(path)
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in nasty).split())
     assert card.data.eval_results[0].dataset_name == line and card.data.model_name == line
-    assert card.data.license is None and check_metadata(path.read_text()) == []
+    assert card.data.license == line and card.data.datasets == line and check_metadata(path.read_text()) == []
+    assert set(card.data.to_dict()) == {
+        *("datasets", "library_name", "license", "model-index", "pipeline_tag", "tags")
+    }
     body = re.sub(r"(`{3,})bash\n.*?\n\1\n", "", card.text, flags=re.DOTALL)
     for markup in ("<script", "http://evil", "![x]", "*bold*", " _it_", "`code`", "$x$", "\u202e"):
         assert markup not in body, markup
     plain = write_model_card(tmp_path, model, **{**named, "title": "x", "command": None}).read_text()
     tables = [row for row in plain.splitlines() if row.startswith("|")]
     assert all(len(re.split(r"(?<!\\)\|", row)) in (4, 5, 6) for row in tables)
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_a_configuration_of_somebody_else_acts_as_markup_nowhere_in_a_card(processor, text_model_dir, tmp_path, nasty):
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint")
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["text_model_name_or_path"] = nasty
+    saved["fields"][0] |= {"name": nasty, "kind": nasty}
+    saved["fields"][1] |= {"num_slots": 2, "pooling": nasty}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    monkey = FlipConfig.from_pretrained(tmp_path)
+    text = write_model_card(tmp_path, monkey).read_text()
+    for markup in ("<script", "http://evil", "![x]", "*bold*", " _it_", "`code`", "$x$", "\u202e"):
+        assert markup not in text, markup
+    rows = [row for row in text.splitlines() if row.startswith("|")]
+    assert all(len(re.split(r"(?<!\\)\|", row)) in (4, 6) for row in rows)
+    saved["architectures"] = [f"FlipForCTR\n```\n{nasty}"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="there is no card for a model of class"):
+        write_model_card(tmp_path, FlipConfig.from_pretrained(tmp_path))
+    with pytest.raises(ValueError, match="Repo id must"):
+        write_model_card(tmp_path, model, repo_id=f"a/b {nasty}")
+
+
+def test_a_card_claims_no_test_no_pretraining_and_no_report_that_nobody_spoke_of(processor, tmp_path):
+    (tmp_path / "report.md").write_text("<script>somebody's values</script>")
+    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
+    card = ModelCard.load(
+        write_model_card(tmp_path, model, metrics={"auc": 0.7}, num_test_rows=9, rates={"title": {"unseen": 1e-4}})
+    )
+    assert "On 9 rows; whether anything was selected on them was not said." in card.text
+    assert card.data.eval_results[0].dataset_split is None and "| field | kind | unseen | missing |" in card.text
+    assert "pre-trained" not in card.text.split("## Use")[0] and "somebody's values" not in card.text
+    assert "| title | categorical | &lt;0.1% |  |" in card.text
 
 
 def test_a_command_cannot_end_its_own_block(processor, tmp_path):

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for any table: no crash, ids in range, the text of a plain rendering, forms and files that agree."""
 
+import csv
+import datetime
 import itertools
 import json
 import logging
 import math
 import pickle
+import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flip_hf import FlipFeatureExtractor, FlipProcessor
+from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset
 from flip_hf.feature_counts_flip import FeatureCounts
 
 
@@ -73,18 +79,18 @@ LISTS = st.one_of(
 )
 VIEWS = st.sampled_from(["joint", "joint", "tabular", "text"])
 CATEGORICAL = st.fixed_dictionaries(
-    {"kind": st.just("categorical")},
+    {"kind": st.just("categorical"), "type": st.just("text")},
     optional={"view": VIEWS, "vocabulary_size": st.integers(1, 3), "min_frequency": st.integers(1, 2)},
 )
-HASHED = st.fixed_dictionaries({"kind": st.just("categorical"), "hash_buckets": st.integers(1, 4)})
-COUNTED = st.just({"kind": "categorical", "statistics": ["frequency", "label_mean"]})
+HASHED = st.fixed_dictionaries({"type": st.just("text"), "hash_buckets": st.integers(1, 4)})
+COUNTED = st.just({"type": "text", "statistics": ["frequency", "label_mean"]})
 NUMERIC = st.fixed_dictionaries(
     {"kind": st.just("numeric")},
     optional={"view": VIEWS, "num_buckets": st.integers(1, 4), "bucketing": st.sampled_from(["quantile", "log"])},
 )
 FIXED = st.just({"kind": "numeric", "edges": [-1, 0, 1e6]})
 MULTIVALUED = st.fixed_dictionaries(
-    {"kind": st.just("multivalued")},
+    {"kind": st.just("multivalued"), "type": st.just("text")},
     optional={"view": VIEWS, "separator": st.just("|"), "max_values": st.integers(1, 4), "joiner": st.just(" + ")},
 )
 # options, values, and one value that is there: a field without any is refused
@@ -115,8 +121,16 @@ def tables(draw, cells=FIELDS, max_rows=8):
     return train, other, options
 
 
-def plain_text(value) -> str | None:
-    """What a value of a vocabulary says, written out."""
+A_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf", re.ASCII | re.IGNORECASE)
+
+
+def plain_text(value, known=()) -> str | None:
+    """What a value of a vocabulary says, written out: a number as the one of the `known` values that is written so."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_):
+        number = value.item() if isinstance(value, np.number) else value
+        written = [text for text in known if A_NUMBER.fullmatch(text) and float(text) == number]
+        if len(written) == 1:
+            return written[0]
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     if isinstance(value, bytes):
@@ -149,23 +163,29 @@ def says_the_number(text: str, value) -> bool:
     return "e" not in text and abs(float(text) - value) <= abs(value) * 5.1e-6 + 5e-324
 
 
-def elements(value, options) -> list[str]:
+def elements(value, options, known=()) -> list[str]:
     if isinstance(value, str) and "separator" in options:
         value = value.strip().split("|")
     elif not isinstance(value, list | tuple | np.ndarray):
         value = [value]
-    texts = [text for text in map(plain_text, value) if text is not None]
+    texts = [text for text in (plain_text(element, known) for element in value) if text is not None]
     return texts[-options.get("max_values", 20) :]
 
 
-def expected_text(value, options) -> str | None:
-    if options["kind"] == "numeric":
+def expected_text(value, options, known=()) -> str | None:
+    if options.get("kind") == "numeric":
         if isinstance(value, str):
-            return None if value.strip().lower() in MISSING_NUMBERS else plain_text(value)
+            word = value.strip().lower()
+            if word in ("true", "false"):
+                return word == "true"
+            is_number = A_NUMBER.fullmatch(word.replace("1,234", "1234"))
+            return (
+                None if word in MISSING_NUMBERS else float(word.replace(",", "")) if is_number else plain_text(value)
+            )
         return None if value is None or math.isnan(value) else value
-    if options["kind"] == "multivalued":
-        return options.get("joiner", ", ").join(elements(value, options)) or None
-    return plain_text(value)
+    if options.get("kind") == "multivalued":
+        return options.get("joiner", ", ").join(elements(value, options, known)) or None
+    return plain_text(value, known)
 
 
 def check_ids(extractor, ids: np.ndarray, num_rows: int) -> None:
@@ -221,20 +241,24 @@ def test_the_text_of_any_table_is_a_plain_rendering(table):
     processor = FlipProcessor(extractor)
     said = [name for name, field in options.items() if field.get("view") != "tabular"]
     for name, field in options.items():  # a field that has slots has no more than the longest training row
-        if field["kind"] == "multivalued" and field.get("view") != "text":
+        if field.get("kind") == "multivalued" and field.get("view") != "text":
             longest = max(len(elements(value, field)) for value in train[name])
             options[name] = {**field, "max_values": longest}
     for rows in (train, other):
         if not said:
             assert set(processor.render(rows)) == {""}
             continue
+        coded = extractor.select_columns(rows)
         for number, sentence in enumerate(processor.render(rows)):
             parts = []
             for name in said:
-                text = expected_text(rows[name][number], options[name])
+                column = coded[extractor.field_names.index(name)]
+                own = extractor.feature_fields == extractor.field_names.index(name)
+                known = extractor.decode(np.flatnonzero(own)[2:]) if not options[name].get("hash_buckets") else ()
+                text = expected_text(rows[name][number], options[name], known)
                 if text is not None and not isinstance(text, str):  # a number, whose digits are checked apart
                     index = extractor.field_names.index(name)
-                    spelled = extractor.value_text(index, rows[name][number])
+                    spelled = extractor.value_text(index, column.values[column.indices[number]])
                     assert says_the_number(spelled, text)
                     text = spelled
                 parts.append(f"{name.replace('_', ' ')} is {'missing' if text is None else text}.")
@@ -255,7 +279,7 @@ def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data)
         }
         for part in sorted(set(part_of))
     ]
-    counted = [FeatureCounts.count(part, field_options=options) for part in parts]
+    counted = [FeatureCounts.count(part, fields=whole.fields) for part in parts]
     extractor = FlipFeatureExtractor.from_counts(whole)
     with tempfile.TemporaryDirectory() as folder:
         counted[0].save(f"{folder}/counts")
@@ -313,24 +337,100 @@ def test_every_form_of_a_table_has_the_same_ids_and_text(table):
         assert FlipProcessor(extractor).render(records) == FlipProcessor(extractor).render(arrow) == texts
 
 
-@run(100)
-@given(WHOLE, st.permutations(range(7)))
-def test_a_whole_number_is_one_value_in_every_type_and_no_boolean(number, order):
-    extractor = FlipFeatureExtractor.fit({"x": [number, "other", True, False, f"{number}.0"]})
-    same = [
-        number,
-        float(number),
-        str(number),
-        np.int64(number),
-        np.float64(number),
-        f" {number}\n",
-        str(number).encode(),
+# --- one table, whoever brings it ------------------------------------------------------------------------------------
+
+PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+CODES = st.from_regex(r"0?[0-9]{1,3}", fullmatch=True)
+TIMES = st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2099, 1, 1)).map(
+    lambda time: time.replace(microsecond=0)
+)
+EXACT = st.floats(allow_nan=False, allow_infinity=False)
+COLUMNS = st.sampled_from(
+    [
+        ({}, PLAIN_TEXT), ({}, WHOLE), ({}, EXACT), ({}, st.integers(0, 9).map(float)), ({}, st.booleans()),
+        ({}, CODES), ({"kind": "categorical", "type": "time"}, TIMES),
+        ({}, st.sampled_from(["1.0", "x", "True", "nan", " "])), ({}, st.sampled_from(["yes", "no"])),
+        ({"kind": "datetime", "parts": ["hour", "weekday", "month"]}, TIMES),
+        ({"kind": "categorical"}, EXACT), ({"kind": "numeric"}, WHOLE), ({"type": "text"}, CODES),
+        ({"hash_buckets": 7}, WHOLE), ({"statistics": ["frequency", "label_mean"]}, st.integers(0, 3)),
+        ({"kind": "multivalued", "separator": "|"}, st.from_regex(r"[0-9]{1,2}(\|[0-9]{1,2}){0,3}", fullmatch=True)),
     ]
-    ids = extractor({"x": [same[k] for k in order]})[:, 0]
-    assert set(ids.tolist()) == {int(extractor({"x": [str(number)]})[0, 0])}
-    true, point = extractor({"x": [True, f"{number}.0"]})[:, 0]
-    assert len({int(ids[0]), int(true), int(point)}) == 3
-    assert extractor.decode([ids[0], true, point]) == [str(number), "True", f"{number}.0"]
+).map(lambda column: (column[0], (st.one_of(st.none(), column[1]), None)))  # fmt: skip
+
+
+def forms_of(rows: dict[str, list], folder: Path) -> dict[str, object]:
+    """One table in every container that there is."""
+    names = list(rows)
+    records = [dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    arrow = pa.table(rows)
+    spelled = [[value.isoformat() if isinstance(value, datetime.datetime) else value for value in row.values()]
+               for row in records]  # fmt: skip
+    for name, delimiter in (("rows.csv", ","), ("rows.tsv", "\t")):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([names, *spelled])
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in spelled]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pq.write_table(arrow, folder / "rows.parquet")
+    forms: dict[str, object] = {"rows": rows, "records": records, "arrow": arrow, "Dataset": Dataset(arrow)}
+    for name in ("rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet"):
+        forms[name] = load_ctr_dataset(folder / name, cache_dir=folder / "cache")
+    forms["streamed csv"] = load_ctr_dataset(folder / "rows.csv", streaming=True)
+    forms["IterableDataset"] = Dataset(arrow).to_iterable_dataset()
+    forms["pandas"] = pd.DataFrame(rows)
+    forms["nullable pandas"] = pd.DataFrame(rows).convert_dtypes()
+    forms["pandas of Arrow"] = arrow.to_pandas(types_mapper=pd.ArrowDtype)
+    forms["polars"] = pl.DataFrame(arrow)
+    forms["numpy"] = pd.DataFrame(rows).to_records(index=False)
+    return forms
+
+
+@run(25)
+@given(tables(cells=COLUMNS, max_rows=6))
+def test_one_table_is_one_model_from_every_container(table):
+    train, other, options = table
+    names = [f"f{number}" for number, _ in enumerate(options)]  # a csv has names of its own rules
+    train, other = (dict(zip([*names, "label"], rows.values(), strict=True)) for rows in (train, other))
+    options = dict(zip(names, options.values(), strict=True))
+    for name in names:  # a column needs a value
+        if all(value is None or str(value).strip() == "" for value in train[name]):
+            train[name], other[name], options[name] = ["a"] * len(train[name]), ["b"] * len(other[name]), {}
+    extractor = FlipFeatureExtractor.fit(train, field_options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("train", "other"):
+            Path(folder, part).mkdir()
+        of_train, of_other = (
+            forms_of(rows, Path(folder, part)) for part, rows in (("train", train), ("other", other))
+        )
+        expected, texts = extractor(other), FlipProcessor(extractor).render(other)
+        for form, rows in of_train.items():
+            assert FlipFeatureExtractor.fit(rows, field_options=options) == extractor, form
+        for form, rows in of_other.items():
+            if "stream" in form or form == "IterableDataset":
+                continue
+            np.testing.assert_array_equal(extractor(rows), expected, err_msg=form)
+            assert FlipProcessor(extractor).render(rows) == texts, form
+        one_by_one = [extractor({name: column[row] for name, column in other.items()}) for row in range(len(texts))]
+        np.testing.assert_array_equal(np.concatenate(one_by_one), expected)
+        series = [extractor(of_other["pandas"].iloc[row])[0] for row in range(len(texts))]
+        np.testing.assert_array_equal(np.array(series), expected)
+
+
+@run(50)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=9, unique=True), st.integers(2, 9))
+def test_a_code_keeps_its_zeros_and_its_number_finds_it(numbers, width):
+    codes = [f"{number:0{width}}" for number in numbers]
+    extractor = FlipFeatureExtractor.fit({"zip": codes}, field_options={"zip": {"type": "text"}})
+    processor, expected = FlipProcessor(extractor), extractor({"zip": codes})
+    assert len(set(expected[:, 0].tolist())) == len(codes)
+    for form in (numbers, [float(number) for number in numbers], np.array(numbers), pd.Series(numbers, dtype="Int64")):
+        np.testing.assert_array_equal(extractor({"zip": form}), expected)
+        assert processor.render({"zip": form}) == [f"zip is {code}." for code in codes]
+
+
+def test_a_number_that_two_codes_are_written_so_is_the_one_that_spells_it():
+    extractor = FlipFeatureExtractor.fit({"zip": ["12", "012", "007", "07", "x"]})
+    assert extractor.decode(extractor({"zip": [12, 12.0, 7, "007"]})) == ["12", "12", "[UNSEEN]", "007"]
+    assert FlipProcessor(extractor).render({"zip": [7]}) == ["zip is 7."]
 
 
 @run(100)

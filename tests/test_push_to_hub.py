@@ -123,13 +123,15 @@ def test_what_is_there_already_makes_no_new_commit_and_a_change_does(hub, folder
     assert len(puts) == len(set(puts))  # no large file was sent twice
 
 
-def test_a_branch_and_a_private_repository_are_made_as_asked(hub, folder):
-    push_to_hub(folder, NAME, private=True, revision="v2")
+def test_a_branch_is_made_as_asked_and_a_repository_is_private_unless_said_or_there(hub, folder):
+    push_to_hub(folder, NAME, revision="v2")
     repository = hub.repositories[NAME]
     assert repository.private and set(repository.branches) == {"main", "v2"}
     assert "config.json" in hub.files(NAME, "v2") and "config.json" not in hub.files(NAME, "main")
+    push_to_hub(folder, f"{OWNER}/not-said", private=None)
+    push_to_hub(folder, f"{OWNER}/public", private=False)
     push_to_hub(folder, f"{OWNER}/public")
-    assert not hub.repositories[f"{OWNER}/public"].private
+    assert hub.repositories[f"{OWNER}/not-said"].private and not hub.repositories[f"{OWNER}/public"].private
 
 
 def test_a_name_without_a_user_is_the_users_own_and_the_card_says_so(hub, folder):
@@ -148,16 +150,51 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_new_ones(hub, folder):
     torch.testing.assert_close(logits(NAME), logits(folder))
 
 
-def test_only_what_belongs_to_the_model_is_sent(hub, folder):
-    for name in ("trainer_state.json", ".secret", "_private.json", "test_probabilities.npy", "notes.docx"):
+def test_what_save_pretrained_writes_is_sent_and_whatever_else_lies_there_is_named_and_stays(
+    hub, folder, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("flip_hf"), "propagate", True)
+    saved = {path.name for path in folder.iterdir()}
+    others = "credentials.json rows.jsonl train.txt plan.md scan.png settings.py notes.docx trainer_state.json .secret"
+    for name in others.split():
         (folder / name).write_text("{}")
+    outside = folder.parent / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "private.json").write_text("{}")
+    (folder / "linked.json").symlink_to(outside / "private.json")
+    (folder / "linked").symlink_to(outside / "deep")
+    (folder / "reliability.png").symlink_to(outside / "private.json")
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "optimizer.pt").write_bytes(b"pickle")
     (folder / "training_curves.png").write_bytes(b"\x89PNG")
-    push_to_hub(folder, NAME, title="With a picture")
-    assert {Path(name).suffix for name in hub.files(NAME)} == {".json", ".safetensors", ".py", ".md", ".png", ""}
-    assert not {"trainer_state.json", "_private.json"} & set(hub.files(NAME))
+    push_to_hub(folder, NAME, title="With a picture", licenses="![a](scan.svg) ![b](../outside/private.json)")
+    assert set(hub.files(NAME)) == {*saved, "training_curves.png", ".gitattributes"}
     assert "![training curves](training_curves.png)" in hub.files(NAME)["README.md"].decode()
+    (said,) = [record.getMessage() for record in caplog.records if "not pushed" in record.getMessage()]
+    named = said.partition(": ")[2].partition(" of ")[0].split(", ")
+    assert sorted(named) == sorted([*others.split(), "linked", "linked.json", "reliability.png"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md", "tokenizer.json"])
+def test_a_link_in_place_of_a_file_is_refused_and_nothing_behind_it_is_sent_or_written(hub, folder, name):
+    outside = folder.parent / "outside"
+    outside.write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside)
+    before = outside.read_bytes()
+    with pytest.raises(ValueError, match=f"{name} is a link: put the file itself in its place"):
+        push_to_hub(folder, NAME, title="another title")
+    assert hub.requests == [] and outside.read_bytes() == before
+
+
+def test_the_code_that_is_sent_is_that_of_the_installed_package(hub, folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("flip_hf"), "propagate", True)
+    own = (folder / "modeling_flip.py").read_bytes()
+    (folder / "modeling_flip.py").write_text("raise SystemExit('somebody else wrote this')")
+    (folder / "values_flip.py").unlink()
+    push_to_hub(folder, NAME)
+    assert hub.files(NAME)["modeling_flip.py"] == own and "values_flip.py" in hub.files(NAME)
+    assert f"modeling_flip.py (flip_hf {flip_hf.__version__} sends its own)" in caplog.text
 
 
 def without(*names: str):
@@ -168,23 +205,61 @@ def containing(name: str, text: str):
     return lambda folder: (folder / name).write_text(text)
 
 
+def with_index(shard: str):
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        for name in ("weights.json", "pytorch_model-1.bin2"):
+            (folder / name).write_text("{}")
+        index = {"metadata": {}, "weight_map": {"alpha": shard}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return change
+
+
+def saying(name: str, *keys: str, value):
+    def change(folder: Path) -> None:
+        saved = json.loads((folder / name).read_text())
+        part = saved
+        for key in keys[:-1]:
+            part = part.setdefault(key, {})
+        part[keys[-1]] = value
+        (folder / name).write_text(json.dumps(saved))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         (without("config.json"), "has no config.json: model.save_pretrained"),
         (containing("config.json", '{"model_type": "bert"}'), "a model of type 'bert', not a FLIP one"),
-        (without("processor_config.json"), "has no processor_config.json: a model is of no use without its processor"),
+        (without("processor_config.json"), "has no processor_config.json: processor.save_pretrained"),
         (without("feature_vocabulary.safetensors"), "has no feature_vocabulary.safetensors"),
         (without("model.safetensors"), "has no model.safetensors"),
+        (with_index("model-00001-of-00002.safetensors"), "has no model-00001-of-00002.safetensors"),
+        (with_index("../outside.safetensors"), "names weights in '../outside.safetensors', which is no .safetensors"),
+        (with_index("/etc/hostname"), "names weights in '/etc/hostname'"),
+        (with_index("weights.json"), "names weights in 'weights.json'"),
+        (saying("config.json", "architectures", value=["<script>"]), "not a FlipForCTR or FlipForPreTraining"),
+        (saying("config.json", "num_features", value=99), "the processor does not fit the model"),
+        (saying("config.json", "auto_map", "AutoModel", value="settings.Model"), "code that is not flip_hf's"),
         (
-            containing("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
-            "has no model-00001-of-00002.safetensors",
+            saying("processor_config.json", "auto_map", "AutoProcessor", value="a/b--processing_flip.FlipProcessor"),
+            "code that is not flip_hf's, 'a/b--processing_flip",
         ),
+        (
+            saying("processor_config.json", "feature_extractor", "auto_map", "AutoFeatureExtractor", value=["x.Y"]),
+            "code that is not flip_hf's",
+        ),
+        (saying("tokenizer_config.json", "auto_map", "AutoTokenizer", value=["x.Y", None]), "not flip_hf's"),
         (containing("pytorch_model.bin", ""), "holds pytorch_model.bin: a pickle runs code when it is read"),
         (containing("training_args.PT", ""), "holds training_args.PT: a pickle"),
         (containing("scores.pkl", ""), "holds scores.pkl"),
-        (containing("notes.md", f"my token is {TOKEN}"), "notes.md holds an access token"),
-        (containing("notes.txt", f"somebody else's: hf_{'a1B2' * 8}"), "notes.txt holds an access token"),
+        (saying("tokenizer_config.json", "name", value=f"my token is {TOKEN}"), "config.json holds an access token"),
+        (
+            containing("README.md", f"---\nlibrary_name: flip_hf\n---\nsomebody else's: hf_{'a1B2' * 8}"),
+            "README.md holds an access token",
+        ),
         (shutil.rmtree, "is no folder"),
     ],
 )
@@ -540,19 +615,20 @@ def test_weights_in_a_pickle_are_not_read(hub, folder):
         FlipForCTR.from_pretrained(folder, use_safetensors=False)
 
 
-@pytest.mark.parametrize("shard", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors"])
-def test_an_index_of_weights_cannot_name_files_outside_the_folder(hub, folder, shard):
-    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-    index = {"metadata": {}, "weight_map": {"alpha": shard}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="which is no file of that folder"):
+@pytest.mark.parametrize(
+    "shard", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors", "pytorch_model-1.bin2"]
+)
+def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hub, folder, shard):
+    with_index(shard)(folder)
+    with pytest.raises(ValueError, match="which is no .safetensors file of that folder"):
         FlipForCTR.from_pretrained(folder)
     hub.put(NAME, {path.name: path.read_bytes() for path in folder.iterdir()})
     hub.put(NAME, {shard: (folder.parent / "outside.safetensors").read_bytes()})
     before = everything_under(folder.parent)
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(ValueError, match="which is no .safetensors file of that folder"):
         FlipForCTR.from_pretrained(NAME)
     assert everything_under(folder.parent) == before
+    assert not any(request.file().endswith(shard) for request in hub.pulled())
 
 
 def everything_under(folder: Path) -> set[Path]:
@@ -671,11 +747,34 @@ def test_without_test_rows_the_card_says_that_its_figures_are_of_validation_rows
     assert f"| AUC | {best:.4f} |" in text
 
 
+def test_a_card_has_no_figures_of_other_weights_or_probabilities_than_those_that_are_pushed(
+    encoded, processor, tmp_path
+):
+    arguments = {"eval_steps": 3, "save_steps": 1, "load_best_model_at_end": False, "num_train_epochs": 1}
+    trainer = trainer_of(encoded, processor, tmp_path / "last", **arguments)
+    trainer.train()  # evaluated after step 3, pushed as it is after step 4
+    text = trainer.create_model_card().joinpath("README.md").read_text()
+    assert "No figures were given." in text and "step of the model kept" not in text
+    with pytest.raises(ValueError, match="test_dataset was trained or selected on"):
+        trainer.create_model_card(test_dataset=trainer.eval_dataset)
+    trainer = trainer_of(encoded, processor, tmp_path / "best")
+    trainer.train()
+    best = next(
+        e for e in trainer.state.log_history if "eval_auc" in e and e["step"] == trainer.state.best_global_step
+    )
+    trainer.evaluate(encoded["test"].select_columns(["feature_ids", "labels"]))  # of test rows, and not of validation
+    text = trainer.create_model_card().joinpath("README.md").read_text()
+    assert f"| AUC | {best['eval_auc']:.4f} |" in text and f"| log loss (nats) | {best['eval_logloss']:.4f} |" in text
+    trainer.model.set_calibration({"method": "temperature", "temperature": 2.0})
+    text = trainer.create_model_card().joinpath("README.md").read_text()
+    assert f"| AUC | {best['eval_auc']:.4f} |" in text and "log loss" not in text and "ECE" not in text
+
+
 def test_a_training_that_pushes_as_it_goes_sends_no_pickle_and_survives_a_hub_that_is_down(
     hub, encoded, processor, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(pushing, "_SECONDS_BETWEEN", 0.0)
-    trainer = trainer_of(encoded, processor, tmp_path / "run", push_to_hub=True, hub_private_repo=True)
+    trainer = trainer_of(encoded, processor, tmp_path / "run", push_to_hub=True)
     trainer.train()
     repository = hub.repositories[f"{OWNER}/run"]
     assert repository.private and commits(hub, f"{OWNER}/run") == 2
@@ -684,7 +783,13 @@ def test_a_training_that_pushes_as_it_goes_sends_no_pickle_and_survives_a_hub_th
     assert "model.safetensors" in names and not [name for name in names if Path(name).suffix in pushing._PICKLES]
     hub.fail("POST", "/preupload/", times=1000)
     trainer.train()
+    hub.faults.clear()
+    (tmp_path / "run" / "scores.pkl").write_bytes(b"")  # refused, and no reason to stop a training
+    trainer.train()
     assert commits(hub, f"{OWNER}/run") == 2
+    open_to_all = trainer_of(encoded, processor, tmp_path / "open", push_to_hub=True, hub_private_repo=False)
+    open_to_all.push_to_hub()
+    assert not hub.repositories[f"{OWNER}/open"].private
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' sends the optimiser's state"):
             trainer_of(encoded, processor, tmp_path / "other", push_to_hub=True, hub_strategy=strategy)
@@ -711,7 +816,7 @@ def test_the_first_stage_is_pushed_as_what_it_is(hub, encoded, processor, pretra
 
 def test_the_example_pushes_a_folder(hub, folder, monkeypatch, capfd):
     script = Path(flip_hf.__file__).parents[1] / "examples" / "push_to_hub.py"
-    arguments = ["--folder", str(folder), "--repo_id", NAME, "--private", "--revision", "v1", "--title", "FLIP here"]
+    arguments = ["--folder", str(folder), "--repo_id", NAME, "--revision", "v1", "--title", "FLIP here"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     runpy.run_path(str(script), run_name="__main__")
     output = capfd.readouterr()

@@ -160,6 +160,24 @@ def test_the_auc_is_that_of_means_over_the_other_folds(monkeypatch):
     assert found == pytest.approx(won / pairs, abs=1e-12) and 0.6 < found < 0.9
 
 
+@pytest.mark.parametrize(("num_clicks", "positive"), [(40, "0.4%"), (4, "0.04%"), (900, "9.0%")])
+def test_rare_clicks_are_shown_as_lift_over_their_mean(num_clicks, positive):
+    half = num_clicks // 2  # of the clicks, on a tenth of the rows: 5 times the mean, and 0.56 times it on the others
+    rows = {
+        "ad": [*["hot"] * 1000, *["cold"] * 9000],
+        "label": [int(k < half or 1000 <= k < 1000 + half) for k in range(10_000)],
+    }
+    report = describe(rows)
+    text, share, (ad,) = str(report), num_clicks / 10_000, report.fields
+    assert report.label_mean == share and text.splitlines()[2] == f"rows   10,000  {positive:>8}"
+    assert ad.label_mean_high == pytest.approx((half + 10 * share) / 1010)  # a rate, however it is shown
+    if num_clicks == 900:
+        assert "lift" not in text.lower() and "cold (9,000, 0.05); hot (1,000, 0.45)" in text
+    else:
+        assert "label mean" not in text.splitlines()[4] and f"over that of all rows, {positive}; 90%" in text
+        assert "  0.56x to 4.96x  " in text and "cold (9,000, 0.56x); hot (1,000, 5.00x)" in text
+
+
 # --- every form of rows -------------------------------------------------------------------------------------------
 
 
@@ -480,6 +498,34 @@ def test_values_that_are_all_new_in_test_are_warned_of(splits):
     assert "lower min_frequency" in warning
 
 
+@pytest.mark.parametrize(
+    "column, options, found",
+    [
+        (
+            lambda k, name: f"{name[:2]}{k % 9}",
+            {},
+            "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not "
+            "in the vocabulary",
+        ),
+        # what is said of the values mends what is unseen
+        (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
+        (lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}", {}, "extra: its 28 values are dates"),
+        (
+            lambda k, name: "many" if name != "train" and k % 2 else k / 2,
+            {"kind": "numeric"},
+            "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no "
+            "numbers",
+        ),
+    ],
+)
+def test_a_field_has_one_remedy_however_many_splits(column, options, found):
+    sizes = {"train": 600, "validation": 60, "test": 60}
+    splits = {name: table(size, extra=[str(column(k, name)) for k in range(size)]) for name, size in sizes.items()}
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"extra": options})
+    (warning,) = describe_rows(extractor, splits).warnings
+    assert warning.startswith(found)
+
+
 def test_holes_are_compared_split_by_split(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     empty = splits["test"].map(lambda row: {"genre": ""})
@@ -605,13 +651,11 @@ def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
         )
         return path.read_text(encoding="utf-8")
 
-    fields = "| title | categorical | 0.0% | 0.0% |\n| genre | categorical |  |  |\n\n"
+    fields = "| title | categorical | 0% | 0% |\n| genre | categorical |  |  |\n\n"
     without = card()
     assert f"{fields}## Evaluation\n" in without and "## Data" not in without
     section = f"{fields}## Data\n\n{report.to_markdown()}\n## Evaluation\n"
     assert section in card(report=report)
-    (tmp_path / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    assert section in card()
 
 
 def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from flip_hf.values_flip import canonical_value, number_text, read_number, read_time
+from flip_hf.values_flip import (
+    canonical_value,
+    infer_type,
+    is_code,
+    number_text,
+    read_number,
+    read_times,
+    read_values,
+)
 
 
 UTC = datetime.UTC
@@ -47,7 +55,7 @@ def test_the_string_of_a_value(value, expected):
 
 @pytest.mark.parametrize("value", [["a"], ("a",), {"a"}, frozenset("a"), {"a": 1}, np.array(["a"]), torch.tensor([1])])
 def test_a_container_is_no_single_value_to_any_reader(value):
-    for read in (canonical_value, read_number, read_time):
+    for read in (canonical_value, read_number, lambda value, field: read_times([value], field)):
         with pytest.raises(TypeError, match="field 'tags' holds a .* and not one value per row: make it multivalued"):
             read(value, "tags")
 
@@ -63,7 +71,7 @@ def test_a_container_is_no_single_value_to_any_reader(value):
         ("3", 3.0), (" -3.5 ", -3.5), ("+7", 7.0), (".5", 0.5), ("5.", 5.0), ("1e3", 1000.0), ("1E-2", 0.01),
         ("1,234", 1234.0), ("-12,345,678.5", -12345678.5), ("007", 7.0), (b"1,234", 1234.0),
         ("inf", math.inf), ("-Infinity", -math.inf), ("+∞", math.inf), (math.inf, math.inf), ("1e999", math.inf),
-        (10**400, math.inf), (-(10**400), -math.inf), (2**53 + 1, 2.0**53),
+        (10**400, math.inf), (-(10**400), -math.inf), (2**53 + 1, 2.0**53), ("true", 1.0), ("False", 0.0),
     ],
 )  # fmt: skip
 def test_what_is_a_number(value, expected):
@@ -125,49 +133,130 @@ def test_a_number_is_written_as_a_person_would(number, text):
     ],
 )  # fmt: skip
 def test_one_time_in_all_the_ways_it_is_written(value):
-    assert read_time(value) == NOON
+    assert read_times([value]).tolist() == [NOON]
 
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
         (datetime.date(1970, 1, 2), 86400.0), ("1970-01-02", 86400.0), (np.datetime64("1970-01-02"), 86400.0),
-        ("1969-12-31T23:59:59", -1.0), (datetime.datetime(1969, 12, 31), -86400.0), (-1, -1.0), (0, 0.0), ("0.5", 0.5),
-        (datetime.date(1, 1, 1), -62135596800.0), (99_999_999_999, 99_999_999_999.0), (100_000_000_000, 100_000_000.0),
-        (-200_000_000_000, -200_000_000.0),
+        ("1969-12-31T23:59:59", -1.0), (datetime.datetime(1969, 12, 31), -86400.0),
+        (datetime.date(1, 1, 1), -62135596800.0), (631_152_000, 631_152_000.0), (631_152_000_000, 631_152_000.0),
+        (4_133_980_799.5, 4_133_980_799.5),
     ],
 )  # fmt: skip
-def test_times_before_1970_and_at_the_borders_of_units(value, seconds):
-    assert read_time(value) == seconds
+def test_dates_before_1970_and_numbers_at_the_borders(value, seconds):
+    assert read_times([value]).tolist() == [seconds]
 
 
 @pytest.mark.parametrize(
     "value", [None, "", " ", b"", math.nan, "nan", "-", "NULL", pd.NaT, pd.NA, np.datetime64("NaT", "ns")]
 )
 def test_missing_times(value):
-    assert math.isnan(read_time(value))
+    assert np.isnan(read_times([value])).all()
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("yesterday", "field 'when': 'yesterday' is no date or time; ISO dates"),
-        ("31.05.2024", "field 'when': '31.05.2024' is no date or time; ISO dates"),
+        ("yesterday", "field 'when': 'yesterday' is no date or time that ISO dates .* would read"),
+        ("31.05.2024", "field 'when': '31.05.2024' is no date or time"),
         ("2024-13-01", "field 'when': '2024-13-01' is no date or time"),
-        (math.inf, "field 'when': 'inf' is no date or time"),
-        ("1e300", "field 'when': '1e\\+300' is no date or time"),
-        (-(10**400), "is no date or time"),
-        (datetime.time(12), "field 'when': '12:00:00' is no date or time"),
-        (20240531, "field 'when': 20240531 looks like a date without dashes.*: write 2024-05-31"),
-        ("20240531", "write 2024-05-31"),
+        (math.inf, "field 'when': infinity as a time since 1970"),
+        ("1e300", "field 'when': 1000.* as a time since 1970"),
+        (-(10**400), "field 'when': -infinity as a time since 1970"),
+        (datetime.time(12), "field 'when': datetime.time\\(12, 0\\) is no date or time"),
+        (20240531, "field 'when': 20240531 is a date without dashes, .*: say which with format='%Y%m%d'"),
+        ("20240531", "say which with format='%Y%m%d'"),
+        # compact times that were read as June 1970, October 2033 and the year 2608
+        (14102100, "14102100 as a time since 1970 would be in the year 1970, and only 1990 to 2100.*'%y%m%d%H'"),
+        (2014102100, "2014102100 is a date without dashes.*format='%Y%m%d%H'"),
+        (201410211230, "201410211230 is a date without dashes.*format='%Y%m%d%H%M'"),
+        (20141021123000, "20141021123000 is a date without dashes.*format='%Y%m%d%H%M%S'"),
+        (-1, "-1 as a time since 1970 would be in the year 1970"),
+        (631_151_999, "would be in the year 1990"),
     ],
 )
 def test_what_is_no_time_is_named(value, message):
     with pytest.raises(ValueError, match=message):
-        read_time(value, "when")
+        read_times(["2024-05-31", value], "when")
 
 
-def test_seconds_of_1970_that_are_no_dates_are_seconds():
-    assert (
-        read_time(20240532) == 20240532.0 and read_time(20241331) == 20241331.0 and read_time(18991231) == 18991231.0
-    )
+@pytest.mark.parametrize(
+    ("value", "format", "time"),
+    [
+        (14102100, "%y%m%d%H", "2014-10-21T00"), ("14102105", "%y%m%d%H", "2014-10-21T05"),
+        (3102105, "%y%m%d%H", "2003-10-21T05"),  # a number has no zero at its front
+        (2014102107.0, "%Y%m%d%H", "2014-10-21T07"), (20141021123000, "%Y%m%d%H%M%S", "2014-10-21T12:30"),
+        ("21.10.2014 12:30", "%d.%m.%Y %H:%M", "2014-10-21T12:30"),
+        ("21.10.2014 14:30 +0200", "%d.%m.%Y %H:%M %z", "2014-10-21T12:30"),
+        (datetime.datetime(2014, 10, 21), "%y%m%d%H", "2014-10-21"), (None, "%y%m%d%H", "NaT"),
+    ],
+)  # fmt: skip
+def test_compact_times_are_read_by_their_format(value, format, time):
+    expected = np.datetime64(time, "us").astype(np.float64) / 1e6 if time != "NaT" else math.nan
+    np.testing.assert_array_equal(read_times([value], format=format), [expected])
+
+
+def test_what_a_format_does_not_read_is_named():
+    with pytest.raises(ValueError, match="field 'when': '2014' is no date or time that format='%Y%m%d' would read"):
+        read_times(["2014"], "when", "%Y%m%d")
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "type_and_why"),
+    [
+        ([1, 2, None], ("integer", "whole numbers")), (["1", "2", ""], ("integer", "whole numbers")),
+        ([1.0, math.nan], ("integer", "whole numbers")), (["1.0", "-", "1,234"], ("integer", "whole numbers")),
+        ([2**70, np.int8(3), decimal.Decimal(4)], ("integer", "whole numbers")),
+        ([1, 2.5], ("number", "numbers such as 2.5")), (["1", "2.50", "NaN"], ("number", "numbers such as 2.50")),
+        ([math.inf], ("number", "numbers such as inf")), ([pd.NA, 0.5], ("number", "numbers such as 0.5")),
+        ([True, None], ("boolean", "true and false")), (["TRUE", "false"], ("boolean", "true and false")),
+        ([np.bool_(True), "n/a"], ("boolean", "true and false")),
+        (["2024-05-31", datetime.date(2024, 5, 31)], ("time", "dates or times")),
+        ([np.datetime64("2024"), pd.NaT, "2024-01-01T10:00:00Z"], ("time", "dates or times")),
+        (["00012", "7"], ("text", "'00012' begins with a zero")), (["1", "-07"], ("text", "'-07' begins with a zero")),
+        (["1", "x1"], ("text", "'x1' is text")), (["0.5", "0", "1e5"], ("number", "numbers such as 0.5")),
+        ([1, True], ("text", "'1' beside 'True'")), (["2024-05-31", 3], ("text", "'2024-05-31' beside '3'")),
+        ([None, "", math.nan], ("text", "no value")), ([], ("text", "no value")), (["?", "-"], ("text", "no value")),
+        ([b"7", b"8"], ("integer", "whole numbers")), (["yes", "no"], ("text", "'yes' is text")),
+    ],
+)  # fmt: skip
+def test_the_type_is_what_the_values_are(values, type_and_why):
+    assert infer_type(values) == type_and_why
+
+
+def test_a_code_is_what_loses_zeros_as_a_number():
+    assert [value for value in ("007", " 00 ", "-01", "0", "0.5", "10", "0x1", "00a", 7, None) if is_code(value)] == [
+        "007", " 00 ", "-01",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value_type", "values", "text"),
+    [
+        ("integer", [7, 7.0, "7", " 7 ", "7.0", "+7", "007", np.int8(7), decimal.Decimal("7.00"), "7e0"], "7"),
+        ("integer", [2**70, str(2**70), decimal.Decimal(2**70)], str(2**70)),
+        ("integer", [1, True, "true"], "1"), ("integer", [-0.0, "-0", 0, "000"], "0"), ("integer", ["1,234"], "1234"),
+        ("integer", [None, math.nan, "", "-", "NA", pd.NA], None), ("integer", ["x7", b"x7"], "x7"),
+        ("integer", ["9" * 5000], "9" * 5000), ("number", [2.5, "2.50", decimal.Decimal("2.5")], "2.5"),
+        ("number", [3, "3.0"], "3"), ("number", ["inf", math.inf], "inf"), ("number", ["$3"], "$3"),
+        ("boolean", [True, "True", "true", "TRUE ", 1, 1.0, "1", np.bool_(True)], "true"),
+        ("boolean", [False, "false", 0], "false"), ("boolean", ["maybe"], "maybe"), ("boolean", [None, "-"], None),
+        ("time", ["2024-05-31", datetime.date(2024, 5, 31), pd.Timestamp("2024-05-31"), 1717113600], "2024-05-31"),
+        ("time", ["2024-05-31T12:00Z", datetime.datetime(2024, 5, 31, 12)], "2024-05-31T12:00:00"),
+        ("text", ["00012", " 00012 "], "00012"), ("text", ["1.0"], "1.0"), ("text", [12, 12.0], "12"),
+        ("text", ["", None, math.nan], None), ("text", ["NaN"], "NaN"), ("text", [True], "True"),
+    ],
+)  # fmt: skip
+def test_a_value_stands_for_one_string_however_it_is_held(value_type, values, text):
+    assert read_values(values, value_type) == [text] * len(values)
+
+
+def test_a_number_is_the_one_known_text_that_is_written_so():
+    codes = {12: "00012", 0.5: "0.50"}
+    read = read_values([12, 12.0, decimal.Decimal(12), "12", 7, 0.5, True], "text", codes=lambda: codes)
+    assert read == ["00012", "00012", "00012", "12", "7", "0.50", "True"]
