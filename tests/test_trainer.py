@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
+import transformers.trainer
 from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import HPSearchBackend
@@ -591,8 +592,8 @@ _WORKS = [
         "ddp_static_graph": True, "metric_for_best_model": "loss", "fsdp_config": {"min_num_params": 1},
     },
     {
-        "max_steps": 1, "enable_jit_checkpoint": True, "full_determinism": True, "fp16_full_eval": True, "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "max_steps": 1, "enable_jit_checkpoint": True, "full_determinism": True, "fp16_full_eval": True,
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     {
         "max_steps": 1, "torch_compile": True, "torch_compile_backend": "eager",
