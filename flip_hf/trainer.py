@@ -134,7 +134,7 @@ class FlipTrainer(Trainer):
             (
                 "debug",
                 ([], ["tpu_metrics_debug"]),
-                "it reads no masks of booleans; a loss not finite is an error here",
+                "it cannot read boolean masks; a loss not finite is an error here",
             ),
         ):
             if getattr(args, name) not in allowed:
@@ -645,11 +645,11 @@ class FlipCTRTrainer(FlipTrainer):
     def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipCTR:
         return DataCollatorForFlipCTR(processor, mode=config.mode)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.model.config.calibration is not None:
             logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
             self.model.set_calibration(None)
-        return super().train(*args, **kwargs)
+        return super().create_optimizer(model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset

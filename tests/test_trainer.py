@@ -708,6 +708,7 @@ def test_a_search_trains_a_new_model_in_every_trial_and_seeks_the_best_of_the_me
                 frozen = [not p.requires_grad for p in trainer.model.flip.text.parameters()]
                 kept = trainer.evaluate()
                 objectives.append((trainer.objective, kept, trainer.data_collator, all(frozen)))
+                trainer.model = trainer.model_wrapped = None  # as transformers' backends do
             return direction, objectives
 
     monkeypatch.setitem(sys.modules, "optuna", types.ModuleType("optuna"))
