@@ -131,10 +131,11 @@ class FlipTrainer(Trainer):
             ("label_smoothing_factor", (0.0,), "it would pull every click probability towards 1/2"),
             ("label_names", (None, ["labels"]), "the collator makes labels alone"),
             ("length_column_name", ("length",), "rows are grouped by the length of their input_ids"),
+            ("batch_eval_metrics", (False, compute_metrics is not None), "AUC is no mean of batches"),
             (
-                "batch_eval_metrics",
-                (False,) if compute_metrics is None else (False, True),
-                "AUC is no mean of batches",
+                "debug",
+                ([], ["tpu_metrics_debug"]),
+                "it cannot read boolean masks; a loss not finite is an error here",
             ),
         ):
             if getattr(args, name) not in allowed:
@@ -346,11 +347,28 @@ class FlipTrainer(Trainer):
             return None
         return torch.utils.data.SequentialSampler(eval_dataset)
 
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Masks are fixed, and no row is left out."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        if isinstance(collator, DataCollatorForFlipPreTraining):
+            self.data_collator = dataclasses.replace(collator, seed=self.args.eval_mask_seed)
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             # with persistent workers Trainer would give the loader of its own evaluation rows
             return self.get_test_dataloader(eval_dataset)
-        return super().get_eval_dataloader(eval_dataset)
+        with self._evaluating():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        with self._evaluating():
+            return super().get_test_dataloader(test_dataset)
 
 
 class MaskRatioCurriculum(TrainerCallback):
@@ -464,26 +482,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if self._signature_columns is None:
             self._signature_columns = ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
 
-    # --- evaluation: fixed masks, no row left out -----------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        if isinstance(collator, DataCollatorForFlipPreTraining):
-            self.data_collator = dataclasses.replace(collator, seed=self.args.eval_mask_seed)
-        self.args.dataloader_drop_last = False
-        try:
-            yield
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        with self._evaluating():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        with self._evaluating():
-            return super().get_test_dataloader(test_dataset)
+    # --- evaluation ----------------------------------------------------------------------------------------------
 
     def prediction_step(
         self,
@@ -590,9 +589,9 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if self._logs_at_chance >= 3 and step >= 100 and not self._warned_at_chance:
             self._warned_at_chance = True
             logger.warning(
-                f"step {step}: icl_loss {logs['icl_loss']:.3f} stands at chance, ln B = {chance:.3f}: the contrast "
-                "does not tell which text belongs to which ids. Lower contrastive_learning_rate, or set "
-                "icl_normalize=True with a lower icl_temperature in the configuration"
+                f"step {step}: icl_loss {logs['icl_loss']:.3f} stands at chance, ln B = {chance:.3f}: it does not "
+                "tell which text belongs to which ids. Lower contrastive_learning_rate, or set icl_normalize=True "
+                "with a lower icl_temperature in the configuration"
             )
 
 
@@ -662,11 +661,11 @@ class FlipCTRTrainer(FlipTrainer):
     def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipCTR:
         return DataCollatorForFlipCTR(processor, mode=config.mode)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.model.config.calibration is not None:
             logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
             self.model.set_calibration(None)
-        return super().train(*args, **kwargs)
+        return super().create_optimizer(model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
