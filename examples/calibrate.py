@@ -19,7 +19,7 @@ from datasets import Dataset, load_from_disk
 
 from flip_hf import FlipForCTR, FlipProcessor, compute_ctr_metrics, draw_reliability, fit_calibration
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.scoring import score
+from flip_hf.scoring import check_click_model, score
 
 
 def encoded_rows(dataset: Dataset, text: bool) -> EncodedRows:
@@ -58,6 +58,8 @@ def main() -> None:
     model = FlipForCTR.from_pretrained(arguments.model, **options)
     processor = FlipProcessor.from_pretrained(arguments.model)
     model.set_calibration(None)
+    # the rows are of the prepared folder's processor, which has to be the one that the model was trained with
+    check_click_model(model, FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor"))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
     logits, labels = {}, {}
@@ -67,7 +69,11 @@ def main() -> None:
 
     before = model.predict_probabilities(logits["test"]).numpy()
     calibration = fit_calibration(
-        labels["validation"], logits["validation"].numpy(), arguments.method, model.config.negative_sampling_rate
+        labels["validation"],
+        logits["validation"].numpy(),
+        arguments.method,
+        model.config.negative_sampling_rate,
+        positive_weight=model.config.positive_weight,
     )
     model.set_calibration(calibration)
     after = model.predict_probabilities(logits["test"]).numpy()

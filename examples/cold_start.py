@@ -113,7 +113,7 @@ def finetune(folder: Path, model, rows, processor, arguments, seed: int) -> Flip
 def auc(model: FlipForCTR, feature_ids: np.ndarray, labels: np.ndarray) -> float:
     parts = np.array_split(feature_ids.astype(np.int64), max(len(feature_ids) // 4096, 1))
     logits = torch.cat([model(feature_ids=torch.from_numpy(part)).logits for part in parts])
-    return compute_ctr_metrics(labels, logits.sigmoid().numpy())["auc"]
+    return compute_ctr_metrics(labels, model.predict_probabilities(logits).numpy())["auc"]
 
 
 def study(arguments, dataset, seed: int) -> dict[str, float]:

@@ -3,8 +3,8 @@
 
     python predict.py --model flip --data new_rows.csv --output scored.csv
 
-Columns the model does not know are kept and not read; unseen and missing values are no error, their shares are
-printed.
+Columns the model does not know are kept and not read; unseen and missing values are no error: their shares are
+printed, and a warning where they are far from what the training rows had.
 """
 
 import argparse
@@ -33,18 +33,21 @@ def main() -> None:
     table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir)
 
     start = time.perf_counter()
-    probabilities = [row["probability"] for row in scorer(table, batch_size=arguments.batch_size)]
+    results, rates = scorer(table, batch_size=arguments.batch_size, return_rates=True)
     seconds = time.perf_counter() - start
 
-    scored = table.add_column("probability", probabilities)
+    scored = table.add_column("probability", [row["probability"] for row in results])
     (scored.to_parquet if arguments.output.endswith(".parquet") else scored.to_csv)(arguments.output)
     print(
         f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}"
     )
-    extractor = scorer.processor.feature_extractor
-    for name, rates in extractor.rates(extractor(table)).items():
-        if rates["unseen"] or rates["missing"]:
-            print(f"    {name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+    for name, shares in rates.items():
+        if shares["unseen"] or shares["missing"]:
+            found, expected = (
+                f"{shares[f'{kind}unseen']:.2%} unseen, {shares[f'{kind}missing']:.2%} missing"
+                for kind in ("", "expected_")
+            )
+            print(f"    {name}: {found} (expected: {expected})")
 
 
 if __name__ == "__main__":

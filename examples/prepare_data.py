@@ -14,6 +14,8 @@ Writes `output_dir/rows` (a DatasetDict of encoded rows), `output_dir/tables` (t
 """
 
 import json
+import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,9 +132,17 @@ def main() -> None:
     rows = prepare_dataset(splits, processor, text=tokenizer is not None, num_proc=arguments.num_proc)
 
     output_dir = Path(arguments.output_dir)
-    rows.save_to_disk(output_dir / "rows")
-    splits.save_to_disk(output_dir / "tables")
-    processor.save_pretrained(output_dir / "processor")
+    # all three or none, whenever it is killed: beside another run's processor rows would stand for other values
+    unfinished = output_dir / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rows.save_to_disk(unfinished / "rows")
+    splits.save_to_disk(unfinished / "tables")
+    processor.save_pretrained(unfinished / "processor")
+    for part in unfinished.iterdir():
+        shutil.rmtree(output_dir / part.name, ignore_errors=True)
+    for part in unfinished.iterdir():
+        os.replace(part, output_dir / part.name)
+    unfinished.rmdir()
 
     print(f"{len(extractor.field_names)} fields, {extractor.num_features:,} features (reserved ids included)")
     for name, split in rows.items():

@@ -63,7 +63,7 @@ folder, rows = sys.argv[1], json.loads(sys.argv[2])
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
 inputs = processor(rows, padding=True, return_tensors="pt")
-print(json.dumps(model(**inputs).logits.sigmoid().tolist()))
+print(json.dumps(model.predict_probabilities(model(**inputs).logits).tolist()))
 """
 
 
@@ -236,7 +236,7 @@ def main() -> None:
     predictions = {name: trainer.predict(rows["test"]) for name, trainer in trainers.items()}
     labels = next(iter(predictions.values())).label_ids
     probabilities = {
-        name: torch.sigmoid(torch.from_numpy(prediction.predictions).double()).numpy()
+        name: trainers[name].model.predict_probabilities(torch.from_numpy(prediction.predictions)).numpy()
         for name, prediction in predictions.items()
     }
     intervals = bootstrap_intervals(labels, probabilities, reference="ID from scratch")
@@ -339,7 +339,8 @@ def check_in_new_process(folder: Path, model: FlipForCTR, processor: FlipProcess
         rows[2][name] = None
     model = model.cpu().eval()
     with torch.no_grad():
-        here = model(**processor(rows, padding=True, return_tensors="pt")).logits.sigmoid().numpy()
+        logits = model(**processor(rows, padding=True, return_tensors="pt")).logits
+    here = model.predict_probabilities(logits).numpy()
     with tempfile.TemporaryDirectory() as modules:
         environment = {**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"}
         result = subprocess.run(

@@ -24,7 +24,7 @@ _PUBLIC = {
     "processing_flip": ["FlipProcessor"],
     "report_flip": ["FlipReport"],
     "data": ["load_ctr_dataset"],
-    "splitting": ["split_dataset"],
+    "splitting": ["sample_negatives", "split_dataset"],
     "encoding": ["prepare_dataset"],
     "data_collator": ["DataCollatorForFlipPreTraining", "DataCollatorForFlipCTR"],
     "training_args": ["FlipPreTrainingArguments", "FlipCTRArguments"],
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from .processing_flip import FlipProcessor
     from .ranking import rank
     from .report_flip import FlipReport
-    from .splitting import split_dataset
+    from .splitting import sample_negatives, split_dataset
     from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training_args import FlipCTRArguments, FlipPreTrainingArguments
 

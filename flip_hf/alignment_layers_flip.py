@@ -213,9 +213,12 @@ class FlipMTMHead(nn.Module):
         return features, hidden @ self.feature_embeddings(features).T + bias
 
     def losses(
-        self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor
+        self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor | None
     ) -> torch.Tensor:
-        """h_f `(M, E)`, masked fields `(M,)`, their features `(M,)`, noise `(M, K)` -> loss of each `(M,)`."""
+        """
+        h_f `(M, E)`, masked fields `(M,)`, their features `(M,)`, noise `(M, K)`, which `"full_softmax"` does not
+        read -> loss of each `(M,)`.
+        """
         if self.config.mtm_loss == "full_softmax":
             losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
             for field in fields.unique().tolist():
@@ -300,6 +303,11 @@ class FlipICLHead(nn.Module):
         self.text_projection = FlipProjectionHead(config.text_config.hidden_size, config)
         # log(1 / tau) as a parameter, so that no step can make tau negative
         self.log_scale = nn.Parameter(torch.zeros(())) if config.icl_learnable_temperature else None
+
+    @property
+    def norms(self) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """What the lengths of the projections depend on."""
+        return self.tabular_projection.norm, self.text_projection.norm
 
     def scale(self) -> torch.Tensor | float:
         """1 / tau."""

@@ -26,6 +26,7 @@ def fit_calibration(
     method: str = "platt",
     negative_sampling_rate: float = 1.0,
     weights: np.ndarray | None = None,
+    positive_weight: float = 1.0,
 ) -> dict[str, Any]:
     """
     Fits the map from logits to probabilities on rows that the model was not trained on.
@@ -49,10 +50,11 @@ def fit_calibration(
             sees z + ln w. The validation rows are to be *all* rows; if they were sampled like the training rows, give
             non-clicks the weight 1 / w.
         weights (`np.ndarray` of shape `(B,)`, *optional*): how often each row counts, above 0.
+        positive_weight (`float`): c, as in that configuration: the fit sees z + ln w - ln c.
 
     Returns:
         `dict` for [`FlipForCTR.set_calibration`] and `FlipConfig.calibration`: `method`, and `temperature`, or `scale`
-        and `bias`, or the lists `logits` and `probabilities`.
+        and `bias`, or the lists `logits` and `probabilities`; and `positive_weight` where that is not 1.
 
     Raises:
         ValueError: if lengths differ, a label is not 0 or 1, a logit is not finite, a weight is not above 0, all
@@ -68,17 +70,22 @@ def fit_calibration(
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
     if not 0.0 < negative_sampling_rate <= 1.0:
         raise ValueError(f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]")
+    if not 0.0 < positive_weight < math.inf:
+        raise ValueError(f"positive_weight={positive_weight!r} is not in (0, inf)")
     labels, logits, weights = _checked(labels, logits, weights)
-    logits = logits + math.log(negative_sampling_rate)
+    logits = logits + math.log(negative_sampling_rate) - math.log(positive_weight)
+    found: dict[str, Any] = {"method": method}
+    if positive_weight != 1.0:
+        found["positive_weight"] = positive_weight
     if method == "temperature":
-        return {"method": method, "temperature": _fit_temperature(labels, logits, weights)}
+        return {**found, "temperature": _fit_temperature(labels, logits, weights)}
     if method == "platt":
         scale, bias = _fit_platt(labels, logits, weights)
-        return {"method": method, "scale": scale, "bias": bias}
+        return {**found, "scale": scale, "bias": bias}
     if auc(labels, logits) <= 0.5:  # a curve would follow the noise at both ends
         raise ValueError(_DESCENDS.format(method="isotonic"))
     knots, values = _fit_isotonic(labels, logits, weights)
-    return {"method": method, "logits": knots.tolist(), "probabilities": values.tolist()}
+    return {**found, "logits": knots.tolist(), "probabilities": values.tolist()}
 
 
 _DESCENDS = (

@@ -18,10 +18,12 @@ _KEYS = {
 }
 
 
-def check_calibration(calibration: dict[str, Any] | None, negative_sampling_rate: float) -> None:
+def check_calibration(
+    calibration: dict[str, Any] | None, negative_sampling_rate: float, positive_weight: float = 1.0
+) -> None:
     """
     Raises `ValueError` for a calibration or a sampling rate that [`predict_probabilities`] cannot apply, or that would
-    turn the order of the rows around.
+    turn the order of the rows around, or for a calibration that was fitted for another weight of clicks.
     """
     if not 0.0 < negative_sampling_rate <= 1.0:
         raise ValueError(
@@ -39,6 +41,12 @@ def check_calibration(calibration: dict[str, Any] | None, negative_sampling_rate
     absent = [key for key in _KEYS[method] if key not in calibration]
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
+    fitted_for = calibration.get("positive_weight", 1.0)
+    if fitted_for != positive_weight:
+        raise ValueError(
+            f"the calibration was fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}: "
+            "flip_hf.fit_calibration(..., positive_weight=model.config.positive_weight)"
+        )
     for key in {"temperature": ("temperature",), "platt": ("scale",), "isotonic": ()}[method]:
         if not 0.0 < calibration[key] < math.inf:
             raise ValueError(
@@ -59,22 +67,29 @@ def check_calibration(calibration: dict[str, Any] | None, negative_sampling_rate
             raise ValueError("a probability of the isotonic calibration is outside [0, 1]")
 
 
-def correct_for_sampling(logits: torch.Tensor, negative_sampling_rate: float) -> torch.Tensor:
+def correct_for_sampling(
+    logits: torch.Tensor, negative_sampling_rate: float, positive_weight: float = 1.0
+) -> torch.Tensor:
     """
-    Logits of a model whose training kept a share w of the non-clicks -> logits for all rows: z + ln w.
+    Logits of a model whose training kept a share w of the non-clicks, and multiplied the loss of a click by c ->
+    logits for all rows: z + ln w - ln c.
 
-    With p = sigmoid(z) that is p' = p / (p + (1 - p) / w) (He et al., Practical lessons from predicting clicks on ads
-    at Facebook, 2014, section 6.3): keeping w of the non-clicks made the odds of a click 1 / w times as large.
+    With p = sigmoid(z) and c = 1 that is p' = p / (p + (1 - p) / w) (He et al., Practical lessons from predicting
+    clicks on ads at Facebook, 2014, section 6.3): keeping w of the non-clicks made the odds of a click 1 / w times as
+    large. So does a weight c: the loss of rows with click rate p' is least where the odds are c p' / (1 - p').
     """
-    return logits + math.log(negative_sampling_rate)
+    return logits + math.log(negative_sampling_rate) - math.log(positive_weight)
 
 
 def predict_probabilities(
-    logits: torch.Tensor, calibration: dict[str, Any] | None = None, negative_sampling_rate: float = 1.0
+    logits: torch.Tensor,
+    calibration: dict[str, Any] | None = None,
+    negative_sampling_rate: float = 1.0,
+    positive_weight: float = 1.0,
 ) -> torch.Tensor:
     """
-    Probabilities of a click: first the correction for down-sampled non-clicks, then the calibration, which was fitted
-    on logits corrected in the same way.
+    Probabilities of a click: first the correction for down-sampled non-clicks and weighted clicks, then the
+    calibration, which was fitted on logits corrected in the same way.
 
     Args:
         logits (`torch.Tensor` of any shape): as the model gives them, in any type.
@@ -84,13 +99,14 @@ def predict_probabilities(
             - `"platt"`: sigmoid(`scale` x z + `bias`);
             - `"isotonic"`: linear between the K knots (`logits`, `probabilities`), constant outside.
         negative_sampling_rate (`float`): w, share of the non-clicks that the training rows kept.
+        positive_weight (`float`): c, what the loss of a click was multiplied by.
 
     Returns:
         `torch.Tensor` of the same shape, float64 (so that different logits stay different; float32 where the device
         has no float64), in [0, 1].
     """
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate)
+    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate, positive_weight)
     if calibration is None:
         return torch.sigmoid(logits)
     if calibration["method"] == "temperature":

@@ -51,7 +51,9 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             return _by_name(rows.columns, lambda number: rows.iloc[:, number])
         return as_columns(rows.to_dict())
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
-        return as_columns({name: rows[name] if np.ndim(rows) else rows[name].item() for name in rows.dtype.names})
+        return as_columns(
+            {name: rows[name] if np.ndim(rows) else np.asarray(rows)[name].item() for name in rows.dtype.names}
+        )
     if hasattr(rows, "__arrow_c_stream__"):
         return as_columns(importlib.import_module("pyarrow").table(rows))
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
@@ -230,7 +232,8 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     if short is None:
         return coded
     # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
-    return coded.mapped([value if value is None else float(str(short(value))) for value in coded.values])
+    printed = np.array(coded.values, short).astype(str).astype(np.float64).tolist()
+    return coded.mapped([None if value != value else value for value in printed])
 
 
 def list_rows(column: Any, field: str, read: Callable[[Sequence[Any]], list[str | None]]) -> list[tuple] | None:
@@ -308,6 +311,7 @@ def read_labels(column: Any, name: str) -> np.ndarray:
         label = as_list(values)[int(wrong[0])]
         raise ValueError(
             f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
-            "it so (load_ctr_dataset(label_threshold=...) cuts a rating), or leave the column out to predict"
+            "it so (load_ctr_dataset has label_map for words and classes, label_threshold for a rating), or leave the "
+            "column out to predict"
         )
     return array.astype(np.float32)

@@ -7,6 +7,7 @@ transformers writes configurations as json with sorted keys, so anything ordered
 
 import dataclasses
 import difflib
+import numbers
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -33,6 +34,36 @@ MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NOISES = ("global", "field")
 TEXT_MASK_LEVELS = ("field", "token")
 FUSIONS = ("alpha", "gate", "stack")
+POOLINGS = ("mean", "sum", "attention")
+# what each number may be; whole where the default is, and `None` where that is
+_INTERVALS = {
+    "num_features": "[2, inf)",
+    "feature_embedding_size": "[1, inf)",
+    "tabular_initializer_range": "(0, inf)",
+    "initializer_range": "[0, inf)",
+    "id_dropout": "[0, 1)",
+    "mlm_weight": "[0, inf)",
+    "mtm_weight": "[0, inf)",
+    "icl_weight": "[0, inf)",
+    "text_mask_ratio": "(0, 1]",
+    "feature_mask_ratio": "(0, 1]",
+    "final_text_mask_ratio": "(0, 1]",
+    "final_feature_mask_ratio": "(0, 1]",
+    "mlm_dropout_prob": "[0, 1)",
+    "num_noise_features": "[1, inf)",
+    "mtm_query_init": "(0, inf)",
+    "mtm_embedding_size": "[1, inf)",
+    "icl_projection_size": "[1, inf)",
+    "icl_projection_init": "(0, inf)",
+    "icl_dropout_prob": "[0, 1)",
+    "icl_temperature": "(0, inf)",
+    "alpha_init": "(-inf, inf)",
+    "fusion_hidden_size": "[1, inf)",
+    "tabular_bce_weight": "[0, inf)",
+    "text_bce_weight": "[0, inf)",
+    "l2_coefficient": "[0, inf)",
+    "positive_weight": "(0, inf)",
+}
 
 # Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`,
 # `missing_id`).
@@ -72,6 +103,8 @@ class FlipConfig(PreTrainedConfig):
             field, none for one of text alone), `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued field,
             and `hash_buckets` of a hashed one.
         num_features (`int`): N, size of the global id space, reserved ids included.
+        feature_digests (`list[str]`, *optional*): of each field, by which a processor is known as the one whose ids
+            the model reads ([`FlipFeatureExtractor.field_digests`]). `None`: any processor of as many features passes.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
         text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
             ids alone.
@@ -116,6 +149,9 @@ class FlipConfig(PreTrainedConfig):
             lets it look around first.
         mtm_embedding_size (`int`): size of a row of the masked-feature output table (32 in the paper).
         icl_projection_size (`int`): size of the contrastive projections (128 in the paper).
+        icl_projection_init (`float`, *optional*): what the weights of the projections' LayerNorms start at; by default
+            1 / sqrt(size), so that projections start with length 1 and the contrast near ln(batch size). With 1, as in
+            the release and in configurations saved before there was a choice, it starts at 10 to 30 nats.
         icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).
         icl_learnable_temperature (`bool`): learn tau (as the logarithm of its inverse).
         icl_normalize (`bool`): L2-normalise both projections first.
@@ -130,8 +166,12 @@ class FlipConfig(PreTrainedConfig):
             logit (1 each in the paper; a term of weight 0 is not computed).
         l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
             tables, added to the training loss (never to `eval_loss`).
+        positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
         negative_sampling_rate (`float`): w in (0, 1], share of the non-clicks that the training rows kept. Logits stay
-            as they are; probabilities ([`FlipForCTR.predict_probabilities`]) are of logits + ln w.
+            as they are; probabilities ([`FlipForCTR.predict_probabilities`]) are of logits + ln w -
+            ln(positive_weight), as both raise the odds of a click in training.
+        newly_initialized (`list[str]`, *optional*): stage 2, weights that are random still, the folder that they were
+            looked for in being one of stage 1; `None` from the first training step on.
         calibration (`dict`, *optional*): stage 2, what [`fit_calibration`] found on validation rows, applied to
             probabilities after the correction for w ([`FlipForCTR.set_calibration`]).
 
@@ -146,10 +186,11 @@ class FlipConfig(PreTrainedConfig):
         }
     else:
         sub_configs = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights"]
+    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights", "hidden_states", "attentions"]
 
     fields: list[dict[str, Any]] | None = None
     num_features: int = 2
+    feature_digests: list[str] | None = None
     mode: str = "joint"
 
     text_config: Any = None  # dict or PreTrainedConfig
@@ -186,6 +227,7 @@ class FlipConfig(PreTrainedConfig):
     mtm_query_init: float = 1.0
     mtm_embedding_size: int = 32
     icl_projection_size: int = 128
+    icl_projection_init: float | None = None
     icl_dropout_prob: float = 0.2
     icl_temperature: float = 0.7
     icl_learnable_temperature: bool = False
@@ -197,7 +239,9 @@ class FlipConfig(PreTrainedConfig):
     tabular_bce_weight: float = 1.0
     text_bce_weight: float = 1.0
     l2_coefficient: float = 1e-5
+    positive_weight: float = 1.0
     negative_sampling_rate: float = 1.0
+    newly_initialized: list[str] | None = None
     calibration: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -206,8 +250,15 @@ class FlipConfig(PreTrainedConfig):
         self.fields = [{"kind": "categorical", "num_slots": 1, **field} for field in self.fields or []]
         self.backbone_config = dict(self.backbone_config or {})
         self.mlm_transform_config = dict(self.mlm_transform_config or {})
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 1)
         super().__post_init__(**kwargs)
         self.check()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "FlipConfig":
+        """As `PreTrainedConfig.from_dict`; what a configuration of before does not say is what was so then."""
+        return super().from_dict({"icl_projection_init": 1.0, **config_dict}, **kwargs)
 
     def check(self) -> None:
         """Raises `ValueError` for a value that is not allowed, naming it and what is."""
@@ -223,24 +274,30 @@ class FlipConfig(PreTrainedConfig):
         ):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(map(str, allowed))}")
-        ratios = ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio")
-        for key in ratios:
-            if getattr(self, key) is not None and not 0.0 < getattr(self, key) <= 1.0:
-                raise ValueError(
-                    f"{key}={getattr(self, key)!r} is not in (0, 1]; use a loss weight of 0 to leave it out"
-                )
-        if not 0.0 <= self.id_dropout < 1.0:
-            raise ValueError(f"id_dropout={self.id_dropout!r} is not in [0, 1)")
-        weights = ("mlm_weight", "mtm_weight", "icl_weight", "tabular_bce_weight", "text_bce_weight")
-        for key in weights:
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)!r} is negative: the loss would be sought, not avoided")
+        for field in dataclasses.fields(self):
+            interval, value = _INTERVALS.get(field.name), getattr(self, field.name)
+            if interval is None or (value is None and field.default is None):
+                continue
+            low, high = map(float, interval[1:-1].split(","))
+            kind = numbers.Integral if isinstance(field.default, int) else numbers.Real
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            fits = fits and (value > low or (value == low and interval[0] == "["))
+            fits = fits and (value < high or (value == high and interval[-1] == "]"))
+            if not fits:
+                raise ValueError(f"{field.name}={value!r} is not in {interval}")
+        if not (self.mlm_weight or self.mtm_weight or self.icl_weight):
+            raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
-        check_calibration(self.calibration, self.negative_sampling_rate)
+        check_calibration(self.calibration, self.negative_sampling_rate, self.positive_weight)
         for key in self.mlm_transform_config:
             if key not in MLM_TRANSFORM_SETTINGS:
                 raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
+        for entry in self.fields:
+            if entry.get("pooling", "mean") not in POOLINGS:
+                raise ValueError(f"field {entry['name']!r}: pooling={entry['pooling']!r} is not one of {POOLINGS}")
         names = self.field_names
+        if self.feature_digests is not None and len(self.feature_digests) != len(names):
+            raise ValueError(f"feature_digests has {len(self.feature_digests)} entries for {len(names)} fields")
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
         if self.num_features < self.num_reserved_features:
@@ -331,7 +388,15 @@ class FlipConfig(PreTrainedConfig):
             kwargs["attn_implementation"] = text_config._attn_implementation
         kept = ("name", "kind", "num_slots", "pooling", "hash_buckets")
         fields = [{key: spec[key] for key in kept if key in spec} for spec in extractor.field_specs]
+        kwargs.setdefault("feature_digests", extractor.field_digests())
         return cls(fields=fields, num_features=extractor.num_features, **kwargs)
+
+    def fields_that_differ(self, extractor: Any) -> list[str]:
+        """Fields whose first `num_features` ids mean something else to an extractor than to this configuration."""
+        if self.feature_digests is None:
+            return []
+        pairs = zip(self.field_names, self.feature_digests, extractor.field_digests(self.num_features), strict=True)
+        return [name for name, own, other in pairs if own != other]
 
     def check_processor(self, processor: Any) -> None:
         """
@@ -356,6 +421,13 @@ class FlipConfig(PreTrainedConfig):
                 f"the processor does not fit the model: it knows {extractor.num_features} features, the model "
                 f"{self.num_features}; load the processor from the model's own folder, or, if it was extended, "
                 "grow the model with resize_feature_embeddings(processor)"
+            )
+        changed = self.fields_that_differ(extractor)
+        if changed:
+            raise ValueError(
+                f"the processor does not fit the model: its ids of {', '.join(changed)} stand for other values than "
+                "those the model has learnt, or are read with other options; load the processor from the model's own "
+                "folder (if you know that the ids mean the same: config.feature_digests = None)"
             )
         tokenizer = getattr(processor, "tokenizer", None)
         if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:

@@ -111,7 +111,7 @@ class DataCollatorForFlipPreTraining:
 
     Args:
         processor ([`FlipProcessor`]): knows the fields, the pad and the mask token.
-        text_mask_ratio (`float`): share of the F fields masked in the text; 0 masks none (and needs no mask token).
+        text_mask_ratio (`float`): share of the F fields masked in the text; 0 masks none.
         feature_mask_ratio (`float`): share of the F fields masked in the ids; 0 masks none.
         share_field_masks (`bool`): the two views mask the same fields (of those that both can mask).
         hide_target_in_text (`bool`): as above; the fields asked of the ids are hidden in the text.
@@ -126,7 +126,7 @@ class DataCollatorForFlipPreTraining:
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
 
     Raises:
-        ValueError: if a row lacks a column, or the tokenizer a mask or pad token.
+        ValueError: if a row lacks a column, or the tokenizer a pad token, or a mask token where text can be hidden.
     """
 
     processor: FlipProcessor
@@ -149,14 +149,14 @@ class DataCollatorForFlipPreTraining:
         if self.text_mask_level not in TEXT_MASK_LEVELS:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
-        self._progress = torch.zeros((), dtype=torch.float64)
-        if self.has_curriculum:
-            self._progress.share_memory_()  # worker processes that collate hear of the progress, too
-        if self.text_mask_ratio and self.processor.tokenizer.mask_token_id is None:
+        self._progress = 0.0
+        asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
+        hides_text = self.text_mask_ratio or self.final_text_mask_ratio or (self.hide_target_in_text and asks_ids)
+        if hides_text and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
                 f"{type(self.processor.tokenizer).__name__} has no mask token, so the text has no way to hide a "
                 "field: set tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in "
-                "the configuration; text_mask_ratio=0 for this collator)"
+                "the configuration; text_mask_ratio=0 for this collator) and without hide_target_in_text"
             )
 
     @classmethod
@@ -182,11 +182,11 @@ class DataCollatorForFlipPreTraining:
 
     def set_progress(self, progress: float) -> None:
         """How much of the training is over, in [0, 1]: where the ratios stand between their first and final values."""
-        self._progress.fill_(min(max(progress, 0.0), 1.0))
+        self._progress = min(max(progress, 0.0), 1.0)
 
     def ratios(self) -> tuple[float, float]:
         """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
-        progress = 1.0 if self.seed is not None else float(self._progress)
+        progress = 1.0 if self.seed is not None else self._progress
         pairs = (
             (self.text_mask_ratio, self.final_text_mask_ratio),
             (self.feature_mask_ratio, self.final_feature_mask_ratio),
@@ -241,7 +241,9 @@ class DataCollatorForFlipPreTraining:
         # a chosen field loses all its value tokens, and all its ids
         if self.text_mask_level == "field":
             hidden[row_of_token, position] = text_fields[row_of_token, token_field_ids[row_of_token, position]]
-        batch["masked_input_ids"] = np.where(hidden, self.processor.tokenizer.mask_token_id or 0, batch["input_ids"])
+        batch["masked_input_ids"] = batch["input_ids"].copy()
+        if hidden.any():
+            batch["masked_input_ids"][hidden] = self.processor.tokenizer.mask_token_id
         batch["feature_ids"] = feature_ids
         hidden_slots = feature_fields[:, slot_fields] & (feature_ids != PAD_FEATURE_ID)
         batch["masked_feature_ids"] = np.where(hidden_slots, MASK_FEATURE_ID, feature_ids)

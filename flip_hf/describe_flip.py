@@ -18,9 +18,17 @@ import numpy as np
 
 from .columns_flip import CodedColumn, as_list, batches, read_labels, select_columns
 from .configuration_flip import PAD_FEATURE_ID
-from .fields_flip import CategoricalField, DatePartField, Field, MultivaluedField, NumericField, StatisticField
+from .fields_flip import (
+    AgeField,
+    CategoricalField,
+    DatePartField,
+    Field,
+    MultivaluedField,
+    NumericField,
+    StatisticField,
+)
 from .report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
-from .values_flip import read_number, read_times
+from .values_flip import infer_type
 
 
 _BATCH_SIZE = 100_000
@@ -52,14 +60,11 @@ _RARELY_CUT = 0.001
 # of either class: an AUC of fewer is chance
 _FEW_LABELS = 10
 _MANY_NUMBERS = 100
-_SOME_AMOUNTS = 0.01
 
 _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{1,2}[ -][A-Za-z]{3}[a-z]*[ -]\d{4})"
     r"([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-]\d{2}:?\d{2}))?)?"
 )
-# what ids never have: a sign, decimals, thousands set apart
-_QUANTITY = re.compile(r"[-+].+|\d*\.\d*[1-9]\d*|\d{1,3}(,\d{3})+(\.\d*)?")
 # whole numbers are quantities if the field's name says so: most of them are ids
 _QUANTITY_WORDS = frozenset(
     "age amount avg average cost count day days discount distance duration fee height hours income length likes "
@@ -391,8 +396,8 @@ class _Judge:
         yield from self.of_labels()
         for number, one in enumerate(fields):
             yield from self.of_holes(one)
-            yield from self.of_unseen(one, number)
-            yield from self.of_values(one, number)
+            # of dates, numbers and texts read as categories the new ones are unseen: what is said of them mends both
+            yield from list(self.of_values(one, number)) or self.of_unseen(one, number)
             if one.auc is not None and one.auc > _SUSPICIOUS_AUC:
                 yield (
                     f"{one.name}: predicts the label suspiciously well, AUC {one.auc:.3f} on its own. If it is not "
@@ -402,14 +407,18 @@ class _Judge:
 
     def of_labels(self) -> Iterator[str]:
         label = self.main.extractor.label
-        for name, split in self.splits.items():
-            if split.num_labelled and split.num_positive in (0, split.num_labelled):
-                so = "nothing can be learnt" if split is self.main else "there is no AUC"
-                yield (
-                    f"{label}: all {split.num_labelled:,} labels of {self.rows_of(name)} are "
-                    f"{int(split.num_positive > 0)}, so {so}. Look at the rule that makes the label "
-                    "(label_threshold), or split the rows at random"
-                )
+        alike = {name: one for name, one in self.splits.items() if one.num_positive in (0, one.num_labelled)}
+        alike = {name: one for name, one in alike.items() if one.num_labelled}
+        if alike:
+            where = " and ".join(
+                f"all {one.num_labelled:,} labels of {self.rows_of(name)} are {int(one.num_positive > 0)}"
+                for name, one in alike.items()
+            )
+            so = "nothing can be learnt" if self.main in alike.values() else "there is no AUC"
+            yield (
+                f"{label}: {where}, so {so}. Look at the rule that makes the label (label_threshold), or split the "
+                "rows at random"
+            )
 
     def of_holes(self, one: FieldReport) -> Iterator[str]:
         empty = [name for name, share in one.missing.items() if share > _MOSTLY_MISSING]
@@ -418,23 +427,30 @@ class _Judge:
             yield f"{one.name}: missing in {where}. Leave it out of `fields`, unless a hole says something"
 
     def of_unseen(self, one: FieldReport, number: int) -> Iterator[str]:
+        is_numeric = isinstance(self.main.fields[number], NumericField)
+        shares = {}
         for name, split in self.splits.items():
             num_values = split.num_ids[number] - split.missing[number]  # which a field of text alone has none of
             share = split.unseen[number] / num_values if num_values > 0 else 0.0
-            where = self.rows_of(name)
-            if isinstance(split.fields[number], NumericField):
-                if share > _MANY_UNREADABLE:
-                    yield (
-                        f"{one.name}: {percent(share)} of its values in {where} are no numbers. Clean the "
-                        f'column, or read it as categories: field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
-                    )
-            elif share > _MOSTLY_UNSEEN:
-                remedy = "lower min_frequency" if split is self.main else "split the rows in another way"
-                yield (
-                    f"{one.name}: {percent(share)} of its values in {where} are not in the vocabulary, so "
-                    f"their ids say nothing. Add them (extractor.extend), {remedy}, or give the field to the language "
-                    f"model alone: {_to_text(one.name)}"
-                )
+            if share > (_MANY_UNREADABLE if is_numeric else _MOSTLY_UNSEEN):
+                shares[name] = share
+        if not shares:
+            return
+        where = " and ".join(
+            f"{percent(share)} of its values in {self.rows_of(name)}" for name, share in shares.items()
+        )
+        if is_numeric:
+            yield (
+                f"{one.name}: {where} are no numbers. Clean the column, or read it as categories: "
+                f'field_options={{{one.name!r}: {{"kind": "categorical"}}}}'
+            )
+            return
+        remedies = ["lower min_frequency"] if any(self.splits[name] is self.main for name in shares) else []
+        remedies += ["split the rows in another way"] if len(remedies) < len(shares) else []
+        yield (
+            f"{one.name}: {where} are not in the vocabulary, so their ids say nothing. Add them (extractor.extend), "
+            f"{', '.join(remedies)}, or give the field to the language model alone: {_to_text(one.name)}"
+        )
 
     def of_values(self, one: FieldReport, number: int) -> Iterator[str]:
         spec = self.main.fields[number]
@@ -454,26 +470,20 @@ class _Judge:
                 f"model alone: {_to_text(one.name)}"
             )
         texts = [text for text, _, _ in self.main.values[number].most_frequent(_NUM_JUDGED)]
-        dates = [text for text in texts if _DATE.fullmatch(text)]
+        dates = [text for text in texts if spec.type == "time" or _DATE.fullmatch(text)]
+        named = not _QUANTITY_WORDS.isdisjoint(re.split(r"[^a-z]+", one.name.lower()))
         if len(texts) > 1 and len(dates) >= _NEARLY_UNIQUE * len(texts):
-            first = "" if all(map(_is_iso, dates)) else "write them in the ISO way (2024-05-31), then "
+            first = "" if infer_type(dates)[0] == "time" else "write them in the ISO way (2024-05-31), then "
             yield (
                 f"{one.name}: its {one.num_distinct:,} values are dates read as categories, and every new day will be "
                 f'unseen. Take their parts: {first}field_options={{{one.name!r}: {{"kind": "datetime", "parts": '
                 '["hour", "weekday", "age"]}}'
             )
-        elif one.num_distinct > _MANY_NUMBERS and self.are_amounts(one.name, texts):
+        elif one.num_distinct > _MANY_NUMBERS and (spec.type == "number" or (spec.type == "integer" and named)):
             yield (
                 f"{one.name}: its {one.num_distinct:,} values are numbers read as categories, so that 7 and 8 have "
                 f'nothing in common. If they are amounts: field_options={{{one.name!r}: {{"kind": "numeric"}}}}'
             )
-
-    def are_amounts(self, name: str, texts: Sequence[str]) -> bool:
-        numbers = [read_number(text) for text in texts]
-        if sum(number is not None and np.isfinite(number) for number in numbers) < _NEARLY_UNIQUE * len(texts):
-            return False
-        named = not _QUANTITY_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
-        return named or sum(_QUANTITY.fullmatch(text) is not None for text in texts) >= _SOME_AMOUNTS * len(texts)
 
     def of_lengths(self, fields: Sequence[FieldReport]) -> Iterator[str]:
         cut = {name: one for name, one in self.splits.items() if one.num_truncated > _RARELY_CUT * one.num_rows}
@@ -501,14 +511,6 @@ class _Judge:
 
 def _to_text(name: str) -> str:
     return f'field_options={{{name!r}: {{"view": "text"}}}}'
-
-
-def _is_iso(text: str) -> bool:
-    try:
-        read_times([text])
-    except ValueError:
-        return False
-    return True
 
 
 def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_values: bool = True) -> FlipReport:
@@ -553,7 +555,20 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
         fields=fields,
         warnings=list(_Judge(counted, main).warnings(fields)),
         max_length=None if processor is None else processor.max_length,
+        label_mean=counted[main].num_positive / counted[main].num_labelled if counted[main].num_labelled else None,
     )
+
+
+def _type_and_why(spec: Field, values: _ValueCounts, show_values: bool) -> tuple[str, str]:
+    if isinstance(spec, StatisticField):
+        return "number", f"of {spec.source}"
+    if isinstance(spec, DatePartField | AgeField):
+        return "time", "as asked"
+    found, why = infer_type([text for text, _, _ in values.most_frequent(_NUM_JUDGED)])
+    value_type = getattr(spec, "type", found if found == "integer" else "number")
+    if value_type != found:
+        return value_type, "as asked"
+    return value_type, why if show_values or found not in ("text", "number") else ""
 
 
 def _describe_field(
@@ -561,10 +576,13 @@ def _describe_field(
 ) -> FieldReport:
     values, spec = main.values[number], main.fields[number]
     is_labelled = main.num_labelled > 0
+    value_type, why = _type_and_why(spec, values, show_values)
     one = FieldReport(
         name=spec.name,
         kind=spec.kind,
         view=spec.view,
+        type=value_type,
+        why=why,
         num_distinct=values.num_distinct(),
         is_estimate=values.is_estimate,
         unseen={

@@ -4,7 +4,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from datasets.fingerprint import Hasher
 from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
-from .columns_flip import gives_arrow
+from .columns_flip import gives_arrow, with_class_names
 from .feature_extraction_flip import VOCABULARY_NAME
 from .processing_flip import FlipProcessor
+from .readers.tables import as_dataset
 
 
 logger = logging.get_logger(__name__)
@@ -35,9 +36,19 @@ class _EncodeTable:
     Worker processes get the path of the vocabulary, not the vocabulary: they map the same file into memory.
     """
 
-    def __init__(self, processor: FlipProcessor, text: bool, out_of_fold: bool, keep_columns: Sequence[str]):
+    def __init__(
+        self,
+        processor: FlipProcessor,
+        text: bool,
+        out_of_fold: bool,
+        keep_columns: Sequence[str],
+        features: Mapping[str, Any],
+    ):
         self.processor, self.text, self.out_of_fold = processor, text, out_of_fold
         self.keep_columns = list(keep_columns)
+        # classes are read by their names, as the processor was fitted; a label stays 0 or 1
+        label = processor.feature_extractor.label
+        self.classes = {name: feature for name, feature in features.items() if name != label}
         self.vocabulary_folder: str | None = None
 
     def share_vocabulary(self, folder: str) -> None:
@@ -60,7 +71,7 @@ class _EncodeTable:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         table = table.combine_chunks()  # rows of a selection come in a chunk each
-        encoded = self.processor.encode(table, self.text, self.out_of_fold)
+        encoded = self.processor.encode(with_class_names(table, self.classes), self.text, self.out_of_fold)
         columns: dict[str, pa.Array] = {}
         if self.text:
             offsets = pa.array(np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int32))
@@ -79,12 +90,12 @@ class _EncodeTable:
 
     def encode_lists(self, batch: dict[str, list]) -> dict[str, list]:
         """The same, of a stream that has no Arrow tables."""
-        encoded = self.processor(batch, text=self.text, out_of_fold=self.out_of_fold)
+        encoded = self.processor(with_class_names(batch, self.classes), text=self.text, out_of_fold=self.out_of_fold)
         return {**encoded, **{name: batch[name] for name in self.keep_columns}}
 
 
 def prepare_dataset(
-    dataset: Dataset | DatasetDict | IterableDataset,
+    dataset: Any,
     processor: FlipProcessor,
     text: bool = True,
     num_proc: int | None = None,
@@ -98,7 +109,7 @@ def prepare_dataset(
 
     Args:
         dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; splits are encoded one by one, a stream
-            as it is read.
+            as it is read. Or a table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
         processor ([`FlipProcessor`]): fitted on the training rows.
         text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
@@ -118,11 +129,13 @@ def prepare_dataset(
             or `keep_columns` names a column that is not there or that the processor makes.
     """
     has_statistics = processor.feature_extractor.has_label_statistics
-    if isinstance(dataset, dict):
+    if isinstance(dataset, dict) and all(
+        hasattr(split, "columns") or hasattr(split, "column_names") for split in dataset.values()
+    ):
         empty = [name for name, split in dataset.items() if hasattr(split, "__len__") and not len(split)]
         if empty:
             raise ValueError(f"{empty[0]} has no rows: there is nothing to encode")
-        return type(dataset)(
+        return (DatasetDict if type(dataset) is dict else type(dataset))(
             {
                 name: prepare_dataset(
                     split, processor, text, num_proc, batch_size, keep_columns, _is_fitted_on(name, out_of_fold)
@@ -136,6 +149,8 @@ def prepare_dataset(
             "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
         )
     is_stream = isinstance(dataset, IterableDataset)
+    if not is_stream:
+        dataset = as_dataset(dataset)
     if is_stream and dataset.features is None:
         dataset = dataset._resolve_features()
     names = dataset.column_names
@@ -154,7 +169,7 @@ def prepare_dataset(
             f"keep_columns names {', '.join(map(repr, clash))}, which the processor makes: rename it first"
         )
     features |= {column: dataset.features[column] for column in keep_columns}
-    encode = _EncodeTable(processor, text, bool(out_of_fold and has_statistics), keep_columns)
+    encode = _EncodeTable(processor, text, bool(out_of_fold and has_statistics), keep_columns, dataset.features)
     settings = {"batched": True, "batch_size": batch_size, "remove_columns": names, "features": Features(features)}
     if is_stream:  # which drops what is made under a name that is removed
         settings["remove_columns"] = [name for name in names if name not in keep_columns]
@@ -189,16 +204,14 @@ def _features(text: bool, has_labels: bool) -> dict[str, Any]:
 
 def _log_rates(encoded: Dataset, processor: FlipProcessor) -> None:
     """Shares of unseen and missing values, a piece at a time: the ids of a large table need not fit into memory."""
-    totals: dict[str, dict[str, float]] = {}
+    extractor = processor.feature_extractor
+    occurrences = np.zeros((extractor.num_fields, 4), np.int64)
     for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
         ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        for field, rates in processor.feature_extractor.rates(ids).items():
-            of_field = totals.setdefault(field, dict.fromkeys(rates, 0.0))
-            for name, rate in rates.items():
-                of_field[name] += rate * table.num_rows / len(encoded)
-    for field, rates in totals.items():
-        if rates["unseen"] or rates["missing"]:
-            logger.info(f"{field}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+        occurrences += extractor.occurrences(ids)
+    for field, (unseen, missing) in zip(extractor.field_names, extractor.shares_of(occurrences).tolist(), strict=True):
+        if unseen or missing:
+            logger.info(f"{field}: {unseen:.2%} unseen, {missing:.2%} missing")
 
 
 __all__ = ["prepare_dataset"]

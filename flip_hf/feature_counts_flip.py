@@ -298,13 +298,16 @@ def choose_fields(
         heads (`list[dict]`): the first rows, in batches of columns.
 
     Raises:
-        ValueError: for a field or option that is not there, or if no field is left.
+        ValueError: for a field, an option or a label (other than the default) that is not there, or if no field is
+            left.
         TypeError: if `fields` is one string.
     """
     if isinstance(fields, str):
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
     options = {name: dict(given) for name, given in (field_options or {}).items()}
     names = list(heads[0])
+    if label != "label" and label not in names:  # misspelt, and the real one would be a field
+        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(names)}")
     if fields is None:
         fields = [name for name in names if name != label and (name not in exclude or name in options)]
     unknown = [name for name in fields if name not in names]
@@ -450,7 +453,8 @@ class FeatureCounts:
         if fields and all(isinstance(field, Field) for field in fields):
             counts = cls(fields, label)  # type: ignore[arg-type]
         else:
-            counts = cls(choose_fields(heads, fields, label, exclude, field_options), label)
+            chosen = choose_fields(heads, fields, label, exclude, field_options)  # type: ignore[arg-type]
+            counts = cls(chosen, label)
         rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             saved = cls.load(checkpoint)

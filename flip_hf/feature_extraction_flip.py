@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,12 @@ _MAX_CACHED_VALUES = 1 << 16
 # and no more characters of them, since the values of a field may be whole reviews
 _MAX_CACHED_CHARACTERS = 1 << 26
 
+# held by whoever adds to a cache or empties it; readers need none. A fork waits for it: a child that inherited it
+# locked would wait for ever
+_LOCK = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
 
 class FlipFeatureExtractor(FeatureExtractionMixin):
     r"""
@@ -88,6 +95,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     _num_cached: int
     _label_positions: np.ndarray | None
     _hash_starts: np.ndarray | None
+    _field_digests: dict[int, list[str]]
 
     def __init__(
         self,
@@ -199,8 +207,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             exclude (`list[str]`): columns that are no fields unless `fields` or `field_options` names them.
             min_frequency (`int`): values that occur less often are treated as unseen.
             field_options (`dict[str, dict]`, *optional*): for each column that is not to be read as its values say
-                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name them;
-                also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
+                (see below) its `type` or `kind` and the options of that kind, as the classes of `fields_flip.py` name
+                them; also `statistics=["frequency", "label_mean"]` of a categorical field, and `kind="datetime"` with
                 `parts`.
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
@@ -403,10 +411,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _label_sums_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features `(n,)` -> rows and clicks in each fold `(n, K)`, 0 for those that training rows do not have."""
-        if self._label_positions is None:
-            self._label_positions = np.full(self.num_features, -1, np.int64)
-            self._label_positions[self._array("label_features")] = np.arange(len(self._array("label_features")))
-        positions = self._label_positions[ids]
+        positions = self._label_positions
+        if positions is None:
+            positions = np.full(self.num_features, -1, np.int64)
+            positions[self._array("label_features")] = np.arange(len(self._array("label_features")))
+            self._label_positions = positions  # filled, as other threads read it at once
+        positions = positions[ids]
         sums = np.where((positions >= 0)[:, None, None], self._array("label_sums")[positions], 0)
         return sums[:, :, 0], sums[:, :, 1]
 
@@ -429,18 +439,19 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _remember(self, field: int, values: Sequence[Any], ids: Sequence[int]) -> None:
         """Puts values into the field's cache. When the caches are full they are emptied, all of them."""
         characters = _characters(values)
-        if (
-            self._num_cached + len(values) > _MAX_CACHED_VALUES
-            or self._cached_characters + characters > _MAX_CACHED_CHARACTERS
-        ):
-            for cache in self._caches.values():
-                cache.clear()
-            self._cached_characters = self._num_cached = 0
-            if len(values) > _MAX_CACHED_VALUES or characters > _MAX_CACHED_CHARACTERS:
-                return
-        self._caches[field].update(zip(values, ids, strict=True))
-        self._num_cached += len(values)
-        self._cached_characters += characters
+        with _LOCK:
+            if (
+                self._num_cached + len(values) > _MAX_CACHED_VALUES
+                or self._cached_characters + characters > _MAX_CACHED_CHARACTERS
+            ):
+                for cache in self._caches.values():
+                    cache.clear()
+                self._cached_characters = self._num_cached = 0
+                if len(values) > _MAX_CACHED_VALUES or characters > _MAX_CACHED_CHARACTERS:
+                    return
+            self._caches[field].update(zip(values, ids, strict=True))
+            self._num_cached += len(values)
+            self._cached_characters += characters
 
     def _known_by_number(self, name: str) -> Mapping[Any, str]:
         """Numbers -> the values of a field's vocabulary that are written so, of those the only ones: 12 -> "00012"."""
@@ -453,7 +464,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             spelled: dict[Any, list[str]] = {}
             if getattr(spec, "has_vocabulary", False):
                 for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
-                    number = read_number(value)
+                    number = read_number(value) if value[0] in "+-.0123456789" else None
                     if number is not None and math.isfinite(number):
                         spelled.setdefault(number, []).append(value)
             known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
@@ -488,10 +499,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """
         num_bits = max(len(self._array("sorted_hashes")).bit_length() - 2, 1)
         middle = 1 << (num_bits - 1)
-        if self._hash_starts is None:
+        starts = self._hash_starts
+        if starts is None:
             borders = np.arange(-middle, middle) << (64 - num_bits)
-            self._hash_starts = np.searchsorted(self._array("sorted_hashes"), borders).astype(np.int32)
-        return self._hash_starts[(hashes >> (64 - num_bits)) + middle]
+            starts = self._hash_starts = np.searchsorted(self._array("sorted_hashes"), borders).astype(np.int32)
+        return starts[(hashes >> (64 - num_bits)) + middle]
 
     def _spell(self, features: np.ndarray, field: int, values: Sequence[bytes]) -> np.ndarray:
         """Which of the features `(n,)` belong to the field and are these values, one for each: bool `(n,)`."""
@@ -533,22 +545,32 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return spec.age_text(float(spec.ages(numbers, self._array("references")[field])[0]))
         return spec.text(value)
 
+    def occurrences(self, feature_ids: Any) -> np.ndarray:
+        """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
+        unseen and missing. Zeros for a field without ids."""
+        ids = np.asarray(feature_ids)
+        is_reserved = (ids >= NUM_SHARED_FEATURE_IDS) & (ids < self.num_reserved_features)
+        reserved = np.bincount(ids[is_reserved] - NUM_SHARED_FEATURE_IDS, minlength=2 * self.num_fields)
+        slots = np.asarray(self.slot_fields, np.int64)
+        values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
+        rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
+        return np.column_stack([rows, values, reserved.reshape(-1, 2)])
+
+    @staticmethod
+    def shares_of(occurrences: np.ndarray) -> np.ndarray:
+        """What `occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
+        return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
+
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field that has ids the shares of values that are unseen, and of rows that are
         missing."""
-        ids = np.asarray(feature_ids)
-        slots = np.asarray(self.slot_fields)
-        shares = {}
-        for index, name in enumerate(self.field_names):
-            own = ids[:, slots == index]
-            if own.shape[1] == 0:
-                continue
-            values = max(int((own != PAD_FEATURE_ID).sum()), 1)
-            shares[name] = {
-                "unseen": float((own == self.unseen_id(index)).sum()) / values,
-                "missing": float((own[:, 0] == self.missing_id(index)).mean()) if len(own) else 0.0,
-            }
-        return shares
+        shares = self.shares_of(self.occurrences(feature_ids)).tolist()
+        with_ids = set(self.slot_fields)
+        return {
+            name: {"unseen": shares[field][0], "missing": shares[field][1]}
+            for field, name in enumerate(self.field_names)
+            if field in with_ids
+        }
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -558,6 +580,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._bases: dict[int, int] = {}
         self._label_positions = self._hash_starts = None
         self._cached_characters = self._num_cached = 0
+        self._field_digests = {}
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {
@@ -566,6 +589,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             "_bases": {},
             "_label_positions": None,
             "_hash_starts": None,
+            "_field_digests": {},
         }
         return {**self.__dict__, **empty, "_cached_characters": 0, "_num_cached": 0}
 
@@ -590,9 +614,56 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
         content = hashlib.blake2b(digest_size=16)
         content.update(json.dumps([self.field_specs, self.label, self.min_frequency], sort_keys=True).encode())
-        for name in _ARRAYS:
-            content.update(np.ascontiguousarray(self._array(name)).reshape(-1).view(np.uint8).data)
+        content.update(_checksum({name: self._array(name) for name in _ARRAYS}).encode())
         return content.hexdigest()
+
+    def field_digests(self, num_features: int | None = None) -> list[str]:
+        """
+        For each field a digest of all that decides its ids: options, values and their ids, buckets, label statistics.
+        How often values occur is left out.
+
+        Args:
+            num_features (`int`, *optional*): leave out features from this id on: what the digests were before
+                [`extend`] added those.
+        """
+        limit = self.num_features if num_features is None else num_features
+        if limit in self._field_digests:
+            return self._field_digests[limit]
+        fields, reserved = self.feature_fields[:limit], self.num_reserved_features
+        starts = np.flatnonzero(
+            np.diff(fields, prepend=-2)
+        )  # features of a field follow one another, but for `extend`
+        ends = np.append(starts[1:], limit)
+
+        def by_field(features: np.ndarray) -> list[np.ndarray]:
+            """Positions of the features of each field; what is out of range, in a corrupt file, belongs to none."""
+            of_feature = np.where((features >= 0) & (features < limit), np.take(fields, features, mode="clip"), -1)
+            of_feature = np.clip(of_feature, -1, self.num_fields).astype(np.int16)
+            order = np.argsort(of_feature, kind="stable")
+            borders = np.searchsorted(of_feature[order], np.arange(self.num_fields + 1))
+            return [order[start:end] for start, end in itertools.pairwise(borders)]
+
+        array = self._array
+        of_hashes, of_sums = by_field(array("sorted_ids")), by_field(array("label_features"))
+        digests = []
+        for index, (field, source) in enumerate(zip(self.fields, self.statistic_sources.tolist(), strict=True)):
+            content = hashlib.blake2b(json.dumps(field.to_dict(), sort_keys=True).encode(), digest_size=8)
+            parts = [fields[:reserved], array("references")[index]]
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                if start >= reserved and fields[start] == index:
+                    offsets = array("value_offsets")[start - reserved : end - reserved + 1]
+                    parts += [np.array([start, end]), np.diff(offsets), array("value_bytes")[offsets[0] : offsets[-1]]]
+            parts += [array(name)[of_hashes[index]] for name in ("sorted_hashes", "sorted_ids")]
+            edges = array("edge_offsets")[index : index + 2]
+            parts += [np.diff(edges), array("edges")[edges[0] : edges[1]]]
+            if source >= 0:
+                parts += [array(name)[of_sums[source]] for name in ("label_features", "label_sums")]
+                parts.append(array("label_totals")[source])
+            for part in parts:
+                content.update(_bytes_of(part))
+            digests.append(content.hexdigest())
+        self._field_digests[limit] = digests
+        return digests
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FlipFeatureExtractor) and self.digest() == other.digest()
@@ -618,7 +689,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def save_vocabulary(self, folder: str | os.PathLike) -> str:
         """Writes the arrays to `folder`, by way of a temporary file, so that no crash leaves half of them."""
         path = os.path.join(folder, VOCABULARY_NAME)
-        save_file({name: np.ascontiguousarray(self._array(name)) for name in _ARRAYS}, f"{path}.tmp")
+        arrays = {name: np.ascontiguousarray(self._array(name)) for name in _ARRAYS}
+        save_file(arrays, f"{path}.tmp", metadata={"checksum": _checksum(arrays)})
         os.replace(f"{path}.tmp", path)
         return path
 
@@ -632,10 +704,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         try:
             with safe_open(path, framework="pt") as file:  # torch's tensors, unlike numpy's, stay mapped
                 arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
+                checksum = (file.metadata() or {}).get("checksum")  # none in files of before
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is cut off or no {VOCABULARY_NAME} ({error}): copy or download the folder again"
             ) from error
+        if checksum not in (None, _checksum(arrays)):
+            raise ValueError(f"{path} is corrupt (its checksum is another): copy or download the folder again")
         if len(arrays["feature_counts"]) < self.num_reserved_features or len(arrays["references"]) != self.num_fields:
             raise ValueError(f"{path} does not belong to the fields {self.field_names}")
         self._set_arrays(**arrays)
@@ -670,6 +745,17 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         extractor = loaded[0] if isinstance(loaded, tuple) else loaded
         extractor.load_vocabulary(fetch(str(pretrained_model_name_or_path), VOCABULARY_NAME, where))
         return loaded
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for name in _ARRAYS:
+        content.update(_bytes_of(arrays[name]))
+    return content.hexdigest()
 
 
 def _characters(values: Sequence[Any]) -> int:

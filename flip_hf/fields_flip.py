@@ -27,6 +27,7 @@ from .columns_flip import (
     plain_values,
     tuples_of,
 )
+from .configuration_flip import POOLINGS
 from .values_flip import (
     VALUE_TYPES,
     canonical_value,
@@ -41,7 +42,6 @@ from .values_flip import (
 
 
 VIEWS = ("joint", "tabular", "text")
-POOLINGS = ("mean", "sum", "attention")
 BUCKETINGS = ("quantile", "log", "fixed")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 _POWERS = tuple(2.0**exponent for exponent in range(-20, 64))
@@ -268,6 +268,8 @@ class NumericField(Field):
         self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None
     ) -> list[float | str | None]:
         """Numbers; what is none, as the string that it is."""
+        if set(map(type, values)) <= {float, type(None)}:
+            return [None if value is None or math.isnan(value) else value for value in values]
         numbers: list[float | str | None] = []
         for value in values:
             number = value if type(value) is float else read_number(value, self.name)
@@ -522,24 +524,23 @@ def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None)
     """
     splitter = MultivaluedField(name=name, separator=separator)
     values: dict[Any, None] = {}
-    rows, num_lists, num_scalars = 0, 0, 0
+    rows, has_lists, has_scalars = 0, False, False
     for piece in pieces:
         piece = piece[: BATCH_SIZE - rows]
         rows += len(piece)
-        listed: Sequence[Any] = code_scalars(piece, name).values if is_arrow(piece) else as_list(piece)
-        lists = [value for value in listed if is_container(value)]
-        num_lists += len(lists)
-        if lists:
-            scalars: Sequence[Any] = [value for value in listed if not is_container(value)]
-            if any(isinstance(value, Mapping) for value in lists):
+        if not is_arrow(piece) and any(map(is_container, listed := as_list(piece))):
+            has_lists = True
+            if any(isinstance(value, Mapping) for value in listed):
                 return False, "text", "not one value"
-            elements = [element for value in lists for element in splitter.split(value)]
+            scalars: Sequence[Any] = [value for value in listed if not is_container(value)]
+            elements: Sequence[Any] = [e for value in listed if is_container(value) for e in splitter.split(value)]
         else:
-            scalars = code_scalars(piece, name).values
-            elements = [element for value in scalars for element in splitter.split(value)]
-        num_scalars += sum(canonical_value(value) is not None for value in scalars)
+            elements = scalars = code_scalars(piece, name).values
+            if separator is not None:
+                elements = [element for value in scalars for element in splitter.split(value)]
+        has_scalars = has_scalars or any(canonical_value(value) is not None for value in scalars)
         values |= dict.fromkeys(plain_values(elements, name))
-    return num_lists > 0 and not num_scalars, *infer_type(values)
+    return has_lists and not has_scalars, *infer_type(list(values))
 
 
 def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], list[Field]]:

@@ -53,7 +53,7 @@ class FlipFusion(nn.Module):
         tabular one in it `(B,)` (`None` for a stack).
         """
         if self.config.fusion == "alpha":
-            weights = self.alpha.expand(len(tabular_logits))
+            weights = self.alpha.expand_as(tabular_logits)
         else:
             vectors = torch.cat([tabular_vector, text_vector.to(tabular_vector.dtype)], dim=1)  # (B, d_v + d_w)
             if self.config.fusion == "stack":

@@ -100,7 +100,8 @@ class BilinearInteraction(nn.Module):
         left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         # groups side by side, as if they were fields: (B, G x F, D), and (G x P,) positions
         fields, right = embeddings.flatten(1, 2), (groups * num_fields + right).flatten()
-        in_cache = embeddings.device.type == "cpu" and not torch.compiler.is_compiling()
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        in_cache = embeddings.device.type == "cpu" and not recorded
         if self.bilinear_type == "field_interaction":
             left, weight = (groups * num_fields + left).flatten(), self.weight.flatten(0, 1)
             product = _PairwiseMappedProducts.apply if in_cache else _pairwise_mapped_products

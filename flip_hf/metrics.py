@@ -17,6 +17,29 @@ _SMALLEST_PROBABILITY = 1e-7
 # resamples are taken in chunks of about so many drawn rows: 16 MB for an array of 64-bit numbers
 _CHUNK_ROWS = 2**21
 
+# What the two trainers report, and whether more of it is better. What chooses the best model reads it here.
+CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
+PRE_TRAINING_METRICS = {
+    "loss": False,
+    "mlm_loss": False,
+    "mlm_accuracy": True,
+    "mtm_loss": False,
+    "mtm_accuracy": True,
+    "mtm_field_accuracy": True,
+    "icl_loss": False,
+    "icl_recall": True,
+}
+
+
+def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:
+    """
+    Whether more of a metric is better, by one of the two tables; `None` if it has no such name. `eval_` may stand
+    before the name, and the key of one of several data sets: `eval_cold_auc`.
+    """
+    words = name.split("_")
+    suffixes = ("_".join(words[start:]) for start in range(len(words)))
+    return next((metrics[suffix] for suffix in suffixes if suffix in metrics), None)
+
 
 def compute_ctr_metrics(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, num_bins: int = 15
@@ -27,7 +50,8 @@ def compute_ctr_metrics(
     Args:
         labels (`np.ndarray` of shape `(B,)`): 0 or 1.
         probabilities (`np.ndarray` of shape `(B,)`): predicted probability of a click.
-        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say.
+        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say; `None` or nan for a row
+            of no group.
         num_bins (`int`): of the calibration error.
 
     Returns:
@@ -89,9 +113,18 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """`(B,)` three times -> mean AUC of the groups that have both classes, weighted by rows; nan if none has."""
+    """
+    `(B,)` three times -> mean AUC of the groups that have both classes, weighted by rows; nan if none has. Rows whose
+    group is `None` or nan are left out: they are no group together.
+    """
+    groups = np.asarray(groups)
+    if groups.dtype.kind in "fO":
+        known = np.array([group is not None and group == group for group in groups], bool)
+        labels, scores, groups = np.asarray(labels)[known], np.asarray(scores)[known], groups[known]
+    if not len(groups):
+        return float("nan")
     labels = np.asarray(labels, np.float64)
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
     _, score = np.unique(np.asarray(scores), return_inverse=True)
     order = np.lexsort((score, group))
     group, score, labels = group[order], score[order], labels[order]

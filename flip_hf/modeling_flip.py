@@ -9,6 +9,7 @@ of a batch, E size of a masked-feature output row, d_v and d_w sizes of a tabula
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .alignment_layers_flip import (
     FlipICLHead,
@@ -46,12 +47,15 @@ class FlipModelOutput(ModelOutput):
         tabular_logits (`torch.FloatTensor` of shape `(batch_size,)`): the ID tower's own logit, where it has one.
         text_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_tokens, d_w)`): W, one state per token.
         text_vector (`torch.FloatTensor` of shape `(batch_size, d_w)`): pooled W.
+        hidden_states, attentions: of the language model's layers, where asked for, as it gives them.
     """
 
     tabular_vector: torch.FloatTensor | None = None
     tabular_logits: torch.FloatTensor | None = None
     text_hidden_states: torch.FloatTensor | None = None
     text_vector: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -70,6 +74,8 @@ class FlipForPreTrainingOutput(ModelOutput):
         mtm_accuracy: masked fields whose feature outscores its K noise features (draws equal to it are left out).
         mtm_field_accuracy: masked fields whose feature outscores the field's whole vocabulary.
         icl_recall: rows whose text scores highest with their own ids, among the texts of the batch (recall@1).
+        hidden_states, attentions: of the language model's layers, where asked for, of the texts that were read: the
+            clean ones and then the masked ones, unless the losses need one of the two alone.
     """
 
     loss: torch.FloatTensor | None = None
@@ -82,6 +88,8 @@ class FlipForPreTrainingOutput(ModelOutput):
     mtm_accuracy: torch.FloatTensor | None = None
     mtm_field_accuracy: torch.FloatTensor | None = None
     icl_recall: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -94,6 +102,7 @@ class FlipForCTROutput(ModelOutput):
         tabular_logits, text_logits (`torch.FloatTensor` of shape `(batch_size,)`): the towers' own, in mode `"joint"`.
         tabular_weights (`torch.FloatTensor` of shape `(batch_size,)`): in mode `"joint"`, the weight of the tabular
             logit, that of the text's being what is left of 1; `None` with `fusion="stack"`.
+        hidden_states, attentions: of the language model's layers, where asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -101,6 +110,8 @@ class FlipForCTROutput(ModelOutput):
     tabular_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
     tabular_weights: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -110,12 +121,15 @@ class FlipModel(FlipPreTrainedModel):
     Args:
         config ([`FlipConfig`]): `config.text_config=None` leaves the text tower out.
         text_model (`PreTrainedModel`, *optional*): a loaded text tower; otherwise a fresh one from `text_config`.
-        towers (`str`): `"tabular"`, `"text"` or `"joint"`: which of the two are built.
+        towers (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`: which of the two are built; by default those
+            that there is a configuration for, and the text tower alone in mode `"text"`.
         add_logit_layers (`bool`): build the ID tower's own logit layers (stage 2); stage 1 has no use for them.
 
     Raises:
         ValueError: if a text tower is asked of a configuration that describes none.
     """
+
+    _reads_folders_of = ("FlipForPreTraining", "FlipForCTR")
 
     def __init__(
         self,
@@ -126,7 +140,7 @@ class FlipModel(FlipPreTrainedModel):
     ):
         super().__init__(config)
         if towers is None:
-            towers = "tabular" if config.text_config is None else "joint"
+            towers = "tabular" if config.text_config is None else "text" if config.mode == "text" else "joint"
         self.tabular = FlipTabularModel(config, add_logit_layers) if towers != "text" else None
         self.text = None
         if towers != "tabular":
@@ -146,6 +160,15 @@ class FlipModel(FlipPreTrainedModel):
         self.register_buffer("state_dtype", torch.zeros(0), persistent=False)
         self.post_init()
 
+    @classmethod
+    def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
+        if mode is None and source == "FlipForPreTraining":
+            mode = "joint"  # which has both towers, whatever mode stage 2 is to have
+        config = super()._prepare_config(config, source, mode)
+        if config.mode == "tabular" and (mode is not None or source == "FlipForCTR"):
+            config.text_config = config.text_adapter = None
+        return config
+
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.text is None else self.text.get_input_embeddings()
 
@@ -153,11 +176,36 @@ class FlipModel(FlipPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, pooled `(batch_size, d_w)`."""
+        states = self.read_text(input_ids, attention_mask)[0]
+        return states, self.pool_text(states, attention_mask)
+
+    def read_text(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """
+        `(batch_size, num_tokens)` twice -> states W `(batch_size, num_tokens, d_w)`, and the language model's hidden
+        states and attentions, if they are asked for here or by the configuration.
+
+        Raises:
+            ValueError: if its attention implementation keeps no attentions.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._counts_positions:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        states = self.text(**inputs).last_hidden_state.to(self.state_dtype.dtype)
-        return states, self.pool_text(states, attention_mask)
+        given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {key: True for key, own in given.items() if (getattr(self.config, key) if own is None else own)}
+        output = self.text(**inputs, **asked)
+        hidden_states, attentions = (output.get(key[7:]) if key in asked else None for key in given)
+        if "output_attentions" in asked and (not attentions or attentions[0] is None):
+            raise ValueError(
+                f"output_attentions: the attention implementation {self.text.config._attn_implementation!r} keeps no "
+                'attentions: model.text_tower.set_attn_implementation("eager")'
+            )
+        return output.last_hidden_state.to(self.state_dtype.dtype), hidden_states, attentions
 
     def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
         """W `(batch_size, num_tokens, d_w)` -> `(batch_size, d_w)`, by `config.text_pooling`."""
@@ -166,10 +214,11 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.text_pooling == "last":
             positions = torch.arange(states.shape[1], device=states.device)
             last = (attention_mask.bool() * positions).argmax(1)  # (B,): pads may stand at either end
-            return states[torch.arange(len(states), device=states.device), last]
+            return states[torch.arange(states.shape[0], device=states.device), last]
         weights = attention_mask.to(states.dtype)  # (B, T)
         return torch.einsum("bt,btd->bd", weights, states) / weights.sum(1, keepdim=True).clamp(min=1.0)
 
+    @can_return_tuple
     def forward(
         self,
         feature_ids: torch.LongTensor | None = None,
@@ -177,12 +226,17 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipModelOutput:
         """
         Args:
             feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): read by the ID tower.
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): read by the text tower.
             token_field_ids, labels: accepted, so that a processor's output can be passed whole, and not read.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
 
         Raises:
             ValueError: if a tower that the model has gets no input.
@@ -202,7 +256,11 @@ class FlipModel(FlipPreTrainedModel):
                 )
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            output.text_hidden_states, output.text_vector = self.encode_text(input_ids, attention_mask)
+            states, hidden_states, attentions = self.read_text(
+                input_ids, attention_mask, output_hidden_states, output_attentions
+            )
+            output.text_hidden_states, output.text_vector = states, self.pool_text(states, attention_mask)
+            output.hidden_states, output.attentions = hidden_states, attentions
         return output
 
 
@@ -289,10 +347,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
             init.zeros_(module.feature_bias)
             init.zeros_(module.feature_counts)
             init.constant_(module.feature_fields, -1)
-        elif isinstance(module, nn.LayerNorm) and module is getattr(
-            getattr(self, "mtm_head", None), "query_norm", None
-        ):
-            init.constant_(module.weight, self.config.mtm_query_init)
+        elif isinstance(module, nn.LayerNorm):
+            if module is getattr(getattr(self, "mtm_head", None), "query_norm", None):
+                init.constant_(module.weight, self.config.mtm_query_init)
+            elif module in getattr(getattr(self, "icl_head", None), "norms", ()):
+                start = self.config.icl_projection_init
+                init.constant_(module.weight, self.config.icl_projection_size**-0.5 if start is None else start)
         elif isinstance(module, FlipICLHead) and module.log_scale is not None:
             init.constant_(module.log_scale, -math.log(self.config.icl_temperature))
 
@@ -411,6 +471,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         pairs = ((config.mlm_weight, mlm_loss), (config.mtm_weight, mtm_loss), (config.icl_weight, icl_loss))
         return torch.stack([weight * loss for weight, loss in pairs if loss is not None]).sum()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -421,6 +482,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         num_masked_tokens: torch.Tensor | int | None = None,
         num_masked_features: torch.Tensor | int | None = None,
         return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForPreTrainingOutput:
         """
         Args:
@@ -433,6 +496,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             num_masked_tokens, num_masked_features (*optional*): what MLM and MTM are divided by, instead of the counts
                 of this batch (gradient accumulation).
             return_loss (`bool`): always true; there so that evaluation knows that no labels are needed.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
 
         Raises:
             ValueError: if one of the five tensors is missing.
@@ -459,7 +525,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
         clean_text = not one_text and (has_icl or (has_mtm and not config.hide_target_in_text))
         masked_text = one_text or has_mlm or (has_mtm and config.hide_target_in_text)
         texts = [input_ids] * clean_text + [masked_input_ids] * masked_text
-        states, _ = self.flip.encode_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
+        states, output.hidden_states, output.attentions = self.flip.read_text(
+            torch.cat(texts), attention_mask.repeat(len(texts), 1), output_hidden_states, output_attentions
+        )
         states, masked_states = states[:size], states[-size:]  # (B, T, d_w) each
         rows = [feature_ids] * (has_mlm or has_icl) + [masked_feature_ids] * has_mtm
         vectors, _ = self.flip.tabular(torch.cat(rows))
@@ -491,7 +559,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             targets, hidden = feature_ids[row, slot], hidden[row, fields]
             # evaluation asks the same questions every time
             generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
-            noise = head.draw_noise(fields, generator)
+            # in training the softmax over the whole field needs none; in evaluation the accuracy does
+            needs_noise = config.mtm_loss != "full_softmax" or not self.training
+            noise = head.draw_noise(fields, generator) if needs_noise else None
             total = (head.losses(hidden, fields, targets, noise) * weights).sum()
             output.mtm_loss = total / _at_least_one(num_asked if num_masked_features is None else num_masked_features)
             if not self.training:
@@ -507,7 +577,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 output.icl_recall = recall
 
         output.loss = self.weighted_sum(output.mlm_loss, output.mtm_loss, output.icl_loss)
-        return output
+        return FlipForPreTrainingOutput(**output)  # in the order of its fields, the loss first
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
@@ -530,7 +600,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well
     (`config.tabular_bce_weight`, `config.text_bce_weight`); in training plus `config.l2_coefficient` times the sum of
-    squares of the tabular embedding tables.
+    squares of the tabular embedding tables. Clicks count `config.positive_weight` times in it.
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")
@@ -581,18 +651,20 @@ class FlipForCTR(FlipPreTrainedModel):
         Raises:
             ValueError: if it is none, saying why.
         """
-        check_calibration(calibration, self.config.negative_sampling_rate)
+        check_calibration(calibration, self.config.negative_sampling_rate, self.config.positive_weight)
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
 
-    def predict_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    def predict_probabilities(self, logits: torch.Tensor, calibrated: bool = True) -> torch.Tensor:
         """
         Logits of this model, `(batch_size,)` or any shape -> probabilities of a click, of the same shape, float64:
-        corrected for `config.negative_sampling_rate` first, then by `config.calibration`, if the two are there.
+        corrected for `config.negative_sampling_rate` and `config.positive_weight` first, then by `config.calibration`,
+        if they are there. `calibrated=False` leaves that out: for logits of a tower.
         """
-        calibration = self.config.calibration
-        if calibration is not None and calibration.get("mode", self.config.mode) != self.config.mode:
+        config = self.config
+        calibration = config.calibration if calibrated else None
+        if calibration is not None and calibration.get("mode", config.mode) != config.mode:
             calibration = None  # of other logits
-        return predict_probabilities(logits, calibration, self.config.negative_sampling_rate)
+        return predict_probabilities(logits, calibration, config.negative_sampling_rate, config.positive_weight)
 
     def fresh_parameter_names(self) -> set[str]:
         names = {name for name in self.state_dict() if name.startswith(("fusion.", "text_classifier."))}
@@ -608,6 +680,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if fusion is not None and module in (fusion, getattr(fusion, "gate", None)):
             fusion.init_weights()
 
+    @can_return_tuple
     def forward(
         self,
         feature_ids: torch.LongTensor | None = None,
@@ -616,6 +689,8 @@ class FlipForCTR(FlipPreTrainedModel):
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForCTROutput:
         """
         Args:
@@ -624,8 +699,20 @@ class FlipForCTR(FlipPreTrainedModel):
             token_field_ids: accepted, so that a processor's output can be passed whole, and not read.
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 clicked, 0 not.
             num_items_in_batch (*optional*): what the summed loss is divided by, instead of the batch size.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
+            return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
         """
-        towers = self.flip(feature_ids=feature_ids, input_ids=input_ids, attention_mask=attention_mask)
+        if self.training and self.config.newly_initialized and torch.is_grad_enabled():
+            self.config.newly_initialized = None  # from the first training step on
+        towers = self.flip(
+            feature_ids=feature_ids,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
         mode = self.config.mode
         tabular_logits = towers.tabular_logits
         text_logits = None if mode == "tabular" else self.text_classifier(towers.text_vector).squeeze(-1)
@@ -636,6 +723,7 @@ class FlipForCTR(FlipPreTrainedModel):
             )
         else:
             output = FlipForCTROutput(logits=tabular_logits if mode == "tabular" else text_logits)
+        output.hidden_states, output.attentions = towers.hidden_states, towers.attentions
 
         if labels is not None:
             denominator = len(labels) if num_items_in_batch is None else num_items_in_batch
@@ -643,18 +731,18 @@ class FlipForCTR(FlipPreTrainedModel):
             terms = [(1.0, output.logits)]
             if mode == "joint":
                 terms += [(config.tabular_bce_weight, tabular_logits), (config.text_bce_weight, text_logits)]
+            weight_of_clicks = None
+            if config.positive_weight != 1.0:
+                weight_of_clicks = torch.tensor(config.positive_weight, dtype=torch.float32, device=labels.device)
+            bce = partial(F.binary_cross_entropy_with_logits, reduction="sum", pos_weight=weight_of_clicks)
             total = torch.stack(
-                [
-                    weight * F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
-                    for weight, logits in terms
-                    if weight
-                ]
+                [weight * bce(logits.float(), labels.float()) for weight, logits in terms if weight]
             ).sum()
             if self.training and self.config.l2_coefficient and self.flip.tabular is not None:
                 # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows
                 total = total + len(labels) * self.config.l2_coefficient * self.flip.tabular.sum_of_squares()
             output.loss = total / denominator
-        return output
+        return FlipForCTROutput(**output)  # in the order of its fields, the loss first
 
 
 # a saved folder carries the code that reads it, for whoever has no flip_hf (trust_remote_code=True)

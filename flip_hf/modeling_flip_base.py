@@ -64,6 +64,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`; with an adapter, without the language model's own weights."""
+        if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf
+            auto_map = {"AutoModel": "modeling_flip.FlipModel"}
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
         super().save_pretrained(*args, **kwargs)
@@ -190,7 +193,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         """Settles what depends on the folder's class `source` and on what the caller asked for."""
         if mode is not None:
             config.mode = mode
-            config.check()
+        config.check()  # transformers sets what the caller asked for without looking at it
         return config
 
     @classmethod
@@ -217,8 +220,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: if the folder holds another kind of model, if a weight is missing beyond those that are fresh
-                in stage 2, if the file of weights is cut off, or if the language model of an adapter is not found or
-                is another one; if the weights would be a pickle, or a file outside the folder.
+                in stage 2 (those are named in a warning, and in `config.newly_initialized` until they are trained),
+                if a weight is not finite, if the file of weights is cut off, or if the language model of an adapter is
+                not found or is another one; if the weights would be a pickle, or a file outside the folder.
             OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
@@ -245,7 +249,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: use {source}.from_pretrained"
                 + {
                     "FlipForCTR": " or AutoModelForSequenceClassification",
-                    "FlipForPreTraining": " or AutoModelForPreTraining (its towers are its attribute .flip)",
+                    "FlipForPreTraining": " or AutoModelForPreTraining",
                     "FlipModel": " or AutoModel",
                 }.get(source, "")
             )
@@ -280,8 +284,21 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{name} lacks {len(missing)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
                 f"{missing[0]}: the folder is incomplete, or was saved by another class or mode"
             )
-        if info["missing_keys"]:
-            logger.info(f"fresh in this model, to be trained in stage 2: {', '.join(sorted(info['missing_keys']))}")
+        for key, weight in model.named_parameters():
+            if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
+                continue  # float8 has no isfinite
+            if not bool(weight.isfinite().all()):
+                raise ValueError(
+                    f"{name}: the weight {key} is not finite (nan or inf), so neither is what the model says: the "
+                    "training that wrote it had diverged; take an earlier checkpoint"
+                )
+        untrained = info["missing_keys"] | (model.state_dict().keys() & (config.newly_initialized or []))
+        model.config.newly_initialized = sorted(untrained) or None  # a copy of `config`
+        if untrained:
+            logger.warning(
+                f"Some weights of {cls.__name__} are newly initialized, as {name} holds none that were trained: "
+                f"{sorted(untrained)}\nYou should train this model (stage 2) before you use its predictions."
+            )
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -349,7 +366,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             How many features are new.
 
         Raises:
-            ValueError: if fields differ, features are fewer, or `start` is none of the three.
+            ValueError: if fields differ, features are fewer, an id of before means something else, or `start` is none
+                of the three.
         """
         if start not in ("unseen", "mean", "random"):
             raise ValueError(f"start={start!r} is not one of unseen, mean, random")
@@ -360,6 +378,12 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"the processor was not extended from that of this model: it has the fields "
                 f"{list(extractor.field_names)} and {new} features, the model {self.config.field_names} and {old}"
             )
+        changed = self.config.fields_that_differ(extractor)
+        if changed:
+            raise ValueError(
+                "the processor was not extended from that of this model: ids that the model has learnt stand for other"
+                f" values of {', '.join(changed)}; extend the processor from the model's own folder"
+            )
         counts, fields = (
             torch.from_numpy(array.copy()) for array in (extractor.feature_counts, extractor.feature_fields)
         )
@@ -368,6 +392,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 module.grow_features(fields[old:].long(), fields[:old].long(), start)
             if isinstance(module, FlipPreTrainedModel):
                 module.config.num_features = new
+                module.config.feature_digests = extractor.field_digests()
         for module in self.modules():
             if hasattr(module, "add_feature_counts"):
                 module.add_feature_counts(counts, fields)

@@ -6,19 +6,19 @@ Letters: B rows of a chunk, F fields, S slots, L tokens of all rows together.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .calibration_flip import correct_for_sampling
-from .columns_flip import CodedColumn, as_columns
+from .columns_flip import CodedColumn, _is_column, as_columns, with_class_names
 from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from .processing_flip import EncodedRows
 from .ranking import Ranking, rank
-from .scoring import Scores, score
+from .rates import RateWatch
+from .scoring import Scores, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
@@ -39,7 +39,7 @@ class ClickThroughRatePipeline(Pipeline):
         model ([`FlipForCTR`]): in any mode, on any device, in any type.
         processor ([`FlipProcessor`]): the model's own.
         batch_size (`int`, *optional*): rows that the model reads at a time (256).
-        return_towers, return_reasons, chunk_size: defaults for every call, see `__call__`.
+        return_towers, return_reasons, return_rates, chunk_size: defaults for every call, see `__call__`.
         kwargs: of `transformers.Pipeline` (`device`, `task`, ...).
 
     Raises:
@@ -62,35 +62,22 @@ class ClickThroughRatePipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
-        if not hasattr(model, "predict_probabilities"):
-            raise TypeError(
-                f"a {type(model).__name__} gives no click probabilities: load a FlipForCTR (a pre-trained folder has "
-                "to be finetuned first)"
-            )
-        if not hasattr(processor, "encode_columns"):
-            raise ValueError(
-                f"processor is {type(processor).__name__}: the pipeline needs the model's FlipProcessor, which "
-                "processor.save_pretrained(folder) puts beside the weights"
-            )
-        if model.config.mode != "tabular" and processor.tokenizer is None:
-            raise ValueError(
-                f'the processor has no tokenizer, and a model of mode "{model.config.mode}" reads text: load the '
-                'processor it was trained with, or the model with mode="tabular"'
-            )
-        model.config.check_processor(processor)
+        check_click_model(model, processor)
         kwargs.setdefault("task", TASK)
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
+        self._watch = RateWatch(processor.feature_extractor)
 
     def __call__(  # type: ignore[override]
         self, rows: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
     ) -> Any:
         """
         Args:
-            rows: one row (a dict of values), a list of such dicts, a dict of columns, a pandas frame, an Arrow table
-                or a `datasets.Dataset`; or a stream of rows: a generator, an iterator, an `IterableDataset` or a
-                torch data set. The columns have to be there, values may be missing or new; columns that are no fields
-                (a label, say) are not read.
+            rows: one row (a dict of values, a pandas Series, a record of numpy), or a table in any form that the
+                processor takes (a list of dicts, a dict of columns, a frame of pandas or polars, an Arrow table, a
+                `datasets.Dataset`, records of numpy); or a stream of rows: a generator, an iterator, an
+                `IterableDataset` or a torch data set. The columns have to be there, values may be missing or new;
+                columns that are no fields (a label, say) are not read.
             batch_size (`int`, *optional*): rows that the model reads at a time.
             num_workers (`int`, *optional*): accepted, and not needed.
             return_towers (`bool`): in mode `"joint"`, also both towers' own probabilities and the weight of the
@@ -98,11 +85,12 @@ class ClickThroughRatePipeline(Pipeline):
                 a calibration is of the joint logit.
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
                 one more pass per field.
+            return_rates (`bool`): also how many values were unseen and missing, see below.
             chunk_size (`int`, *optional*): rows encoded together: by default 32 batches of a table, 8 of a stream,
                 which is read so far ahead.
 
         Returns:
-            `dict` of one row, a list of dicts, or of a stream a generator of dicts, with
+            `dict` of one row, a list of dicts (without rows an empty one), or of a stream a generator of dicts, with
 
             - `probability`: of a click, calibrated as the model's configuration says.
             - `tabular_probability`, `text_probability`, `tabular_weight` (`return_towers`).
@@ -115,9 +103,14 @@ class ClickThroughRatePipeline(Pipeline):
             that say the same are each small (one stands in for the other), they do not add up to the logit, and in a
             model without pre-training the mask id is an embedding that no row has trained.
 
+            With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
+            its values) and `missing` (of the rows), and what rows like those of the training would have,
+            `expected_unseen` and `expected_missing`. That of a stream is filled as the stream is read. Where a hundred
+            rows or more, of one call or of several small ones, are far from it, the pipeline warns, once per field.
+
         Raises:
-            ValueError: if a field has no column, there are no rows in a list, a tower is asked of a model that has
-                one alone, or a number is out of range.
+            ValueError: if a field has no column, a tower is asked of a model that has one alone, a number is out of
+                range, or a logit is not finite.
             TypeError: for rows in no such form, or an unknown keyword.
         """
         if batch_size is None:
@@ -128,22 +121,35 @@ class ClickThroughRatePipeline(Pipeline):
         if batch_size < 1 or (chunk_size is not None and chunk_size < 1):
             raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
         settings["batch_size"] = batch_size
-        stream = _as_stream(rows)
+        return_rates = settings.pop("return_rates", False)
+        rates: dict[str, dict[str, float]] = {}
+        stream = as_stream(rows)
         if stream is not None:
-            return self._score_stream(stream, chunk_size or batch_size * _BATCHES_OF_STREAM, settings)
-        if self._is_one_row(rows):
-            return self._score_chunk(rows, **settings)[0]
-        chunks = _chunks(rows, self._raw_names(), chunk_size or batch_size * _BATCHES_OF_TABLE)
-        return list(itertools.chain.from_iterable(self._score_chunk(chunk, **settings) for chunk in chunks))
+            size = chunk_size or batch_size * _BATCHES_OF_STREAM
+            results: Any = self._score_stream(
+                stream, getattr(rows, "features", None), size, settings, rates if return_rates else None
+            )
+        else:
+            is_row = self._is_one_row(rows)
+            size = chunk_size or batch_size * _BATCHES_OF_TABLE
+            results, occurrences = [], self._no_occurrences()
+            for chunk in [rows] if is_row else _chunks(rows, self._raw_names(), size):
+                found, counts = self._score_chunk(chunk, **settings)
+                results += found
+                occurrences += counts
+            self._watch.add(occurrences)
+            results = results[0] if is_row else results
+            rates = self._watch.rates(occurrences) if return_rates else rates
+        return (results, rates) if return_rates else results
 
     def rank(
         self, user_row: Mapping[str, Any], items: Any, top_k: int | None = None, batch_size: int | None = None
     ) -> Ranking:
-        """As [`rank`], with the pipeline's model and processor."""
+        """As [`rank`], with the pipeline's model and processor; it warns of a field once, and not in every call."""
         if batch_size is None:
             batch_size = _BATCH_SIZE if self._batch_size is None else self._batch_size
         with self.device_placement():
-            return rank(self.model, self.processor, user_row, items, top_k, batch_size)
+            return rank(self.model, self.processor, user_row, items, top_k, batch_size, self._watch)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """
@@ -163,9 +169,10 @@ class ClickThroughRatePipeline(Pipeline):
         self,
         return_towers: bool | None = None,
         return_reasons: bool | int | None = None,
+        return_rates: bool | None = None,
         chunk_size: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        given = {"return_towers": return_towers, "return_reasons": return_reasons}
+        given = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
         given = {name: value for name, value in given.items() if value is not None}
         if return_towers and self.model.config.mode != "joint":
             raise ValueError(
@@ -190,9 +197,8 @@ class ClickThroughRatePipeline(Pipeline):
         probabilities = self.model.predict_probabilities(scores.logits).tolist()
         if not return_towers:
             return [{"probability": probability} for probability in probabilities]
-        rate = self.model.config.negative_sampling_rate
         towers = [
-            torch.sigmoid(correct_for_sampling(logits.double(), rate)).tolist()
+            self.model.predict_probabilities(logits, calibrated=False).tolist()  # a calibration is of the joint logit
             for logits in (scores.tabular_logits, scores.text_logits)
             if logits is not None
         ]
@@ -202,7 +208,7 @@ class ClickThroughRatePipeline(Pipeline):
 
     def _score_chunk(
         self, rows: Any, batch_size: int, return_towers: bool = False, return_reasons: bool | int = False
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[list[dict[str, Any]], np.ndarray]:
         columns, encoded = self.preprocess(rows)
         scores = self._forward(encoded, batch_size)
         results = self.postprocess(scores, return_towers)
@@ -210,11 +216,12 @@ class ClickThroughRatePipeline(Pipeline):
             reasons = self._reasons(columns, encoded, scores.logits, batch_size, return_reasons)
             for result, of_row in zip(results, reasons, strict=True):
                 result["reasons"] = of_row
-        return results
+        return results, self.processor.feature_extractor.occurrences(encoded.feature_ids)
 
     def _score_stream(
-        self, stream: Iterator[Any], chunk_size: int, settings: dict[str, Any]
+        self, stream: Iterator[Any], features: Any, chunk_size: int, settings: dict[str, Any], rates: dict | None
     ) -> Iterator[dict[str, Any]]:
+        occurrences = self._no_occurrences()
         while chunk := list(itertools.islice(stream, chunk_size)):
             for row in chunk:
                 if not isinstance(row, Mapping):
@@ -222,7 +229,15 @@ class ClickThroughRatePipeline(Pipeline):
                         f"the stream gives a {type(row).__name__}, not a dict of one row: call the pipeline for each "
                         "table of a stream of tables"
                     )
-            yield from self._score_chunk(chunk, **settings)
+            results, counts = self._score_chunk(with_class_names(chunk, features), **settings)
+            self._watch.add(counts)
+            if rates is not None:
+                occurrences += counts
+                rates.update(self._watch.rates(occurrences))
+            yield from results
+
+    def _no_occurrences(self) -> np.ndarray:
+        return np.zeros((self.processor.feature_extractor.num_fields, 4), np.int64)
 
     def _raw_names(self) -> list[str]:
         """Of the columns that are read."""
@@ -230,10 +245,10 @@ class ClickThroughRatePipeline(Pipeline):
 
     def _is_one_row(self, rows: Any) -> bool:
         if not isinstance(rows, Mapping):
-            return False
-        values = [rows[name] for name in self._raw_names() if name in rows]
+            is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
+            return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
         # a value may be a list itself, where others are not
-        return any(not hasattr(value, "__len__") or isinstance(value, str | bytes) for value in values)
+        return not all(_is_column(rows[name]) for name in self._raw_names() if name in rows)
 
     # --- reasons -----------------------------------------------------------------------------------------------------
 
@@ -295,40 +310,22 @@ def _hide_each(processor: Any, encoded: EncodedRows, fields: Sequence[int], read
     return EncodedRows(tokens, token_fields, (encoded.lengths - lost).reshape(-1), ids, None)
 
 
-def _as_stream(rows: Any) -> Iterator[Any] | None:
-    """An iterator over rows that come one by one; `None` for a table."""
-    if isinstance(rows, Iterator):
-        return rows
-    if isinstance(rows, torch.utils.data.IterableDataset):
-        return iter(rows)
-    if isinstance(rows, torch.utils.data.Dataset):
-        return (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
-    is_table = isinstance(rows, Mapping | Sequence) or hasattr(rows, "column_names") or hasattr(rows, "columns")
-    if hasattr(rows, "_ex_iterable") or (not is_table and isinstance(rows, Iterable)):  # a datasets.IterableDataset
-        return iter(rows)
-    return None
-
-
 def _chunks(rows: Any, names: Sequence[str], size: int) -> Iterator[Any]:
     """Pieces of a table, each in a form that the processor takes; none of a table without rows."""
-    if isinstance(rows, Sequence) and not isinstance(rows, str | bytes) and len(rows):
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
-    elif hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset
-        table = rows.with_format("arrow")
-        yield from (table[start : start + size] for start in range(0, len(rows), size))
-    elif hasattr(rows, "num_rows") and hasattr(rows, "slice"):  # an Arrow table
-        yield from (rows.slice(start, size) for start in range(0, rows.num_rows, size))
-    elif hasattr(rows, "columns") and hasattr(rows, "iloc"):  # a pandas frame
-        yield from (rows.iloc[start : start + size] for start in range(0, len(rows), size))
-    else:
-        table = as_columns(rows)
-        columns = {name: table[name] for name in names if name in table}
-        lengths = {len(column) for column in columns.values()}
-        if len(columns) < len(set(names)) or len(lengths) > 1:  # the processor says what is wrong
-            yield table
-            return
-        for start in range(0, lengths.pop(), size):
-            yield {name: column[start : start + size] for name, column in columns.items()}
+    if hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
+        for start in range(0, len(rows), size):
+            yield rows.select(range(start, min(start + size, len(rows))))
+        return
+    if isinstance(rows, Sequence) and not len(rows):  # as_columns finds no columns there
+        return
+    table = as_columns(rows)
+    columns = {name: table[name] for name in names if name in table}
+    lengths = {len(column) for column in columns.values()}
+    if len(columns) < len(set(names)) or len(lengths) > 1:  # the processor says what is wrong
+        yield table
+        return
+    for start in range(0, lengths.pop(), size):
+        yield {name: getattr(column, "iloc", column)[start : start + size] for name, column in columns.items()}
 
 
 __all__ = ["ClickThroughRatePipeline"]

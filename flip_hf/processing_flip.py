@@ -7,16 +7,20 @@ A row's text is "<field name> is <value>." for each field in order, fields for t
 values occur in many rows, so a *piece*, the sentence of one value of one field, is tokenised once per distinct value,
 and rows are put together from pieces by array operations. Whether a tokenizer may be cut at the border of two pieces
 is tried out, not assumed.
+
+Threads share a processor. What one call finds out for the next ones is in a `_PieceStore`, which only grows: a reader
+needs no lock, whoever adds to it holds one.
 """
 
-import contextlib
-import gc
 import itertools
+import operator
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
@@ -40,6 +44,14 @@ _MAX_STORED_PIECES = 1 << 18
 # first rows of the first batch on which pieces are compared with whole sentences as well
 _NUM_PROBE_ROWS = 4
 _PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
+# a `max_length` that no row reaches
+_NO_LIMIT = 1 << 30
+
+# held by whoever adds to a store or puts one in place of another. A fork waits for it: a child that inherited it
+# locked would wait for ever
+_LOCK = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class _PieceStore:
@@ -47,10 +59,14 @@ class _PieceStore:
     Tokens of pieces, end to end in one array, each piece a prefix, the value's own tokens and a suffix.
 
     `codes[f]` maps a raw value of field f to its piece. Two pieces more, `opening` and `closing`, hold the special
-    tokens around a row.
+    tokens around a row. Nothing here is ever taken back, and a piece has its number once all of it is there: the
+    arrays that are read *after* a number hold its piece, whatever other threads add.
     """
 
-    def __init__(self, num_fields: int, opening: Sequence[int], closing: Sequence[int]):
+    can_be_cut: bool | None = None
+
+    def __init__(self, settings: tuple, backend: Tokenizer, num_fields: int, around: tuple[list[int], list[int]]):
+        self.settings, self.backend, self.around = settings, backend, around
         self.codes: list[dict[Any, int]] = [{} for _ in range(num_fields)]
         self.tokens = np.zeros(1 << 12, np.int32)
         self.token_fields = np.full(1 << 12, -1, np.int16)
@@ -58,8 +74,12 @@ class _PieceStore:
         self.parts = np.zeros((1 << 8, 4), np.int64)  # start, and lengths of prefix, value and suffix
         self.count = 0
         self.characters = 0
-        self.opening = self.add(opening, -1, 0, 0)
-        self.closing = self.add(closing, -1, 0, 0)
+        self.opening, self.closing = (self.add(tokens, -1, 0, 0) for tokens in around)
+
+    def emptied(self) -> "_PieceStore":
+        other = _PieceStore(self.settings, self.backend, len(self.codes), self.around)
+        other.can_be_cut = self.can_be_cut
+        return other
 
     @property
     def is_full(self) -> bool:
@@ -74,9 +94,10 @@ class _PieceStore:
         end = self.size + len(tokens)
         if end > len(self.tokens):
             room = max(end, 2 * len(self.tokens))
-            self.tokens = np.concatenate([self.tokens, np.zeros(room - len(self.tokens), np.int32)])
-            self.token_fields = np.concatenate(
-                [self.token_fields, np.full(room - len(self.token_fields), -1, np.int16)]
+            more = room - len(self.tokens)
+            self.tokens, self.token_fields = (
+                np.concatenate([self.tokens, np.zeros(more, np.int32)]),
+                np.concatenate([self.token_fields, np.full(more, -1, np.int16)]),
             )
         if self.count == len(self.parts):
             self.parts = np.concatenate([self.parts, np.zeros_like(self.parts)])
@@ -123,12 +144,14 @@ class FlipProcessor(ProcessorMixin):
     A row that is longer than `max_length` loses the tails of its longest values: every value keeps at most c tokens, c
     the largest number that fits (tokens left over go to the first of the shortened fields); names and template words
     all stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
+
+    Threads may share a processor (see docs/use.md). Pieces of values are kept, about 4 million tokens, 64 million
+    characters and 260 thousand pieces: a call that finds more begins anew.
     """
 
     feature_extractor: FlipFeatureExtractor
     tokenizer: Any
     _pieces: _PieceStore | None
-    _can_be_cut: bool | None
 
     def __init__(
         self,
@@ -145,7 +168,7 @@ class FlipProcessor(ProcessorMixin):
         self.template = template
         self.separator = separator
         self.missing_text = missing_text
-        self._forget()
+        self._pieces = None
         if feature_extractor is None:
             raise ValueError("FlipProcessor needs a fitted feature_extractor: FlipFeatureExtractor.fit(training_rows)")
         if not hasattr(feature_extractor, "select_columns"):
@@ -161,11 +184,7 @@ class FlipProcessor(ProcessorMixin):
                 f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use "
                 "the tokenizer that AutoTokenizer loads, backed by the tokenizers library"
             )
-        if max_length > tokenizer.model_max_length:
-            raise ValueError(
-                f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens that this tokenizer's "
-                "model takes"
-            )
+        _check_length(max_length, tokenizer)
         super().__init__(feature_extractor, tokenizer)
 
     # --- rows -> model inputs -------------------------------------------------------------------------------------
@@ -177,16 +196,23 @@ class FlipProcessor(ProcessorMixin):
         padding: bool | str = False,
         return_tensors: str | None = None,
         out_of_fold: bool = False,
+        truncation: bool = True,
+        max_length: int | None = None,
     ) -> BatchFeature:
         """
         Args:
-            rows: a dict of lists, a list of dicts, one dict, a batch of `datasets.map`, an Arrow table or a pandas
-                frame. Columns that are no fields are ignored; the label column is optional.
+            rows: in any form that [`as_columns`] takes: a dict of lists, a list of dicts, one dict, a batch of
+                `datasets.map`, a table or frame. Columns that are no fields are ignored; the label column is
+                optional.
             text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
-            padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length`.
-            return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists.
+            padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length` (or to the
+                longest row, where `truncation=False` leaves a longer one).
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists, four for each row, which a large
+                batch takes several times longer to build.
             out_of_fold (`bool`): for the rows the extractor was fitted on, where it has label statistics (see
                 [`FlipFeatureExtractor`]).
+            truncation (`bool`): `False` leaves rows as long as they are.
+            max_length (`int`, *optional*): in place of the processor's, for this call.
 
         Returns:
             [`BatchFeature`] with, as lists or tensors:
@@ -198,12 +224,19 @@ class FlipProcessor(ProcessorMixin):
             - `labels` `(batch_size,)`: 0.0 or 1.0, if the rows have the label column.
 
         Raises:
-            ValueError: if a field has no column, a label is not 0 or 1, or not even the template fits `max_length`.
+            ValueError: if a field has no column, a label is not 0 or 1, `max_length` is more than the tokenizer's
+                model takes, or not even the template fits it.
         """
+        if max_length is None:
+            max_length = self.max_length
+        elif self.tokenizer is not None:
+            _check_length(max_length, self.tokenizer)
+        if not isinstance(truncation, bool):
+            raise ValueError(f"truncation={truncation!r} is not True (the longest values lose their tails) or False")
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding={padding!r} is not one of True, False, 'longest', 'max_length', 'do_not_pad'")
         padding = padding != "do_not_pad" and padding
-        encoded = self.encode(rows, text, out_of_fold)
+        encoded = self.encode(rows, text, out_of_fold, max_length if truncation else _NO_LIMIT)
         lengths = encoded.lengths
         if return_tensors and not padding and lengths is not None and len(lengths) and lengths.min() < lengths.max():
             raise ValueError(
@@ -211,32 +244,31 @@ class FlipProcessor(ProcessorMixin):
                 f"return_tensors={return_tensors!r}"
             )
         data: dict[str, Any] = {}
-        with _no_garbage():
-            if text and padding:
-                width = self.max_length if padding == "max_length" else int(encoded.lengths.max(initial=0))
-                real = np.arange(width) < encoded.lengths[:, None]  # (B, T)
-                fill_token = 0 if real.all() else self.pad_token_id
-                for name, flat, fill in (
-                    ("input_ids", encoded.tokens, fill_token),
-                    ("token_field_ids", encoded.token_fields, -1),
-                ):
-                    data[name] = np.full(real.shape, fill, np.int64)
-                    data[name][real] = flat
-                data["attention_mask"] = real.astype(np.int64)
-            elif text:
-                data["input_ids"] = _lists(encoded.tokens, encoded.lengths)
-                data["attention_mask"] = [[1] * length for length in encoded.lengths.tolist()]
-                data["token_field_ids"] = _lists(encoded.token_fields, encoded.lengths)
-            data["feature_ids"] = encoded.feature_ids.astype(np.int64)
-            if encoded.labels is not None:
-                data["labels"] = encoded.labels
-            if return_tensors is None:
-                data = {
-                    name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()
-                }
+        if text and padding:
+            width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
+            real = np.arange(width) < lengths[:, None]  # (B, T)
+            fill_token = 0 if real.all() else self.pad_token_id
+            for name, flat, fill in (
+                ("input_ids", encoded.tokens, fill_token),
+                ("token_field_ids", encoded.token_fields, -1),
+            ):
+                data[name] = np.full(real.shape, fill, np.int64)
+                data[name][real] = flat
+            data["attention_mask"] = real.astype(np.int64)
+        elif text:
+            data["input_ids"] = _lists(encoded.tokens, lengths)
+            data["attention_mask"] = [[1] * length for length in lengths.tolist()]
+            data["token_field_ids"] = _lists(encoded.token_fields, lengths)
+        data["feature_ids"] = encoded.feature_ids.astype(np.int64)
+        if encoded.labels is not None:
+            data["labels"] = encoded.labels
+        if return_tensors is None:
+            data = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode(self, rows: Any, text: bool = True, out_of_fold: bool = False) -> "EncodedRows":
+    def encode(
+        self, rows: Any, text: bool = True, out_of_fold: bool = False, max_length: int | None = None
+    ) -> "EncodedRows":
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
         if text and self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
@@ -247,32 +279,42 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError(
                 f"{len(labels)} labels in column {self.feature_extractor.label!r} for {columns[0].num_rows} rows"
             )
-        return self.encode_columns(columns, text, out_of_fold)._replace(labels=labels)
+        return self.encode_columns(columns, text, out_of_fold, max_length)._replace(labels=labels)
 
     def encode_columns(
-        self, columns: list[CodedColumn], text: bool = True, out_of_fold: bool = False
+        self,
+        columns: list[CodedColumn],
+        text: bool = True,
+        out_of_fold: bool = False,
+        max_length: int | None = None,
     ) -> "EncodedRows":
         """What `feature_extractor.select_columns` gives -> rows without labels."""
         if text and self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
-        tokens, token_fields, lengths = self._encode_text(columns) if text else (None, None, None)
+        tokens = token_fields = lengths = None
+        if text:
+            limit = self.max_length if max_length is None else max_length
+            tokens, token_fields, lengths = self._encode_text(columns, limit)
         feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
         return EncodedRows(tokens, token_fields, lengths, feature_ids, None)
 
-    def _encode_text(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_text(self, columns: list[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self.feature_extractor.text_fields:
             raise ValueError('all fields are for the ID tower alone (view="tabular"): pass text=False')
         if not columns[0].num_rows:
             return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros(0, np.int64)
-        if self._can_be_cut is None:
-            self._can_be_cut = self._try_cutting(columns)
-            if not self._can_be_cut:
+        store = self._store()
+        if store.can_be_cut is None:
+            can_be_cut = self._try_cutting(store, columns)
+            with _LOCK:  # of threads that try at once, one whose rows cannot be cut is enough
+                store.can_be_cut = can_be_cut and store.can_be_cut is not False
+            if not can_be_cut:
                 logger.warning(
                     f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template "
                     f"{self.template!r} and separator {self.separator!r}: whole rows are tokenised, which is right "
                     "and several times slower"
                 )
-        return self._assemble(columns) if self._can_be_cut else self._encode_whole(columns)
+        return (self._assemble if store.can_be_cut else self._encode_whole)(store, columns, max_length)
 
     def encode_labels(self, rows: Any) -> np.ndarray | None:
         """
@@ -298,12 +340,8 @@ class FlipProcessor(ProcessorMixin):
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        self._pieces = None
-        self._can_be_cut = None
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pieces": None, "_can_be_cut": None}
+        return {**self.__dict__, "_pieces": None}
 
     @property
     def pad_token_id(self) -> int:
@@ -322,44 +360,34 @@ class FlipProcessor(ProcessorMixin):
         is_first = field == self.feature_extractor.text_fields[0]
         return ("" if is_first else self.separator) + before, after
 
-    def _tokenise(
-        self, texts: list[str], add_special_tokens: bool = False
-    ) -> tuple[list[list[int]], list[list[tuple]]]:
-        encodings = self._encodings(texts, add_special_tokens)
-        return [encoding.ids for encoding in encodings], [encoding.offsets for encoding in encodings]
+    def _store(self) -> _PieceStore:
+        """
+        The store for the settings as they are now, an empty one after a full one. Calls that read another one go on
+        with it.
+        """
+        extractor, tokenizer = self.feature_extractor, self.tokenizer
+        settings = (self.template, self.separator, self.missing_text, extractor, tokenizer, len(tokenizer))
+        store = self._pieces
+        if store is None or store.settings != settings or store.is_full:
+            with _LOCK:
+                store = self._pieces  # perhaps another thread's by now
+                if store is None or store.settings != settings:
+                    backend = _private_copy(tokenizer.backend_tokenizer)
+                    store = _PieceStore(settings, backend, extractor.num_fields, self._special_tokens(backend))
+                elif store.is_full:
+                    store = store.emptied()
+                self._pieces = store
+        return store
 
-    def _encodings(self, texts: list[str], add_special_tokens: bool = False) -> list[Any]:
-        backend = self.tokenizer.backend_tokenizer
-        # the tokenizer's own call sets the same things, and copies every encoding into Python lists of lists twice
-        split, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        try:
-            return backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-        finally:
-            backend.encode_special_tokens = split
-            if truncation is not None:
-                backend.enable_truncation(**truncation)
-            if padding is not None:
-                backend.enable_padding(**padding)
-
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
+    def _special_tokens(self, backend: Tokenizer) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text, found out by asking it."""
-        (plain,), _ = self._tokenise(["a"])
-        (whole,), _ = self._tokenise(["a"], add_special_tokens=True)
+        plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
                 return whole[:start], whole[start + len(plain) :]
         raise ValueError(
             f"{type(self.tokenizer).__name__} changes a text when it adds special tokens: it cannot be used here"
         )
-
-    def _store(self) -> _PieceStore:
-        pieces = self._pieces
-        if pieces is None or pieces.is_full:
-            self._pieces = _PieceStore(self.feature_extractor.num_fields, *self._special_tokens())
-        return self._pieces
 
     def _piece_codes(self, store: _PieceStore, field: int, column: CodedColumn) -> np.ndarray:
         """A column -> number of the piece of each row `(B,)`; new values are tokenised first, all at once."""
@@ -368,17 +396,23 @@ class FlipProcessor(ProcessorMixin):
         if new:
             before, after = self._around_value(field)
             spelled = [self.feature_extractor.value_text(field, value) for value in new]
-            store.characters += sum(len(value) for value in spelled if value is not None)
             texts = [f"{before}{self.missing_text if value is None else value}{after}" for value in spelled]
-            for value, text, tokens, offsets in zip(new, spelled, *self._tokenise(texts), strict=True):
-                first = last = len(tokens)
+            pieces = []
+            for text, encoding in zip(spelled, _encodings(store.backend, texts), strict=True):
+                first = last = len(encoding.ids)
                 if text is not None:
-                    first, last = _touching(offsets, len(before), len(before) + len(text))
-                known[value] = store.add(tokens, field, first, last)
+                    first, last = _touching(encoding.offsets, len(before), len(before) + len(text))
+                pieces.append((encoding.ids, field, first, last))
+            with _LOCK:
+                for value, text, piece in zip(new, spelled, pieces, strict=True):
+                    if value not in known:  # another thread may have been faster
+                        store.characters += len(text or "")
+                        known[value] = store.add(*piece)
         return np.array([known[value] for value in column.values], np.int64).take(column.indices)
 
-    def _assemble(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        store = self._store()
+    def _assemble(
+        self, store: _PieceStore, columns: list[CodedColumn], max_length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         text_fields = self.feature_extractor.text_fields
         codes = np.empty((columns[0].num_rows, len(text_fields) + 2), np.int64)  # opening, a piece per field, closing
         codes[:, 0], codes[:, -1] = store.opening, store.closing
@@ -387,11 +421,10 @@ class FlipProcessor(ProcessorMixin):
         start, prefix, value, suffix = np.moveaxis(store.parts[codes], -1, 0)  # (B, F + 2) each
         kept = value
         lengths = (prefix + value + suffix).sum(1)
-        too_long = np.flatnonzero(lengths > self.max_length)
+        too_long = np.flatnonzero(lengths > max_length)
         if len(too_long):
-            budget = self.max_length - (prefix + suffix)[too_long].sum(1)
             kept = value.copy()
-            kept[too_long] = self._fit(value[too_long], budget)
+            kept[too_long] = _fit(value[too_long], (prefix + suffix)[too_long].sum(1), max_length)
             lengths = (prefix + kept + suffix).sum(1)
         # each piece contributes two runs of the store: its head up to the last value token kept, and its suffix
         run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
@@ -400,31 +433,6 @@ class FlipProcessor(ProcessorMixin):
         source = np.repeat(run_start - (run_end - run_length), run_length)
         source += np.arange(len(source))
         return store.tokens.take(source), store.token_fields.take(source), lengths
-
-    def _fit(self, lengths: np.ndarray, budget: np.ndarray) -> np.ndarray:
-        """
-        Shortens values so that each row fits: value lengths `(R, F)` and tokens to spend `(R,)` -> lengths kept `(R,
-        F)`.
-
-        Every value keeps at most c tokens, c the largest number that fits; what is left over goes to the first fields
-        that were shortened.
-        """
-        if (budget < 0).any():
-            raise ValueError(
-                f"max_length={self.max_length} does not even hold the template and the names of the "
-                f"{lengths.shape[1]} fields: it has to be at least "
-                f"{self.max_length - int(budget.min())}"
-            )
-        ascending = np.sort(lengths, axis=1)
-        num_fields = lengths.shape[1]
-        spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
-        share = (budget[:, None] - spent) // (num_fields - np.arange(num_fields))
-        first_cut = (share < ascending).argmax(1)
-        cap = share[np.arange(len(lengths)), first_cut]
-        kept = np.minimum(lengths, cap[:, None])
-        shortened = lengths > kept
-        left_over = (budget - kept.sum(1))[:, None]
-        return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
 
     # --- whole rows, where pieces are not possible -----------------------------------------------------------------
 
@@ -452,21 +460,23 @@ class FlipProcessor(ProcessorMixin):
             rows.append((parts, spans))
         return rows
 
-    def _encode_whole(self, columns: list[CodedColumn]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode_whole(
+        self, store: _PieceStore, columns: list[CodedColumn], max_length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rendered = self._render_parts(columns)
-        opening, closing = self._special_tokens()
+        opening, closing = store.around
         tokens, fields, lengths = [], [], []
-        all_tokens, all_offsets = self._tokenise(["".join(parts) for parts, _ in rendered])
-        for (_, spans), row, offsets in zip(rendered, all_tokens, all_offsets, strict=True):
-            ids = np.array([*opening, *row, *closing], np.int32)
+        encodings = _encodings(store.backend, ["".join(parts) for parts, _ in rendered])
+        for (_, spans), encoding in zip(rendered, encodings, strict=True):
+            ids = np.array([*opening, *encoding.ids, *closing], np.int32)
             owner = np.full(len(ids), -1, np.int16)
             text_fields = np.array(self.feature_extractor.text_fields)
             for field, start, end in spans:
-                first, last = _touching(offsets, start, end)
+                first, last = _touching(encoding.offsets, start, end)
                 owner[len(opening) + first : len(opening) + last] = field
-            if len(ids) > self.max_length:
+            if len(ids) > max_length:
                 sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
-                kept = self._fit(sizes[None], np.array([self.max_length - (owner < 0).sum()]))[0]
+                kept = _fit(sizes[None], (owner < 0).sum(keepdims=True), max_length)[0]
                 keep = np.ones(len(ids), bool)
                 for field in np.flatnonzero(kept < sizes).tolist():
                     keep[np.flatnonzero(owner == text_fields[field])[kept[field] :]] = False
@@ -476,7 +486,7 @@ class FlipProcessor(ProcessorMixin):
             lengths.append(len(ids))
         return np.concatenate(tokens), np.concatenate(fields), np.array(lengths, np.int64)
 
-    def _try_cutting(self, columns: list[CodedColumn]) -> bool:
+    def _try_cutting(self, store: _PieceStore, columns: list[CodedColumn]) -> bool:
         """
         Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
         and of the first rows of `columns`.
@@ -492,15 +502,13 @@ class FlipProcessor(ProcessorMixin):
             if isinstance(field, AgeField | DatePartField):  # which read times alone
                 made_up = first[:1] * count
             probes.append(code_values([*made_up, *first]))
-        max_length, self.max_length = self.max_length, 1 << 30
-        try:
-            pieces, whole = self._assemble(probes), self._encode_whole(probes)
-        finally:
-            self.max_length, self._pieces = max_length, None
+        store = store.emptied()  # what is made up does not stay
+        pieces, whole = (encode(store, probes, _NO_LIMIT) for encode in (self._assemble, self._encode_whole))
         if not all(np.array_equal(a, b) for a, b in zip(pieces, whole, strict=True)):
             return False
         rendered = [parts for parts, _ in self._render_parts(probes)]
-        for parts, encoding in zip(rendered, self._encodings(["".join(parts) for parts in rendered]), strict=True):
+        encodings = _encodings(store.backend, ["".join(parts) for parts in rendered])
+        for parts, encoding in zip(rendered, encodings, strict=True):
             words = [
                 (word, high)
                 for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
@@ -610,22 +618,58 @@ class FlipProcessor(ProcessorMixin):
         return output
 
 
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
+def _private_copy(backend: Tokenizer) -> Tokenizer:
     """
-    For building many thousand lists that all stay: else the collector walks them again and again, and once more at the
-    end. What is new afterwards counts as old.
+    A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
+    what special tokens are in the one that they share, at each call. Its vocabulary is the same object.
     """
-    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            if not frozen:  # nobody else's frozen objects would be thawed
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
+    copied = Tokenizer(backend.model)
+    copied.normalizer, copied.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    copied.post_processor = backend.post_processor
+    added = backend.get_added_tokens_decoder()
+    in_order = map(added.__getitem__, sorted(added))  # which gives them the same ids again
+    for is_special, tokens in itertools.groupby(in_order, operator.attrgetter("special")):
+        (copied.add_special_tokens if is_special else copied.add_tokens)(list(tokens))
+    copied.encode_special_tokens = True  # as any other characters
+    return copied
+
+
+def _encodings(backend: Tokenizer, texts: list[str]) -> list[Any]:
+    return backend.encode_batch(texts, add_special_tokens=False)
+
+
+def _check_length(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length={max_length} is more than the {tokenizer.model_max_length} tokens that this tokenizer's "
+            "model takes"
+        )
+
+
+def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
+    """
+    Shortens values so that each row fits: value lengths `(R, F)` and tokens of the template `(R,)` -> lengths kept
+    `(R, F)`.
+
+    Every value keeps at most c tokens, c the largest number that fits; what is left over goes to the first fields
+    that were shortened.
+    """
+    budget = max_length - fixed
+    if (budget < 0).any():
+        raise ValueError(
+            f"max_length={max_length} does not even hold the template and the names of the fields: it has to be at "
+            f"least {fixed.max()}"
+        )
+    ascending = np.sort(lengths, axis=1)
+    num_fields = lengths.shape[1]
+    spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
+    share = (budget[:, None] - spent) // (num_fields - np.arange(num_fields))
+    first_cut = (share < ascending).argmax(1)
+    cap = share[np.arange(len(lengths)), first_cut]
+    kept = np.minimum(lengths, cap[:, None])
+    shortened = lengths > kept
+    left_over = (budget - kept.sum(1))[:, None]
+    return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
 
 
 def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:

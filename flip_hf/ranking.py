@@ -4,14 +4,15 @@
 Letters: n candidates, F fields, k of them shown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .columns_flip import CodedColumn, as_columns, select_columns
+from .columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns, with_class_names
 from .fields_flip import MultivaluedField
-from .scoring import score
+from .rates import RateWatch
+from .scoring import as_stream, check_click_model, score
 
 
 class Ranking(NamedTuple):
@@ -32,6 +33,7 @@ def rank(
     items: Any,
     top_k: int | None = None,
     batch_size: int = 256,
+    watch: RateWatch | None = None,
 ) -> Ranking:
     """
     Ranks items for one user, as the pipeline would score the user's row joined to each item's.
@@ -42,19 +44,21 @@ def rank(
     Args:
         model ([`FlipForCTR`]): a finetuned model.
         processor ([`FlipProcessor`]): the model's own.
-        user_row (`dict`): one value for each field of the user (and of the context).
-        items: a table of candidates in any form that the processor takes, with the other fields. Its order is what
-            `indices` count. Columns that are no fields are not read.
+        user_row (`dict`, or another form of one row): one value for each field of the user (and of the context).
+        items: a table of candidates, or a stream of them, in any form that the pipeline takes, with the other fields.
+            Its order is what `indices` count. Columns that are no fields are not read.
         top_k (`int`, *optional*): how many to return; default: all.
         batch_size (`int`): rows at a time.
+        watch ([`RateWatch`], *optional*): what `pipeline.rank` has to warn once per field of unseen and missing
+            values, those of the user counting as one row. Without it every call warns, of a hundred items or more.
 
     Returns:
         [`Ranking`]: `indices`, the best first (equally good ones in the order of the items), and `probabilities`.
 
     Raises:
-        ValueError: if a field stands on both sides or on neither, naming it; if `top_k` is less than 1, or there are
-            no items.
-        TypeError: if `user_row` is no dict.
+        ValueError: if a field stands on both sides or on neither, naming it; if `top_k` is less than 1, `user_row`
+            is not one row, or a logit is not finite.
+        TypeError: for a model without click probabilities, or rows in no such form.
 
     Example:
         ```python
@@ -64,10 +68,21 @@ def rank(
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} has to be 1 or more")
-    model.config.check_processor(processor)
-    columns = join_columns(processor.feature_extractor.fields, user_row, items)
+    check_click_model(model, processor)
+    extractor = processor.feature_extractor
+    user_row, stream = _one_row(user_row), as_stream(items)
+    if stream is not None:
+        features, items = getattr(items, "features", None), list(stream)
+        items = with_class_names(items, features) if items else items
+    if isinstance(items, Sequence) and not len(items):  # without columns
+        return Ranking(np.zeros(0, np.int64), np.zeros(0))
+    columns = join_columns(extractor.fields, user_row, items)
     columns, candidate = _distinct(columns)
     encoded = processor.encode_columns(columns, text=model.config.mode != "tabular")
+    occurrences = extractor.occurrences(encoded.feature_ids[candidate])
+    of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
+    occurrences[of_user] = extractor.occurrences(encoded.feature_ids[:1])[of_user]
+    (watch or RateWatch(extractor)).add(occurrences)
     # one call, in the order of the items, whatever the lengths: ties are settled below
     logits = score(model, processor, encoded, batch_size).logits
     probabilities = model.predict_probabilities(logits).numpy()[candidate]
@@ -76,18 +91,24 @@ def rank(
     return Ranking(indices, probabilities[indices])
 
 
+def _one_row(row: Any) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    columns = as_columns(row)
+    if any(not _is_column(column) for column in columns.values()):  # a row with lists
+        return columns
+    if {len(column) for column in columns.values()} != {1}:
+        raise ValueError("user_row is not one row: pass a dict of one value for each field of the user")
+    return {name: as_list(column)[0] for name, column in columns.items()}
+
+
 def join_columns(fields: Any, user_row: Mapping[str, Any], items: Any) -> list[CodedColumn]:
     """
     The coded column of each field, of n rows, the user's having one value each.
 
     Raises:
-        ValueError: if a column that a field reads is on both sides or on neither, or there are no items.
-        TypeError: if `user_row` is no dict.
+        ValueError: if a column that a field reads is on both sides or on neither.
     """
-    if not isinstance(user_row, Mapping):
-        raise TypeError(
-            f"user_row is a {type(user_row).__name__}: pass a dict of one value for each field of the user"
-        )
     table = as_columns(items)
     needed = dict.fromkeys(name for field in fields for name in field.columns)
     twice = [name for name in needed if name in user_row and name in table]
@@ -108,8 +129,6 @@ def join_columns(fields: Any, user_row: Mapping[str, Any], items: Any) -> list[C
     of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
     raw = dict(zip(of_items, select_columns(table, of_items, of_lists), strict=True))
     num_items = len(raw[of_items[0]])
-    if not num_items:
-        raise ValueError("there are no items to rank")
     coded: dict[tuple, CodedColumn] = {}
     for field in fields:
         if field.coding in coded:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 
 _LONGEST_SHOWN = 40
+# label means below this are shown as lift: 0.004 and 0.006 both read 0.00, and are 1 and 1.5 times the mean
+_RARE_CLICKS = 0.05
 
 
 class FrequentValue(NamedTuple):
@@ -32,6 +34,7 @@ class FieldReport:
 
     Args:
         name, kind, view (`str`): as in the extractor's `field_specs`.
+        type, why (`str`): value type of the field, and what made it so.
         num_distinct (`int`): distinct values, missing ones aside; for a multi-valued field, distinct entries.
         is_estimate (`bool`): whether `num_distinct` is estimated, to about 1 %, since there are very many.
         unseen, missing (`dict[str, float | None]`, `dict[str, float]`): for each split, as
@@ -49,6 +52,8 @@ class FieldReport:
     name: str
     kind: str
     view: str
+    type: str
+    why: str
     num_distinct: int
     is_estimate: bool
     unseen: dict[str, float | None]
@@ -93,12 +98,15 @@ class FlipReport:
         fields (`list[FieldReport]`): the fields in order.
         warnings (`list[str]`): what should be looked at; each names the field, the figure and the remedy.
         max_length (`int`, *optional*): most tokens of a row; `None` where no text was made.
+        label_mean (`float`, *optional*): share of rows whose label is 1, of the rows that the fields' figures are of.
+            Where it is below 5 %, label means of values are shown as lift, as so many times this mean.
     """
 
     splits: dict[str, SplitReport]
     fields: list[FieldReport]
     warnings: list[str] = field(default_factory=list)
     max_length: int | None = None
+    label_mean: float | None = None
 
     def to_text(self) -> str:
         """Aligned plain text."""
@@ -146,66 +154,90 @@ class FlipReport:
         if len(self.splits) > 1:
             notes.append(f"Unseen and missing: {' / '.join(map(_printable, self.splits))}.")
         if any(one.label_mean_low is not None for one in self.fields):
+            what = (
+                f"Lift: smoothed label mean by value over that of all rows, {_rate(self.label_mean)}"
+                if self._shows_lift()
+                else "Label mean: smoothed mean by value"
+            )
             notes.append(
-                "Label mean: smoothed mean by value; 90% of the rows lie in the range. AUC: of that mean alone, taken "
-                "from other rows; 0.5 says nothing."
+                f"{what}; 90% of the rows lie in the range. AUC: of that mean alone, taken from other rows; 0.5 says "
+                "nothing."
             )
         if any(one.is_estimate for one in self.fields):
             notes.append("~: estimated from a sample of the values.")
         return notes
 
+    def _shows_lift(self) -> bool:
+        return self.label_mean is not None and 0.0 < self.label_mean < _RARE_CLICKS
+
+    def _label_mean(self, value: float) -> str:
+        if not self._shows_lift():
+            return f"{value:.2f}"
+        lift = value / self.label_mean
+        return f"{lift:.0f}x" if lift >= 9.995 else f"{lift:.2f}x"
+
     def _tables(self) -> Iterator[tuple[list[str], list[list[str]], list[bool]]]:
         """Header, rows and whether a column holds numbers, all plain text, of each table."""
-        labelled = any(split.share_positive is not None for split in self.splits.values())
+        splits, fields = self.splits.values(), self.fields
+        labelled = any(split.share_positive is not None for split in splits)
         with_text = self.max_length is not None
-        header = ["split", "rows"]
-        header += ["positive"] if labelled else []
-        header += ["tokens mean", "p95", "max", f"longer than {self.max_length}"] if with_text else []
-        rows = []
-        for name, split in self.splits.items():
-            row = [_printable(name), f"{split.num_rows:,}"]
-            row += [percent(split.share_positive)] if labelled else []
-            if with_text:
-                lengths = (split.tokens_p95, split.tokens_max)
-                row += [_decimal(split.tokens_mean, 1), *map(_whole, lengths), percent(split.share_truncated)]
-            rows.append(row)
-        yield header, rows, [False, *[True] * (len(header) - 1)]
 
-        header = ["field", "kind", "distinct", "unseen", "missing"]
-        header += ["label mean", "AUC"] if labelled else []
-        header += ["tokens mean", "max", "cut"] if with_text else []
-        rows = []
-        for one in self.fields:
-            only = {"tabular": ", id only", "text": ", text only"}.get(one.view, "")
-            row = [
-                _printable(one.name),
-                f"{one.kind}{only}",
-                f"{'~' if one.is_estimate else ''}{one.num_distinct:,}",
-                " / ".join(percent(one.unseen[name]) for name in self.splits),
-                " / ".join(percent(one.missing[name]) for name in self.splits),
+        columns = {"split": list(map(_printable, self.splits)), "rows": [f"{split.num_rows:,}" for split in splits]}
+        if labelled:
+            columns["positive"] = [_rate(split.share_positive) for split in splits]
+        if with_text:
+            columns["tokens mean"] = [_decimal(split.tokens_mean, 1) for split in splits]
+            columns["p95"] = [_whole(split.tokens_p95) for split in splits]
+            columns["max"] = [_whole(split.tokens_max) for split in splits]
+            columns[f"longer than {self.max_length}"] = [percent(split.share_truncated) for split in splits]
+        yield _table(columns, num_texts=1)
+
+        of_label = "lift" if self._shows_lift() else "label mean"
+        only = {"tabular": ", id only", "text": ", text only"}
+        columns = {
+            "field": [_printable(one.name) for one in fields],
+            "type": [_printable(f"{one.type} ({one.why})" if one.why else one.type) for one in fields],
+            "kind": [f"{one.kind}{only.get(one.view, '')}" for one in fields],
+            "distinct": [f"{'~' if one.is_estimate else ''}{one.num_distinct:,}" for one in fields],
+            "unseen": [" / ".join(percent(one.unseen[name]) for name in self.splits) for one in fields],
+            "missing": [" / ".join(percent(one.missing[name]) for name in self.splits) for one in fields],
+        }
+        if labelled:
+            columns[of_label] = [
+                "-"
+                if one.label_mean_low is None
+                else f"{self._label_mean(one.label_mean_low)} to {self._label_mean(one.label_mean_high)}"
+                for one in fields
             ]
-            if labelled:
-                known = one.label_mean_low is not None
-                row.append(f"{one.label_mean_low:.2f} to {one.label_mean_high:.2f}" if known else "-")
-                row.append(_decimal(one.auc, 3))
-            if with_text:
-                row += [_decimal(one.tokens_mean, 1), _whole(one.tokens_max), percent(one.share_truncated)]
-            rows.append(row)
-        yield header, rows, [False, False, *[True] * (len(header) - 2)]
+            columns["AUC"] = [_decimal(one.auc, 3) for one in fields]
+        if with_text:
+            columns["tokens mean"] = [_decimal(one.tokens_mean, 1) for one in fields]
+            columns["max"] = [_whole(one.tokens_max) for one in fields]
+            columns["cut"] = [percent(one.share_truncated) for one in fields]
+        yield _table(columns, num_texts=3)
 
-        header = ["field", "most frequent (rows, label mean)" if labelled else "most frequent (rows)"]
-        rows = []
-        for one in self.fields:
-            shown = []
-            for value in one.most_frequent:
-                figures = f"{value.occurrences:,}"
-                figures += f", {value.label_mean:.2f}" if value.label_mean is not None else ""
-                shown.append(f"({figures})" if value.text is None else f"{shortened(value.text)} ({figures})")
-            rows.append([_printable(one.name), "; ".join(shown) or "-"])
-        yield header, rows, [False, False]
+        figures = f"rows, {of_label}" if labelled else "rows"
+        shown = ["; ".join(map(self._frequent, one.most_frequent)) or "-" for one in fields]
+        yield _table({"field": [_printable(one.name) for one in fields], f"most frequent ({figures})": shown}, 2)
+
+    def _frequent(self, value: FrequentValue) -> str:
+        figures = f"{value.occurrences:,}"
+        figures += f", {self._label_mean(value.label_mean)}" if value.label_mean is not None else ""
+        return f"({figures})" if value.text is None else f"{shortened(value.text)} ({figures})"
 
 
 # --- how it looks ----------------------------------------------------------------------------------------------------
+
+
+def _table(columns: dict[str, list[str]], num_texts: int) -> tuple[list[str], list[list[str]], list[bool]]:
+    """Columns by header, the first `num_texts` of them texts, as header, rows and whether a column holds numbers."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return list(columns), rows, [place >= num_texts for place in range(len(columns))]
+
+
+def _rate(value: float | None) -> str:
+    """Of clicks, which may be rare: below 1 % two digits that count, however small."""
+    return f"{float(f'{100 * value:.1e}'):.10g}%" if value is not None and 0 < value < 0.01 else percent(value)
 
 
 def percent(value: float | None) -> str:

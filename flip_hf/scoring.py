@@ -4,13 +4,17 @@
 Letters: B rows, S slots, L tokens of all rows together, T tokens of the longest row of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .processing_flip import EncodedRows
+
+
+logger = logging.get_logger(__name__)
 
 
 class Scores(NamedTuple):
@@ -27,18 +31,63 @@ class Scores(NamedTuple):
     tabular_weights: torch.Tensor | None = None
 
 
+def check_click_model(model: Any, processor: Any) -> None:
+    """
+    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for a
+    processor that is none, or not the model's. Says once that a calibration is not used.
+    """
+    if not hasattr(model, "predict_probabilities"):
+        raise TypeError(
+            f"a {type(model).__name__} gives no click probabilities: load a FlipForCTR (a pre-trained folder has "
+            "to be finetuned first)"
+        )
+    untrained = model.config.newly_initialized
+    if untrained:
+        raise ValueError(
+            f"this model was pre-trained only: {len(untrained)} of its weights ({untrained[0]}, ...) are random "
+            "numbers, and so would be its probabilities. Finetune it (stage 2, FlipCTRTrainer) and serve that folder"
+        )
+    if not hasattr(processor, "encode_columns"):
+        raise ValueError(
+            f"processor is {type(processor).__name__}: the pipeline needs the model's FlipProcessor, which "
+            "processor.save_pretrained(folder) puts beside the weights"
+        )
+    if model.config.mode != "tabular" and processor.tokenizer is None:
+        raise ValueError(
+            f'the processor has no tokenizer, and a model of mode "{model.config.mode}" reads text: load the '
+            'processor it was trained with, or the model with mode="tabular"'
+        )
+    model.config.check_processor(processor)
+    calibration, mode = model.config.calibration, model.config.mode
+    if calibration is not None and calibration.get("mode", mode) != mode:
+        logger.warning_once(
+            f'the calibration was fitted in mode "{calibration["mode"]}" and is left aside in mode "{mode}": '
+            "probabilities are not calibrated (fit_calibration makes one for this mode)"
+        )
+
+
+def as_stream(rows: Any) -> Iterator[Any] | None:
+    """An iterator over rows that come one by one; `None` for a table."""
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        return iter(rows)
+    if isinstance(rows, torch.utils.data.Dataset):
+        return (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
+    return iter(rows) if isinstance(rows, Iterable) and not hasattr(rows, "__len__") else None
+
+
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
     """
     Runs a click model over rows that were encoded together.
 
     Args:
-        model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients.
+        model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients. A model in
+            evaluation mode is not touched, so that threads can share it; one in training is not to be shared.
         processor ([`FlipProcessor`]): knows the pad token.
         encoded ([`EncodedRows`]): `processor.encode(rows, text=model.config.mode != "tabular")`.
         batch_size (`int`): rows at a time.
 
     Raises:
-        ValueError: if `batch_size` is less than 1.
+        ValueError: if `batch_size` is less than 1, or a logit is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} has to be 1 or more")
@@ -48,7 +97,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
     was_training = model.training
-    model.eval()
+    if any(module.training for module in model.modules()):  # else nothing is switched under another thread's feet
+        model.eval()
     try:
         with torch.inference_mode():
             for batch in _batches(model, processor, encoded, order, batch_size):
@@ -58,7 +108,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                     if tensor is not None:
                         tensors.append(tensor)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     scores: dict[str, torch.Tensor] = {}
     for name, tensors in parts.items():
         if not tensors and (name != "logits" or num_rows):
@@ -66,6 +117,12 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         # the device is waited for once, here
         whole = torch.cat(tensors).cpu() if tensors else torch.zeros(0)
         whole = whole if whole.dtype == torch.float64 else whole.float()
+        wrong = int((~torch.isfinite(whole)).sum())
+        if wrong:
+            raise ValueError(
+                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not (a training that "
+                f"diverged), or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
+            )
         if order is not None:
             restored = torch.empty_like(whole)
             restored[torch.from_numpy(order)] = whole
@@ -104,4 +161,4 @@ def _batches(
         yield tensors
 
 
-__all__ = ["Scores", "score"]
+__all__ = ["Scores", "as_stream", "check_click_model", "score"]

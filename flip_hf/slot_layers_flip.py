@@ -19,7 +19,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(ids)
-        ctx.num_rows = len(table)
+        ctx.num_rows = table.shape[0]
         return table.index_select(0, ids)
 
     @staticmethod
@@ -127,7 +127,7 @@ class SlotPooling(nn.Module):
         if self.queries is not None:
             scores = (embeddings * self.queries[self.slot_fields]).sum(-1) / embeddings.shape[-1] ** 0.5
             scores = scores.masked_fill(~is_real, torch.finfo(scores.dtype).min)
-            highest = scores.new_full((len(scores), self.num_fields), torch.finfo(scores.dtype).min)
+            highest = scores.new_full((scores.shape[0], self.num_fields), torch.finfo(scores.dtype).min)
             highest = highest.scatter_reduce(1, self.slot_fields.expand_as(scores), scores.detach(), "amax")
             attention = (scores - highest[:, self.slot_fields]).exp() * raw
             raw = torch.where(self.is_attention, attention, raw)
@@ -136,7 +136,7 @@ class SlotPooling(nn.Module):
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Over the slots of each field: `(B, S, ...)` -> `(B, F, ...)`."""
-        shape = (len(values), self.num_fields, *values.shape[2:])
+        shape = (values.shape[0], self.num_fields, *values.shape[2:])
         return values.new_zeros(shape).index_add(1, self.slot_fields, values)
 
     def forward(

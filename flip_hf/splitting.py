@@ -4,19 +4,24 @@
 import hashlib
 import inspect
 import itertools
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from .data import write_tables
-from .readers.tables import as_numbers
-from .values_flip import canonical_value
+from .columns_flip import read_labels
+from .data import open_table, write_tables
+from .readers.formats import spell_classes
+from .readers.tables import as_dataset, as_numbers
+from .values_flip import canonical_value, read_times
 
 
 logger = logging.get_logger(__name__)
@@ -39,20 +44,23 @@ _SPLIT_NAMES = {
 }
 # which arguments a strategy reads, beside seed: another one given is a mistake
 _ARGUMENTS = {
-    "random": ("fractions",),
-    "time": ("fractions", "time_column"),
-    "last": ("time_column", "user_column", "num_last"),
+    "random": ("fractions", "stratify"),
+    "time": ("fractions", "time_column", "time_format"),
+    "last": ("time_column", "time_format", "user_column", "num_last"),
     "cold": ("fractions", "column", "warm_fraction"),
     "column": ("fractions", "column"),
     "hash": ("fractions", "column"),
 }
+# a class rarer than that is spread evenly over random splits, and with fewer clicks than that metrics are chance
+_RARE_SHARE, _FEW_CLICKS = 0.01, 100
+_SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)$", re.MULTILINE)
 # rows, and bytes of them, that are brought into order at a time
 _ROWS_AT_ONCE = 1_000_000
 _BYTES_AT_ONCE = 1 << 28
 
 
 def split_dataset(
-    dataset: Dataset | IterableDataset,
+    dataset: Any,
     strategy: str = "random",
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -61,13 +69,18 @@ def split_dataset(
     user_column: str = "user_id",
     num_last: int = 1,
     warm_fraction: float = 0.0,
+    stratify: bool | None = None,
+    time_format: str | None = None,
+    label: str = "label",
+    cache_dir: str | os.PathLike | None = None,
 ) -> Any:
     """
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table. An `IterableDataset` can be split by `"hash"` alone: the other strategies need
-            to know all rows.
+        dataset (`Dataset`): the table, or one in memory: an Arrow table, a pandas or polars frame, an array of
+            records, a dict of columns, a list of dicts. An `IterableDataset` can be split by `"hash"` alone: the other
+            strategies need to know all rows.
         strategy (`str`): who is held out.
 
             - `"random"`: any rows.
@@ -88,20 +101,26 @@ def split_dataset(
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
             shares of the distinct values of `column`; for `"hash"`, expected shares of them.
-        time_column (`str`): what `"time"` and `"last"` sort by: numbers, dates, or ISO dates as text; equal times keep
-            the order of the table.
+        time_column (`str`): what `"time"` and `"last"` sort by: numbers as they are, dates, or text that
+            `kind="datetime"` reads (one without a zone is taken as UTC); equal times keep the order of the table.
         column (`str`): for `"cold"`, `"column"` and `"hash"`.
         user_column (`str`): for `"last"`.
         num_last (`int`): for `"last"`: rows of each user in each of test and validation.
         warm_fraction (`float`): for `"cold"`: this share of the training rows becomes a fourth split `"warm"` of rows
             whose value does occur in train, to compare the cold ones with. Every value keeps a row in train.
+        stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
+            where a class has fewer than 1 % of the rows.
+        time_format (`str`, *optional*): of a `time_column` of text or of compact numbers, as for `datetime.strptime`.
+        label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
+        cache_dir (`str`, *optional*): where the rows of a table that is mapped into memory are written in their new
+            order (default: `flip_hf` in datasets' own cache); those of a table in memory stay there.
 
     Returns:
         `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
         each of them): by `"random"` and `"time"` the first `int(rows x fraction)` rows of the order, those up to the
         sum of the first two fractions, and the rest; otherwise in the order of the table. The same table and arguments
         give the same fingerprints in every process, so what `map` made of a split is found again. A split with one
-        class is warned about.
+        class, or fewer than 100 clicks, is warned about.
 
     Raises:
         ValueError: for an unknown strategy or an argument that does not go with it, fractions that are not positive or
@@ -116,10 +135,10 @@ def split_dataset(
         "user_column": user_column,
         "num_last": num_last,
         "warm_fraction": warm_fraction,
+        "stratify": stratify,
+        "time_format": time_format,
     }
     _check_arguments(strategy, given)
-    if isinstance(dataset, Mapping):
-        raise TypeError(f"this is split already, into {', '.join(dataset)}: pass one of them")
     if isinstance(dataset, IterableDataset):
         if strategy != "hash":
             raise TypeError(
@@ -127,7 +146,15 @@ def split_dataset(
                 "strategy='hash' with the column of an id, or load the table without streaming"
             )
         return _split_stream(dataset, seed, given["fractions"], column)
+    dataset = as_dataset(dataset)
     size = len(dataset)
+    if (label != "label" or stratify) and label not in dataset.column_names:
+        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(dataset.column_names)}")
+    if negative_sampling_rate(dataset) < 1.0:
+        logger.warning(
+            "non-clicks of this table were left out (sample_negatives): those of validation and test are, too, and "
+            "metrics there are not those of the whole table; split first, then sample the training rows"
+        )
     if not size:
         raise ValueError("the table has no rows: there is nothing to split")
     if strategy in ("random", "time"):
@@ -135,8 +162,10 @@ def split_dataset(
         if strategy == "random":
             order = np.random.default_rng(seed).permutation(size)
         else:
-            order = np.argsort(_times(dataset, time_column), kind="stable")
+            order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
+        if strategy == "random" and stratify is not False and label in dataset.column_names:
+            orders = _stratified(_column(dataset, label), order, given["fractions"], bool(stratify)) or orders
     else:
         parts, missing = _parts(dataset, strategy, seed, given)
         names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
@@ -146,15 +175,70 @@ def split_dataset(
             raise ValueError(f"{', '.join(empty)} would be empty: {missing}")
         if strategy == "column":
             dataset = dataset.remove_columns(column)
-    splits = DatasetDict({name: _take(dataset, order) for name, order in orders.items()})
+    splits = DatasetDict({name: _take(dataset, order, dataset.info, cache_dir) for name, order in orders.items()})
+    few = []
     for name, split in splits.items():
-        if "label" in split.column_names:
-            classes = _column(split, "label").unique().to_pylist()
-            if len(classes) == 1:
-                logger.warning(
-                    f"all {len(split)} rows of {name} have label {classes[0]}: nothing can be learnt or measured there"
-                )
+        if label not in split.column_names:
+            continue
+        counts = {str(row["values"]): row["counts"] for row in _column(split, label).value_counts().to_pylist()}
+        clicks = next((counts[value] for value in ("1", "1.0", "True", "true") if value in counts), 0)
+        if len(counts) == 1:
+            logger.warning(
+                f"all {len(split)} rows of {name} have label {next(iter(counts))}: nothing can be learnt or measured "
+                "there"
+            )
+        elif len(counts) == 2 and 0 < clicks < _FEW_CLICKS:
+            few.append(f"{name} has {clicks}")
+    if few:
+        logger.warning(f"few clicks: {', '.join(few)}; with fewer than {_FEW_CLICKS}, metrics move a lot by chance")
     return splits
+
+
+def sample_negatives(
+    dataset: Any, rate: float, seed: int = 0, label: str = "label", cache_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """
+    Training rows with all clicks and a random share of the non-clicks, in the order of the table.
+
+    The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
+    (`to_iterable_dataset` does not): a model that is trained on these rows needs it as
+    `config.negative_sampling_rate`, so that its probabilities are those of the whole table. Metrics of sampled
+    validation or test rows are not those of the whole table: split first.
+
+    Args:
+        dataset (`Dataset`): a table in any form that `split_dataset` takes.
+        rate (`float`): share of the non-clicks to keep, in (0, 1].
+        seed (`int`): of the choice.
+        label (`str`): the label column.
+        cache_dir (`str`, *optional*): as of `split_dataset`.
+
+    Raises:
+        ValueError: if `rate` is no such share, no non-click would be left, there is no such column, or a label is not
+            0 or 1.
+        TypeError: for splits or a stream.
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
+    if isinstance(dataset, IterableDataset):
+        raise TypeError("non-clicks are sampled from a table, not from a stream: load it without streaming")
+    dataset = as_dataset(dataset)
+    if label not in dataset.column_names:
+        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(dataset.column_names)}")
+    labels = read_labels(_column(dataset, label), label)
+    clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
+    kept = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
+    if not len(kept):
+        raise ValueError(f"rate={rate} of {len(others)} non-clicks is none: nothing could be learnt")
+    info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(kept) / len(others)
+    info.description = f"{_SAMPLING_RATE.sub('', info.description).strip()}\nnegative_sampling_rate={share!r}".strip()
+    return _take(dataset, np.sort(np.concatenate([clicks, kept])), info, cache_dir)
+
+
+def negative_sampling_rate(dataset: Any) -> float:
+    """The share of the non-clicks that `sample_negatives` left in these rows, raw or encoded; 1.0 where it was not."""
+    info = getattr(dataset, "info", None)
+    recorded = _SAMPLING_RATE.search(info.description or "") if isinstance(info, DatasetInfo) else None
+    return float(recorded[1]) if recorded else 1.0
 
 
 def _check_arguments(strategy: str, given: Mapping[str, Any]) -> None:
@@ -185,6 +269,29 @@ def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tupl
     return train_end, validation_end
 
 
+def _stratified(
+    labels: pa.ChunkedArray, order: np.ndarray, fractions: tuple[float, float, float], wanted: bool
+) -> dict[str, np.ndarray] | None:
+    """Random splits that have their share of each class; `None` where no class is rare, and it is not `wanted`."""
+    counts = labels.value_counts()
+    rarest = pc.min(counts.field("counts")).as_py() / len(labels)
+    if not wanted and (len(counts) != 2 or rarest >= _RARE_SHARE):
+        return None
+    if not wanted:
+        logger.warning_once(
+            f"{rarest:.2%} of the rows are of one class: the random splits are stratified, so that each has its share "
+            "(stratify=False: left to chance)"
+        )
+    codes = pc.index_in(labels, counts.field("values")).to_numpy()[order]
+    parts = np.empty(len(order), np.int8)
+    for code in range(len(counts)):
+        rows = np.flatnonzero(codes == code)
+        ends = [round(len(rows) * share) for share in (fractions[0], fractions[0] + fractions[1])]
+        for part, of_part in enumerate(np.split(rows, ends)):
+            parts[of_part] = part
+    return {name: order[parts == part] for part, name in enumerate(_SPLITS)}
+
+
 # --- number of the split of each row ---------------------------------------------------------------------------------
 
 
@@ -193,7 +300,7 @@ def _parts(dataset: Dataset, strategy: str, seed: int, given: Mapping[str, Any])
     fractions, column, num_last = given["fractions"], given["column"], given["num_last"]
     if strategy == "last":
         users, _ = _codes(dataset, given["user_column"], "user_column")
-        parts = _last_of_each(users, _times(dataset, given["time_column"]), num_last)
+        parts = _last_of_each(users, _times(dataset, given["time_column"], given["time_format"]), num_last)
         return parts, f"no value of {given['user_column']!r} has the {2 * num_last + 1} rows that {num_last=} needs"
     codes, values = _codes(dataset, column, "column")
     if strategy == "cold":
@@ -296,7 +403,9 @@ def _no_column(column: str, argument: str, names: Sequence[str]) -> str:
 
 
 def _column(dataset: Dataset, column: str) -> pa.ChunkedArray:
-    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    """The values of a column; classes by their names, as ids see them."""
+    arrow = dataset.select_columns([column]).with_format("arrow")
+    tables = (spell_classes(table, dataset.features) for table in arrow.iter(batch_size=_ROWS_AT_ONCE))
     return pa.chunked_array(list(itertools.chain.from_iterable(table.column(column).chunks for table in tables)))
 
 
@@ -316,18 +425,18 @@ def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, li
     return of_raw[np.concatenate(parts)], distinct
 
 
-def _times(dataset: Dataset, column: str) -> np.ndarray:
+def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
     if column not in dataset.column_names:
         raise ValueError(_no_column(column, "time_column", dataset.column_names) + ", or take strategy='random'")
     values = pa.concat_arrays(_column(dataset, column).chunks)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = as_numbers(values)
-        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-            try:
-                values = values.cast(pa.timestamp("us"))
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"column {column!r} is not a number or an ISO date everywhere: {error}") from error
-    if pa.types.is_temporal(values.type):
+        values = values if time_format is not None else as_numbers(values)
+    if time_format is not None or pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        encoded = values.dictionary_encode()
+        seconds = read_times([*encoded.dictionary.to_pylist(), None], column, time_format)  # the last is null's
+        values = pa.array(seconds[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)], from_pandas=True)
+        unknown = values.null_count
+    elif pa.types.is_temporal(values.type):
         unknown = values.null_count
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         known = pc.fill_null(pc.and_(pc.is_finite(values), pc.not_equal(values, 0)), False)
@@ -345,28 +454,35 @@ def _times(dataset: Dataset, column: str) -> np.ndarray:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _take(dataset: Dataset, order: np.ndarray) -> Dataset:
+def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
     """
-    Rows in a given order, written out in that order beside the data set's own cache.
+    Rows in a given order, written out in that order to this package's own cache.
 
     `dataset.select` would keep a list of row numbers instead, and gather rows one by one at every later read.
     """
     digest = hashlib.blake2b(
-        dataset._fingerprint.encode() + order.astype(np.int64).tobytes(), digest_size=8
+        f"{dataset._fingerprint}{info.description}".encode() + order.astype(np.int64).tobytes(), digest_size=8
     ).hexdigest()
-    folder = Path(dataset.cache_files[0]["filename"]).parent / f"rows-{digest}" if dataset.cache_files else None
-    if folder is not None and folder.is_dir():
-        return load_from_disk(str(folder))
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf" if cache_dir is None else Path(cache_dir).expanduser()
+    folder = root / f"rows-{digest}"
+    if dataset.cache_files and folder.is_dir():
+        return open_table(folder, digest)
     indices = dataset._indices  # of a selection: the table behind it has other rows
     rows = order if indices is None else indices.column(0).to_numpy().astype(np.int64)[order]
     pieces = _ordered_rows(dataset.data.table, rows)
     try:
-        if folder is None:
-            return Dataset(pa.concat_tables(pieces), dataset.info.copy(), fingerprint=digest)
-        write_tables(pieces, lambda _: dataset.info.copy(), digest, folder)
-    except (pa.ArrowInvalid, OSError):  # a piece of more text than one array holds, or no place to write to
-        return dataset.select(order)
-    return load_from_disk(str(folder))
+        if not dataset.cache_files:
+            return Dataset(pa.concat_tables(pieces), info.copy(), fingerprint=digest)
+        write_tables(pieces, lambda _: info, folder)
+        return open_table(folder, digest)
+    except (pa.ArrowInvalid, OSError) as error:  # a piece of more text than one array holds, or no place to write to
+        logger.warning_once(
+            f"the rows of a split could not be written to {root} ({getattr(error, 'strerror', None) or error}): they "
+            "are gathered one by one whenever they are read, which is slow; name another disk with cache_dir"
+        )
+        selected = dataset.select(order, new_fingerprint=digest)
+        selected.info.description = info.description
+        return selected
 
 
 def _ordered_rows(table: pa.Table, order: np.ndarray) -> Iterator[pa.Table]:
@@ -397,4 +513,4 @@ def _ordered_rows(table: pa.Table, order: np.ndarray) -> Iterator[pa.Table]:
         yield gathered
 
 
-__all__ = ["split_dataset"]
+__all__ = ["sample_negatives", "split_dataset"]

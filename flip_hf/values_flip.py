@@ -5,7 +5,7 @@ import datetime
 import decimal
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -211,7 +211,7 @@ _TRUTHS = {"true": "true", "false": "false", "1": "true", "0": "false"}
 _CODE = re.compile(r"[+-]?0\d", re.ASCII)
 
 
-def infer_type(values: Iterable[Any]) -> tuple[str, str]:
+def infer_type(values: Sequence[Any]) -> tuple[str, str]:
     """
     Distinct values of a column -> one of `VALUE_TYPES`, and why, in words.
 
@@ -219,23 +219,33 @@ def infer_type(values: Iterable[Any]) -> tuple[str, str]:
     and `True` booleans, `"2024-05-31"` and a date times. A code with zeros at its front (`"00012"`) is text.
     """
     found: dict[str, Any] = {}
+    types = set(map(type, values))
+    if types == {int} or (types == {str} and all(map(_is_plain, values))):
+        return "integer", "whole numbers"
+    if types <= {float, type(None)}:  # one that is not whole decides
+        values = [v for v in values if v is not None and v == v and not v.is_integer()][:1] or values
     for value in values:
         kind = _type_of(value)
         if kind is not None:
             found.setdefault(kind, value)
             if kind == "text":
                 shown = repr(value if isinstance(value, str) else str(value))[:40]
-                return "text", f"{shown} begins with a zero" if is_code(value) else f"{shown} is text"
+                return "text", f"{shown} begins with a zero" if is_code(value) else f"{shown} is no number"
     if not found:
         return "text", "no value"
     if set(found) == {"integer"}:
         return "integer", "whole numbers"
     if set(found) <= {"integer", "number"}:
-        return "number", f"numbers such as {canonical_value(found['number'])}"
+        return "number", f"such as {canonical_value(found['number'])}"
     if len(found) == 1:
         (kind,) = found
         return kind, {"boolean": "true and false", "time": "dates or times"}[kind]
     return "text", " beside ".join(repr(str(value))[:40] for value in found.values())
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a string is a whole number as Python writes it."""
+    return text.isdigit() and text.isascii() and (text[0] != "0" or len(text) == 1)
 
 
 def is_code(value: Any) -> bool:
@@ -283,15 +293,14 @@ def read_values(
     Args:
         codes (`Callable`, *optional*): called if needed; number -> the known value that is written so.
 
-    Raises:
-        ValueError: for what is no time, see `read_times`.
     """
-    if value_type == "time":
-        return [_time_text(seconds) for seconds in read_times(values, field).tolist()]
+    types = set(map(type, values))
     if value_type != "text":
+        if types == {int} and value_type in ("integer", "number"):
+            return list(map(str, values))
         read = _READERS[value_type]
         return [read(value, field) for value in values]
-    if set(map(type, values)) == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
+    if types == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
         return [value.strip() or None for value in values]
     texts = [canonical_value(value, field) for value in values]
     if codes is not None:
@@ -302,7 +311,7 @@ def read_values(
 
 
 def _number_value(value: Any, field: str) -> str | None:
-    if type(value) is str and value.isdigit() and value.isascii() and (value[0] != "0" or len(value) == 1):
+    if type(value) is str and _is_plain(value):
         return value
     if isinstance(value, str):
         text = value.strip()
@@ -323,14 +332,18 @@ def _truth_value(value: Any, field: str) -> str | None:
     return None if text is None or text.lower() in _MISSING_NUMBERS else _TRUTHS.get(text.lower(), text)
 
 
-_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value}
-
-
-def _time_text(seconds: float) -> str | None:
+def _time_value(value: Any, field: str) -> str | None:
+    try:
+        (seconds,) = read_times([value], field).tolist()
+    except ValueError:
+        return canonical_value(value, field)
     if math.isnan(seconds):
         return None
     time = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
     return (time.date() if time.time() == datetime.time() else time).isoformat()
+
+
+_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value, "time": _time_value}
 
 
 def is_container(value: Any) -> bool:

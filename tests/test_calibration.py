@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_table
 
-from flip_hf import FlipConfig, FlipForCTR, draw_reliability, fit_calibration
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, draw_reliability, fit_calibration
 from flip_hf.calibration import reliability_bins
 from flip_hf.calibration_flip import predict_probabilities
 from flip_hf.metrics import auc, ece, logloss
@@ -155,6 +156,8 @@ def test_what_cannot_be_fitted_is_named(method):
         fit_calibration(labels, logits, method, weights=(np.arange(200) != 3).astype(float))
     with pytest.raises(ValueError, match="negative_sampling_rate=0 "):
         fit_calibration(labels, logits, method, negative_sampling_rate=0)
+    with pytest.raises(ValueError, match="positive_weight=0 "):
+        fit_calibration(labels, logits, method, positive_weight=0)
     with pytest.raises(ValueError, match="method='beta' is not one of"):
         fit_calibration(labels, logits, "beta")
 
@@ -197,6 +200,38 @@ def test_a_model_of_sampled_rows_is_right_on_all_rows_after_the_correction():
     weights = np.where(labels == 1, 1.0, 1 / rate)
     fitted = fit_calibration(labels[kept], logits[kept], "platt", rate, weights[kept])
     assert fitted["scale"] == pytest.approx(1.0, abs=0.1) and fitted["bias"] == pytest.approx(0.0, abs=0.1)
+
+
+def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_is_its_own(processor):
+    # what a model learns that only knows the group: the minimum of the weighted loss in each
+    share = np.array([0.01, 0.05, 0.3])
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        clicks, others = (torch.from_numpy(part) for part in (share, 1 - share))
+        softplus = torch.nn.functional.softplus
+        loss = (20.0 * clicks * softplus(-logits) + 0.1 * others * softplus(logits)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    np.testing.assert_allclose(predict_probabilities(logits, None, 0.1, 20.0).numpy(), share, rtol=1e-3)
+
+    labels, raw = make_rows(500)
+    fitted = fit_calibration(labels, raw, "platt", 0.1, positive_weight=20.0)
+    plain = fit_calibration(labels, raw, "platt")
+    given = torch.from_numpy(raw)
+    torch.testing.assert_close(predict_probabilities(given, fitted, 0.1, 20.0), predict_probabilities(given, plain))
+    model = make_model(processor, positive_weight=20.0, negative_sampling_rate=0.1)
+    with pytest.raises(ValueError, match="fitted for positive_weight=1.0, and the model's is 20.0: .*fit_cal"):
+        model.set_calibration(plain)
+    model.set_calibration(fitted)
+    torch.testing.assert_close(model.predict_probabilities(given), predict_probabilities(given, plain))
+    torch.testing.assert_close(
+        model.predict_probabilities(given, calibrated=False), predict_probabilities(given, None, 0.1, 20.0)
+    )
 
 
 def test_extreme_logits_stay_apart_and_half_precision_is_read():
@@ -322,17 +357,22 @@ def test_the_script_calibrates_a_folder(encoded, processor, tmp_path):
         optimizer.zero_grad()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    processor.save_pretrained(prepared / "processor")
     script = Path(__file__).parents[1] / "examples" / "calibrate.py"
     arguments = ["--model", folder, "--prepared_dir", prepared, "--method", "isotonic", "--output_dir", output]
-    result = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
-    )
+
+    def run() -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+        command = [sys.executable, str(script), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    result = run()
     assert result.returncode == 0, result.stderr
     assert "ECE" in result.stdout and "before" in result.stdout and "after" in result.stdout
     again = FlipForCTR.from_pretrained(output)
     assert again.config.calibration["method"] == "isotonic"
     assert (output / "reliability.png").is_file() and (output / "processor_config.json").is_file()
+    FlipProcessor(FlipFeatureExtractor.fit(make_table(40)), processor.tokenizer).save_pretrained(
+        prepared / "processor"
+    )
+    assert "the processor does not fit the model" in run().stderr  # whose ids the prepared rows hold

@@ -3,12 +3,13 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import DatasetInfo
 
 from flip_hf import data, load_ctr_dataset
 
@@ -49,13 +50,11 @@ def test_other_content_or_other_arguments_are_another_cache_entry(tmp_path):
 def test_a_table_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("user,label\na,1\n")
 
-    def save_half(self, folder):
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / "half").write_text("")
+    def fail(self, folder):  # which is after the rows
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Dataset, "save_to_disk", save_half)
+        patch.setattr(DatasetInfo, "write_to_directory", fail)
         with pytest.raises(OSError, match="no space left"):
             load_ctr_dataset(tmp_path / "a.csv", cache_dir=tmp_path / "own")
     assert list((tmp_path / "own").iterdir()) == []
@@ -64,14 +63,13 @@ def test_a_table_that_could_not_be_written_whole_leaves_nothing(tmp_path, monkey
 
 def test_another_process_that_was_faster_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("user,label\na,1\n")
-    save = Dataset.save_to_disk
+    save = DatasetInfo.write_to_directory
 
     def save_twice(self, folder):  # the other process renames its own copy while we write ours
         save(self, folder)
-        target = Path(folder).name[1:].rsplit("-", 1)[0]
-        save(self, str(tmp_path / "own" / target))
+        shutil.copytree(folder, tmp_path / "own" / Path(folder).name[1:].rsplit("-", 1)[0])
 
-    monkeypatch.setattr(Dataset, "save_to_disk", save_twice)
+    monkeypatch.setattr(DatasetInfo, "write_to_directory", save_twice)
     assert len(load_ctr_dataset(tmp_path / "a.csv", cache_dir=tmp_path / "own")) == 1
     assert not list((tmp_path / "own").glob(".*"))
 
@@ -105,6 +103,7 @@ def test_what_was_mapped_over_a_split_is_found_again_by_the_next_process(tmp_pat
     assert first.out.startswith("[") and first.err.count("computed") == 2
     command = [sys.executable, tmp_path / "mapper.py", tmp_path / "a.csv", tmp_path / "own"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert second.stdout == first.out
     assert "computed" not in second.stderr

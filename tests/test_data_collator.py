@@ -132,10 +132,12 @@ def test_a_tokenizer_without_mask_token_is_refused_with_the_remedy(processor, ro
     tokenizer = deepcopy(processor.tokenizer)
     tokenizer.mask_token = None
     bare = FlipProcessor(processor.feature_extractor, tokenizer, max_length=64)
-    with pytest.raises(ValueError, match="has no mask token.*mlm_weight=0"):
-        DataCollatorForFlipPreTraining(bare)
-    batch = DataCollatorForFlipPreTraining(bare, text_mask_ratio=0.0)(rows)
-    assert torch.equal(batch["input_ids"], batch["masked_input_ids"])
+    for hides in ({}, {"hide_target_in_text": True}, {"final_text_mask_ratio": 0.3}):
+        with pytest.raises(ValueError, match="has no mask token.*mlm_weight=0.*without hide_target_in_text"):
+            DataCollatorForFlipPreTraining(bare, **({"text_mask_ratio": 0.0, **hides} if hides else {}))
+    for hides_not in ({}, {"hide_target_in_text": True, "feature_mask_ratio": 0.0}):
+        batch = DataCollatorForFlipPreTraining(bare, text_mask_ratio=0.0, **hides_not)(rows)
+        assert torch.equal(batch["input_ids"], batch["masked_input_ids"])
 
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="has no pad token"):

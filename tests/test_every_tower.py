@@ -75,7 +75,10 @@ def pre_training_model(text_model_dir, processor, backbone, options) -> FlipForP
 
 
 def train(model, batches, steps: int, learning_rate: float, until: float = 0.0) -> list[float]:
-    """Losses of at most so many steps; there are fewer when one comes below `until`."""
+    """
+    Losses of at most so many steps; after 60 the first below `until` is the last. A batch norm's running mean keeps
+    0.9 of itself at each step: before some 50 it is not yet that of the rows.
+    """
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=learning_rate)
     losses = []
     for step in range(steps):
@@ -84,7 +87,7 @@ def train(model, batches, steps: int, learning_rate: float, until: float = 0.0) 
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if losses[-1] < until:
+        if len(losses) >= 60 and losses[-1] < until:
             break
     return losses
 
@@ -116,7 +119,7 @@ def test_stage_1_learns_and_its_folder_becomes_each_model_of_stage_2(
 @pytest.mark.parametrize("mode", ["tabular", "joint"])
 @every_tower
 def test_stage_2_learns_32_rows_by_heart_and_reloads_bit_by_bit(
-    backbone, options, mode, lists_processor, rows, text_model_dir, tmp_path
+    backbone, options, mode, lists_processor, rows, trainable_text_model_dir, tmp_path
 ):
     batch = DataCollatorForFlipCTR(lists_processor, mode=mode)(rows[:32])
     torch.manual_seed(0)
@@ -124,12 +127,12 @@ def test_stage_2_learns_32_rows_by_heart_and_reloads_bit_by_bit(
     if mode == "tabular":
         model = FlipForCTR(FlipConfig.from_processor(lists_processor, l2_coefficient=0.0, **settings))
     else:
-        model = FlipForCTR.from_text_pretrained(text_model_dir, processor=lists_processor, **settings)
+        model = FlipForCTR.from_text_pretrained(trainable_text_model_dir, processor=lists_processor, **settings)
     rate = 0.1 if backbone == "lr" else 1e-2 if mode == "tabular" else 3e-3
     losses = train(model, [batch], 150, rate, until=0.03 if mode == "tabular" else 0.1)
     assert losses[-1] < losses[0]
     logits = model.eval()(**batch).logits
-    assert ((logits > 0) == (batch["labels"] == 1)).float().mean() > 0.95
+    assert torch.equal(logits > 0, batch["labels"] == 1)
 
     model.save_pretrained(tmp_path)
     again = FlipForCTR.from_pretrained(tmp_path).eval()

@@ -52,7 +52,7 @@ ORDER = [
     {"feature_building_flip"},
     {"feature_extraction_flip"},
     {"processing_flip"},
-    {"modeling_flip", "data", "encoding", "data_collator", "scoring", "calibration"},
+    {"modeling_flip", "data", "encoding", "data_collator", "rates", "scoring", "calibration"},
     {"optimization", "training_args", "model_card", "drawing", "splitting", "flops"},
     {"hub", "ranking"},
     {"pipelines"},

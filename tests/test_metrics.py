@@ -55,6 +55,19 @@ def test_gauc_is_nan_without_groups():
     assert math.isnan(compute_ctr_metrics([0, 1], [0.1, 0.2])["gauc"])
 
 
+def test_rows_of_no_group_are_left_out_of_gauc():
+    labels, scores = rows(7)
+    users = np.random.default_rng(8).integers(0, 5, len(labels))
+    expected = gauc(labels[users > 0], scores[users > 0], users[users > 0])
+    assert gauc(labels, scores, np.where(users > 0, users, np.nan)) == expected
+    assert gauc(labels, scores, np.array([f"user {user}" if user else None for user in users], object)) == expected
+    assert math.isnan(gauc(labels, scores, np.full(len(labels), np.nan)))
+
+
+def test_the_table_of_directions_has_every_metric():
+    assert list(metrics_module.CTR_METRICS) == ["loss", *compute_ctr_metrics([0, 1], [0.1, 0.2])]
+
+
 def test_one_class_gives_nan_and_a_warning_that_names_it():
     with pytest.warns(UserWarning, match="all 3 labels are 1: auc, gauc, ne and rig are not defined"):
         metrics = compute_ctr_metrics([1, 1, 1], [0.5, 0.6, 0.7])

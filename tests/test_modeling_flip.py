@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import elsewhere
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
 
@@ -77,6 +78,39 @@ def test_losses_start_where_an_untrained_model_stands(pretraining_model, masked_
     noise = pretraining_model.config.num_noise_features
     expected = math.log1p(noise) + noise * math.log1p(1 / noise)
     assert output.mtm_loss.item() == pytest.approx(expected, abs=0.2)
+
+
+def test_the_contrast_starts_at_chance_and_in_configurations_of_before_where_it_did(
+    text_model_dir, processor, encoded, tmp_path
+):
+    batch = DataCollatorForFlipPreTraining(processor, seed=0)([encoded["train"][k] for k in range(32)])
+
+    def first_loss(mode: bool, **options) -> float:
+        torch.manual_seed(0)
+        model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **options).train(mode)
+        return model(**batch).icl_loss.item()
+
+    for training in (True, False):
+        assert first_loss(training) == pytest.approx(math.log(32), abs=0.1)
+        assert first_loss(training, icl_projection_init=1.0) > 10
+        assert first_loss(training, icl_projection_size=16) == pytest.approx(math.log(32), abs=0.3)
+    config = FlipConfig.from_processor(processor)
+    config.save_pretrained(tmp_path)
+    assert FlipConfig.from_pretrained(tmp_path).icl_projection_init is None
+    of_before = json.loads((tmp_path / "config.json").read_text())
+    del of_before["icl_projection_init"]
+    (tmp_path / "config.json").write_text(json.dumps(of_before))
+    assert FlipConfig.from_pretrained(tmp_path).icl_projection_init == 1.0
+
+
+@pytest.mark.parametrize("mtm_loss", ["nce", "full_softmax"])
+def test_noise_is_drawn_where_it_is_read(mtm_loss, text_model_dir, processor, masked_batch, monkeypatch):
+    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_loss=mtm_loss)
+    drawn, draw = [], model.mtm_head.draw_noise
+    monkeypatch.setattr(model.mtm_head, "draw_noise", lambda *given: drawn.append(1) or draw(*given))
+    model.train()(**masked_batch).loss.backward()
+    assert len(drawn) == (mtm_loss == "nce")
+    assert 0.0 <= float(model.eval()(**masked_batch).mtm_accuracy) <= 1.0 and drawn
 
 
 @pytest.mark.parametrize("off", ["mlm", "mtm", "icl"])
@@ -282,8 +316,21 @@ def test_terms_of_the_towers_have_weights_and_one_of_weight_0_gives_no_gradient(
     # alpha is 1, so the joint logit is the tabular one: nothing asks the text tower for anything
     output.loss.backward()
     assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
-    with pytest.raises(ValueError, match=r"text_bce_weight=-1 is negative"):
+    with pytest.raises(ValueError, match=r"text_bce_weight=-1 is not in \[0, inf\)"):
         make_ctr("joint", processor, text_model_dir, text_bce_weight=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clicks_count_positive_weight_times_in_every_term(mode, processor, text_model_dir, batch):
+    model = make_ctr(mode, processor, text_model_dir, positive_weight=3.0, l2_coefficient=0.0).eval()
+    output, weights = model(**batch), 1 + 2 * batch["labels"]
+    terms = [output.logits, output.tabular_logits, output.text_logits][: 3 if mode == "joint" else 1]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = sum(bce(logits, batch["labels"], weight=weights) for logits in terms)
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(
+        model.predict_probabilities(output.logits), torch.sigmoid(output.logits.detach().double() - math.log(3.0))
+    )
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
@@ -321,7 +368,8 @@ def test_every_fusion_is_its_formula_row_by_row_in_float64(fusion, processor, te
         assert float(output.logits[row].detach()) == pytest.approx(expected, rel=1e-6, abs=1e-7)
     model.save_pretrained(tmp_path)
     again = FlipForCTR.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert torch.equal(again(**batch).logits, output.logits)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again(**batch).logits, output.logits)
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
@@ -357,17 +405,21 @@ def test_loss_of_micro_batches_sums_to_the_loss_of_the_whole(mode, processor, te
 @pytest.mark.parametrize(
     ("mode", "backbone"), [("text", "dcnv2"), *((mode, name) for mode in ("tabular", "joint") for name in BACKBONES)]
 )
-def test_every_tower_in_every_mode_learns_32_rows_by_heart(mode, backbone, processor, text_model_dir, encoded):
+def test_every_tower_in_every_mode_learns_32_rows_by_heart(
+    mode, backbone, processor, trainable_text_model_dir, encoded
+):
     batch = DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(32)])
-    model = make_ctr(mode, processor, text_model_dir, backbone=backbone, alpha_init=0.5).train()
+    model = make_ctr(mode, processor, trainable_text_model_dir, backbone=backbone, alpha_init=0.5).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=120)  # ends calmly
     for _ in range(120):
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        decay.step()
     predicted = model.eval()(**batch).logits > 0
-    assert (predicted == (batch["labels"] == 1)).float().mean() > 0.95
+    assert torch.equal(predicted, batch["labels"] == 1)
 
 
 def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, batch):
@@ -375,6 +427,46 @@ def test_a_tower_without_input_says_what_is_missing(processor, text_model_dir, b
         make_ctr("joint", processor, text_model_dir)(feature_ids=batch["feature_ids"])
     with pytest.raises(ValueError, match="needs feature_ids"):
         make_ctr("tabular", processor, text_model_dir)(input_ids=batch["input_ids"])
+
+
+# --- what transformers asks of every model ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stage1", "towers", *MODES])
+def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(
+    kind, pretraining_model, processor, text_model_dir, batch, masked_batch
+):
+    given = masked_batch if kind == "stage1" else batch
+    model = {"stage1": pretraining_model, "towers": pretraining_model.flip}.get(kind)
+    model = (make_ctr(kind, processor, text_model_dir) if model is None else model).eval()
+    plain = model(**given)
+    assert "hidden_states" not in plain and "attentions" not in plain
+    as_tuple = model(**given, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == len(plain)
+    for one, other in zip(as_tuple, plain.values(), strict=True):
+        assert torch.equal(one, other)
+    if kind != "towers":
+        assert as_tuple[0] is not None and torch.equal(as_tuple[0], plain.loss)
+    model.config.return_dict = False
+    assert type(model(**given)) is tuple
+    model.config.return_dict = True
+    if kind == "tabular":  # which reads no text
+        assert "hidden_states" not in model(**given, output_hidden_states=True, output_attentions=True)
+        return
+    with pytest.raises(ValueError, match="'sdpa' keeps no attentions.*set_attn_implementation"):
+        model(**given, output_attentions=True)
+    model.text_tower.set_attn_implementation("eager")
+    output = model(**given, output_hidden_states=True, output_attentions=True)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    if kind == "stage1":
+        ids, mask = torch.cat([ids, given["masked_input_ids"]]), mask.repeat(2, 1)
+    expected = model.text_tower(ids, mask, output_hidden_states=True, output_attentions=True)
+    for name, length in (("hidden_states", 3), ("attentions", 2)):
+        assert len(output[name]) == length
+        for one, other in zip(output[name], expected[name], strict=True):
+            assert torch.equal(one, other)
+    model.config.output_hidden_states = True
+    assert len(model(**given).hidden_states) == 3
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -399,7 +491,8 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, pretraining_mod
     model.save_pretrained(tmp_path / "stage2")
     again = FlipForCTR.from_pretrained(tmp_path / "stage2").eval()
     assert again.config.mode == mode
-    assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
     assert sorted(path.suffix for path in (tmp_path / "stage2").iterdir() if path.suffix != ".py") == [
         ".json",
         ".safetensors",
@@ -430,18 +523,73 @@ def test_auto_classes_open_their_folders_and_name_the_right_one_for_others(
 ):
     pretraining_model.save_pretrained(tmp_path / "stage1")
     make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path / "ctr")
-    pretraining_model.flip.save_pretrained(tmp_path / "towers")
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "stage1"), FlipForPreTraining)
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "ctr"), FlipForCTR)
-    assert isinstance(AutoModel.from_pretrained(tmp_path / "towers"), FlipModel)
-    with pytest.raises(
-        ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSequenceCl"
-    ):
-        AutoModel.from_pretrained(tmp_path / "ctr")
-    with pytest.raises(ValueError, match="holds a FlipForPreTraining.*AutoModelForPreTraining"):
-        AutoModel.from_pretrained(tmp_path / "stage1")
-    with pytest.raises(ValueError, match="holds a FlipForCTR"):
+    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSeq"):
         AutoModelForPreTraining.from_pretrained(tmp_path / "ctr")
+
+
+TOWERS = """
+import sys, torch
+from transformers import AutoModel
+sys.modules["flip_hf"] = None  # as if it were not installed
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__, model.tabular is not None, model.text is not None)
+"""
+
+
+@pytest.mark.parametrize("source", ["stage1", *MODES])
+def test_auto_model_opens_the_towers_of_every_folder_also_where_flip_hf_is_not_installed(
+    source, pretraining_model, processor, text_model_dir, batch, tmp_path
+):
+    model = pretraining_model if source == "stage1" else make_ctr(source, processor, text_model_dir)
+    if source == "stage1":
+        model.config.mode = "text"  # of a later stage 2: stage 1 has both towers
+    model.eval().save_pretrained(tmp_path / "model")
+    towers = AutoModel.from_pretrained(tmp_path / "model")
+    assert type(towers) is FlipModel
+    assert (towers.tabular is None, towers.text is None) == (source == "text", source == "tabular")
+    towers.save_pretrained(tmp_path / "towers")
+    for again in (towers, AutoModel.from_pretrained(tmp_path / "towers")):
+        for name, expected in model.flip(**batch).items():
+            if name != "tabular_logits":
+                assert torch.equal(again(**batch)[name], expected), name
+    if source in ("stage1", "text"):  # which takes seconds
+        printed = elsewhere(tmp_path, str(tmp_path / "model"), code=TOWERS)
+        assert printed == f"FlipModel {source == 'stage1'} True"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_that_stage_1_has_not_are_named_in_a_warning_until_a_step_is_trained(
+    mode, pretraining_model, batch, tmp_path, caplog
+):
+    pretraining_model.save_pretrained(tmp_path / "stage1")
+
+    def load(folder) -> FlipForCTR:
+        caplog.clear()
+        return FlipForCTR.from_pretrained(tmp_path / folder, mode=mode)
+
+    model = load("stage1")
+    fresh = model.config.newly_initialized
+    assert set(fresh) == model.fresh_parameter_names() and fresh
+    assert f"newly initialized, as {tmp_path / 'stage1'} holds none that were trained: {fresh}" in caplog.text
+    assert "You should train this model" in caplog.text
+    model(**batch)  # an evaluation changes nothing, nor does the disk
+    model.save_pretrained(tmp_path / "untrained")
+    assert load("untrained").config.newly_initialized == fresh and "newly initialized" in caplog.text
+    model.train()(**batch).loss.backward()
+    model.save_pretrained(tmp_path / "trained")
+    assert model.config.newly_initialized is None
+    assert load("trained").config.newly_initialized is None and not caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_an_error_that_names_it(value, pretraining_model, tmp_path):
+    pretraining_model.flip.tabular.embeddings.weight.data[7, 3] = value
+    pretraining_model.save_pretrained(tmp_path)
+    for cls in (FlipForPreTraining, FlipForCTR, FlipModel):
+        with pytest.raises(ValueError, match=r"the weight (flip\.)?tabular\.embeddings\.weight is not finite"):
+            cls.from_pretrained(tmp_path)
 
 
 def test_a_weight_missing_beyond_the_fresh_ones_is_an_error(pretraining_model, tmp_path):

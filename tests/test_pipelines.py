@@ -2,22 +2,33 @@
 """`pipeline("click-through-rate")`: every form of rows, towers and reasons, streams, folders; numbers by a slow
 reference that encodes and scores one row at a time."""
 
+import copy
+import logging
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
 from conftest import make_table
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
+from flip_hf import (
+    ClickThroughRatePipeline,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    rank,
+)
 
 
 TASK = "click-through-rate"
@@ -90,13 +101,38 @@ def test_every_form_of_a_table_gives_the_same(scorer, rows):
         columns,
         {**columns, "note": 5, "label": columns["title"]},
         pd.DataFrame(rows, index=range(100, 100 + len(rows))),
+        pd.DataFrame(rows).convert_dtypes(),
+        pl.DataFrame(rows),
         pa.table(columns),
         Dataset.from_list(rows),
         Dataset.from_list(rows).with_format("numpy"),
+        np.rec.fromarrays([np.array(column, object) for column in columns.values()], names=list(columns)),
         tuple(rows),
     ]
     for form in forms:
         close(scorer(form, chunk_size=7), expected)
+
+
+def test_every_form_of_one_row_gives_a_dict(scorer, rows):
+    expected = scorer(rows[3])["probability"]
+    record = np.rec.fromarrays([np.array([value], object) for value in rows[3].values()], names=list(rows[3]))
+    forms = [
+        {name: np.str_(value) for name, value in reversed(rows[3].items())},
+        {name: np.array(value) for name, value in rows[3].items()},
+        pd.DataFrame(rows).iloc[3],
+        record[0],
+    ]
+    for form in forms:
+        assert scorer(form) == {"probability": pytest.approx(expected, rel=1e-6)}
+    assert len(scorer(pd.DataFrame(rows)[3:4])) == 1  # a table of one row is a table
+
+
+def test_a_class_has_its_name_in_a_table_and_in_a_stream(scorer, rows):
+    number = {"male": 0, "female": 1}
+    features = Features(Dataset.from_list(rows).features | {"gender": ClassLabel(names=list(number))})
+    dataset = Dataset.from_list([row | {"gender": number[row["gender"]]} for row in rows], features=features)
+    for form in (dataset, dataset.to_iterable_dataset(), dataset.with_format("torch")):
+        close(list(scorer(form, chunk_size=7)), scorer(rows))
 
 
 def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows):
@@ -227,9 +263,12 @@ def test_a_field_goes_with_its_statistics_and_one_of_the_text_without_ids(splits
     assert reasons["item_id"] == pytest.approx(whole - without, abs=1e-5)
 
 
-def test_without_a_mask_token_a_hidden_value_is_left_out_of_the_text(model, processor, rows, monkeypatch):
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    monkeypatch.setattr(processor, "tokenizer", SimpleNamespace(mask_token_id=None, pad_token_id=3))
+def test_without_a_mask_token_a_hidden_value_is_left_out_of_the_text(model, processor, rows):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.mask_token = None
+    scorer = ClickThroughRatePipeline(
+        model, FlipProcessor(processor.feature_extractor, tokenizer, max_length=64), device="cpu"
+    )
     reasons = {reason["field"]: reason["effect"] for reason in scorer(rows[1], return_reasons=True)["reasons"]}
     inputs = processor([rows[1]], return_tensors="pt")
     keep = inputs["token_field_ids"][0] != 3
@@ -269,7 +308,8 @@ def test_a_saved_pipeline_brings_its_processor_and_needs_no_trust(scorer, rows, 
     scorer.save_pretrained(tmp_path / "saved")
     again = pipeline(TASK, model=str(tmp_path / "saved"), device="cpu", return_towers=True)
     assert "custom_pipelines" not in (tmp_path / "saved" / "config.json").read_text()
-    assert again(rows[:4]) == scorer(rows[:4], return_towers=True)
+    for found, expected in zip(again(rows[:4]), scorer(rows[:4], return_towers=True), strict=True):
+        assert found == pytest.approx(expected)
     assert again.processor.digest() == scorer.processor.digest()
     tabular = pipeline(TASK, model=str(tmp_path / "saved"), device="cpu", model_kwargs={"mode": "tabular"})
     expected = [row["tabular_probability"] for row in scorer(rows, return_towers=True)]
@@ -301,6 +341,37 @@ def test_dropout_is_off_and_the_model_is_left_as_it_was(text_model_dir, processo
     assert scorer(rows) == scorer(rows) and model.training
 
 
+def test_without_rows_there_are_no_results(scorer, rows):
+    columns = {name: [] for name in rows[0]}
+    for form in ([], (), iter([]), columns, pd.DataFrame(columns), pa.table(columns), Dataset.from_dict(columns)):
+        assert list(scorer(form)) == []
+
+
+def test_a_model_in_evaluation_is_not_switched_and_one_in_training_is_put_back(
+    text_model_dir, processor, rows, monkeypatch
+):
+    model = make_model(text_model_dir, processor)
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    switched, train = [], type(model).train
+    monkeypatch.setattr(type(model), "train", lambda self, mode=True: switched.append(mode) or train(self, mode))
+    scorer(rows)
+    assert switched == []
+    model.train()
+    scorer(rows)
+    assert switched == [True, False, True]
+
+
+def test_a_logit_that_is_not_finite_is_no_probability(text_model_dir, processor, rows):
+    model = make_model(text_model_dir, processor)
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    ids = processor(rows, text=False)["feature_ids"]
+    with torch.no_grad():
+        model.flip.tabular.embeddings.weight[ids[4][0]] = torch.nan
+    of_them = sum(ids[4][0] in of_row for of_row in ids)
+    with pytest.raises(ValueError, match=f"logits of {of_them} of 23 rows are not finite: a weight of the model"):
+        scorer(rows)
+
+
 def test_what_is_missing_is_named(scorer, model, processor, rows):
     with pytest.raises(ValueError, match="no column for field 'title'"):
         scorer([{name: value for name, value in row.items() if name != "title"} for row in rows])
@@ -309,8 +380,6 @@ def test_what_is_missing_is_named(scorer, model, processor, rows):
         scorer({name: column for name, column in columns.items() if name != "gender"})
     with pytest.raises(ValueError, match="columns differ in length"):
         scorer({**columns, "gender": ["male"]})
-    with pytest.raises(ValueError, match="the list is empty"):
-        scorer([])
     with pytest.raises(TypeError, match="unexpected keyword argument 'return_tower'"):
         scorer(rows, return_tower=True)
     with pytest.raises(ValueError, match="batch_size=0"):
@@ -322,13 +391,52 @@ def test_what_is_missing_is_named(scorer, model, processor, rows):
     other = FlipProcessor(FlipFeatureExtractor.fit(Dataset.from_dict(make_table(40))), processor.tokenizer)
     with pytest.raises(ValueError, match="the processor does not fit the model"):
         ClickThroughRatePipeline(model, other, device="cpu")
-    assert scorer({name: [] for name in columns}) == []
 
 
 def test_a_model_of_stage_1_is_refused(text_model_dir, processor):
     model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
     with pytest.raises(TypeError, match="a FlipForPreTraining gives no click probabilities"):
         ClickThroughRatePipeline(model, processor)
+
+
+@pytest.mark.parametrize("mode", ["joint", "tabular", "text"])
+def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
+    mode, pretraining_model, processor, encoded, rows, tmp_path
+):
+    pretraining_model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    refused = pytest.raises(ValueError, match=r"pre-trained only: \d+ of its weights \((flip.tabular|fusion|text_c)")
+    with refused:
+        pipeline(TASK, model=str(tmp_path / "pretrained"), device="cpu", model_kwargs={"mode": mode})
+    model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)
+    with refused:
+        rank(model, processor, {"user_id": "105"}, {})
+    arguments = FlipCTRArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to=[]
+    )
+    trainer = FlipCTRTrainer(
+        model,
+        arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
+    )
+    trainer.train()
+    found = ClickThroughRatePipeline(trainer.model, processor, device="cpu")(rows)
+    trainer.save_model(str(tmp_path / "finetuned"))
+    again = pipeline(TASK, model=str(tmp_path / "finetuned"), device="cpu")
+    close(again(rows), found)
+
+
+def test_a_calibration_of_another_mode_is_left_aside_aloud(text_model_dir, processor, rows, caplog):
+    logging.Logger.warning_once.cache_clear()
+    model = make_model(text_model_dir, processor, "tabular")
+    expected = ClickThroughRatePipeline(model, processor, device="cpu")(rows)
+    assert "calibration" not in caplog.text
+    model.config.calibration = {"method": "platt", "scale": 2.0, "bias": 1.0, "mode": "joint"}
+    for _ in range(2):
+        close(ClickThroughRatePipeline(model, processor, device="cpu")(rows), expected)
+    assert caplog.text.count('fitted in mode "joint" and is left aside in mode "tabular"') == 1
 
 
 def test_a_row_may_hold_a_list(splits, tokenizer):

@@ -2,11 +2,11 @@
 """Table to text: the ids of whole sentences, who spells which field, truncation, and what cannot be smuggled in."""
 
 import copy
-import gc
 import importlib.util
 import itertools
 import json
 import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
+from flip_hf.processing_flip import _fit
 
 
 TEXTS = [
@@ -140,15 +141,18 @@ def test_a_tokenizer_that_cannot_be_cut_is_noticed(tokenizer):
     cut = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer)
     whole_rows = FlipProcessor(FlipFeatureExtractor.fit(ROWS), uncuttable(), max_length=256)
     cut(ROWS), whole_rows(ROWS)
-    assert cut._can_be_cut is True and whole_rows._can_be_cut is False
+    assert cut._pieces.can_be_cut is True and whole_rows._pieces.can_be_cut is False
 
 
 def test_both_ways_to_encode_agree_on_everything(tokenizer):
     for max_length in (128, 40, 31):
         processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer, max_length=max_length)
         columns = processor.feature_extractor.select_columns(ROWS)
-        for fast, slow in zip(processor._assemble(columns), processor._encode_whole(columns), strict=True):
-            np.testing.assert_array_equal(fast, slow)
+        fast, slow = (
+            way(processor._store(), columns, max_length) for way in (processor._assemble, processor._encode_whole)
+        )
+        for of_pieces, of_rows in zip(fast, slow, strict=True):
+            np.testing.assert_array_equal(of_pieces, of_rows)
 
 
 VALUES = st.one_of(
@@ -343,22 +347,64 @@ def test_rows_do_not_share_their_lists(processor, splits):
     assert dict(processor(rows)) == expected
 
 
-def test_the_garbage_collector_is_left_as_it_was(processor, splits):
-    assert gc.isenabled()
-    processor(splits["train"][:8])
-    assert gc.isenabled() and gc.get_freeze_count() == 0
-    gc.disable()
-    try:
-        processor(splits["train"][:8])
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-    gc.freeze()  # what a server does before it forks: not ours to thaw
-    try:
-        processor(splits["train"][:8])
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+def test_the_garbage_collector_goes_on_while_rows_are_encoded(processor, splits):
+    class Node:
+        pass
+
+    rows, alive = splits["train"][:50], weakref.WeakSet()
+    for _ in range(400):  # what a server leaves behind, at each of its calls
+        node = Node()
+        node.itself = node
+        alive.add(node)
+        processor(rows)
+    del node
+    assert len(alive) < 200
+
+
+@pytest.mark.parametrize("kind", [None, "pt", "np"])
+def test_length_and_truncation_can_be_said_for_one_call(tokenizer, kind):
+    rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
+    extractor = FlipFeatureExtractor.fit(rows)
+    processor = FlipProcessor(extractor, tokenizer, max_length=14)
+    settings = {"return_tensors": kind, "padding": kind is not None}
+
+    def as_lists(output):
+        return {name: np.asarray(value).tolist() if kind else value for name, value in output.items()}
+
+    short = as_lists(processor(rows, **settings))
+    for max_length in (11, 18, 128):
+        expected = FlipProcessor(extractor, tokenizer, max_length=max_length)(rows, **settings)
+        assert as_lists(processor(rows, max_length=max_length, **settings)) == as_lists(expected)
+    assert as_lists(processor(rows, truncation=False, **settings)) == as_lists(expected)  # of 128: all there
+    assert as_lists(processor(rows, truncation=False, max_length=12, **settings)) == as_lists(expected)
+    assert as_lists(processor(rows, truncation=True, **settings)) == short  # and nothing stays
+    with pytest.raises(ValueError, match="max_length=129 is more than the 128 tokens"):
+        processor(rows, max_length=129)
+    with pytest.raises(ValueError, match="max_length=3 does not even hold the template.*at least 8"):
+        processor(rows, max_length=3)
+    with pytest.raises(ValueError, match="truncation='left' is not True"):
+        processor(rows, truncation="left")
+
+
+def test_padding_to_max_length_goes_by_the_call_and_by_longer_rows_that_stay(tokenizer):
+    rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer, max_length=14)
+
+    def width(**settings):
+        return processor(rows, padding="max_length", return_tensors="np", **settings)["input_ids"].shape[1]
+
+    longest = len(processor(rows, truncation=False)["input_ids"][0])
+    assert (width(), width(max_length=100), width(truncation=False)) == (14, 100, longest)
+
+
+def test_settings_changed_after_use_hold_for_every_value(tokenizer):
+    rows = {"user_id": ["1", "2"], "genre": ["drama", None]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), pickle.loads(pickle.dumps(tokenizer)))
+    processor(rows)
+    processor.template, processor.missing_text = "{field}, {value}", "?"
+    assert processor(rows)["input_ids"] == whole(processor, rows)
+    processor.tokenizer.add_tokens(["drama, genre", "user id"])
+    assert len(processor.tokenizer) > len(tokenizer) and processor(rows)["input_ids"] == whole(processor, rows)
 
 
 def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_noticed():
@@ -369,13 +415,12 @@ def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_notice
     rows = {"user_id": ["1", "2", "3", "4", "5", "6", "Z"], "title": ["a", "b", "a", "b", "a", "b", "aZ"]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer)
     assert processor(rows)["input_ids"] == whole(processor, rows)
-    assert processor._can_be_cut is False
+    assert processor._pieces.can_be_cut is False
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 40))
 def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths, budget):
-    processor = FlipProcessor(FlipFeatureExtractor.fit({"a": ["x", "y"]}))
     if sum(lengths) <= budget:
         return
     cap = max(c for c in range(10) if sum(min(length, c) for length in lengths) <= budget)
@@ -384,7 +429,7 @@ def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths
     for k, length in enumerate(lengths):
         if rest and length > cap:
             expected[k], rest = expected[k] + 1, rest - 1
-    assert processor._fit(np.array([lengths]), np.array([budget]))[0].tolist() == expected
+    assert _fit(np.array([lengths]), np.array([7]), budget + 7)[0].tolist() == expected
 
 
 def test_using_the_tokenizer_elsewhere_changes_no_fingerprint(processor):
@@ -503,7 +548,8 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
     columns = kinds.select_columns(KINDS)
-    for fast, slow in zip(processor._encode_text(columns), processor._encode_whole(columns), strict=True):
+    slow_way = processor._encode_whole(processor._store(), columns, 10**6)
+    for fast, slow in zip(processor._encode_text(columns, 10**6), slow_way, strict=True):
         np.testing.assert_array_equal(fast, slow)
     # ids alone, statistics and what is missing spell nothing
     owners = [set(row) - {-1} for row in output["token_field_ids"]]

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -110,12 +111,24 @@ def test_items_come_in_any_form(model, processor, items):
     forms = [
         pd.DataFrame(items),
         pa.table(items),
+        pl.DataFrame(items),
         Dataset.from_dict(items),
+        Dataset.from_dict(items).to_iterable_dataset(),
+        iter([dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)]),
+        np.rec.fromarrays([np.array(column, object) for column in items.values()], names=list(items)),
         [dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)],
     ]
     for form in forms:
         found = rank(model, processor, USER, form)
         np.testing.assert_array_equal(found.indices, expected.indices)
+    for user in (pd.Series(USER), pl.DataFrame([USER]), {name: np.str_(value) for name, value in USER.items()}):
+        np.testing.assert_array_equal(rank(model, processor, user, items).indices, expected.indices)
+
+
+def test_without_items_the_ranking_is_empty(model, processor, items):
+    for form in ({name: [] for name in items}, pd.DataFrame(items)[:0], [], iter([])):
+        ranking = rank(model, processor, USER, form)
+        assert ranking.indices.shape == ranking.probabilities.shape == (0,)
 
 
 def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir, processor, items):
@@ -143,10 +156,8 @@ def test_a_side_has_each_field_once(model, processor, items):
 def test_what_cannot_be_ranked_is_named(model, processor, items):
     with pytest.raises(ValueError, match="top_k=0"):
         rank(model, processor, USER, items, top_k=0)
-    with pytest.raises(TypeError, match="user_row is a list"):
-        rank(model, processor, [USER], items)
-    with pytest.raises(ValueError, match="there are no items to rank"):
-        rank(model, processor, USER, {name: [] for name in items})
+    with pytest.raises(ValueError, match="user_row is not one row"):
+        rank(model, processor, [USER, USER], items)
     whole = {**USER, "item_id": "1", "title": "a", "genre": "b"}
     with pytest.raises(ValueError, match="the items have no column of any field"):
         rank(model, processor, whole, {"label": [0, 1]})

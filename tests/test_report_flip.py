@@ -45,12 +45,18 @@ split  rows  positive  tokens mean  p95  max  longer than 28
 -----  ----  --------  -----------  ---  ---  --------------
 rows      6     50.0%         25.5   29   29           16.7%
 
-field    kind                    distinct  unseen  missing    label mean  AUC  tokens mean  max    cut
--------  ----------------------  --------  ------  -------  ------------  ---  -----------  ---  -----
-user_id  categorical                    3      0%    16.7%  0.45 to 0.58    -          2.0    2     0%
-price    numeric                        4      0%    16.7%  0.45 to 0.55    -          1.4    3     0%
-genre    multivalued                    3      0%    16.7%  0.46 to 0.55    -          1.4    3  16.7%
-title    categorical, text only         5       -       0%  0.45 to 0.55    -          2.0    2     0%
+field    type                           kind                    distinct  unseen  missing    label mean  AUC  \
+tokens mean  max    cut
+-------  -----------------------------  ----------------------  --------  ------  -------  ------------  ---  \
+-----------  ---  -----
+user_id  text ('u1' is no number)       categorical                    3      0%    16.7%  0.45 to 0.58    -  \
+        2.0    2     0%
+price    number (such as 1.5)           numeric                        4      0%    16.7%  0.45 to 0.55    -  \
+        1.4    3     0%
+genre    text ('Drama' is no number)    multivalued                    3      0%    16.7%  0.46 to 0.55    -  \
+        1.4    3  16.7%
+title    text ('old day' is no number)  categorical, text only         5       -       0%  0.45 to 0.55    -  \
+        2.0    2     0%
 
 field    most frequent (rows, label mean)
 -------  ------------------------------------------------------------
@@ -158,6 +164,24 @@ def test_the_auc_is_that_of_means_over_the_other_folds(monkeypatch):
         weight = labels[inside].sum() * (1 - labels[inside]).sum()
         won, pairs = won + weight * auc(labels[inside], np.array(scores)), pairs + weight
     assert found == pytest.approx(won / pairs, abs=1e-12) and 0.6 < found < 0.9
+
+
+@pytest.mark.parametrize(("num_clicks", "positive"), [(40, "0.4%"), (4, "0.04%"), (900, "9.0%")])
+def test_rare_clicks_are_shown_as_lift_over_their_mean(num_clicks, positive):
+    half = num_clicks // 2  # of the clicks, on a tenth of the rows: 5 times the mean, and 0.56 times it on the others
+    rows = {
+        "ad": [*["hot"] * 1000, *["cold"] * 9000],
+        "label": [int(k < half or 1000 <= k < 1000 + half) for k in range(10_000)],
+    }
+    report = describe(rows)
+    text, share, (ad,) = str(report), num_clicks / 10_000, report.fields
+    assert report.label_mean == share and text.splitlines()[2] == f"rows   10,000  {positive:>8}"
+    assert ad.label_mean_high == pytest.approx((half + 10 * share) / 1010)  # a rate, however it is shown
+    if num_clicks == 900:
+        assert "lift" not in text.lower() and "cold (9,000, 0.05); hot (1,000, 0.45)" in text
+    else:
+        assert "label mean" not in text.splitlines()[4] and f"over that of all rows, {positive}; 90%" in text
+        assert "  0.56x to 4.96x  " in text and "cold (9,000, 0.56x); hot (1,000, 5.00x)" in text
 
 
 # --- every form of rows -------------------------------------------------------------------------------------------
@@ -346,7 +370,7 @@ def test_a_small_share_is_not_shown_as_none(share, shown):
 def test_examples_of_values_can_be_left_out():
     secret = "Xqzzy"
     rows = table(600, city=[secret] * 600, day=[f"2031-0{1 + k % 9}-11" for k in range(600)])
-    extractor = FlipFeatureExtractor.fit(rows)
+    extractor = FlipFeatureExtractor.fit(rows, field_options={"day": {"kind": "categorical"}})
     shown, hidden = (describe_rows(extractor, rows, show_values=show) for show in (True, False))
     assert secret in str(shown) and "2031" in str(shown)
     for text in (hidden.to_text(), hidden.to_markdown(), hidden.to_html(), repr(hidden)):
@@ -404,12 +428,16 @@ COLUMNS = {
     ),
     "days": (
         [str(datetime.date(2024, 1, 1) + datetime.timedelta(k % 40)) for k in ROWS],
-        {},
+        {"kind": "categorical"},
         "its 40 values are dates read as categories, and every new day will be unseen. Take their parts: "
         "field_options={'extra': "
         '{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}',
     ),
-    "times": ([f"2024-05-{1 + k % 28:02}T18:30:00Z" for k in ROWS], {}, "its 28 values are dates"),
+    "times": (
+        [f"2024-05-{1 + k % 28:02}T18:30:00Z" for k in ROWS],
+        {"kind": "categorical"},
+        "its 28 values are dates",
+    ),
     "days as Europeans write them": (
         [f"{1 + k % 28}.12.2024" for k in ROWS],
         {},
@@ -422,12 +450,11 @@ COLUMNS = {
     ),
     "prices": (
         [f"{k % 150}.5" for k in ROWS],
-        {},
+        {"kind": "categorical"},
         "its 150 values are numbers read as categories, so that 7 and 8 have nothing in common. If they are amounts: "
         "field_options={'extra': "
         '{"kind": "numeric"}}',
     ),
-    "amounts of thousands": ([f"{1 + k % 150},000" for k in ROWS], {}, "its 150 values are numbers"),
     "prices as numbers": ([f"{k % 150}.5" for k in ROWS], {"kind": "numeric"}, None),
     "not so many prices": ([f"{k % 100}.5" for k in ROWS], {}, None),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
@@ -478,6 +505,38 @@ def test_values_that_are_all_new_in_test_are_warned_of(splits):
     (warning,) = describe(table(), field_options={"item_id": {"min_frequency": 500}}).warnings
     assert "item_id: 100% of its values in the rows are not in the vocabulary" in warning
     assert "lower min_frequency" in warning
+
+
+@pytest.mark.parametrize(
+    "column, options, found",
+    [
+        (
+            lambda k, name: f"{name[:2]}{k % 9}",
+            {},
+            "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not "
+            "in the vocabulary",
+        ),
+        # what is said of the values mends what is unseen
+        (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
+        (
+            lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}",
+            {"kind": "categorical"},
+            "extra: its 28 values are dates",
+        ),
+        (
+            lambda k, name: "many" if name != "train" and k % 2 else k / 2,
+            {"kind": "numeric"},
+            "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no "
+            "numbers",
+        ),
+    ],
+)
+def test_a_field_has_one_remedy_however_many_splits(column, options, found):
+    sizes = {"train": 600, "validation": 60, "test": 60}
+    splits = {name: table(size, extra=[str(column(k, name)) for k in range(size)]) for name, size in sizes.items()}
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"extra": options})
+    (warning,) = describe_rows(extractor, splits).warnings
+    assert warning.startswith(found)
 
 
 def test_holes_are_compared_split_by_split(splits):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from flip_hf import FlipConfig, FlipTabularModel
+from flip_hf import FlipConfig, FlipForCTR, FlipTabularModel
 from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 
 
@@ -141,6 +141,25 @@ def test_the_tower_reads_fields_of_several_slots():
         torch.testing.assert_close(model(shuffled).logit, output.logit)
         output.logit.sum().backward()
         assert not model.embeddings.weight.grad[0].any()
+
+
+@pytest.mark.parametrize("backbone", ["dcnv2", "fibinet"])
+@pytest.mark.parametrize("how", ["export", "trace"])
+def test_a_click_model_is_exported_and_traced_for_batches_of_every_size(how, backbone):
+    torch.manual_seed(0)
+    config = FlipConfig(
+        fields=FIELDS, num_features=40, mode="tabular", backbone=backbone, tabular_initializer_range=0.3
+    )
+    model = FlipForCTR(config).eval()
+    torch.nn.init.normal_(model.flip.tabular.slot_pooling.queries)
+    with torch.no_grad():
+        if how == "export":
+            shapes = {"feature_ids": {0: torch.export.Dim("batch")}}
+            exported = torch.export.export(model, (), {"feature_ids": IDS[:3]}, dynamic_shapes=shapes).module()
+        else:
+            exported = torch.jit.trace(model, example_kwarg_inputs={"feature_ids": IDS[:3]}, strict=False)
+        for ids in (IDS, IDS[:1], IDS.repeat(5, 1)):
+            torch.testing.assert_close(exported(feature_ids=ids)["logits"], model(feature_ids=ids).logits)
 
 
 def test_a_value_that_stands_alone_is_read_as_one_slot_of_the_same_embedding():

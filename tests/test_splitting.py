@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict, Value, load_from_disk
+from conftest import make_table
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
-from flip_hf import FlipFeatureExtractor, split_dataset, splitting
+from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset, splitting
+from flip_hf.splitting import negative_sampling_rate
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def numbered(size: int, **columns) -> Dataset:
@@ -57,8 +64,27 @@ def test_many_equal_times_keep_the_order_of_the_table():
 
 
 @pytest.mark.parametrize(
-    "times", [[1, 2, None, 4], [1, 2, 0, 4], [1.0, 2.0, float("nan"), 4.0], ["1", "2", None, "4"]]
+    ("times", "time_format"),
+    [
+        (["2024-01-01T10:00:00Z", "2024-01-01T10:30:00+02:00", "2024-01-01T09:00", "2023-12-31"], None),
+        (["01.01.2024 10:00", "01.01.2024 08:30", "01.01.2024 09:00", "31.12.2023 00:00"], "%d.%m.%Y %H:%M"),
+        ([2024010110, 2024010108, 2024010109, 2023123100], "%Y%m%d%H"),
+    ],
 )
+def test_a_split_reads_times_as_a_field_of_times_does(times, time_format):
+    table = numbered(4, timestamp=times, user_id=["u"] * 4)
+    arguments = {"time_format": time_format}
+    splits = split_dataset(table, strategy="time", fractions=(0.5, 0.25, 0.25), **arguments)
+    assert [split["row"][:] for split in splits.values()] == [[3, 1], [2], [0]]
+    splits = split_dataset(table, strategy="last", **arguments)
+    assert [split["row"][:] for split in splits.values()] == [[1, 3], [2], [0]]
+
+
+UNKNOWN = [[1, 2, None, 4], [1, 2, 0, 4], [1.0, 2.0, float("nan"), 4.0], ["1", "2", None, "4"]]
+UNKNOWN.append(["2024-01-02"] * 3 + [""])
+
+
+@pytest.mark.parametrize("times", UNKNOWN)
 def test_a_time_that_is_not_known_is_refused(times):
     with pytest.raises(ValueError, match=r"1 of 4 rows have no 'timestamp' \(null, nan or 0\).*strategy='random'"):
         split_dataset(numbered(4, timestamp=times), strategy="time", fractions=(0.5, 0.25, 0.25))
@@ -120,7 +146,7 @@ def test_a_split_that_cannot_be_made_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        (["yesterday"] * 20, "is not a number or an ISO date everywhere"),
+        (["yesterday"] * 20, "'yesterday' is no date or time that ISO dates .* would read"),
         ([[1]] * 20, "has the type list.*numbers or dates"),
     ],
 )
@@ -129,12 +155,15 @@ def test_a_column_that_is_no_time_is_refused(times, message):
         split_dataset(numbered(20, timestamp=times), strategy="time")
 
 
-def test_a_split_with_one_class_is_warned_about(caplog):
-    table = Dataset.from_dict({"timestamp": list(range(1, 21)), "label": [0, 1] * 9 + [1, 1]})
+def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
+    table = Dataset.from_dict({"timestamp": list(range(1, 1201)), "label": [0, 1] * 540 + [0] * 119 + [1]})
     with caplog.at_level(logging.WARNING):
-        split_dataset(table, strategy="time")
+        split_dataset(table, strategy="time", fractions=(0.8, 0.1, 0.1))  # a single click tests
+        split_dataset(table.select([*range(1199), 1198]), strategy="time")
     assert [record.getMessage() for record in caplog.records] == [
-        "all 2 rows of test have label 1: nothing can be learnt or measured there"
+        "few clicks: validation has 60, test has 1; with fewer than 100, metrics move a lot by chance",
+        "all 120 rows of test have label 0: nothing can be learnt or measured there",
+        "few clicks: validation has 60; with fewer than 100, metrics move a lot by chance",
     ]
     caplog.clear()
     split_dataset(table.remove_columns("label"), strategy="time")
@@ -157,6 +186,68 @@ def rows_of(splits) -> dict[str, list[int]]:
 
 def all_rows(rows: dict[str, list[int]]) -> list[int]:
     return sorted(itertools.chain.from_iterable(rows.values()))
+
+
+# --- rare clicks -----------------------------------------------------------------------------------------------------
+
+
+def clicks_of(splits) -> dict[str, int]:
+    return {name: sum(split["label"]) for name, split in splits.items()}
+
+
+def test_a_random_split_has_its_share_of_a_class_of_less_than_one_percent(caplog):
+    table = {"row": list(range(5000)), "label": [int(k < 20) for k in range(5000)]}
+    splits = split_dataset(table)
+    assert clicks_of(splits) == {"train": 16, "validation": 2, "test": 2}
+    rows = rows_of(splits)
+    assert all_rows(rows) == list(range(5000)) and rows["train"] != sorted(rows["train"])
+    assert "0.40% of the rows are of one class: the random splits are stratified" in caplog.text
+    assert "few clicks: train has 16, validation has 2, test has 2" in caplog.text
+    assert any(clicks_of(split_dataset(table, seed=seed, stratify=False))["test"] != 2 for seed in range(5))
+    frequent = {"row": list(range(500)), "label": [int(k < 50) for k in range(500)]}
+    by_chance = split_dataset(frequent)
+    assert rows_of(by_chance) == rows_of(split_dataset(frequent, stratify=False))
+    assert clicks_of(split_dataset(frequent, stratify=True)) == {"train": 40, "validation": 5, "test": 5}
+    with pytest.raises(ValueError, match="no label column 'clicked'; the table has row, label"):
+        split_dataset(frequent, label="clicked")
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_sampled_rows_keep_all_clicks_and_their_rate_goes_along(on_disk, tmp_path, processor, caplog):
+    table = Dataset.from_dict(make_table(500))
+    if on_disk:
+        table.save_to_disk(tmp_path / "table")
+        table = load_from_disk(tmp_path / "table")
+    labels = np.array(table["label"])
+    sampled = sample_negatives(table, 0.1, seed=3)
+    kept = round(0.1 * int(np.sum(labels == 0)))
+    assert clicks_of({"": sampled})[""] == labels.sum() and len(sampled) == labels.sum() + kept
+    rate = kept / int(np.sum(labels == 0))
+    encoded = prepare_dataset(sampled, processor)
+    encoded.save_to_disk(tmp_path / "encoded")
+    for rows in (sampled, encoded, encoded.shuffle(seed=0), load_from_disk(tmp_path / "encoded")):
+        assert negative_sampling_rate(rows) == rate
+    assert negative_sampling_rate(table) == negative_sampling_rate(prepare_dataset(table, processor)) == 1.0
+    twice = sample_negatives(sampled, 0.5)
+    assert negative_sampling_rate(twice) == pytest.approx(rate * round(0.5 * kept) / kept)
+    assert sample_negatives(table, 0.1, seed=4)["title"][:] != sampled["title"][:]
+    split_dataset(sampled)
+    assert "those of validation and test are, too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "error", "message"),
+    [
+        ({"label": [0, 1]}, 0.0, ValueError, r"rate=0.0 is not in \(0, 1\]"),
+        ({"label": [0, 1]}, 0.1, ValueError, "rate=0.1 of 1 non-clicks is none"),
+        ({"label": [0, 2]}, 0.5, ValueError, "label 2 in row 1 of column 'label' is neither 0 nor 1"),
+        ({"y": [0, 1]}, 0.5, ValueError, "no label column 'label'; the table has y"),
+        (numbered(4).to_iterable_dataset(), 0.5, TypeError, "not from a stream"),
+    ],
+)
+def test_rows_that_cannot_be_sampled_are_refused(rows, rate, error, message):
+    with pytest.raises(error, match=message):
+        sample_negatives(rows, rate)
 
 
 # --- the last rows of each user --------------------------------------------------------------------------------------
@@ -387,10 +478,32 @@ def test_rows_are_whole_and_in_order_however_many_are_gathered_at_a_time(strateg
             split._indices is None and split.features == expected["train"].features for split in splits.values()
         )
     written = split_dataset(stored, strategy, **STRATEGIES[strategy])
-    assert all(Path(split.cache_files[0]["filename"]).is_relative_to(tmp_path) for split in written.values())
+    folder = tmp_path / "cache" / "flip_hf"
+    assert all(Path(split.cache_files[0]["filename"]).is_relative_to(folder) for split in written.values())
+    assert not list((tmp_path / "table").glob("rows-*"))  # the user's own folder
     monkeypatch.setattr(splitting, "_ordered_rows", lambda *_: pytest.fail("the rows were gathered again"))
     again = split_dataset(load_from_disk(tmp_path / "table"), strategy, **STRATEGIES[strategy])
     assert all(again[name]._fingerprint == split._fingerprint for name, split in written.items())
+
+
+def test_a_disk_that_is_full_is_said_and_the_splits_are_right(tmp_path, caplog, capfd, monkeypatch):
+    numbered(100).save_to_disk(tmp_path / "table")
+    table = load_from_disk(tmp_path / "table")
+    capfd.readouterr()
+    expected = rows_of(split_dataset(table))
+    assert capfd.readouterr().err == ""  # no bar
+    full = tmp_path / "full"
+    full.write_text("")  # where no folder can be
+    assert rows_of(split_dataset(table, cache_dir=full)) == expected
+    assert f"the rows of a split could not be written to {full} (Not a directory)" in caplog.text
+    assert "cache_dir" in caplog.text
+
+
+def test_classes_are_split_by_their_names():
+    features = {"part": ClassLabel(names=["test", "train", "val"]), "row": Value("int64"), "label": Value("int64")}
+    table = Dataset.from_dict({"part": [0, 1, 2, 1], "row": [0, 1, 2, 3], "label": [0, 1] * 2}, Features(features))
+    splits = split_dataset(table, strategy="column", column="part")
+    assert rows_of(splits) == {"train": [1, 3], "validation": [2], "test": [0]}
 
 
 def test_a_selection_of_rows_is_split_as_the_table_of_these_rows_is(tmp_path):

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of users: single files and shards in every format, streams, labels, and every input that is refused."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from datasets import Dataset, IterableDataset, Value
+from conftest import make_table
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flip_hf import FlipFeatureExtractor, load_ctr_dataset
-from flip_hf.readers import formats
+from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
+from flip_hf.readers import files, formats
 
 
 @pytest.fixture(autouse=True)
@@ -157,11 +164,11 @@ BAD_FILES = {
     "empty jsonl": ("a.jsonl", "\n", {}, "a.jsonl has no rows"),
     "empty json": ("a.json", "[]", {}, "a.json has no rows"),
     "repeated names": ("a.csv", "user,user,label\na,b,1\n", {}, "a.csv: column names repeat: user"),
-    "name missing": ("a.csv", ",user,label\n0,b,1\n", {}, r"column 0 \(from 0\) has no name: .*index=False"),
+    "name missing": ("a.csv", "user,,label\n0,b,1\n", {}, r"column 1 \(from 0\) has no name: .*index=False"),
     "wrong delimiter": ("a.csv", "user;label\na;1\n", {}, "has the one column 'user;label' .*delimiter=';'"),
     "tabs in a csv": ("a.csv", "user\tlabel\na\t1\n", {}, r"it looks like delimiter='\\t'"),
     "long delimiter": ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "delimiter='::' has to be one character"),
-    "delimiter of json": ("a.json", "[]", {"delimiter": ","}, "and the file a csv or tsv"),
+    "delimiter of json": ("a.json", "[]", {"delimiter": ","}, "and the file a csv, tsv or txt"),
     "row too long": (
         "a.csv",
         "user,label\na,1\n\nb,1,2\n",
@@ -184,15 +191,26 @@ BAD_FILES = {
         "a.csv",
         'user,title\na,"b"\nc,"d\ne,f\n',
         {},
-        r"a.csv: row 1 \(from 0\), column 'title': a quote is opened and never closed",
+        r"a.csv, line 3: a quote is opened and never closed; .*quoting=csv.QUOTE_NONE",
     ),
     "quote never closed, in large": (
         "a.csv",
         'user,title\na,"b\n' + "c,d\n" * 5000,
         {},
-        r"a.csv: row 0 \(from 0\) or one soon after it is longer than 4,096 bytes: is a quote opened",
+        r"a.csv, line 2: a quote is opened and never closed",
     ),
-    "quote in a quote": ("a.csv", 'user,label\n"a \\"b, c\\" d",1\n', {}, "quotes in it doubled"),
+    "row of more than a block": (
+        "a.csv",
+        'user,title\na,"' + "b" * 9000 + '"\nc,d\n',
+        {},
+        r"a.csv: row 0 \(from 0\) or one soon after it is longer than 4,096 bytes",
+    ),
+    "quote in a quote": (
+        "a.csv",
+        'user,label\n"a \\"b, c\\" d",1\n',
+        {},
+        r"a.csv, line 2: ',' expected after '\"': a quote in a value has to be doubled \(.*escapechar='\\\\'",
+    ),
     "list in jsonl": (
         "a.jsonl",
         '{"a": "x"}\n{"a": ["x"]}',
@@ -234,7 +252,12 @@ BAD_FILES = {
     ),
     "half a surrogate pair": ("a.json", '[{"a": "\\ud800"}]', {}, r"row 0 .*'a': '\\ud800' holds half a surrogate"),
     "half a surrogate pair in jsonl": ("a.jsonl", '{"a": "\\ud800"}', {}, r"a.jsonl, row 0 .*surrogate pair"),
-    "no gzip": ("a.csv.gz", "user,label\na,1\n", {}, r"a.csv.gz is cut short or damaged .*download it again"),
+    "no gzip": (
+        "a.csv.gz",
+        "user,label\na,1\n",
+        {},
+        r"a.csv.gz is (cut short or damaged|damaged or was cut short) .*download it again",
+    ),
     "gzipped parquet": ("a.parquet.gz", "", {}, "a.parquet.gz: .gz is not one of"),
     "unknown encoding": ("a.csv", "user\na\n", {"encoding": "utf9"}, "encoding='utf9' is none that Python knows"),
     "encoding of parquet": ("a.parquet", "", {"encoding": "latin-1"}, "encoding='latin-1' is for text files"),
@@ -243,7 +266,7 @@ BAD_FILES = {
     "mixed types": ("a.json", '[{"a": 1}, {"a": "x"}]', {}, "a.json cannot be parsed"),
     "no objects": ("a.json", "[1, 2]", {}, "one object per row is expected"),
     "not a table": ("a.parquet", "PAR1", {}, "a.parquet cannot be parsed"),
-    "unknown ending": ("a.xlsx", "x", {}, "a.xlsx: .xlsx is not one of .csv, .tsv, .parquet"),
+    "unknown ending": ("a.xlsx", "x", {}, "a.xlsx: .xlsx is not one of .csv, .tsv, .txt, .parquet"),
     "folder of a file": ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is for the named data sets"),
 }
 
@@ -336,12 +359,15 @@ def test_what_is_neither_file_nor_name_is_refused(tmp_path):
         match=r"movielens is no file, no folder or glob of files, and none of the named .* movielens-100k",
     ):
         load_ctr_dataset("movielens")
-    with pytest.raises(ValueError, match="label='rating' and delimiter=None are for files"):
-        load_ctr_dataset("restaurants", label="rating")
-    with pytest.raises(ValueError, match="label=None and delimiter=';' are for files"):
-        load_ctr_dataset("restaurants", delimiter=";")
-    with pytest.raises(ValueError, match=r"streaming=True are for files; restaurants .*to_iterable_dataset\(\)"):
-        load_ctr_dataset("restaurants", streaming=True)
+    for option in ({"label": "rating"}, {"delimiter": ";"}, {"streaming": True}, {"label_map": {1: 1}}):
+        (name,) = option
+        with pytest.raises(
+            ValueError, match=f"{name}=.* is for files; restaurants has a label and a reader of its own"
+        ):
+            load_ctr_dataset("restaurants", **option)
+        if name not in ("label", "label_map"):
+            with pytest.raises(ValueError, match=f"{name}=.* is for files, and these are rows in memory"):
+                load_ctr_dataset([{"a": 1, "label": 1}], **option)
 
 
 # --- what is unusual and works ---------------------------------------------------------------------------------------
@@ -455,7 +481,10 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
     for share in (0.5, 0.99):
         (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
         for streaming in (False, True):
-            with pytest.raises(ValueError, match=rf"{name} (is cut short or damaged|cannot be parsed: Parquet magic)"):
+            with pytest.raises(
+                ValueError,
+                match=rf"{name} (is damaged or was cut short|is cut short or damaged|cannot be parsed: Parquet magic)",
+            ):
                 list(load_ctr_dataset(tmp_path / name, streaming=streaming))
     if name == "a.parquet":
         damaged = bytearray(whole)
@@ -674,7 +703,7 @@ def test_a_source_that_is_no_set_of_shards_is_refused(tmp_path):
     (tmp_path / "empty" / "data-00001-of-00003.csv").write_text("a\n1\n")
     assert len(load_ctr_dataset(tmp_path / "empty")) == 3
     (folder / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"notes.txt: .txt is not one of"):
+    with pytest.raises(ValueError, match=r"several kinds \(notes.txt, part-0.parquet\) are no one table"):
         load_ctr_dataset(folder)
 
 
@@ -767,3 +796,252 @@ def test_a_parquet_file_that_datasets_wrote_is_read(tmp_path):
     Dataset.from_dict(rows).cast_column("label", Value("int32")).to_parquet(tmp_path / "a.parquet")
     dataset = load_ctr_dataset(tmp_path / "a.parquet")
     assert dataset.to_dict() == rows and dataset.features["label"] == Value("int8")
+
+
+# --- quotes ----------------------------------------------------------------------------------------------------------
+
+
+def both_ways(path: Path, **arguments) -> list[dict]:
+    """The rows of a file, which are the same as a table and as a stream."""
+    rows = load_ctr_dataset(path, **arguments).to_list()
+    assert list(load_ctr_dataset(path, streaming=True, **arguments)) == rows
+    return rows
+
+
+RAW_QUOTES = {
+    "text after a quote": ('"hello\t1\nfoo\t0\nbar" baz\t1\n', "line 4: .* has to be doubled .*QUOTE_NONE"),
+    "a tab before it": ('hello\t1\n"bar\t1\nx\t0\ny"\t1\n', "line 3, column 't': a quoted value goes on to line 5"),
+    "an odd one": ('a\t1\n"b\t0\nc\t1\n', "line 3: a quote is opened and never closed"),
+}
+
+
+@pytest.mark.parametrize("case", RAW_QUOTES)
+def test_a_tsv_of_raw_quotes_loses_no_row_in_silence(tmp_path, case, small_blocks):
+    lines, message = RAW_QUOTES[case]
+    path = tmp_path / "a.tsv"
+    path.write_text("t\tlabel\n" + lines)
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=message):
+            list(load_ctr_dataset(path, streaming=streaming))
+    rows = [line.split("\t") for line in lines.splitlines()]
+    assert both_ways(path, quoting=csv.QUOTE_NONE) == [{"t": text, "label": int(label)} for text, label in rows]
+
+
+def test_an_escaped_quote_is_a_quote_or_an_error(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('t,label\n"a \\"b\\" c",1\nsay "hi" now,0\n5",1\n')
+    with pytest.raises(ValueError, match=r"a.csv, line 2: .*escapechar='\\\\'"):
+        load_ctr_dataset(path)
+    texts = [row["t"] for row in both_ways(path, escapechar="\\")]
+    assert texts == ['a "b" c', 'say "hi" now', '5"']
+    path.write_text('t,label\nsay "hi" now,0\n5",1\n')  # quotes in the midst of a cell quote nothing
+    assert [row["t"] for row in both_ways(path)] == texts[1:]
+
+
+@pytest.mark.parametrize("num_lines", [20, 21])
+def test_a_quoted_value_of_more_than_20_lines_is_an_error_with_its_line(tmp_path, num_lines):
+    value = "\n".join("x" * num_lines)
+    path = tmp_path / "a.csv"
+    path.write_text(f't,label\na,1\n"{value}",0\nb,1\n')
+    if num_lines == 21:
+        with pytest.raises(ValueError, match="a.csv, line 3, column 't': a quoted value goes on to line 23"):
+            load_ctr_dataset(path)
+    for arguments in [{"quoting": csv.QUOTE_MINIMAL}] + [{}] * (num_lines == 20):
+        assert [row["t"] for row in both_ways(path, **arguments)] == ["a", value, "b"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.sampled_from('ab",\n '), max_size=12), min_size=1, max_size=5), st.integers(5, 20))
+def test_a_csv_is_called_clean_only_where_every_quote_quotes(lines, block_size):
+    text = "\n".join(lines)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_BLOCK_SIZES", (block_size, 1 << 20))
+        path = Path(folder) / "a.csv"
+        path.write_bytes(text.encode())
+        dialect = {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "escapechar": None}
+        if formats._is_cleanly_quoted(path, dialect, formats.FileOptions()):
+            list(csv.reader(io.StringIO(text, newline=""), strict=True))  # which raises where one does not
+
+
+# --- what is natural -------------------------------------------------------------------------------------------------
+
+
+def packed(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("folder/clicks.csv", data)
+            file.writestr("__MACOSX/folder/._clicks.csv", b"x")
+    else:
+        path.write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "arguments"),
+    [
+        ("a.txt", ["userid|day|label", "u1|1, 2|1", "u2|3|0"], {}),
+        ("a.txt", ["userid day label", "u1 1, 2 1".replace(", ", ","), "u2 3 0"], {"delimiter": " "}),
+        ("a.csv.bz2", ["userid,day,label", 'u1,"1, 2",1', "u2,3,0"], {}),
+        ("a.zip", ["userid,day,label", 'u1,"1, 2",1', "u2,3,0"], {}),
+        ("a.csv", ['u1,"1, 2",1', "u2,3,0"], {"column_names": ["userid", "day", "label"]}),
+        ("a.csv", [",userid,day,label", '0,u1,"1, 2",1', "1,u2,3,0"], {}),
+        ("a.csv", ["Unnamed: 0,userid,day,label", '0,u1,"1, 2",1', "1,u2,3,0"], {}),
+        ("a.csv", ["userid,day,label", 'u1,"1, 2",yes', "u2,3, No"], {"label_map": {"YES": 1, "no": 0}}),
+        ("a.csv", ["userid,day,label", 'u1,"1, 2",1', "u2,3,-1"], {"label_map": {1: 1, -1.0: 0}}),
+        ("a.csv", ["userid,day,label", 'u1,"1, 2",True', "u2,3,false"], {"label_map": {True: 1, False: 0}}),
+    ],
+)
+def test_files_as_people_have_them_are_read(tmp_path, name, lines, arguments):
+    path = packed(tmp_path, name, "\n".join(lines).encode())
+    rows = [{**row, "day": row["day"].replace(", ", ",")} for row in both_ways(path, **arguments)]
+    assert rows == [{"userid": "u1", "day": "1,2", "label": 1}, {"userid": "u2", "day": "3", "label": 0}]
+
+
+def test_what_is_left_out_or_taken_for_granted_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("index.csv").write_text("Unnamed: 0.7,user,seen\n0,a,1\n")
+    Path("restaurants").mkdir()
+    Path("restaurants/a.csv").write_text("user,label\na,1\n")
+    load_ctr_dataset("index.csv")
+    assert "column 'Unnamed: 0.7' is the index of a pandas frame and left out" in caplog.text
+    assert "no column 'label', so it is one to predict; to train, name one of user, seen with label=" in caplog.text
+    assert len(load_ctr_dataset("restaurants")) == 1161
+    assert "'restaurants' is read as the named data set; what has that name here is './restaurants'" in caplog.text
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (
+        "./restaurants",
+        Path("restaurants"),
+        "~/restaurants",
+        "~/restaurants/*.csv",
+        ["~/restaurants/a.csv"],
+    ):
+        assert load_ctr_dataset(path).to_list() == [{"user": "a", "label": 1}]
+
+
+def test_a_misspelt_label_is_an_error_and_no_field(tmp_path):
+    table = {"user": ["a", "b"], "clicked": [1, 0]}
+    for fit in (load_ctr_dataset, FlipFeatureExtractor.fit):
+        with pytest.raises(ValueError, match="label column 'clikced'; .*has user, clicked"):
+            fit(table, label="clikced")
+    assert FlipFeatureExtractor.fit({"user": ["a", "b"]}).field_names == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "arguments", "message"),
+    [
+        ([-1, 1], {}, r"label -1 in row 0 .* is neither 0 nor 1: label_map=\{-1: 0, 1: 1\} says which"),
+        (["yes", "no"], {}, r"label 'yes' in row 0 .*label_map=\{'no': 0, 'yes': 1\} says which"),
+        ([0, 1, 5], {}, "label 5 in row 2 .* for a rating, label_threshold=3"),
+        (["a", "b", "c"], {"label_map": {"a": 1, "b": 0}}, "label 'c' in row 2 .* not in label_map, which has a, b"),
+        (["a", None], {"label_map": {"a": 1}}, "has no value in row 1"),
+        ([1], {"label_map": {1: 2}}, "label_map={'1': 2} has to say 0 or 1"),
+        ([1], {"label_map": {1: 1}, "label_threshold": 3}, "leaves nothing to label_threshold"),
+    ],
+)
+def test_labels_that_are_not_0_and_1_come_with_the_right_advice(labels, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_ctr_dataset({"y": labels}, label="y", **arguments)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.zip", "named"])
+def test_a_file_that_unpacks_to_what_no_table_is_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(formats, "_BLOCK_SIZES", (1 << 16, 1 << 18))
+    data = b"a,b\n" + b"1,2\n" * (1 << 19)  # 2 MB
+    if "gz" in name:
+        (tmp_path / name).write_bytes(gzip.compress(data if "csv" in name else b'{"a": 1}\n' * (1 << 19)))
+    else:
+        packed(tmp_path, "a.zip" if name == "named" else name, data)
+    if name in ("a.zip", "named"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("train.txt" if name == "named" else "a.csv", b"0" * (1 << 22) if name == "named" else data)
+    with pytest.raises(ValueError, match="a.* unpacks to more than 200 times its size, which no table does"):
+        if name == "named":
+            load_ctr_dataset("criteo", data_dir=tmp_path / "a.zip")
+        else:
+            load_ctr_dataset(tmp_path / name)
+
+
+# --- rows in memory --------------------------------------------------------------------------------------------------
+
+FRAME = pd.DataFrame({"user": [1, 2], "city": ["Rome", None], "clicked": [1, 0]}, index=[7, 3])
+CONTAINERS = {
+    "pandas": FRAME,
+    "pandas nullable": FRAME.convert_dtypes(),
+    "polars": pl.from_pandas(FRAME),
+    "records": FRAME.to_records(index=False),
+    "arrow": pa.Table.from_pandas(FRAME),
+    "dataset": Dataset.from_pandas(FRAME),
+    "dicts": FRAME.to_dict("records"),
+    "columns": FRAME.to_dict("list"),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_of_a_table_is_loaded_and_split(container):
+    rows = CONTAINERS[container]
+    expected = [{"user": 1, "city": "Rome", "label": 1}, {"user": 2, "city": None, "label": 0}]
+    assert load_ctr_dataset(rows, label="clicked").to_list() == expected
+    with pytest.raises(ValueError, match="no column 'day' to split by; the table has user, city, clicked"):
+        split_dataset(rows, strategy="cold", column="day")
+
+
+def test_a_row_of_pandas_is_a_table_of_one():
+    assert load_ctr_dataset(FRAME.iloc[0], label="clicked").to_list() == [{"user": 1, "city": "Rome", "label": 1}]
+
+
+def test_rows_in_memory_that_are_no_table_are_refused():
+    with pytest.raises(TypeError, match="this is split already, into train: pass one of them"):
+        load_ctr_dataset(DatasetDict({"train": Dataset.from_pandas(FRAME)}))
+    with pytest.raises(ValueError, match="column 'a' holds values of several types .* make it of one"):
+        load_ctr_dataset({"a": [1, "x"], "label": [0, 1]})
+    with pytest.raises(TypeError, match="rows are a int"):
+        load_ctr_dataset(3)
+
+
+def test_classes_are_their_names_and_a_label_of_two_stays_0_and_1(tmp_path, caplog):
+    features = Features({"colour": ClassLabel(names=["red", "blue"]), "y": ClassLabel(names=["skip", "click"])})
+    dataset = Dataset.from_dict({"colour": [0, 1, None], "y": [1, 0, 1]}, features=features)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    for rows in (load_ctr_dataset(dataset, label="y").to_list(), both_ways(tmp_path / "a.parquet", label="y")):
+        assert [row["colour"] for row in rows] == ["red", "blue", None] and [row["label"] for row in rows] == [1, 0, 1]
+    assert "label column 'y': 1 is 'click', 0 is 'skip'" in caplog.text
+    other = load_ctr_dataset(tmp_path / "a.parquet", label="y", label_map={"skip": 1, "click": 0})
+    assert other["label"][:] == [0, 1, 0]
+    with pytest.raises(ValueError, match="label column 'y' has the classes 'a', 'b', 'c': say which are clicks"):
+        load_ctr_dataset(dataset.cast_column("y", ClassLabel(names=["a", "b", "c"])), label="y")
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars", "records", "dicts", "columns"])
+def test_every_container_of_a_table_is_encoded_as_the_data_set_of_it_is(container, processor):
+    rows = make_table(20)
+    frame = pd.DataFrame(rows)
+    given = {
+        "pandas": frame,
+        "polars": pl.from_pandas(frame),
+        "records": frame.to_records(index=False),
+        "dicts": frame.to_dict("records"),
+        "columns": rows,
+    }[container]
+    expected = prepare_dataset(Dataset.from_dict(rows), processor).to_list()
+    assert prepare_dataset(given, processor).to_list() == expected
+    if container in ("pandas", "polars"):
+        splits = prepare_dataset({"train": given, "test": given}, processor)
+        assert isinstance(splits, DatasetDict) and splits["test"].to_list() == expected
+
+
+@pytest.mark.parametrize("stream", [None, "arrow", "python"])
+def test_classes_are_encoded_by_their_names(stream, processor):
+    rows = make_table(20)
+    classes = {"gender": ClassLabel(names=["male", "female"]), "label": ClassLabel(names=["skip", "click"])}
+    coded = {**rows, "gender": [["male", "female"].index(gender) for gender in rows["gender"]]}
+    dataset = Dataset.from_dict(coded)
+    for name, feature in classes.items():
+        dataset = dataset.cast_column(name, feature)
+    if stream is not None:
+        features, dataset = dataset.features, dataset.to_iterable_dataset()
+        dataset = dataset.map(lambda row: row, features=features) if stream == "python" else dataset
+    expected = prepare_dataset(Dataset.from_dict(rows), processor, keep_columns=["title"]).to_list()
+    encoded = list(prepare_dataset(dataset, processor, keep_columns=["title"]))
+    assert encoded == expected

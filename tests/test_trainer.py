@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two stages through Trainer: gradients that do not depend on accumulation, resuming, selection, evaluation."""
 
+import dataclasses
 import json
+import signal
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 import transformers.trainer
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import HPSearchBackend
 
 from flip_hf import (
     DataCollatorForFlipPreTraining,
@@ -23,6 +28,7 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
+from flip_hf.metrics import CTR_METRICS, PRE_TRAINING_METRICS
 from flip_hf.optimization import parameter_groups
 from flip_hf.trainer import ResumableLengthGroupedSampler, text_lengths
 
@@ -87,46 +93,144 @@ def test_evaluation_is_repeatable_and_leaves_no_row_out(pretraining_model, proce
     assert first["eval_icl_chance"] == pytest.approx((50 * np.log(50) + 14 * np.log(14)) / 64)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_curriculum_reaches_its_end_with_the_training_and_goes_on_where_it_was(
-    processor, encoded, text_model_dir, tmp_path, num_workers
+class RecordsRatio(DataCollatorForFlipPreTraining):
+    """Leaves in the batch, for the test, with which ratio it was masked."""
+
+    def __call__(self, rows):
+        return {**super().__call__(rows), "ratio": torch.full((len(rows),), self.ratios()[0])}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4, "gradient_accumulation_steps": 3},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ],
+    ids=["one process", "two workers", "two that stay"],
+)
+def test_every_batch_is_masked_with_the_ratio_of_its_own_step_also_when_resumed(
+    pretraining_model, processor, encoded, tmp_path, options
 ):
-    def build():
-        model = FlipForPreTraining.from_text_pretrained(
-            text_model_dir, processor=processor, text_mask_ratio=0.2, final_text_mask_ratio=1.0
+    def ratios_trained_on(**resume):
+        arguments = pretraining_arguments(
+            tmp_path, num_train_epochs=2, per_device_train_batch_size=64 // 3, save_steps=4, **options
         )
-        settings = {"save_steps": 4, "dataloader_num_workers": num_workers, "seed": 1}
-        return FlipPreTrainingTrainer(
-            model=model,
-            args=pretraining_arguments(tmp_path, **settings),
+        collator = RecordsRatio(processor, text_mask_ratio=0.2, final_text_mask_ratio=1.0)
+        trainer = FlipPreTrainingTrainer(
+            pretraining_model,
+            arguments,
             train_dataset=encoded["train"],
+            eval_dataset=encoded["validation"],
+            data_collator=collator,
             processing_class=processor,
         )
-
-    def fields_hidden(trainer):
-        """Of each step's rows, how many fields the text lost on average."""
-        seen = []
-        compute_loss = trainer.compute_loss
+        seen, compute_loss = [], trainer.compute_loss
 
         def recorded(model, inputs, *args, **kwargs):
-            hidden = (inputs["masked_input_ids"] != inputs["input_ids"]).sum().item()
-            seen.append((trainer.data_collator.ratios()[0], hidden))
+            seen.append((trainer.state.global_step, inputs.pop("ratio")[0].item()))
             return compute_loss(model, inputs, *args, **kwargs)
 
         trainer.compute_loss = recorded
+        trainer.train(**resume)
+        collator([encoded["train"][0]])  # as a model card does, of no step
+        return seen, trainer.state.max_steps
+
+    seen, num_steps = ratios_trained_on()
+    assert len(seen) == 24 and num_steps == (8 if "gradient_accumulation_steps" in options else 24)
+    np.testing.assert_allclose([ratio for _, ratio in seen], [0.2 + 0.8 * k / (num_steps - 1) for k, _ in seen])
+    resumed, _ = ratios_trained_on(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed == seen[-len(resumed) :] and resumed[0][0] == 4
+
+
+def test_a_resumed_stream_collates_again_what_it_skips_and_reaches_the_end_of_a_curriculum(
+    pretraining_model, processor, splits, tmp_path
+):
+    stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor)
+
+    def ratios_trained_on(**resume):
+        trainer = FlipPreTrainingTrainer(
+            pretraining_model,
+            pretraining_arguments(tmp_path, max_steps=6, save_steps=3),
+            train_dataset=stream,
+            data_collator=RecordsRatio(processor, text_mask_ratio=0.0, final_text_mask_ratio=1.0),
+            processing_class=processor,
+        )
+        seen, compute_loss = [], trainer.compute_loss
+        trainer.compute_loss = lambda model, inputs, *args, **kwargs: (
+            seen.append(inputs.pop("ratio")[0].item()) or compute_loss(model, inputs, *args, **kwargs)
+        )
+        trainer.train(**resume)
         return seen
 
-    trainer = build()
-    seen = fields_hidden(trainer)
-    trainer.train()
-    ratios = [ratio for ratio, _ in seen]
-    np.testing.assert_allclose(ratios, 0.2 + 0.8 * np.arange(8) / 7)
-    # workers collate some batches ahead of the step, so theirs lag, but they hear of it
-    assert seen[-1][1] > (1.3 if num_workers else 2) * seen[0][1]
-    resumed = build()
-    seen = fields_hidden(resumed)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    np.testing.assert_allclose([ratio for ratio, _ in seen], 0.2 + 0.8 * np.arange(4, 8) / 7)
+    whole = ratios_trained_on()
+    np.testing.assert_allclose(whole, np.arange(6) / 5, atol=1e-7)
+    assert ratios_trained_on(resume_from_checkpoint=str(tmp_path / "checkpoint-3")) == whole[3:]
+
+
+def test_a_contrast_at_chance_is_said_once(pretraining_model, processor, encoded, tmp_path, caplog):
+    trainer = FlipPreTrainingTrainer(
+        pretraining_model, pretraining_arguments(tmp_path), train_dataset=encoded["train"], processing_class=processor
+    )
+    for step, loss in enumerate([9.0] * 4 + [np.log(32) * 0.95] + [np.log(32)] * 5):
+        trainer.state.global_step = 40 * step  # 9 at step 80: too early; then below; at chance three times at 280
+        trainer._logged_losses = {"icl_loss": torch.tensor(loss) * (40 if step else 1)}
+        trainer.log({"loss": 1.0})
+    said = [record.message for record in caplog.records if "stands at chance" in record.message]
+    assert len(said) == 1 and said[0].startswith("step 120: icl_loss 9.000 stands at chance, ln B = 3.466")
+    assert "contrastive_learning_rate" in said[0]
+
+
+def destroyed(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    return model
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_destroyed_model_is_an_error_in_evaluation_and_training(
+    stage, pretraining_model, processor, encoded, tmp_path
+):
+    if stage == 1:
+        trainer, names = FlipPreTrainingTrainer, "mlm_loss, mtm_loss, icl_loss is"
+        model, arguments = pretraining_model, pretraining_arguments(tmp_path)
+    else:
+        trainer, names, model, arguments = (
+            FlipCTRTrainer,
+            "the loss is",
+            tabular_model(processor),
+            ctr_arguments(tmp_path),
+        )
+    trainer = trainer(
+        destroyed(model),
+        arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
+    )
+    with pytest.raises(FloatingPointError, match=f"{names} not finite .nan. in the evaluation at step 0"):
+        trainer.evaluate()
+    with pytest.raises(FloatingPointError, match=f"{names} not finite .nan. in step 1 of the training"):
+        trainer.train()
+    if stage == 2:
+        with pytest.raises(FloatingPointError, match="not finite"):
+            trainer.predict(encoded["test"].remove_columns("labels"))
+
+
+def test_where_nothing_is_masked_a_loss_is_0_and_its_accuracy_is_not_reported(
+    pretraining_model, processor, encoded, tmp_path
+):
+    trainer = FlipPreTrainingTrainer(
+        pretraining_model,
+        pretraining_arguments(tmp_path),
+        data_collator=DataCollatorForFlipPreTraining(processor, text_mask_ratio=0.0),
+        processing_class=processor,
+    )
+    metrics = trainer.evaluate(encoded["validation"])
+    assert metrics["eval_mlm_loss" if "eval_mlm_loss" in metrics else "eval_mtm_loss"] > 0
+    assert "eval_mlm_accuracy" not in metrics and np.isfinite(metrics["eval_loss"])
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_mtm_loss"] + metrics["eval_icl_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["text_passes", "hide_target_in_text"])
@@ -246,29 +350,406 @@ def test_the_best_model_on_validation_rows_is_the_one_that_is_left(processor, en
         assert torch.equal(tensor, best.state_dict()[name]), name
 
 
-def test_metrics_are_those_of_the_rows_and_predictions_keep_their_order(processor, encoded, tmp_path):
+@pytest.mark.parametrize("split", ["one", "of a dict", "another"])
+def test_metrics_are_of_the_models_probabilities_and_of_groups_of_raw_values_in_the_order_of_the_rows(
+    processor, splits, tmp_path, split
+):
     from flip_hf import DataCollatorForFlipCTR, compute_ctr_metrics
 
-    model = tabular_model(processor)
+    # half of the users are unseen, and one is missing, which is no group
+    users = [
+        None if k == 0 else user if k % 2 else f"new {user}" for k, user in enumerate(splits["validation"]["user_id"])
+    ]
+    rows = splits["validation"].remove_columns("user_id").add_column("user_id", users)
+    train = prepare_dataset(splits["train"], processor)
+    rows = prepare_dataset(rows, processor, keep_columns=["user_id"])
+    other = rows.select(range(63, -1, -1)) if split == "another" else rows
+    model = tabular_model(processor, negative_sampling_rate=0.25)
+    model.set_calibration({"method": "platt", "scale": 1.5, "bias": -0.5})
     trainer = FlipCTRTrainer(
         model=model,
-        args=ctr_arguments(tmp_path, per_device_eval_batch_size=7, group_field="user_id"),
+        args=ctr_arguments(
+            tmp_path,
+            per_device_eval_batch_size=7,
+            group_field="user_id",
+            metric_for_best_model="eval_old_gauc" if split == "of a dict" else "gauc",
+            eval_do_concat_batches=split == "one",
+            dataloader_num_workers=int(split == "another"),
+            dataloader_persistent_workers=split == "another",
+        ),
+        train_dataset=train,
+        eval_dataset={"new": rows.select(range(20)), "old": rows} if split == "of a dict" else rows,
+        processing_class=processor,
+    )
+    metrics = trainer.evaluate()
+    if split == "another":
+        metrics = trainer.evaluate(other)
+    batch = DataCollatorForFlipCTR(processor)(list(other))
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    known = [k for k, user in enumerate(other["user_id"]) if user is not None]
+    expected = compute_ctr_metrics(batch["labels"].numpy(), model.predict_probabilities(logits).numpy())
+    expected["gauc"] = compute_ctr_metrics(
+        batch["labels"][known].numpy(), logits[known].sigmoid().numpy(), np.array(other["user_id"])[known]
+    )["gauc"]
+    for name, value in expected.items():
+        key = f"eval_old_{name}" if split == "of a dict" else f"eval_{name}"
+        assert metrics[key] == pytest.approx(value, abs=1e-5), name
+    if split != "of a dict":
+        predicted = trainer.predict(other.remove_columns("labels")).predictions
+        predicted = np.concatenate(predicted) if isinstance(predicted, list) else predicted
+        np.testing.assert_allclose(predicted, logits.numpy(), atol=1e-6)
+
+
+def test_evaluation_rows_without_the_raw_column_are_refused_with_the_remedy(processor, encoded, tmp_path):
+    arguments = ctr_arguments(tmp_path, group_field="user_id")
+    with pytest.raises(ValueError, match=r"rows have \['input_ids'.*keep_columns=\['user_id'\]"):
+        FlipCTRTrainer(
+            tabular_model(processor), arguments, eval_dataset=encoded["validation"], processing_class=processor
+        )
+    trainer = FlipCTRTrainer(tabular_model(processor), arguments, processing_class=processor)
+    with pytest.raises(ValueError, match=r"keep_columns=\['user_id'\]"):
+        trainer.predict(encoded["test"])
+    with pytest.raises(ValueError, match="group_field='user_id' holds list"):
+        trainer.evaluate(encoded["test"].add_column("user_id", [["a"]] * 64))
+
+
+# --- what the best model is best at ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "better"),
+    [
+        *((FlipCTRArguments, name, name in ("auc", "gauc", "rig")) for name in CTR_METRICS),
+        *((FlipPreTrainingArguments, name, not name.endswith("loss")) for name in PRE_TRAINING_METRICS),
+        (FlipCTRArguments, "eval_ne", False),
+        (FlipCTRArguments, "eval_cold_ne", False),
+        (FlipCTRArguments, "eval_new_users_gauc", True),
+        (FlipPreTrainingArguments, "eval_cold_icl_recall", True),
+    ],
+)
+def test_every_metric_has_its_direction(kind, metric, better, tmp_path):
+    arguments = kind(str(tmp_path), metric_for_best_model=metric)
+    assert arguments.greater_is_better is better
+    plateau = kind(
+        str(tmp_path), metric_for_best_model=metric, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch"
+    )
+    assert (plateau.lr_scheduler_kwargs or {}).get("mode", "min") == ("max" if better else "min")
+
+
+def test_an_unknown_metric_lists_the_known_ones_unless_it_is_ones_own(processor, encoded, tmp_path):
+    with pytest.raises(ValueError, match="'f1' is none of loss, auc, .*ece: .* say greater_is_better"):
+        ctr_arguments(tmp_path, metric_for_best_model="f1")
+
+    def build(metric, evaluated=encoded["validation"], compute_metrics=None, **options):
+        return FlipCTRTrainer(
+            tabular_model(processor),
+            ctr_arguments(tmp_path, num_train_epochs=1, metric_for_best_model=metric, **options),
+            train_dataset=encoded["train"],
+            eval_dataset=evaluated,
+            processing_class=processor,
+            compute_metrics=compute_metrics,
+        )
+
+    for metric, options, message in (
+        ("f1", {"greater_is_better": True}, "'f1' is not evaluated here.* loss, auc, logloss, ne, rig, ece$"),
+        ("gauc", {}, "'gauc' is not evaluated here"),
+        ("auc", {"prediction_loss_only": True}, "'auc' is not evaluated here.* one of loss$"),
+        ("auc", {"evaluated": {"a": encoded["validation"], "b": encoded["test"]}}, "take one of a_loss, .* b_ece$"),
+        ("ne", {"greater_is_better": True}, "greater_is_better=True would keep the model with the worst ne"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(metric, **options)
+    trainer = build("f1", compute_metrics=lambda prediction: {"f1": 0.5}, greater_is_better=True)
+    trainer.train()
+    assert trainer.state.best_metric == 0.5
+
+
+@pytest.mark.parametrize("metric", ["ne", "ece", "eval_b_auc"])
+def test_the_model_that_is_kept_is_the_best_by_its_metric(metric, processor, encoded, tmp_path):
+    evaluated = {"a": encoded["test"], "b": encoded["validation"]} if "_b_" in metric else encoded["validation"]
+    trainer = FlipCTRTrainer(
+        tabular_model(processor),
+        ctr_arguments(tmp_path, num_train_epochs=4, learning_rate=5e-2, metric_for_best_model=metric),
+        train_dataset=encoded["train"],
+        eval_dataset=evaluated,
+        processing_class=processor,
+    )
+    trainer.train()
+    key = metric if metric.startswith("eval_") else f"eval_{metric}"
+    values = [entry[key] for entry in trainer.state.log_history if key in entry]
+    best = (max if "auc" in metric else min)(values)
+    assert len(set(values)) > 1 and trainer.evaluate()[key] == pytest.approx(best)
+
+
+def test_rows_that_cannot_tell_the_best_model_or_its_probabilities_are_said(processor, encoded, tmp_path, caplog):
+    few = encoded["validation"].select(range(40))
+    num_clicks = int(sum(few["labels"]))
+
+    def build(rate, **data):
+        caplog.clear()
+        FlipCTRTrainer(
+            tabular_model(processor, negative_sampling_rate=rate),
+            ctr_arguments(tmp_path),
+            train_dataset=encoded["train"],
+            processing_class=processor,
+            **data,
+        )
+        return caplog.text
+
+    fewer = min(num_clicks, 40 - num_clicks)
+    what = "clicks" if fewer == num_clicks else "non-clicks"
+    text = build(1.0, eval_dataset=few)
+    assert f"the best model is chosen on eval_dataset, 40 rows with {fewer} {what}:" in text
+    assert "not down-sampled" not in text
+    text = build(0.1, eval_dataset=encoded["train"])
+    assert "negative_sampling_rate=0.1: the metrics need validation rows as they come, not down-sampled" in text
+    assert "the best model is chosen" not in text  # more than 100 of both
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "message"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 3}, ("steps", "steps", 3, 3, True), "every 3 steps"),
+        ({"save_strategy": "steps", "save_steps": 4}, ("steps", "steps", 4, 4, True), "every 4 steps"),
+        ({"eval_strategy": "steps", "logging_steps": 2}, ("steps", "steps", 2, 2, True), "every 2 steps"),
+        ({"eval_strategy": "no"}, ("no", "epoch", None, 500, False), "eval_strategy='no': the last model is kept"),
+        ({"save_strategy": "no"}, ("epoch", "no", None, 500, False), "save_strategy='no': the last model is kept"),
+        ({"eval_strategy": "steps", "save_strategy": "best"}, ("steps", "best", 50, 500, True), ""),
+    ],
+)
+def test_what_hangs_on_a_strategy_follows_it_and_is_said(
+    options, expected, message, processor, encoded, tmp_path, caplog
+):
+    arguments = ctr_arguments(tmp_path, num_train_epochs=1, **options)
+    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "load_best_model_at_end")
+    assert tuple(getattr(arguments, name) for name in names) == expected
+    said = [record.message for record in caplog.records if "training_args" in record.name]
+    assert len(said) == bool(message) and message in "".join(said)
+    trainer = FlipCTRTrainer(
+        tabular_model(processor),
+        arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         processing_class=processor,
     )
-    metrics = trainer.evaluate()
-    batch = DataCollatorForFlipCTR(processor)(list(encoded["validation"]))
-    with torch.no_grad():
-        output = model.eval()(**batch)
-    expected = compute_ctr_metrics(
-        batch["labels"].numpy(), torch.sigmoid(output.logits).numpy(), batch["feature_ids"][:, 0].numpy()
+    trainer.train()
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_auc" in entry]
+    steps = [] if expected[0] == "no" else sorted({*range(expected[2] or 8, 9, expected[2] or 8), 8})
+    assert evaluated == steps  # the last step is always evaluated
+    assert (trainer.state.best_model_checkpoint is not None) == bool(expected[-1] and steps)
+
+
+def test_a_trainer_that_only_predicts_says_nothing_of_evaluation_rows(processor, encoded, tmp_path, caplog):
+    trainer = FlipCTRTrainer(tabular_model(processor), ctr_arguments(tmp_path), processing_class=processor)
+    assert trainer.predict(encoded["test"]).metrics["test_auc"] > 0
+    assert not caplog.records
+
+
+def test_plain_arguments_of_transformers_or_of_the_other_stage_are_refused_in_a_sentence(processor, tmp_path):
+    for arguments in (TrainingArguments(str(tmp_path)), pretraining_arguments(tmp_path)):
+        message = f"takes FlipCTRArguments, not {type(arguments).__name__}: they have all of its arguments"
+        with pytest.raises(TypeError, match=message):
+            FlipCTRTrainer(tabular_model(processor), arguments, processing_class=processor)
+
+
+# values other than the default, of every argument of transformers: runs of two steps that end well ...
+# fmt: off
+_WORKS = [
+    {
+        "per_device_train_batch_size": 16, "num_train_epochs": 0.25, "learning_rate": 0.01, "warmup_steps": 1,
+        "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}, "optim": "adamw_torch", "optim_args": "eps=1e-7",
+        "optim_target_modules": "all-linear", "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.9,
+        "adam_epsilon": 1e-06, "gradient_accumulation_steps": 2, "average_tokens_across_devices": False,
+        "max_grad_norm": 0.5, "logging_strategy": "epoch", "logging_steps": 1, "logging_first_step": True,
+        "log_on_each_node": False, "logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all",
+        "log_level": "error", "log_level_replica": "error", "report_to": [], "run_name": "a", "project": "b",
+        "trackio_space_id": "c", "trackio_bucket_id": "d", "trackio_static_space_id": "e", "disable_tqdm": True,
+        "hub_token": "f", "hub_private_repo": True, "hub_model_id": "g", "hub_strategy": "end", "seed": 1,
+        "hub_always_push": True, "hub_revision": "h", "liger_kernel_config": {"rope": True}, "use_cpu": True,
+        "dataloader_drop_last": True, "output_dir": "", "bf16_full_eval": True,
+    },
+    {
+        "max_steps": 2, "bf16": True, "activation_checkpointing": True, "neftune_noise_alpha": 1.0, "eval_steps": 1,
+        "activation_checkpointing_kwargs": {"use_reentrant": False}, "torch_empty_cache_steps": 1, "data_seed": 2,
+        "auto_find_batch_size": True, "eval_strategy": "steps", "eval_delay": 1, "per_device_eval_batch_size": 16,
+        "eval_on_start": True, "eval_do_concat_batches": False, "eval_use_gather_object": True, "save_steps": 1,
+        "eval_accumulation_steps": 1, "include_for_metrics": ["inputs", "loss"], "save_only_model": True,
+        "save_strategy": "steps", "save_on_each_node": True, "save_total_limit": 1, "load_best_model_at_end": True,
+        "metric_for_best_model": "loss", "greater_is_better": False, "ignore_data_skip": True,
+        "restore_callback_states_from_checkpoint": True,
+    },
+    {
+        "max_steps": 2, "accelerator_config": {"even_batches": True}, "dataloader_num_workers": 1, "use_cache": True,
+        "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 1, "dataloader_in_order": False,
+        "dataloader_multiprocessing_context": "fork", "dataloader_pin_memory": False, "prediction_loss_only": True,
+        "remove_unused_columns": False, "train_sampling_strategy": "batch_rebalance", "skip_memory_metrics": False,
+        "do_train": True, "do_eval": True, "do_predict": True, "resume_from_checkpoint": "x", "ddp_timeout": 10,
+        "ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 1, "ddp_broadcast_buffers": True, "local_rank": 0,
+        "ddp_static_graph": True, "metric_for_best_model": "loss", "fsdp_config": {"min_num_params": 1},
+    },
+    {
+        "max_steps": 1, "enable_jit_checkpoint": True, "full_determinism": True, "fp16_full_eval": True,
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    {
+        "max_steps": 1, "torch_compile": True, "torch_compile_backend": "eager",
+    },
+]
+# fmt: on
+# ... a sentence of ours ...
+_REFUSED = {
+    "label_smoothing_factor": (0.1, "it would pull every click probability towards 1/2"),
+    "label_names": (["x"], "the collator makes labels alone"),
+    "length_column_name": ("x", "rows are grouped by the length of their input_ids"),
+    "batch_eval_metrics": (True, "AUC is no mean of batches"),
+    "debug": ("underflow_overflow", "a loss not finite is an error here"),
+}
+# ... or what transformers makes of a device, a library, a launcher or a Hub that is not here
+_NOT_HERE = {
+    "fp16",
+    "tf32",
+    "torch_compile_mode",
+    "use_liger_kernel",
+    "push_to_hub",
+    "ddp_backend",
+    "fsdp",
+    "deepspeed",
+}
+_NOT_HERE |= {"parallelism_config"}
+
+
+def test_every_argument_of_transformers_is_tried_here():
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    assert set().union(*_WORKS, _REFUSED, _NOT_HERE) == set(names)
+    assert not _NOT_HERE & set().union(*_WORKS, _REFUSED)
+
+
+@pytest.fixture()
+def as_before(monkeypatch):
+    """Some arguments change the process."""
+    verbosity, handler = transformers.logging.get_verbosity(), signal.getsignal(signal.SIGTERM)
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("FLASH_ATTENTION_DETERMINISTIC", "")
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    signal.signal(signal.SIGTERM, handler)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    "options", [pytest.param(options, marks=[pytest.mark.slow] * ("torch_compile" in options)) for options in _WORKS]
+)
+def test_arguments_of_transformers_work(
+    options, stage, pretraining_model, text_model_dir, processor, encoded, tmp_path, as_before
+):
+    options = {"per_device_train_batch_size": 16, "use_cpu": True, "disable_tqdm": True, **options}
+    options["output_dir"] = str(tmp_path)
+    if stage == 1:
+        kind, arguments, model = FlipPreTrainingTrainer, FlipPreTrainingArguments(**options), pretraining_model
+    else:
+        kind, arguments = FlipCTRTrainer, FlipCTRArguments(**options)
+        model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint")
+    trainer = kind(
+        model,
+        arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
     )
-    for name in ("auc", "gauc", "ne", "ece"):
-        assert metrics[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6), name
-    assert metrics["eval_logloss"] == pytest.approx(expected["logloss"], abs=1e-5)
-    predicted = trainer.predict(encoded["validation"]).predictions
-    np.testing.assert_allclose(predicted, output.logits.numpy(), atol=1e-6)
+    trainer.train()
+    assert trainer.state.global_step == (1 if options.get("max_steps") == 1 else 2)
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_arguments_that_have_no_use_are_refused_in_a_sentence(name, pretraining_model, processor, tmp_path):
+    value, why = _REFUSED[name]
+    for kind, model, arguments in (
+        (FlipPreTrainingTrainer, pretraining_model, pretraining_arguments(tmp_path, **{name: value})),
+        (FlipCTRTrainer, tabular_model(processor), ctr_arguments(tmp_path, **{name: value})),
+    ):
+        with pytest.raises(ValueError, match=f"{name}=.*has no use here, leave it out: .*{why}"):
+            kind(model, arguments, processing_class=processor)
+
+
+def test_noise_on_word_embeddings_is_refused_where_no_text_is_read(processor, tmp_path):
+    with pytest.raises(ValueError, match="neftune_noise_alpha=5 is noise on word embeddings"):
+        FlipCTRTrainer(
+            tabular_model(processor), ctr_arguments(tmp_path, neftune_noise_alpha=5), processing_class=processor
+        )
+
+
+# --- models of model_init --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_search_trains_a_new_model_in_every_trial_and_seeks_the_best_of_the_metric(
+    stage, text_model_dir, processor, encoded, tmp_path, monkeypatch
+):
+    class Backend:
+        """Two trials, with the values that are given, for a library that is not here."""
+
+        def ensure_available(self):
+            pass
+
+        default_hp_space = None
+
+        def run(self, trainer, n_trials, direction, **kwargs):
+            objectives = []
+            for number in range(n_trials):
+                trainer.train(trial=types.SimpleNamespace(number=number, params={}))
+                frozen = [not p.requires_grad for p in trainer.model.flip.text.parameters()]
+                kept = trainer.evaluate()
+                objectives.append((trainer.objective, kept, trainer.data_collator, all(frozen)))
+                trainer.model = trainer.model_wrapped = None  # as transformers' backends do
+            return direction, objectives
+
+    monkeypatch.setitem(sys.modules, "optuna", types.ModuleType("optuna"))
+    monkeypatch.setattr(transformers.integrations, "hp_params", lambda trial: trial.params)
+    backends = transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS
+    monkeypatch.setitem(backends, HPSearchBackend.OPTUNA, Backend)
+    ratios = iter([0.15, 0.15, 0.4])  # the constructor makes a model, too
+
+    def model_init():
+        if stage == 1:
+            return FlipForPreTraining.from_text_pretrained(
+                text_model_dir, processor=processor, text_mask_ratio=next(ratios)
+            )
+        return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint")
+
+    kind, build = (FlipPreTrainingTrainer, pretraining_arguments) if stage == 1 else (FlipCTRTrainer, ctr_arguments)
+    options = {"eval_strategy": "epoch", "num_train_epochs": 1} if stage == 1 else {"num_train_epochs": 3}
+    trainer = kind(
+        args=build(tmp_path, **options),
+        model_init=model_init,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processor,
+    )
+    direction, objectives = trainer.hyperparameter_search(
+        hp_space=lambda trial: {
+            "freeze_text": [None, "all"][trial.number],
+            "learning_rate": [1e-3, 5e-2][trial.number],
+        },
+        backend="optuna",
+        n_trials=2,
+    )
+    assert direction == ("minimize" if stage == 1 else "maximize")
+    for objective, kept, _, _ in objectives:
+        assert objective == pytest.approx(kept["eval_loss" if stage == 1 else "eval_auc"])
+    assert [frozen for *_, frozen in objectives] == [False, True]
+    if stage == 1:
+        assert [collator.text_mask_ratio for _, _, collator, _ in objectives] == [0.15, 0.4]
+    foreign = kind.__new__(kind)
+    with pytest.raises(TypeError, match=f"{kind.__name__} trains a .*, not a Linear"):
+        foreign.__init__(args=build(tmp_path), model_init=lambda: torch.nn.Linear(1, 1), processing_class=processor)
 
 
 @pytest.mark.parametrize("mode", ["tabular", "joint"])
@@ -426,14 +907,6 @@ def test_a_processor_of_another_table_is_refused(processor, encoded, splits, tmp
             train_dataset=encoded["train"],
             processing_class=other,
         )
-    with pytest.raises(ValueError, match="group_field='nobody' is none of the fields"):
-        FlipCTRTrainer(
-            model=tabular_model(processor),
-            args=ctr_arguments(tmp_path, group_field="nobody"),
-            train_dataset=encoded["train"],
-            eval_dataset=encoded["validation"],
-            processing_class=processor,
-        )
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -527,4 +1000,30 @@ def test_a_stream_trains_as_the_table_does_and_a_processor_needs_no_tokenizer(sp
     stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor, text=False)
     losses = losses_on(table, processor, tmp_path / "table")
     assert len(losses) == 4 and losses == losses_on(stream, processor, tmp_path / "stream")
-    assert transformers.trainer.align_special_tokens.__name__ == "align_special_tokens"  # put back
+
+
+def test_training_swaps_nothing_in_transformers_and_leaves_special_tokens_out(processor, encoded, tmp_path):
+    function = transformers.trainer.align_special_tokens
+
+    class Look(transformers.TrainerCallback):
+        seen = []
+
+        def on_step_end(self, *_, **__):
+            self.seen.append((transformers.trainer.align_special_tokens, trainer.processing_class))
+
+    model = tabular_model(processor)
+    before = model.config.to_dict()
+    trainer = FlipCTRTrainer(
+        model,
+        ctr_arguments(tmp_path, max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False),
+        train_dataset=encoded["train"],
+        processing_class=processor,
+        callbacks=[Look()],
+    )
+    trainer.train()
+    assert Look.seen == [(function, processor)] * 2 and trainer.processing_class is processor
+    after = model.config.to_dict()
+    assert {name for name in after if after[name] != before.get(name)} <= {"use_cache"}  # which Trainer turns off
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.processing_class is processor  # also where a training does not get as far as its rows

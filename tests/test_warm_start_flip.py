@@ -36,7 +36,6 @@ def extended(processor):
     """The session's processor, copied, with one new user, two new items and two new titles."""
     other = copy.copy(processor)
     other.feature_extractor = copy.deepcopy(processor.feature_extractor)
-    other._forget()
     grown = other.feature_extractor.extend(NEW_ROWS)
     assert grown == {"user_id": 1, "item_id": 2, "title": 2}
     return other

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published files where they lie: in a folder, gzipped or not, or in the archive they came in (.zip, .tar.gz)."""
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -15,8 +16,20 @@ from typing import IO, Any
 
 
 ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz")
+# A table shrinks to a tenth, one of zeros to a hundredth. What unpacks to more than both of these fills a memory or a
+# disk: it was made for that, or is no table.
+_MAX_RATIO, _MAX_UNPACKED = 200, 1 << 28
 # what a file that was cut short or changed on its way raises when it is unpacked
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
+
+
+def check_unpacked(file: "PublishedFile", size: int) -> None:
+    """Raises ValueError where the first `size` bytes of an unpacked file are more than a table can be packed into."""
+    if size > _MAX_UNPACKED and size > _MAX_RATIO * file.path.stat().st_size:
+        raise ValueError(
+            f"{file.path.name} unpacks to more than {_MAX_RATIO} times its size, which no table does: if it is one, "
+            "unpack it and pass what was in it"
+        )
 
 
 def is_archive(path: Path) -> bool:
@@ -59,8 +72,10 @@ class PublishedFile:
                 archive = stack.enter_context(tarfile.open(self.path))
                 # not extractfile(name), which reads a compressed archive to its end and then once more from the start
                 raw = archive.extractfile(next(member for member in archive if member.name == self.member))
-            if self.name.endswith(".gz"):
+            if self.name.lower().endswith(".gz"):
                 raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+            elif self.name.lower().endswith(".bz2"):
+                raw = stack.enter_context(bz2.BZ2File(raw))
             yield io.BufferedReader(_Unpacked(self, raw), buffer_size=1 << 20)
 
     @contextlib.contextmanager
@@ -82,7 +97,7 @@ class _Unpacked(io.RawIOBase):
     """Bytes of a file; whatever unpacking raises becomes one error that says which file it is and what to do."""
 
     def __init__(self, file: PublishedFile, raw: IO[bytes]) -> None:
-        self.file, self.raw = file, raw
+        self.file, self.raw, self.size = file, raw, 0
 
     def readable(self) -> bool:
         return True
@@ -90,6 +105,8 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         with _naming_damage(self.file):
             data = self.raw.read(len(buffer))
+        self.size += len(data)
+        check_unpacked(self.file, self.size)
         buffer[: len(data)] = data
         return len(data)
 
@@ -118,8 +135,7 @@ def list_files(source: Path) -> dict[str, list[PublishedFile]]:
     if source.is_dir():
         found = [PublishedFile(path) for path in source.iterdir() if path.is_file()]
     elif is_archive(source):
-        with _naming_damage(PublishedFile(source)):
-            found = [PublishedFile(source, member) for member in _members(source)]
+        found = list_members(source)
     else:
         found = [PublishedFile(source)] if source.is_file() else []
     files: dict[str, list[PublishedFile]] = {}
@@ -128,15 +144,17 @@ def list_files(source: Path) -> dict[str, list[PublishedFile]]:
     return files
 
 
-def _members(archive: Path) -> list[str]:
-    if archive.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(archive) as zipped:
-            names = [info.filename for info in zipped.infolist() if not info.is_dir()]
-    else:
-        with tarfile.open(archive) as tarred:
-            names = [info.name for info in tarred if info.isfile()]
+def list_members(archive: Path) -> list[PublishedFile]:
+    """The files in an archive. Raises ValueError if it cannot be listed."""
+    with _naming_damage(PublishedFile(archive)):
+        if archive.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as zipped:
+                names = [info.filename for info in zipped.infolist() if not info.is_dir()]
+        else:
+            with tarfile.open(archive) as tarred:
+                names = [info.name for info in tarred if info.isfile()]
     # archives made on a Mac hold a "._name" of some metadata beside each file
-    return [name for name in names if not PurePosixPath(name).name.startswith("._")]
+    return [PublishedFile(archive, name) for name in names if not PurePosixPath(name).name.startswith("._")]
 
 
 def choose_files(

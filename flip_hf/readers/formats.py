@@ -1,35 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file (csv, tsv, json, jsonl, parquet; the text ones also gzipped) -> Arrow tables of some megabytes each, in the
-order of its rows, and what is wrong with a file that cannot be read.
+"""One file (csv, tsv, txt, json, jsonl, parquet; the text ones also packed) -> Arrow tables of some megabytes each, in
+the order of its rows, and what is wrong with a file that cannot be read.
 """
 
 import codecs
+import contextlib
 import csv
-import gzip
+import io
+import itertools
 import json
 import re
-import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from datasets import ClassLabel, Features
+from transformers.utils import logging
+
+from ..columns_flip import with_class_names
+from .files import PublishedFile, check_unpacked, list_members
 
 
-_KINDS = ("csv", "tsv", "parquet", "jsonl", "json")
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
-# bytes read at a time; a row of a csv has to fit into one, hence the second
-_BLOCK_SIZES = (1 << 24, 1 << 30)
+_KINDS = ("csv", "tsv", "txt", "parquet", "jsonl", "json")
+# of a txt it is sniffed
+_DELIMITERS = {"csv": ",", "tsv": "\t", "txt": ""}
+# bytes read at a time; a row has to fit into one, hence the second
+_BLOCK_SIZES = (1 << 24, 1 << 27)
+# a value of more lines than that is more likely a quote that was never meant as one
+_MAX_LINES = 20
+# where pandas keeps its index, and what becomes of an index in a csv that pandas wrote or read again
+_INDEX = re.compile(r"|__index_level_\d+__|Unnamed: 0(\.\d+)?")
 # whole numbers from here on are not all floats
 _EXACT_FLOATS = 2**53
 # what Python makes of a byte that is not in the encoding, if asked to go on
 _STRAY_BYTE = re.compile("[\udc80-\udcff]")
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,14 +54,32 @@ class FileOptions:
     threshold: float | None = None
     delimiter: str | None = None
     encoding: str | None = None
+    quoting: int | None = None
+    escapechar: str | None = None
+    column_names: Sequence[str] | None = None
+    label_map: Mapping[str, int] | None = None
 
     def check(self, kind: str) -> None:
         """
         Raises:
             ValueError: for an option that does not go with files of this kind, or an encoding that Python has not.
         """
-        if self.delimiter is not None and (len(self.delimiter) != 1 or kind not in _DELIMITERS):
-            raise ValueError(f"delimiter={self.delimiter!r} has to be one character, and the file a csv or tsv")
+        for name, given in (("delimiter", self.delimiter), ("escapechar", self.escapechar)):
+            if given is not None and (len(given) != 1 or not given.isascii() or kind not in _DELIMITERS):
+                raise ValueError(f"{name}={given!r} has to be one character of ASCII, and the file a csv, tsv or txt")
+        for name, option in (("quoting", self.quoting), ("column_names", self.column_names)):
+            if option is not None and kind not in _DELIMITERS:
+                raise ValueError(f"{name}={option!r} is for csv, tsv and txt files, and this is {kind}")
+        if self.quoting is not None and (isinstance(self.quoting, bool) or self.quoting not in (0, 3)):
+            raise ValueError(
+                f"quoting={self.quoting!r} is neither csv.QUOTE_MINIMAL (0: a value may stand in quotes) nor "
+                "csv.QUOTE_NONE (3: quotes are characters as any other)"
+            )
+        if self.label_map is not None and (self.threshold is not None or not {*self.label_map.values()} <= {0, 1}):
+            raise ValueError(
+                f"label_map={dict(self.label_map)!r} has to say 0 or 1 of each value of the label column, and leaves "
+                "nothing to label_threshold"
+            )
         if self.encoding is not None:
             if kind == "parquet":
                 raise ValueError(f"encoding={self.encoding!r} is for text files; parquet is always UTF-8")
@@ -61,13 +93,28 @@ class FileOptions:
 
 def file_kind(path: Path) -> str:
     """Raises ValueError for an ending that is not read."""
-    ending = re.search(rf"\.({'|'.join(_KINDS)})(\.gz)?$", path.name.lower())
-    if ending is None or ending[0] == ".parquet.gz":
+    name = _table_file(path).name
+    ending = re.search(rf"\.({'|'.join(_KINDS)})(\.gz|\.bz2)?$", name.lower())
+    is_packed = ending is not None and (ending[2] or name != path.name)
+    if ending is None or (ending[1] == "parquet" and is_packed):
         raise ValueError(
-            f"{path.name}: {path.suffix or 'no ending'} is not one of {', '.join('.' + kind for kind in _KINDS)} (of "
-            "the text ones, also .gz)"
+            f"{name}: {Path(name).suffix or 'no ending'} is not one of {', '.join('.' + kind for kind in _KINDS)} (of "
+            "the text ones, also .gz, .bz2 and .zip)"
         )
     return ending[1]
+
+
+def _table_file(path: Path) -> PublishedFile:
+    """The file itself, or the one table in a zip."""
+    if path.suffix.lower() != ".zip":
+        return PublishedFile(path)
+    files = list_members(path)
+    if len(files) != 1:
+        raise ValueError(
+            f"{path.name} has {len(files)} files in it ({', '.join(file.member for file in files[:3])}): unpack it, "
+            "and pass those that are the table"
+        )
+    return files[0]
 
 
 def read_schema(path: Path, options: FileOptions) -> pa.Schema:
@@ -79,10 +126,11 @@ def read_schema(path: Path, options: FileOptions) -> pa.Schema:
         kind = file_kind(path)
         if kind == "parquet":
             with pyarrow.parquet.ParquetFile(path) as file:
-                return _without_index(file.schema_arrow)
+                check_names(path, file.schema_arrow.names)
+                return without_index(_spell_classes(file.schema_arrow.empty_table(), options)).schema
         if kind in _DELIMITERS:
-            names = _csv_header(path, options.delimiter or _DELIMITERS[kind], options.encoding or "utf-8")
-            return pa.schema([(name, pa.string()) for name in names])
+            names = _csv_header(path, _dialect(path, options), options)
+            return without_index(pa.schema([(name, pa.string()) for name in names]).empty_table()).schema
         return next(_json_pieces(path, options.encoding or "utf-8"), pa.table({})).schema
 
 
@@ -96,9 +144,9 @@ def read_pieces(path: Path, options: FileOptions) -> Iterator[pa.Table]:
     with _Blame(path):
         kind = file_kind(path)
         if kind == "parquet":
-            yield from _parquet_pieces(path)
+            yield from _parquet_pieces(path, options)
         elif kind in _DELIMITERS:
-            yield from _csv_pieces(path, options.delimiter or _DELIMITERS[kind], options.encoding or "utf-8")
+            yield from map(without_index, _csv_pieces(path, options))
         else:
             yield from _json_pieces(path, options.encoding or "utf-8")
 
@@ -146,55 +194,119 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             )
 
 
-def _open_text(path: Path, encoding: str) -> pa.NativeFile:
+def without_index(table: pa.Table) -> pa.Table:
+    """Without the columns in which pandas keeps its index, and without what pandas says of them."""
+    names = [name for name in table.column_names if not _INDEX.fullmatch(name)]
+    dropped = [name for name in table.column_names if name not in names and not name.startswith("__")]
+    if dropped:
+        logger.warning_once(
+            f"column {', '.join(map(repr, dropped))} is the index of a pandas frame and left out; if it is a field, "
+            "name it in the file"
+        )
+    return table.select(names).replace_schema_metadata()
+
+
+@contextlib.contextmanager
+def _open_text(path: Path, encoding: str) -> Iterator[pa.NativeFile]:
     """The bytes of a text file, unpacked and in UTF-8."""
-    stream = pa.input_stream(str(path), compression="gzip" if path.suffix.lower() == ".gz" else None)
-    if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):  # both: a byte order mark is no part of a name
-        return pa.transcoding_input_stream(stream, encoding, "utf-8")
-    return stream
+    with contextlib.ExitStack() as stack:
+        if path.suffix.lower() == ".zip":
+            stream = pa.PythonFile(stack.enter_context(_table_file(path).open()), mode="r")
+        else:  # Arrow's own, which its threads read without waiting for Python
+            packed = {".gz": "gzip", ".bz2": "bz2"}.get(path.suffix.lower())
+            stream = stack.enter_context(pa.input_stream(str(path), compression=packed))
+        if codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):  # both: a byte order mark is no part of a name
+            stream = pa.transcoding_input_stream(stream, encoding, "utf-8")
+        yield stream
 
 
-def _open_lenient(path: Path, encoding: str) -> TextIO:
+def _blocks(path: Path, encoding: str) -> Iterator[bytes]:
+    """The text of a file, some megabytes at a time."""
+    size = 0
+    with _open_text(path, encoding) as stream:
+        while block := stream.read(_BLOCK_SIZES[0]):
+            size += len(block)
+            check_unpacked(PublishedFile(path), size)
+            yield block
+
+
+@contextlib.contextmanager
+def _open_lenient(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
     """As text; a byte that is not in the encoding is there as half a surrogate pair."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    return opener(path, "rt", encoding=encoding, errors="surrogateescape", newline="")
+    with _table_file(path).open() as file:
+        yield io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="")
 
 
 # --- csv -------------------------------------------------------------------------------------------------------------
 
 
-def _csv_header(path: Path, delimiter: str, encoding: str) -> list[str]:
+def _dialect(path: Path, options: FileOptions) -> dict[str, Any]:
+    """How the cells of a text table are told apart, as arguments of `csv.reader`."""
+    dialect: dict[str, Any] = {"quoting": options.quoting or csv.QUOTE_MINIMAL, "escapechar": options.escapechar}
+    delimiter = options.delimiter or _DELIMITERS[file_kind(path)]
+    if not delimiter:
+        with _open_lenient(path, options.encoding or "utf-8") as text:
+            lines = list(itertools.islice(text, 50 * _MAX_LINES))
+        widths = {}
+        for other in "\t,;|":
+            rows = itertools.islice(csv.reader(lines, delimiter=other, **dialect), _MAX_LINES)
+            widths[other] = {len(cells) for cells in rows if cells}
+        fitting = {other: max(found) for other, found in widths.items() if len(found) == 1 and max(found) > 1}
+        if lines and not fitting:
+            raise ValueError(
+                f"{path.name}: neither tab nor ',', ';' or '|' takes its first lines into equally many cells: pass "
+                "delimiter"
+            )
+        delimiter = max(fitting, key=lambda other: fitting[other], default=",")
+    return {"delimiter": delimiter, "strict": True, **dialect}
+
+
+def _csv_header(path: Path, dialect: dict[str, Any], options: FileOptions) -> list[str]:
+    encoding = options.encoding or "utf-8"
     with _open_lenient(path, encoding) as text:
-        names = next(csv.reader(text, delimiter=delimiter), [])
+        names = next(csv.reader(text, **dialect), [])
     if not names:
         raise ValueError(f"{path.name} has no rows, not even a header")
+    if options.column_names is not None:
+        check_names(path, options.column_names)
+        if len(names) != len(options.column_names):
+            raise ValueError(f"{path.name}: " + _width_fault(options.column_names, names, dialect["delimiter"]))
+        return list(options.column_names)
     names[0] = names[0].removeprefix("\ufeff")
     if any(map(_STRAY_BYTE.search, names)):
-        raise ValueError(_csv_fault(path, names, delimiter, encoding))
+        raise ValueError(_csv_fault(path, names, dialect, options))
+    delimiter = dialect["delimiter"]
     others = [other for other in ",;\t|" if other != delimiter and other in names[0]]
     if len(names) == 1 and others:
         raise ValueError(
             f"{path.name} has the one column {names[0]!r} with delimiter {delimiter!r}: it looks like "
             f"delimiter={others[0]!r}"
         )
-    check_names(path, names)  # before Arrow merges what column_types cannot tell apart
+    # before Arrow merges what column_types cannot tell apart; an index, as pandas writes it, has no name
+    check_names(path, names if names[0] or len(names) == 1 else ["Unnamed: 0", *names[1:]])
     return names
 
 
-def _csv_pieces(path: Path, delimiter: str, encoding: str) -> Iterator[pa.Table]:
+def _csv_pieces(path: Path, options: FileOptions) -> Iterator[pa.Table]:
     """Strings in every column; an empty cell is null."""
-    names = _csv_header(path, delimiter, encoding)
+    dialect = _dialect(path, options)
+    names = _csv_header(path, dialect, options)
     strings = pa.schema([(name, pa.string()) for name in names])
-    last, num_rows = strings.empty_table(), 0
+    if not _is_cleanly_quoted(path, dialect, options):
+        fault = _csv_fault(path, names, dialect, options)
+        if fault is not None:
+            raise ValueError(fault)
+    num_rows = 0
     for block_size in _BLOCK_SIZES:
         skip = num_rows
         try:
-            for batch in _csv_batches(path, strings, delimiter, encoding, block_size):
+            for batch in _csv_batches(path, strings, dialect, options, block_size):
                 piece = pa.Table.from_batches([batch]).slice(skip)
                 skip -= min(skip, batch.num_rows)
                 if piece.num_rows:
+                    if options.quoting is None and any(_hold_rows(column, dialect) for column in piece.columns):
+                        raise ValueError(_csv_fault(path, names, dialect, options))
                     num_rows += piece.num_rows
-                    last = piece
                     yield piece
             break
         except pa.ArrowInvalid as error:
@@ -209,30 +321,31 @@ def _csv_pieces(path: Path, delimiter: str, encoding: str) -> Iterator[pa.Table]
                     ) from error
                 continue
             raise ValueError(
-                _csv_fault(path, names, delimiter, encoding) or f"{path.name} cannot be parsed: {message}"
+                _csv_fault(path, names, dialect, options) or f"{path.name} cannot be parsed: {message}"
             ) from error
         except UnicodeDecodeError as error:
-            fault = _csv_fault(path, names, delimiter, encoding)
+            fault = _csv_fault(path, names, dialect, options)
             if fault is None:
                 raise
             raise ValueError(fault) from error
     if num_rows == 0:
         yield strings.empty_table()
-    elif _ends_in_a_quote(path, last.column(len(names) - 1)[-1].as_py(), encoding):
-        raise ValueError(
-            f"{path.name}: row {num_rows - 1} (from 0), column {names[-1]!r}: a quote is opened and never closed; the "
-            "rest of the file would be its value"
-        )
 
 
 def _csv_batches(
-    path: Path, strings: pa.Schema, delimiter: str, encoding: str, block_size: int
+    path: Path, strings: pa.Schema, dialect: dict[str, Any], options: FileOptions, block_size: int
 ) -> Iterator[pa.RecordBatch]:
-    with _open_text(path, encoding) as stream:
+    is_quoted = dialect["quoting"] != csv.QUOTE_NONE
+    with _open_text(path, options.encoding or "utf-8") as stream:
         reader = pyarrow.csv.open_csv(
             stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=block_size),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            read_options=pyarrow.csv.ReadOptions(block_size=block_size, column_names=options.column_names),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=dialect["delimiter"],
+                quote_char='"' if is_quoted else False,
+                escape_char=dialect["escapechar"] or False,
+                newlines_in_values=is_quoted,
+            ),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=strings, strings_can_be_null=True, null_values=[""]
             ),
@@ -242,47 +355,99 @@ def _csv_batches(
         yield from reader
 
 
-def _ends_in_a_quote(path: Path, last: str | None, encoding: str) -> bool:
-    """Whether the last value of a csv holds a line break and yet no quote closes it."""
-    if last is None or not ("\n" in last or "\r" in last):
-        return False
-    tail = b""
-    with _open_text(path, encoding) as stream:
-        while block := stream.read(_BLOCK_SIZES[0]):
-            tail = (tail + block)[-8:]
-    return not tail.rstrip(b"\r\n").endswith(b'"')
-
-
-def _csv_fault(path: Path, names: Sequence[str], delimiter: str, encoding: str) -> str | None:
+def _is_cleanly_quoted(path: Path, dialect: dict[str, Any], options: FileOptions) -> bool:
     """
-    What is wrong with the first bad row: bytes of another encoding, or more or fewer columns than the header has.
+    Whether every quote opens a cell at its start, closes it at its end, or is doubled. A file of which that is not
+    true may still be sound, with quotes in the midst of a cell that is not quoted.
+    """
+    if dialect["quoting"] == csv.QUOTE_NONE or dialect["escapechar"]:
+        return dialect["quoting"] == csv.QUOTE_NONE
+    is_edge = np.zeros(256, bool)
+    is_edge[list(b'\r\n"' + dialect["delimiter"].encode())] = True
+    rest, num_quotes = b"\n", 0
+    try:
+        for number, block in enumerate(itertools.chain(_blocks(path, options.encoding or "utf-8"), [b"\n"])):
+            text = rest + (block if number else block.removeprefix(codecs.BOM_UTF8))
+            end = len(text.rstrip(b'"'))  # of the others it is not known yet what follows them
+            rest = text[end - 1 :]
+            if text.find(b'"', 0, end) < 0:
+                continue
+            octets = np.frombuffer(text[:end], np.uint8)
+            quotes = np.flatnonzero(octets == ord('"'))
+            opens = (num_quotes + np.arange(len(quotes))) % 2 == 0
+            if not is_edge[np.where(opens, octets[quotes - 1], octets[quotes + 1])].all():
+                return False
+            num_quotes += len(quotes)
+    except UnicodeDecodeError:
+        return False
+    return num_quotes % 2 == 0
+
+
+def _looks_like_rows(value: str, dialect: dict[str, Any]) -> bool:
+    return value.count("\n") >= _MAX_LINES or (dialect["delimiter"] == "\t" and "\t" in value and "\n" in value)
+
+
+def _hold_rows(column: pa.ChunkedArray, dialect: dict[str, Any]) -> bool:
+    """Whether one of the values looks like several rows."""
+    most_lines = pc.max(pc.count_substring(column, "\n")).as_py() or 0
+    if most_lines == 0 or most_lines >= _MAX_LINES or dialect["delimiter"] != "\t":
+        return most_lines >= _MAX_LINES
+    return bool(pc.any(pc.and_(pc.match_substring(column, "\n"), pc.match_substring(column, "\t"))).as_py())
+
+
+def _csv_fault(path: Path, names: Sequence[str], dialect: dict[str, Any], options: FileOptions) -> str | None:
+    """
+    What is wrong with the first bad row: bytes of another encoding, more or fewer columns than the header has, or
+    quotes that are none.
 
     Python's own reader knows its rows; it is slower than Arrow's, and so asked only where that one gave up.
     """
-    limit = csv.field_size_limit(sys.maxsize)
+    first, encoding = -1 if options.column_names is None else 0, options.encoding or "utf-8"
+    plain = "where quotes are characters as any other, pass quoting=csv.QUOTE_NONE"
+    limit = csv.field_size_limit(_BLOCK_SIZES[1])
+    line = 0
     try:
         with _open_lenient(path, encoding) as text:
-            rows = (cells for cells in csv.reader(text, delimiter=delimiter) if cells)
-            for row, cells in enumerate(rows, -1):
+            rows = csv.reader(text, **dialect)
+            row = first - 1
+            while True:
+                line = rows.line_num + 1
+                try:
+                    cells = next(rows, None)
+                except csv.Error as error:
+                    if "unexpected end" in str(error) or "field limit" in str(error):
+                        fault = "a quote is opened and never closed; the rest of the file would be its value"
+                    else:
+                        line, fault = rows.line_num, f"{error}: a quote in a value has to be doubled"
+                    return f"{path.name}, line {line}: {fault} (escaped by a backslash: escapechar='\\\\'; {plain})"
+                if cells is None:
+                    return None
+                if not cells:
+                    continue
+                row += 1
                 where = f"{path.name}, " + (f"row {row} (from 0)" if row >= 0 else "header")
                 for position, cell in enumerate(cells):
-                    stray = _STRAY_BYTE.search(cell)
-                    if stray is None:
-                        continue
-                    byte = ord(stray[0]) - 0xDC00
                     column = repr(names[position]) if position < len(names) else f"number {position} (from 0)"
-                    wide = row == -1 and position == 0 and stray.start() == 0 and byte in (0xFE, 0xFF)
-                    return (
-                        f"{where}, column {column}: byte 0x{byte:02x} is not in {encoding}: pass the file's own "
-                        f'encoding, such as encoding="{"utf-16" if wide else "latin-1"}", or save it in UTF-8'
-                    )
+                    stray = _STRAY_BYTE.search(cell)
+                    if stray is not None:
+                        byte = ord(stray[0]) - 0xDC00
+                        wide = row == -1 and position == 0 and stray.start() == 0 and byte in (0xFE, 0xFF)
+                        return (
+                            f"{where}, column {column}: byte 0x{byte:02x} is not in {encoding}: pass the file's own "
+                            f'encoding, such as encoding="{"utf-16" if wide else "latin-1"}", or save it in UTF-8'
+                        )
+                    if options.quoting is None and _looks_like_rows(cell, dialect):
+                        return (
+                            f"{path.name}, line {line}, column {column}: a quoted value goes on to line "
+                            f"{rows.line_num} and looks like several rows: {plain}; where it is one value, pass "
+                            "quoting=csv.QUOTE_MINIMAL"
+                        )
                 if row >= 0 and len(cells) != len(names):
-                    return f"{where}: " + _width_fault(names, cells, delimiter)
-    except (UnicodeError, csv.Error):  # of encodings that cannot say which byte it was
-        pass
+                    return f"{where}: " + _width_fault(names, cells, dialect["delimiter"])
+    except UnicodeError:  # of encodings that cannot say which byte it was
+        return None
     finally:
         csv.field_size_limit(limit)
-    return None
 
 
 def _width_fault(names: Sequence[str], cells: Sequence[str], delimiter: str) -> str:
@@ -299,23 +464,49 @@ def _width_fault(names: Sequence[str], cells: Sequence[str], delimiter: str) -> 
 # --- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _parquet_pieces(path: Path) -> Iterator[pa.Table]:
+def _parquet_pieces(path: Path, options: FileOptions) -> Iterator[pa.Table]:
     with pyarrow.parquet.ParquetFile(path) as file:  # read_table would take "day=3/" in the path for a column
         check_names(path, file.schema_arrow.names)
-        kept = _without_index(file.schema_arrow).names
         if not file.metadata.num_rows:
-            yield file.schema_arrow.empty_table().select(kept)
+            yield without_index(_spell_classes(file.schema_arrow.empty_table(), options))
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             size = group.total_byte_size // max(group.num_rows, 1) + 1  # of a row
             batch_size = min(max(_BLOCK_SIZES[0] * 4 // size, 1), 1 << 16)
             for batch in file.iter_batches(batch_size=batch_size, row_groups=[number]):
-                yield pa.Table.from_batches([batch]).select(kept)
+                yield without_index(_spell_classes(pa.Table.from_batches([batch]), options))
 
 
-def _without_index(schema: pa.Schema) -> pa.Schema:
-    """Without the columns in which pandas keeps its index, and without what pandas says of them."""
-    return pa.schema([field for field in schema if not re.fullmatch(r"__index_level_\d+__", field.name)])
+def _spell_classes(table: pa.Table, options: FileOptions) -> pa.Table:
+    if b"huggingface" not in (table.schema.metadata or {}):
+        return table
+    return spell_classes(table, Features.from_arrow_schema(table.schema), options)
+
+
+def spell_classes(table: pa.Table, features: Mapping[str, Any], options: FileOptions | None = None) -> pa.Table:
+    """
+    The names of classes (`datasets.ClassLabel`) in place of their numbers, as [`with_class_names`] has them. With
+    `options`, a label column of two classes stays 0 and 1, unless `label_map` is to read its names.
+
+    Raises:
+        ValueError: for a label column of more classes.
+    """
+    classes = dict(features)
+    label = (options.label or "label") if options is not None and options.label_map is None else None
+    if label is not None and isinstance(classes.get(label), ClassLabel) and label in table.column_names:
+        names = classes.pop(label).names
+        if len(names) != 2:
+            raise ValueError(
+                f"label column {label!r} has the classes {', '.join(map(repr, names))}: say which are clicks with "
+                f"label_map={{{names[0]!r}: 0, ...}}"
+            )
+        logger.warning_once(f"label column {label!r}: 1 is {names[1]!r}, 0 is {names[0]!r}")
+    for name, column in with_class_names(table, classes).items():
+        if isinstance(column, list):
+            is_list = not isinstance(classes[name], ClassLabel)
+            spelled = pa.array(column, pa.list_(pa.string()) if is_list else pa.string())
+            table = table.set_column(table.column_names.index(name), name, spelled)
+    return table
 
 
 # --- json ------------------------------------------------------------------------------------------------------------
@@ -323,20 +514,25 @@ def _without_index(schema: pa.Schema) -> pa.Schema:
 
 def _json_pieces(path: Path, encoding: str) -> Iterator[pa.Table]:
     """A list of objects, or one object per line; a key that an object lacks is null there."""
-    with _open_text(path, encoding) as stream:
-        block = stream.read(_BLOCK_SIZES[0]).removeprefix(codecs.BOM_UTF8)
-        if block.lstrip().startswith(b"["):
-            yield _json_list(path, block + stream.read(), encoding)
-            return
-        num_rows = 0
-        while block:
-            more = stream.read(_BLOCK_SIZES[0])
-            end = len(block) if not more else block.rfind(b"\n") + 1
-            if block[:end].strip():
-                piece = _json_lines(path, block[:end], num_rows, encoding)
-                num_rows += piece.num_rows
-                yield piece
-            block = block[end:] + more
+    blocks = _blocks(path, encoding)
+    block = next(blocks, b"").removeprefix(codecs.BOM_UTF8)
+    if block.lstrip().startswith(b"["):
+        yield _json_list(path, b"".join([block, *blocks]), encoding)
+        return
+    num_rows = 0
+    while block:
+        more = next(blocks, b"")
+        end = len(block) if not more else block.rfind(b"\n") + 1
+        if end == 0 and len(block) > _BLOCK_SIZES[1]:
+            raise ValueError(
+                f"{path.name}: row {num_rows} (from 0) is longer than {_BLOCK_SIZES[1]:,} bytes: jsonl has one object "
+                "per line"
+            )
+        if block[:end].strip():
+            piece = _json_lines(path, block[:end], num_rows, encoding)
+            num_rows += piece.num_rows
+            yield piece
+        block = block[end:] + more
 
 
 def _json_lines(path: Path, block: bytes, first_row: int, encoding: str) -> pa.Table:

@@ -8,15 +8,19 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import DatasetInfo, Features, IterableDataset
+from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
-from .formats import FileOptions, check_names, file_kind, read_pieces, read_schema
+from ..columns_flip import as_columns
+from ..values_flip import canonical_value, read_number
+from .formats import FileOptions, check_names, file_kind, read_pieces, read_schema, spell_classes, without_index
 
 
 def find_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
@@ -31,7 +35,7 @@ def find_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
             folders in it or lacks some of the shards that the names of the others count (`data-00000-of-00003`).
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
+        path = Path(source).expanduser()
         if path.is_file():
             files = [path]
         elif path.is_dir():
@@ -45,9 +49,9 @@ def find_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
             _check_numbers(path, [entry.name for entry in entries])
             files = entries
         else:
-            files = sorted(Path(name) for name in glob.glob(str(source), recursive=True) if Path(name).is_file())
+            files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     else:
-        files = [Path(name) for name in source]
+        files = [Path(name).expanduser() for name in source]
         absent = [str(file) for file in files if not file.is_file()]
         if absent:
             raise FileNotFoundError(f"{', '.join(absent[:3])} of the {len(files)} files listed: no such file")
@@ -237,13 +241,13 @@ def read_files(files: Sequence[Path], options: FileOptions, folder: Path) -> pa.
         schema = _common_schema(seen, fill=True)
         parts = [_conform(part, schema, path) for part, (path, _) in zip(parts, seen, strict=True)]
     table = pa.concat_tables(parts)
-    if file_kind(files[0]) in ("csv", "tsv"):
+    if file_kind(files[0]) in ("csv", "tsv", "txt"):
         for position, name in enumerate(table.column_names):
             if name in ("rating", "timestamp") and name != options.label:
                 table = table.set_column(position, name, as_numbers(table.column(name)))
     rows = list(zip(files, bounds[:-1], bounds[1:], strict=True))
     return pa.concat_tables(
-        [_labelled(table.slice(start, end - start), options, path, 0) for path, start, end in rows if start < end]
+        [labelled(table.slice(start, end - start), options, path.name, 0) for path, start, end in rows if start < end]
     )
 
 
@@ -251,7 +255,7 @@ def stream_files(files: Sequence[Path], options: FileOptions) -> IterableDataset
     """The rows of all files, read whenever they are iterated over; a file is a shard, for workers and for resuming."""
     shards = [(path, read_schema(path, options)) for path in files]
     schema = _common_schema(shards, fill=file_kind(files[0]).startswith("json"))
-    features = Features.from_arrow_schema(_labelled(schema.empty_table(), options, files[0], 0).schema)
+    features = Features.from_arrow_schema(labelled(schema.empty_table(), options, files[0].name, 0).schema)
     rows = ArrowExamplesIterable(
         _stream, {"paths": list(map(str, files)), "options": options, "schema": schema, "num_files": len(files)}
     )
@@ -265,33 +269,65 @@ def _stream(
         num_rows = 0
         for number, piece in enumerate(read_pieces(path, options)):
             if piece.num_rows:
-                yield (shard, number), _labelled(_conform(piece, schema, path), options, path, num_rows)
+                yield (shard, number), labelled(_conform(piece, schema, path), options, path.name, num_rows)
             num_rows += piece.num_rows
         if num_rows == 0 and num_files == 1:
             raise ValueError(f"{path.name} has no rows")
 
 
+# --- rows in memory --------------------------------------------------------------------------------------------------
+
+
+def as_dataset(rows: Any) -> Dataset:
+    """
+    A table in any of the forms that `as_columns` takes -> a `Dataset`, without an index of pandas.
+
+    Raises:
+        TypeError: for splits or anything else.
+        ValueError: if a column holds values of several types, or `as_columns` does not take the rows.
+    """
+    if isinstance(rows, Dataset):
+        return rows
+    if isinstance(rows, Mapping) and any(hasattr(rows[name], "column_names") for name in rows):
+        raise TypeError(f"this is split already, into {', '.join(rows)}: pass one of them")
+    columns = {}
+    for name, column in as_columns(rows).items():
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            try:
+                column = pa.array(column, from_pandas=True)  # nan is no value, also among strings
+            except (pa.ArrowException, OverflowError) as error:
+                raise ValueError(
+                    f"column {str(name)!r} holds values of several types ({error}): make it of one, such as strings"
+                ) from error
+        columns[str(name)] = column.cast(_plain_type(column.type))
+    return Dataset(without_index(pa.table(columns)))
+
+
+def label_rows(dataset: Dataset, options: FileOptions) -> Dataset:
+    """A table in memory with its label column checked and made 0 and 1, as that of a file is."""
+    table = spell_classes(dataset.with_format("arrow")[:], dataset.features, options)
+    table = labelled(without_index(table), options, "the table", 0)
+    return Dataset(table, DatasetInfo(description=dataset.info.description))
+
+
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def _labelled(table: pa.Table, options: FileOptions, path: Path, first_row: int) -> pa.Table:
+def labelled(table: pa.Table, options: FileOptions, source: str, first_row: int) -> pa.Table:
     """Rows of a file from `first_row` on, their label column checked, made 0 and 1 and put last, if they have one."""
     names = table.column_names
     name, threshold = options.label or "label", options.threshold
     if options.label is None and name not in names:
-        if threshold is not None:
-            raise ValueError(
-                f"label_threshold={threshold:g} needs a label column: name one with label; {path.name} has "
-                f"{', '.join(names)}"
-            )
+        if threshold is not None or options.label_map is not None:
+            given = "label_map" if threshold is None else f"label_threshold={threshold:g}"
+            raise ValueError(f"{given} needs a label column: name one with label; {source} has {', '.join(names)}")
         return table
     if name not in names:
-        raise ValueError(f"{path.name} has no label column {name!r}; it has {', '.join(names)}")
+        raise ValueError(f"{source} has no label column {name!r}; it has {', '.join(names)}")
     if name != "label" and "label" in names:
-        raise ValueError(
-            f"{path.name} has a column 'label' beside the label column {name!r}: rename or drop one of them"
-        )
-    return with_label(table.drop_columns([name]), table.column(name), threshold, name, f"{path.name}: ", first_row)
+        raise ValueError(f"{source} has a column 'label' beside the label column {name!r}: rename or drop one of them")
+    others, values = table.drop_columns([name]), table.column(name)
+    return with_label(others, values, threshold, name, f"{source}: ", first_row, options.label_map)
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -302,6 +338,41 @@ def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             pass
     return column
+
+
+def label_key(value: Any) -> str:
+    """How a value is looked up in `label_map`: -1, -1.0 and "-1" are one, and so are True and "true"."""
+    text = canonical_value(value) or ""
+    number = read_number(text)
+    return text.lower() if number is None or np.isnan(number) else canonical_value(number) or text
+
+
+def _mapped(
+    values: pa.ChunkedArray, label_map: Mapping[str, int], name: str, where: str, first_row: int
+) -> pa.ChunkedArray:
+    """A label column as float64, nulls where it has no value, by what `label_map` says of its values."""
+    distinct = values.unique()
+    spelled = [None if canonical_value(value) is None else label_key(value) for value in distinct.to_pylist()]
+    for value, key in zip(distinct, spelled, strict=True):
+        if key is not None and key not in label_map:
+            row = first_row + pc.index(values, value).as_py()
+            raise ValueError(
+                f"{where}label {value.as_py()!r} in row {row} (from 0) of column {name!r} is not in label_map, which "
+                f"has {', '.join(label_map)}"
+            )
+    numbers = pa.array([None if key is None else float(label_map[key]) for key in spelled], pa.float64())
+    return numbers.take(pc.index_in(values, distinct))
+
+
+def _remedy(values: pa.ChunkedArray) -> str:
+    """What to do about a column of labels that are not 0 and 1."""
+    distinct = values.unique().drop_null()
+    if len(distinct) == 2:
+        low, high = sorted(distinct.to_pylist())
+        return f"label_map={{{low!r}: 0, {high!r}: 1}} says which of the two is a click"
+    return (
+        "for a rating, label_threshold=3 makes the label 1 where it is above 3; for words, label_map={'yes': 1, ...}"
+    )
 
 
 def _label_numbers(values: pa.ChunkedArray, name: str, where: str, first_row: int) -> pa.ChunkedArray:
@@ -322,7 +393,7 @@ def _label_numbers(values: pa.ChunkedArray, name: str, where: str, first_row: in
     if wrong >= 0:
         raise ValueError(
             f"{where}label {values[wrong].as_py()!r} in row {first_row + wrong} (from 0) of column {name!r} is not a "
-            "number: 0 and 1 are expected"
+            f"number: 0 and 1 are expected; {_remedy(values)}"
         )
     return words.cast(pa.float64())
 
@@ -334,6 +405,7 @@ def with_label(
     name: str,
     where: str = "",
     first_row: int = 0,
+    label_map: Mapping[str, int] | None = None,
 ) -> pa.Table:
     """
     Appends `label` int8, after checking every value of the label column `name`.
@@ -342,7 +414,10 @@ def with_label(
         ValueError: for a label that is missing or not 0 or 1, naming it and its row (counted from `first_row`), after
             `where`.
     """
-    numbers = _label_numbers(values, name, where, first_row)
+    if label_map is None:
+        numbers = _label_numbers(values, name, where, first_row)
+    else:
+        numbers = _mapped(values, label_map, name, where, first_row)
     hole = pc.index(pc.is_null(numbers, nan_is_null=True), True).as_py()
     if hole >= 0:
         raise ValueError(
@@ -355,6 +430,6 @@ def with_label(
     if wrong >= 0:
         raise ValueError(
             f"{where}label {values[wrong].as_py()!r} in row {first_row + wrong} (from 0) of column {name!r} is "
-            "neither 0 nor 1: for a rating, label_threshold=3 makes the label 1 where it is above 3"
+            f"neither 0 nor 1: {_remedy(values)}"
         )
     return table.append_column("label", numbers.cast(pa.int8()))

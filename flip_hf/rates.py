@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the rows that a model is asked about look like those it was trained on? Shares of unseen and of missing values.
+
+Letters: F fields.
+"""
+
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from .configuration_flip import NUM_SHARED_FEATURE_IDS
+from .feature_extraction_flip import FlipFeatureExtractor
+from .fields_flip import MultivaluedField
+
+
+logger = logging.get_logger(__name__)
+shares_of = FlipFeatureExtractor.shares_of
+
+# fewer rows say too little of a share
+MIN_ROWS = 100
+# shares are far apart if they differ by more than this, and by more than so many standard errors
+_MIN_DIFFERENCE = 0.1
+_NUM_ERRORS = 5.0
+
+
+def expected_occurrences(extractor: Any) -> np.ndarray:
+    """
+    What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`, int64. A value is unseen if
+    the training rows *without its own* would not have had it often enough (Good, 1953: the share of values that occur
+    once is that of new ones among what comes).
+    """
+    counts, fields = (array[NUM_SHARED_FEATURE_IDS:] for array in (extractor.feature_counts, extractor.feature_fields))
+    num_fields = extractor.num_fields
+    reserved, real = counts[: 2 * num_fields].reshape(-1, 2).copy(), counts[2 * num_fields :]
+    owners = fields[2 * num_fields :]
+    values = (reserved.sum(1) + np.bincount(owners, real, num_fields)).astype(np.int64)
+    # a bucket, of hashes or of numbers, is there whatever rows it had
+    least = [
+        (field.min_frequency or extractor.min_frequency) if field.has_vocabulary else 0 for field in extractor.fields
+    ]
+    reserved[:, 0] += np.bincount(owners, np.where(real == np.array(least)[owners], real, 0), num_fields).astype(int)
+    # rows of lists are not counted: as many as the other fields have, 0 if there are none
+    is_list = np.array([isinstance(field, MultivaluedField) for field in extractor.fields])
+    rows = np.where(is_list, values[~is_list].max(initial=0), values)
+    return np.column_stack([rows, values, reserved])
+
+
+def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """
+    Occurrences `(F, 4)` of some rows, and the expected ones -> bool `(F, 2)`: where the share of unseen values is
+    higher, or that of missing ones another, by more than 0.1 and by more than five standard errors, of whichever share
+    is nearer one half. Chance alone does that once in a million times.
+    """
+    shares, usual = shares_of(found), shares_of(expected)
+    difference = shares - usual
+    difference[:, 1] = np.abs(difference[:, 1])  # training rows themselves have fewer unseen values
+    variances = np.maximum(shares * (1 - shares), usual * (1 - usual))
+    # the elements of a list are no rows of their own
+    errors = np.sqrt(variances * (1 / np.maximum(found[:, :1], 1) + 1 / np.maximum(expected[:, 1:2], 1)))
+    is_known = (found[:, :1] > 0) & (expected[:, [1, 0]] > 0)
+    return is_known & (difference > np.maximum(_MIN_DIFFERENCE, _NUM_ERRORS * errors))
+
+
+# of the extractor that was asked last: `rank` has one for many calls, and counts of millions of features take a while
+_last: tuple[Any, np.ndarray] = (lambda: None, np.zeros(0))
+
+
+class RateWatch:
+    """
+    Warns, once per field, of rows that are not like the training rows. Rows are added up over calls until a field has
+    100 of them, looked at, and forgotten. Safe to share between threads; a copy starts anew.
+    """
+
+    def __init__(self, extractor: Any):
+        self.extractor = extractor
+        self._lock = threading.Lock()
+        self._recent: np.ndarray | int = 0
+        self._said: set[int] = set()
+
+    def __reduce__(self) -> Any:
+        return RateWatch, (self.extractor,)
+
+    @property
+    def expected(self) -> np.ndarray:
+        """[`expected_occurrences`], computed once per fit."""
+        global _last
+        of_counts, expected = _last
+        if of_counts() is not self.extractor.feature_counts:
+            expected = expected_occurrences(self.extractor)
+            _last = (weakref.ref(self.extractor.feature_counts), expected)
+        return expected
+
+    def add(self, occurrences: np.ndarray) -> None:
+        with self._lock:
+            recent = self._recent = self._recent + occurrences
+            is_due = recent[:, 0] >= MIN_ROWS
+            if not is_due.any():
+                return
+            self._recent = np.where(is_due[:, None], 0, recent)
+            is_new = is_far(recent, self.expected) & is_due[:, None]
+            fields = [field for field in np.flatnonzero(is_new.any(1)).tolist() if field not in self._said]
+            self._said.update(fields)
+        # what is said of a statistic is said of its source
+        for field in fields:
+            if self.extractor.statistic_sources[field] < 0:
+                kind = int(is_new[field].argmax())
+                share, usual = (float(shares_of(counts)[field, kind]) for counts in (recent, self.expected))
+                logger.warning(
+                    f"field {self.extractor.field_names[field]!r}: {share:.1%} are {('unseen', 'missing')[kind]} in "
+                    f"the last {recent[field, 0]:,} rows, {usual:.1%} in rows like those of the training: does the "
+                    "column hold what it held there, in the same spelling? (said once per field)"
+                )
+
+    def rates(self, occurrences: np.ndarray) -> dict[str, dict[str, float]]:
+        """For each field with ids the shares `unseen`, `missing`, and `expected_unseen`, `expected_missing` (nan where
+        training rows do not say)."""
+        names = ("unseen", "missing", "expected_unseen", "expected_missing")
+        usual = np.where(self.expected[:, [1, 0]] > 0, shares_of(self.expected), np.nan)
+        shares = np.hstack([shares_of(occurrences), usual]).tolist()
+        return {
+            self.extractor.field_names[field]: dict(zip(names, shares[field], strict=True))
+            for field in sorted(set(self.extractor.slot_fields))
+        }
+
+
+__all__ = ["MIN_ROWS", "RateWatch", "expected_occurrences", "is_far"]

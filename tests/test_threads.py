@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor, extractor, pipeline and model are shared by threads: each row as one thread gives it, forks included."""
+
+import itertools
+import pickle
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+from test_hub import elsewhere
+
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor
+from flip_hf.pipelines import ClickThroughRatePipeline
+from flip_hf.scoring import score
+
+
+NUM_THREADS = 16
+
+
+def make_rows(num_rows: int, seed: int = 0) -> list[dict]:
+    """Many distinct values, some of them far longer than `max_length`, holes, lists, numbers and hashed ids."""
+    random = np.random.default_rng(seed)
+    numbers = random.integers(0, num_rows, (num_rows, 3))
+    lengths = np.where(random.random(num_rows) < 0.1, 60, random.integers(1, 6, num_rows))
+    return [
+        {
+            "user_id": str(user),
+            "item_id": int(item),
+            "title": " ".join(WORDS[word] for word in random.integers(0, 10, length)) + f" ({other})",
+            "tags": [WORDS[word] for word in random.integers(0, 10, length % 4)] or None,
+            "price": None if other % 7 == 0 else float(other) / 4,
+            "label": int(user % 3 == 0),
+        }
+        for (user, item, other), length in zip(numbers.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def make_processor(rows: list[dict], tokenizer) -> FlipProcessor:
+    options = {
+        "user_id": {"statistics": ["frequency", "label_mean"]},
+        "item_id": {"hash_buckets": 50},
+    }
+    extractor = FlipFeatureExtractor.fit(rows[::2], field_options=options)  # every other row has unseen values
+    return FlipProcessor(extractor, tokenizer, max_length=48)
+
+
+@pytest.fixture()
+def eager_switching():
+    """Threads give way to one another a thousand times as often as usual."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def keep_little(monkeypatch, number: int) -> None:
+    """Whatever is kept is thrown away and built anew again and again."""
+    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_PIECES", number)
+    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_VALUES", number)
+
+
+def run_together(work, num_threads: int = NUM_THREADS) -> list:
+    """`work(number)` of all threads, begun at one time; raises what one of them raises."""
+    barrier = threading.Barrier(num_threads)
+
+    def begin(number: int):
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(begin, range(num_threads)))
+
+
+def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list[tuple], order: np.ndarray) -> set[int]:
+    """Encodes rows a few at a time, in that order, and compares each with what is expected of it."""
+    wrong, sizes, start = set(), itertools.cycle((1, 1, 2, 5, 1, 3)), 0
+    while start < len(order):
+        numbers = order[start : start + next(sizes)].tolist()
+        start += len(numbers)
+        output = processor([rows[number] for number in numbers])
+        found = zip(*output.values(), strict=True)
+        wrong |= {number for number, row in zip(numbers, found, strict=True) if row != expected[number]}
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_trials"), [(120, 2), pytest.param(20_000, 1, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_trials):
+    bound = num_rows // 2
+    keep_little(monkeypatch, bound)
+    rows = make_rows(num_rows)
+    fitted = make_processor(rows, tokenizer)
+    expected = list(zip(*pickle.loads(pickle.dumps(fitted))(rows).values(), strict=True))
+    assert max(len(row[0]) for row in expected) == 48  # some rows were cut
+    for _ in range(num_trials):
+        shared = pickle.loads(pickle.dumps(fitted))  # which nobody has used: the first calls meet
+
+        def work(number, shared=shared):
+            return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows))
+
+        assert set().union(*run_together(work)) == set()
+        # and nothing wrong has stayed
+        assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows)) == set()
+        # beyond the bound only what the running calls, 5 rows of 5 fields at most, may add
+        assert shared._pieces.count <= bound + NUM_THREADS * 5 * 5
+        assert sum(map(len, shared.feature_extractor._caches.values())) <= bound
+
+
+def test_the_first_use_of_label_statistics_meets_that_of_others(monkeypatch):
+    labels = [int(user > day % 8) for day in range(20) for user in range(8)]
+    rows = {"user_id": list("abcdefgh") * 20, "label": labels}
+    extractor = FlipFeatureExtractor.fit(rows, field_options={"user_id": {"statistics": ["label_mean"]}})
+    expected = extractor(rows)
+    array = FlipFeatureExtractor._array
+
+    def slow_array(self, name):
+        time.sleep(0.01 if name == "label_features" else 0)  # while what is made of it is not filled yet
+        return array(self, name)
+
+    monkeypatch.setattr(FlipFeatureExtractor, "_array", slow_array)
+    shared = pickle.loads(pickle.dumps(extractor))
+    for found in run_together(lambda number: time.sleep(number / 1000) or shared(rows)):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture()
+def scorer(tokenizer, text_config) -> ClickThroughRatePipeline:
+    processor = make_processor(make_rows(200), tokenizer)
+    torch.manual_seed(0)
+    config = FlipConfig.from_processor(processor, mode="joint", text_config=text_config.to_dict())
+    return ClickThroughRatePipeline(FlipForCTR(config).eval(), processor, device="cpu")
+
+
+def test_a_shared_pipeline_gives_the_probabilities_of_one_thread(scorer, eager_switching, monkeypatch):
+    keep_little(monkeypatch, 50)
+    rows = make_rows(64, seed=1)
+    batches = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    expected = [scorer(batch, return_towers=True) for batch in batches]
+    scorer.processor = pickle.loads(pickle.dumps(scorer.processor))
+
+    def work(number):
+        order = np.random.default_rng(number).permutation(len(batches)).tolist()
+        return [(place, scorer(batches[place], return_towers=True)) for place in order]
+
+    for place, found in itertools.chain.from_iterable(run_together(work)):
+        for row, row_of_one in zip(found, expected[place], strict=True):
+            assert row == pytest.approx(row_of_one, rel=1e-5)
+
+
+def test_scoring_a_model_in_evaluation_mode_switches_no_module(scorer, monkeypatch):
+    encoded = scorer.processor.encode(make_rows(4))
+    expected = score(scorer.model, scorer.processor, encoded).logits
+    scorer.model.train()
+    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected) and scorer.model.training
+    scorer.model.eval()
+    scorer.model.flip.text.train()  # a part of it alone is not in evaluation mode either
+    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected)
+    monkeypatch.setattr(type(scorer.model), "train", lambda *_: pytest.fail("switched"))
+    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected)
+
+
+def test_the_tokenizer_may_be_used_for_something_else_meanwhile(tokenizer, eager_switching):
+    rows = make_rows(100)
+    processor = make_processor(rows, pickle.loads(pickle.dumps(tokenizer)))
+    expected = list(zip(*processor(rows).values(), strict=True))
+    shared = pickle.loads(pickle.dumps(processor))
+    done = threading.Event()
+
+    def use_tokenizer():
+        while not done.is_set():
+            shared.tokenizer(["red house", "blue"], padding="max_length", truncation=True, max_length=3)
+
+    other = threading.Thread(target=use_tokenizer)
+    other.start()
+    try:
+        assert wrong_rows(shared, rows, expected, np.arange(100)) == set()
+    finally:
+        done.set()
+        other.join()
+    assert shared.tokenizer.backend_tokenizer.truncation["max_length"] == 3  # not ours to take off
+
+
+FORKS = """
+import os, pickle, sys, threading, time
+
+with open(sys.argv[1], "rb") as file:
+    processor = pickle.load(file)
+known = {"user_id": ["7", "8"], "title": ["red", "old house"]}
+expected = processor(known)["input_ids"]
+store = type(processor._pieces)
+add = store.add
+store.add = lambda *piece: time.sleep(0.002) or add(*piece)  # most of the time somebody holds the lock
+count, done = 0, False
+
+def add_for_ever(thread):
+    global count
+    while not done:
+        count += 1
+        processor({"user_id": [f"{thread} {count}"], "title": ["red"]})
+
+threads = [threading.Thread(target=add_for_ever, args=(number,)) for number in range(4)]
+for thread in threads:
+    thread.start()
+codes = []
+for number in range(20):
+    child = os.fork()
+    if not child:
+        processor({"user_id": ["new here"], "title": ["new"]})
+        os._exit(int(processor(known)["input_ids"] != expected))
+    for _ in range(500):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        codes.append("hangs")
+        break
+    codes.append(status)
+done = True
+print(codes)
+"""
+
+
+def test_a_fork_while_others_add_inherits_a_store_that_is_whole_and_not_locked(tokenizer, tmp_path):
+    extractor = FlipFeatureExtractor.fit({"user_id": ["7", "8"], "title": ["red", "old house"]})
+    (tmp_path / "processor").write_bytes(pickle.dumps(FlipProcessor(extractor, tokenizer)))
+    assert elsewhere(tmp_path, str(tmp_path / "processor"), code=FORKS) == str([0] * 20)
