@@ -117,30 +117,27 @@ def push_to_hub(
         model = FlipForCTR.from_pretrained("user/flip-restaurants")
         ```
     """
-    if not isinstance(source, str | os.PathLike):
+    is_folder = isinstance(source, str | os.PathLike)
+    if not is_folder:
         folder = write_folder(source, test_dataset=test_dataset, **card)
         if folder is None:
             return ""  # not the process that pushes
         token = token or source.args.hub_token
+    elif test_dataset is not None:
+        raise ValueError("test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics=")
     else:
-        if test_dataset is not None:
-            raise ValueError(
-                "test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics="
-            )
         folder = Path(source)
     files = _model_files(folder)
-    if isinstance(source, str | os.PathLike) and (card or not _has_own_card(folder)):
-        config = FlipConfig.from_pretrained(folder)
-        write_model_card(folder, config, **{"pretrained": None, **_pictures(folder), **card})
+    if is_folder and (card or not _has_own_card(folder)):
+        write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
     files = sorted({*files, _CARD, *_shown_pictures(folder)})
     known = {given for given in (token, get_token()) if isinstance(given, str) and given}
     _refuse_tokens(folder, files, known)
     _say_what_stays(folder, files)
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
     try:
-        return _push(
-            api, folder, files, repo_id, private is not False, revision, commit_message or "Upload FLIP model"
-        )
+        message = commit_message or "Upload FLIP model"
+        return _push(api, folder, files, repo_id, private is not False, revision, message)
     except _HUB_FAILURES as error:
         answer = getattr(error, "response", None)  # none where the connection broke
         text = " ".join(hide_tokens(str(error), sorted(known)).split())
@@ -319,7 +316,7 @@ def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path
         with contextlib.suppress(ImportError):
             labels, probabilities = known.pop("predicted")
             draw_reliability(labels, probabilities, folder / _RELIABILITY)
-    write_model_card(folder, model, **{"pretrained": None, **_pictures(folder), **known, **card})
+    write_model_card(folder, model, **{**_pictures(folder), **known, **card})
     return folder
 
 
@@ -348,11 +345,9 @@ def _known_of(trainer: Any, test_dataset: Any) -> dict[str, Any]:
             ids = np.asarray(dataset.with_format("numpy", columns=["feature_ids"])["feature_ids"][:])
             known["rates"] = trainer.processing_class.feature_extractor.rates(ids)
     if test_dataset is None:
-        logged = _logged_metrics(state, step)
-        # the others are of probabilities before a calibration
-        known["metrics"] = (
-            logged if model.config.calibration is None else {k: logged[k] for k in ("auc", "gauc") if k in logged}
-        )
+        # those of probabilities are of probabilities before a calibration
+        left_out = () if model.config.calibration is None else ("logloss", "ne", "rig", "ece")
+        known["metrics"] = {k: value for k, value in _logged_metrics(state, step).items() if not k.endswith(left_out)}
     elif not hasattr(model, "predict_probabilities"):  # of the first stage
         known["metrics"] = _without_prefix(trainer.evaluate(test_dataset, metric_key_prefix="test"), "test_")
     else:
@@ -374,14 +369,11 @@ def metrics_with_intervals(labels: np.ndarray, probabilities: np.ndarray, num_re
     Returns:
         `dict`: `auc`, `logloss` and `ece` as [`BootstrapInterval`], `ne` and `rig` as numbers.
     """
-    numbers = compute_ctr_metrics(labels, probabilities)
-    with_interval = {
-        name: bootstrap_intervals(labels, {"model": probabilities}, metric=metric, num_resamples=num_resamples)[
-            "model"
-        ]
-        for name, metric in (("auc", auc), ("logloss", logloss), ("ece", ece))
-    }
-    return {**with_interval, "ne": numbers["ne"], "rig": numbers["rig"]}
+    options: dict[str, Any] = {"predictions": {"model": probabilities}, "num_resamples": num_resamples}
+    metrics: dict[str, Any] = compute_ctr_metrics(labels, probabilities)
+    for name, metric in (("auc", auc), ("logloss", logloss), ("ece", ece)):
+        metrics[name] = bootstrap_intervals(labels, metric=metric, **options)["model"]
+    return {name: metrics[name] for name in ("auc", "logloss", "ece", "ne", "rig")}
 
 
 def _logged_metrics(state: Any, step: int) -> dict[str, float]:
