@@ -246,7 +246,6 @@ def test_a_configuration_of_somebody_else_acts_as_markup_nowhere_in_a_card(proce
     saved = json.loads((tmp_path / "config.json").read_text())
     saved["text_model_name_or_path"] = nasty
     saved["fields"][0] |= {"name": nasty, "kind": nasty}
-    saved["fields"][1] |= {"num_slots": 2, "pooling": nasty}
     (tmp_path / "config.json").write_text(json.dumps(saved))
     monkey = FlipConfig.from_pretrained(tmp_path)
     text = write_model_card(tmp_path, monkey).read_text()
