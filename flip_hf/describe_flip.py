@@ -18,9 +18,17 @@ import numpy as np
 
 from .columns_flip import CodedColumn, as_list, batches, read_labels, select_columns
 from .configuration_flip import PAD_FEATURE_ID
-from .fields_flip import CategoricalField, DatePartField, Field, MultivaluedField, NumericField, StatisticField
+from .fields_flip import (
+    AgeField,
+    CategoricalField,
+    DatePartField,
+    Field,
+    MultivaluedField,
+    NumericField,
+    StatisticField,
+)
 from .report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
-from .values_flip import read_number, read_times
+from .values_flip import infer_type
 
 
 _BATCH_SIZE = 100_000
@@ -52,14 +60,11 @@ _RARELY_CUT = 0.001
 # of either class: an AUC of fewer is chance
 _FEW_LABELS = 10
 _MANY_NUMBERS = 100
-_SOME_AMOUNTS = 0.01
 
 _DATE = re.compile(
     r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{1,2}[ -][A-Za-z]{3}[a-z]*[ -]\d{4})"
     r"([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-]\d{2}:?\d{2}))?)?"
 )
-# what ids never have: a sign, decimals, thousands set apart
-_QUANTITY = re.compile(r"[-+].+|\d*\.\d*[1-9]\d*|\d{1,3}(,\d{3})+(\.\d*)?")
 # whole numbers are quantities if the field's name says so: most of them are ids
 _QUANTITY_WORDS = frozenset(
     "age amount avg average cost count day days discount distance duration fee height hours income length likes "
@@ -465,26 +470,20 @@ class _Judge:
                 f"model alone: {_to_text(one.name)}"
             )
         texts = [text for text, _, _ in self.main.values[number].most_frequent(_NUM_JUDGED)]
-        dates = [text for text in texts if _DATE.fullmatch(text)]
+        dates = [text for text in texts if spec.type == "time" or _DATE.fullmatch(text)]
+        named = not _QUANTITY_WORDS.isdisjoint(re.split(r"[^a-z]+", one.name.lower()))
         if len(texts) > 1 and len(dates) >= _NEARLY_UNIQUE * len(texts):
-            first = "" if all(map(_is_iso, dates)) else "write them in the ISO way (2024-05-31), then "
+            first = "" if infer_type(dates)[0] == "time" else "write them in the ISO way (2024-05-31), then "
             yield (
                 f"{one.name}: its {one.num_distinct:,} values are dates read as categories, and every new day will be "
                 f'unseen. Take their parts: {first}field_options={{{one.name!r}: {{"kind": "datetime", "parts": '
                 '["hour", "weekday", "age"]}}'
             )
-        elif one.num_distinct > _MANY_NUMBERS and self.are_amounts(one.name, texts):
+        elif one.num_distinct > _MANY_NUMBERS and (spec.type == "number" or (spec.type == "integer" and named)):
             yield (
                 f"{one.name}: its {one.num_distinct:,} values are numbers read as categories, so that 7 and 8 have "
                 f'nothing in common. If they are amounts: field_options={{{one.name!r}: {{"kind": "numeric"}}}}'
             )
-
-    def are_amounts(self, name: str, texts: Sequence[str]) -> bool:
-        numbers = [read_number(text) for text in texts]
-        if sum(number is not None and np.isfinite(number) for number in numbers) < _NEARLY_UNIQUE * len(texts):
-            return False
-        named = not _QUANTITY_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
-        return named or sum(_QUANTITY.fullmatch(text) is not None for text in texts) >= _SOME_AMOUNTS * len(texts)
 
     def of_lengths(self, fields: Sequence[FieldReport]) -> Iterator[str]:
         cut = {name: one for name, one in self.splits.items() if one.num_truncated > _RARELY_CUT * one.num_rows}
@@ -512,14 +511,6 @@ class _Judge:
 
 def _to_text(name: str) -> str:
     return f'field_options={{{name!r}: {{"view": "text"}}}}'
-
-
-def _is_iso(text: str) -> bool:
-    try:
-        read_times([text])
-    except ValueError:
-        return False
-    return True
 
 
 def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_values: bool = True) -> FlipReport:
@@ -568,15 +559,30 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
     )
 
 
+def _type_and_why(spec: Field, values: _ValueCounts, show_values: bool) -> tuple[str, str]:
+    if isinstance(spec, StatisticField):
+        return "number", f"of {spec.source}"
+    if isinstance(spec, DatePartField | AgeField):
+        return "time", "as asked"
+    found, why = infer_type([text for text, _, _ in values.most_frequent(_NUM_JUDGED)])
+    value_type = getattr(spec, "type", found if found == "integer" else "number")
+    if value_type != found:
+        return value_type, "as asked"
+    return value_type, why if show_values or found not in ("text", "number") else ""
+
+
 def _describe_field(
     number: int, splits: Mapping[str, _SplitCounts], main: _SplitCounts, show_values: bool
 ) -> FieldReport:
     values, spec = main.values[number], main.fields[number]
     is_labelled = main.num_labelled > 0
+    value_type, why = _type_and_why(spec, values, show_values)
     one = FieldReport(
         name=spec.name,
         kind=spec.kind,
         view=spec.view,
+        type=value_type,
+        why=why,
         num_distinct=values.num_distinct(),
         is_estimate=values.is_estimate,
         unseen={

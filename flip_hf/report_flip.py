@@ -34,6 +34,7 @@ class FieldReport:
 
     Args:
         name, kind, view (`str`): as in the extractor's `field_specs`.
+        type, why (`str`): value type of the field, and what made it so.
         num_distinct (`int`): distinct values, missing ones aside; for a multi-valued field, distinct entries.
         is_estimate (`bool`): whether `num_distinct` is estimated, to about 1 %, since there are very many.
         unseen, missing (`dict[str, float | None]`, `dict[str, float]`): for each split, as
@@ -51,6 +52,8 @@ class FieldReport:
     name: str
     kind: str
     view: str
+    type: str
+    why: str
     num_distinct: int
     is_estimate: bool
     unseen: dict[str, float | None]
@@ -193,6 +196,7 @@ class FlipReport:
         only = {"tabular": ", id only", "text": ", text only"}
         columns = {
             "field": [_printable(one.name) for one in fields],
+            "type": [_printable(f"{one.type} ({one.why})" if one.why else one.type) for one in fields],
             "kind": [f"{one.kind}{only.get(one.view, '')}" for one in fields],
             "distinct": [f"{'~' if one.is_estimate else ''}{one.num_distinct:,}" for one in fields],
             "unseen": [" / ".join(percent(one.unseen[name]) for name in self.splits) for one in fields],
@@ -210,7 +214,7 @@ class FlipReport:
             columns["tokens mean"] = [_decimal(one.tokens_mean, 1) for one in fields]
             columns["max"] = [_whole(one.tokens_max) for one in fields]
             columns["cut"] = [percent(one.share_truncated) for one in fields]
-        yield _table(columns, num_texts=2)
+        yield _table(columns, num_texts=3)
 
         figures = f"rows, {of_label}" if labelled else "rows"
         shown = ["; ".join(map(self._frequent, one.most_frequent)) or "-" for one in fields]

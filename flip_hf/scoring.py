@@ -41,7 +41,7 @@ def check_click_model(model: Any, processor: Any) -> None:
             f"a {type(model).__name__} gives no click probabilities: load a FlipForCTR (a pre-trained folder has "
             "to be finetuned first)"
         )
-    untrained = getattr(model.config, "newly_initialized", None)
+    untrained = model.config.newly_initialized
     if untrained:
         raise ValueError(
             f"this model was pre-trained only: {len(untrained)} of its weights ({untrained[0]}, ...) are random "

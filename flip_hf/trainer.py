@@ -32,6 +32,7 @@ from .metrics import compute_ctr_metrics, greater_is_better
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .optimization import parameter_groups
 from .processing_flip import FlipProcessor
+from .splitting import negative_sampling_rate
 from .training_args import FlipCTRArguments, FlipPreTrainingArguments
 from .values_flip import canonical_value
 
@@ -606,7 +607,8 @@ class FlipCTRTrainer(FlipTrainer):
     are.) The model with the best AUC on `eval_dataset`, which has to be validation rows, is loaded at the end, and
     training stops after `args.early_stopping_patience` evaluations without a better one. Losses are means over all
     rows of an optimiser step, whatever the gradient accumulation. Without `eval_dataset` there is nothing to select
-    by: neither happens. Predictions are in the order of the rows.
+    by: neither happens. Predictions are in the order of the rows. Training rows of `sample_negatives` set
+    `config.negative_sampling_rate`.
 
     Raises:
         TypeError: if `model` is no [`FlipForCTR`].
@@ -641,6 +643,20 @@ class FlipCTRTrainer(FlipTrainer):
             self._warn_of_labels(name, labels[name], trained)
         if args.early_stopping_patience is not None and self.args.load_best_model_at_end:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def _take(self, model: Any) -> None:
+        super()._take(model)
+        rate, known = negative_sampling_rate(self.train_dataset), model.config.negative_sampling_rate
+        if rate < 1.0 and known == 1.0:
+            model.config.negative_sampling_rate = rate
+            logger.warning(
+                f"train_dataset has {rate:.4g} of its non-clicks: config.negative_sampling_rate is that now"
+            )
+        elif rate < 1.0 and not 0.9 < known / rate < 1.1:
+            raise ValueError(
+                f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), and the model's "
+                f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
+            )
 
     def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipCTR:
         return DataCollatorForFlipCTR(processor, mode=config.mode)

@@ -230,13 +230,13 @@ def infer_type(values: Sequence[Any]) -> tuple[str, str]:
             found.setdefault(kind, value)
             if kind == "text":
                 shown = repr(value if isinstance(value, str) else str(value))[:40]
-                return "text", f"{shown} begins with a zero" if is_code(value) else f"{shown} is text"
+                return "text", f"{shown} begins with a zero" if is_code(value) else f"{shown} is no number"
     if not found:
         return "text", "no value"
     if set(found) == {"integer"}:
         return "integer", "whole numbers"
     if set(found) <= {"integer", "number"}:
-        return "number", f"numbers such as {canonical_value(found['number'])}"
+        return "number", f"such as {canonical_value(found['number'])}"
     if len(found) == 1:
         (kind,) = found
         return kind, {"boolean": "true and false", "time": "dates or times"}[kind]
@@ -293,14 +293,10 @@ def read_values(
     Args:
         codes (`Callable`, *optional*): called if needed; number -> the known value that is written so.
 
-    Raises:
-        ValueError: for what is no time, see `read_times`.
     """
-    if value_type == "time":
-        return [_time_text(seconds) for seconds in read_times(values, field).tolist()]
     types = set(map(type, values))
     if value_type != "text":
-        if types == {int} and value_type != "boolean":
+        if types == {int} and value_type in ("integer", "number"):
             return list(map(str, values))
         read = _READERS[value_type]
         return [read(value, field) for value in values]
@@ -336,14 +332,18 @@ def _truth_value(value: Any, field: str) -> str | None:
     return None if text is None or text.lower() in _MISSING_NUMBERS else _TRUTHS.get(text.lower(), text)
 
 
-_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value}
-
-
-def _time_text(seconds: float) -> str | None:
+def _time_value(value: Any, field: str) -> str | None:
+    try:
+        (seconds,) = read_times([value], field).tolist()
+    except ValueError:
+        return canonical_value(value, field)
     if math.isnan(seconds):
         return None
     time = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
     return (time.date() if time.time() == datetime.time() else time).isoformat()
+
+
+_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value, "time": _time_value}
 
 
 def is_container(value: Any) -> bool:

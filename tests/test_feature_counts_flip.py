@@ -450,12 +450,12 @@ def test_the_first_lines_of_a_count_say_what_each_column_is_and_why(caplog):
     (record,) = caplog.records
     assert record.message.splitlines()[1:] == [
         "  zip: text ('00012' begins with a zero), categorical",
-        "  price: number (numbers such as 3.5), numeric",
+        "  price: number (such as 3.5), numeric",
         "  seen: time (dates or times), left out; for its parts field_options={'seen': "
         '{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}',
         "  user: integer (whole numbers), numeric as asked",
         "  on: text (as asked), categorical",
-        "  tags: text ('a' is text), multivalued",
+        "  tags: text ('a' is no number), multivalued",
         "  no fields: rating",
     ]  # fmt: skip
 

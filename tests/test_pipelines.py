@@ -2,11 +2,11 @@
 """`pipeline("click-through-rate")`: every form of rows, towers and reasons, streams, folders; numbers by a slow
 reference that encodes and scores one row at a time."""
 
+import copy
 import logging
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -263,9 +263,12 @@ def test_a_field_goes_with_its_statistics_and_one_of_the_text_without_ids(splits
     assert reasons["item_id"] == pytest.approx(whole - without, abs=1e-5)
 
 
-def test_without_a_mask_token_a_hidden_value_is_left_out_of_the_text(model, processor, rows, monkeypatch):
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    monkeypatch.setattr(processor, "tokenizer", SimpleNamespace(mask_token_id=None, pad_token_id=3))
+def test_without_a_mask_token_a_hidden_value_is_left_out_of_the_text(model, processor, rows):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.mask_token = None
+    scorer = ClickThroughRatePipeline(
+        model, FlipProcessor(processor.feature_extractor, tokenizer, max_length=64), device="cpu"
+    )
     reasons = {reason["field"]: reason["effect"] for reason in scorer(rows[1], return_reasons=True)["reasons"]}
     inputs = processor([rows[1]], return_tensors="pt")
     keep = inputs["token_field_ids"][0] != 3

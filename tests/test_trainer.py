@@ -997,3 +997,30 @@ def test_a_stream_trains_as_the_table_does_and_a_processor_needs_no_tokenizer(sp
     stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor, text=False)
     losses = losses_on(table, processor, tmp_path / "table")
     assert len(losses) == 4 and losses == losses_on(stream, processor, tmp_path / "stream")
+
+
+def test_training_swaps_nothing_in_transformers_and_leaves_special_tokens_out(processor, encoded, tmp_path):
+    function = transformers.trainer.align_special_tokens
+
+    class Look(transformers.TrainerCallback):
+        seen = []
+
+        def on_step_end(self, *_, **__):
+            self.seen.append((transformers.trainer.align_special_tokens, trainer.processing_class))
+
+    model = tabular_model(processor)
+    before = model.config.to_dict()
+    trainer = FlipCTRTrainer(
+        model,
+        ctr_arguments(tmp_path, max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False),
+        train_dataset=encoded["train"],
+        processing_class=processor,
+        callbacks=[Look()],
+    )
+    trainer.train()
+    assert Look.seen == [(function, processor)] * 2 and trainer.processing_class is processor
+    after = model.config.to_dict()
+    assert {name for name in after if after[name] != before.get(name)} <= {"use_cache"}  # which Trainer turns off
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.processing_class is processor  # also where a training does not get as far as its rows
