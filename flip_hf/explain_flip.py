@@ -673,7 +673,9 @@ def _sentence_fields(processor: Any, tokens: np.ndarray, owners: np.ndarray, is_
     sentences = np.full(len(tokens), -1)
     text_fields = processor.feature_extractor.text_fields
     befores = [processor._around_value(index)[0].rstrip() for index in text_fields]
-    prefixes, _ = processor._tokenise(befores)
+    prefixes = [
+        encoding.ids for encoding in processor._store().backend.encode_batch(befores, add_special_tokens=False)
+    ]
     starts, position = [], 0
     for prefix in prefixes:
         size = len(prefix)
