@@ -68,7 +68,7 @@ def test_the_code_of_the_page_on_use_runs(tmp_path, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()):
         for block in blocks:
             exec(compile(block, "use.md", "exec"), names)
-    assert len(blocks) == 8 and len(names["best"].indices) == 5
+    assert len(blocks) == 7 and len(names["best"].indices) == 5
     assert names["raw"].argsort().tolist() == names["calibrated"].argsort().tolist()
     assert names["model"].config.calibration["method"] == "platt"
     assert (tmp_path / "runs" / "reliability.png").is_file()
