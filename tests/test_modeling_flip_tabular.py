@@ -296,7 +296,7 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how, tmp_p
     for table in tables_of(model):
         assert not table.weight[PAD_FEATURE_ID].any()
     if not model.backbone.vector_sums_to_logit:
-        assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.3)  # a head
+        assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)  # a head, of ten numbers in afm
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
     assert not any((p == 77.0).all() for p in model.parameters())
     # matrices of the interactions keep their own start: a product of small ones would have no gradient
@@ -322,7 +322,7 @@ def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
         if name not in expected:
             assert (parameter == 0.25).all(), name
     if "logit.weight" in expected:
-        assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.3)
+        assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)
     assert not model.logit.bias.any()
     if "first_order.weight" in expected:
         assert std_of(model.first_order.weight[1:]) == pytest.approx(0.003, rel=0.2)
