@@ -76,11 +76,13 @@ def run_together(work, num_threads: int = NUM_THREADS) -> list:
         return list(pool.map(begin, range(num_threads)))
 
 
-def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list[tuple], order: np.ndarray) -> set[int]:
-    """Encodes rows a few at a time, in that order, and compares each with what is expected of it."""
-    wrong, sizes, start = set(), itertools.cycle((1, 1, 2, 5, 1, 3)), 0
+def wrong_rows(
+    processor: FlipProcessor, rows: list[dict], expected: list[tuple], order: np.ndarray, sizes: tuple[int, ...]
+) -> set[int]:
+    """Encodes rows, so many at a time, in that order, and compares each with what is expected of it."""
+    wrong, calls, start = set(), itertools.cycle(sizes), 0
     while start < len(order):
-        numbers = order[start : start + next(sizes)].tolist()
+        numbers = order[start : start + next(calls)].tolist()
         start += len(numbers)
         output = processor([rows[number] for number in numbers])
         found = zip(*output.values(), strict=True)
@@ -89,9 +91,11 @@ def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list[tuple]
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_trials"), [(120, 2), pytest.param(20_000, 1, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("num_rows", "num_trials", "sizes"),
+    [(120, 2, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 1, (1, 2, 1, 5, 1, 30, 60), marks=pytest.mark.slow)],
+    ids=["short", "long"],
 )
-def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_trials):
+def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_trials, sizes):
     bound = num_rows // 2
     keep_little(monkeypatch, bound)
     rows = make_rows(num_rows)
@@ -102,13 +106,13 @@ def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monk
         shared = pickle.loads(pickle.dumps(fitted))  # which nobody has used: the first calls meet
 
         def work(number, shared=shared):
-            return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows))
+            return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows), sizes)
 
         assert set().union(*run_together(work)) == set()
         # and nothing wrong has stayed
-        assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows)) == set()
-        # beyond the bound only what the running calls, 5 rows of 5 fields at most, may add
-        assert shared._pieces.count <= bound + NUM_THREADS * 5 * 5
+        assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows), sizes) == set()
+        # beyond the bound only what the running calls, of 5 fields, may add
+        assert shared._pieces.count <= bound + NUM_THREADS * max(sizes) * 5
         assert sum(map(len, shared.feature_extractor._caches.values())) <= bound
 
 
