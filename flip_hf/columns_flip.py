@@ -55,7 +55,7 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             {name: rows[name] if np.ndim(rows) else np.asarray(rows)[name].item() for name in rows.dtype.names}
         )
     if hasattr(rows, "__arrow_c_stream__"):
-        return as_columns(importlib.import_module("pyarrow").table(rows))
+        return {name: _signed(column) for name, column in as_columns(_pyarrow().table(rows)).items()}
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         if not len(rows):
             raise ValueError("no rows: the list is empty")
@@ -66,6 +66,22 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
         f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
         "Arrow table, or a frame of pandas or polars"
     )
+
+
+def _pyarrow() -> Any:
+    """For those who bring Arrow tables: what travels with a checkpoint does not ask for it."""
+    return importlib.import_module("pyarrow")
+
+
+def _signed(column: Any) -> Any:
+    """Categories of polars, whose numbers have no sign and whose values are views, as those of Arrow's own."""
+    if not hasattr(column.type, "index_type"):
+        return column
+    chunks = [
+        type(chunk).from_arrays(chunk.indices.cast("int64"), chunk.dictionary.cast("string"))
+        for chunk in column.chunks
+    ]
+    return _pyarrow().chunked_array(chunks) if chunks else column
 
 
 def with_class_names(table: Any, features: Any) -> Mapping[str, Any]:

@@ -27,6 +27,9 @@ from .values_flip import number_text
 
 logger = logging.get_logger(__name__)
 
+# hours from 1970 to 2101: what is newer ("9999-12-31") says that there is no time
+_LATEST_HOUR = 1_148_328
+
 
 # bytes of a value that are hashed and compared together with those of all others; longer values are few
 _MAX_HASHED_BYTES = 64
@@ -204,6 +207,12 @@ class FeatureBuilder:
         if not len(keys):
             raise self._nothing(field)
         if isinstance(field, AgeField) and field.reference is None:
+            if counter.newest > _LATEST_HOUR:
+                year = 1970 + counter.newest / 8_765.8
+                raise ValueError(
+                    f"field {field.name!r}: ages are counted to the newest time of the training rows, and that is in "
+                    f"the year {year:.0f}: make times that stand for none missing (None)"
+                )
             self.references[index] = counter.newest
             if not field.num_slots:
                 return

@@ -8,6 +8,7 @@ Letters: B rows, n distinct values, K folds (`NUM_FOLDS`).
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -39,6 +40,8 @@ from .values_flip import VALUE_TYPES, is_code
 
 logger = logging.get_logger(__name__)
 
+# columns that are carried along and are no fields unless somebody names them
+NO_FIELDS = ("rating", "timestamp")
 # folds of the training rows in which a statistic of the label is computed without the rows that read it
 NUM_FOLDS = 5
 # numbers whose first bits after the leading one agree share a bin: with 10, integers up to 2048 have bins of their own
@@ -298,8 +301,8 @@ def choose_fields(
         heads (`list[dict]`): the first rows, in batches of columns.
 
     Raises:
-        ValueError: for a field, an option or a label (other than the default) that is not there, or if no field is
-            left.
+        ValueError: for a field, an excluded column, an option or a label (other than the defaults) that is not there,
+            or if no field is left.
         TypeError: if `fields` is one string.
     """
     if isinstance(fields, str):
@@ -313,6 +316,9 @@ def choose_fields(
     unknown = [name for name in fields if name not in names]
     if unknown:
         raise ValueError(f"no such field: {', '.join(map(repr, unknown))}; the table has {', '.join(names)}")
+    absent = [name for name in exclude if name not in names and name not in NO_FIELDS]
+    if absent:
+        raise ValueError(f"exclude has {', '.join(map(repr, absent))}; the table has {', '.join(names)}")
     if label in fields:
         raise ValueError(f"the label column {label!r} cannot be a field: the model would read the answer")
     if len(set(fields)) != len(fields):
@@ -393,6 +399,7 @@ class FeatureCounts:
         self.of_field: list[Any] = [self._counter(field) for field in self.fields]
         sources = dict.fromkeys(field.source for field in self.fields if isinstance(field, StatisticField))
         self.of_source: dict[str, LabelCounts] = {source: LabelCounts() for source in sources}
+        self.first_rows = ""  # a digest, by which a checkpoint knows the table that it is of
         self._said: set[str] = set()
 
     @staticmethod
@@ -411,7 +418,7 @@ class FeatureCounts:
         dataset: Any,
         fields: Sequence[str] | Sequence[Field] | None = None,
         label: str = "label",
-        exclude: Sequence[str] = ("rating", "timestamp"),
+        exclude: Sequence[str] = NO_FIELDS,
         field_options: Mapping[str, Mapping[str, Any]] | None = None,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_rows: int = 5_000_000,
@@ -428,7 +435,7 @@ class FeatureCounts:
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
 
         Raises:
-            ValueError: if the table is empty, a field has no column, or the checkpoint is of other fields.
+            ValueError: if the table is empty, a field has no column, or the checkpoint is of other fields or rows.
         """
         if isinstance(dataset, Mapping) and any(
             hasattr(part, "column_names") or (hasattr(part, "iloc") and hasattr(part, "columns"))
@@ -455,6 +462,7 @@ class FeatureCounts:
         else:
             chosen = choose_fields(heads, fields, label, exclude, field_options)  # type: ignore[arg-type]
             counts = cls(chosen, label)
+        counts.first_rows = _digest_of_rows(counts.fields, heads[0])
         rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             saved = cls.load(checkpoint)
@@ -468,6 +476,11 @@ class FeatureCounts:
                 raise ValueError(
                     f"{checkpoint} holds the counts of {saved.num_rows} rows and the table has {num_rows}: delete it "
                     "to count from the start"
+                )
+            if saved.first_rows != counts.first_rows:
+                raise ValueError(
+                    f"{checkpoint} holds counts of a table that begins with other rows: delete it to count from the "
+                    "start"
                 )
             logger.info(f"{checkpoint} holds the counts of {saved.num_rows} rows: going on behind them")
             counts = saved
@@ -561,7 +574,8 @@ class FeatureCounts:
             number = self.field_names.index(source)
             arrays |= {f"label.{number}.{name}": array for name, array in label_counts.arrays().items()}
         arrays["num_rows"] = np.array([self.num_rows], np.int64)
-        state = json.dumps({"fields": [field.to_dict() for field in self.fields], "label": self.label})
+        fields = [field.to_dict() for field in self.fields]
+        state = json.dumps({"fields": fields, "label": self.label, "first_rows": self.first_rows})
         save_file(arrays, f"{path}.tmp", metadata={"feature_counts": state})
         os.replace(f"{path}.tmp", path)
 
@@ -581,7 +595,7 @@ class FeatureCounts:
             raise ValueError(f"{path} holds no feature counts")
         saved = json.loads(state)
         counts = cls([field_from_dict(spec) for spec in saved["fields"]], saved["label"])
-        counts.num_rows = int(arrays["num_rows"][0])
+        counts.num_rows, counts.first_rows = int(arrays["num_rows"][0]), saved.get("first_rows", "")
         for number, counter in enumerate(counts.of_field):
             if counter is not None:
                 start = f"field.{number}."
@@ -590,6 +604,15 @@ class FeatureCounts:
             start = f"label.{counts.field_names.index(source)}."
             label_counts.load({name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
         return counts
+
+
+def _digest_of_rows(fields: Sequence[Field], rows: Mapping[str, Any], number: int = 1000) -> str:
+    """Of what the fields read of the first rows."""
+    coded = code_columns(fields, {name: column[:number] for name, column in rows.items()})
+    content = hashlib.blake2b(digest_size=16)
+    for column in coded:
+        content.update(repr([column.values[place] for place in column.indices.tolist()]).encode("utf-8", "replace"))
+    return content.hexdigest()
 
 
 def code_columns(

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,15 @@ from .columns_flip import CodedColumn, as_columns, batches
 from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
 from .describe_flip import describe_rows
 from .feature_building_flip import FeatureBuilder, FeatureList, most_frequent, statistics, value_hashes
-from .feature_counts_flip import NUM_FOLDS, FeatureCounts, ValueCounts, code_columns, hash_buckets, row_folds
+from .feature_counts_flip import (
+    NO_FIELDS,
+    NUM_FOLDS,
+    FeatureCounts,
+    ValueCounts,
+    code_columns,
+    hash_buckets,
+    row_folds,
+)
 from .fields_flip import (
     AgeField,
     CategoricalField,
@@ -42,7 +49,7 @@ from .fields_flip import (
 )
 from .pulling_flip import fetch, hub_arguments
 from .report_flip import FlipReport
-from .values_flip import read_number
+from .values_flip import whole_number
 
 
 logger = logging.get_logger(__name__)
@@ -190,7 +197,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         dataset: Any,
         fields: Sequence[str] | None = None,
         label: str = "label",
-        exclude: Sequence[str] = ("rating", "timestamp"),
+        exclude: Sequence[str] = NO_FIELDS,
         min_frequency: int = 1,
         field_options: Mapping[str, Mapping[str, Any]] | None = None,
         checkpoint: str | os.PathLike | None = None,
@@ -454,18 +461,18 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             self._cached_characters += characters
 
     def _known_by_number(self, name: str) -> Mapping[Any, str]:
-        """Numbers -> the values of a field's vocabulary that are written so, of those the only ones: 12 -> "00012"."""
+        """Whole numbers -> the values of a field's vocabulary that are written so, the only ones: "12" -> "00012"."""
         index = self.field_names.index(name)
         spec = self.fields[index]
         if isinstance(spec, StatisticField):
             return self._known_by_number(spec.source)
         known = self._codes.get(index)
         if known is None:
-            spelled: dict[Any, list[str]] = {}
+            spelled: dict[str, list[str]] = {}
             if getattr(spec, "has_vocabulary", False):
                 for value in self.decode(np.flatnonzero(self.feature_fields == index)[2:]):
-                    number = read_number(value) if value[0] in "+-.0123456789" else None
-                    if number is not None and math.isfinite(number):
+                    number = whole_number(value)
+                    if number is not None:
                         spelled.setdefault(number, []).append(value)
             known = {number: values[0] for number, values in spelled.items() if len(values) == 1}
             self._codes[index] = known

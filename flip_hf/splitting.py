@@ -54,6 +54,8 @@ _ARGUMENTS = {
 # a class rarer than that is spread evenly over random splits, and with fewer clicks than that metrics are chance
 _RARE_SHARE, _FEW_CLICKS = 0.01, 100
 _SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)$", re.MULTILINE)
+# numbers that are all below are no times and no dates, but count days or steps
+_MOST_STEPS = 10_000
 # rows, and bytes of them, that are brought into order at a time
 _ROWS_AT_ONCE = 1_000_000
 _BYTES_AT_ONCE = 1 << 28
@@ -101,8 +103,9 @@ def split_dataset(
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
             shares of the distinct values of `column`; for `"hash"`, expected shares of them.
-        time_column (`str`): what `"time"` and `"last"` sort by: numbers as they are, dates, or text that
-            `kind="datetime"` reads (one without a zone is taken as UTC); equal times keep the order of the table.
+        time_column (`str`): what `"time"` and `"last"` sort by: dates, and numbers and text as `kind="datetime"` reads
+            them (see `read_times`; numbers that are all below 10,000 count steps); equal times keep the order of the
+            table.
         column (`str`): for `"cold"`, `"column"` and `"hash"`.
         user_column (`str`): for `"last"`.
         num_last (`int`): for `"last"`: rows of each user in each of test and validation.
@@ -448,7 +451,11 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
             f"{unknown} of {len(values)} rows have no {column!r} (null, nan or 0): a split by time needs all of them; "
             "take strategy='random'"
         )
-    return values.to_numpy(zero_copy_only=False)
+    times = values.to_numpy(zero_copy_only=False)
+    if times.dtype.kind in "iuf" and time_format is None and np.abs(times).max() >= _MOST_STEPS:
+        distinct, place = np.unique(times, return_inverse=True)
+        return read_times(distinct.tolist(), column)[place]
+    return times
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 import datetime
 import decimal
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,9 @@ _MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
 # how people write "no number" into a column of numbers
 _MISSING_NUMBERS = {"", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_INTEGER = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
+# floats beyond are not all whole numbers
+_EXACT = 2.0**53
 _GROUPED_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
 _INFINITY = re.compile(r"([+-]?)(inf|infinity|∞)", re.IGNORECASE)
 
@@ -161,7 +164,7 @@ def _time_or_number(value: Any, field: str, format: str | None) -> tuple[float, 
         return math.nan, False
     if number is not None and format is None:
         return number, True
-    text = canonical_value(value, field) or ""
+    text = whole_number(canonical_value(value, field)) or canonical_value(value, field) or ""
     if format is not None and text.isdigit():  # a number has lost the zeros it began with
         text = text.zfill(len(datetime.datetime(2000, 12, 31, 23, 59, 59).strftime(format)))
     try:
@@ -223,7 +226,8 @@ def infer_type(values: Sequence[Any]) -> tuple[str, str]:
     if types == {int} or (types == {str} and all(map(_is_plain, values))):
         return "integer", "whole numbers"
     if types <= {float, type(None)}:  # one that is not whole decides
-        values = [v for v in values if v is not None and v == v and not v.is_integer()][:1] or values
+        fractions = (v for v in values if v is not None and v == v and not (v.is_integer() and abs(v) <= _EXACT))
+        values = list(itertools.islice(fractions, 1)) or values
     for value in values:
         kind = _type_of(value)
         if kind is not None:
@@ -265,7 +269,10 @@ def _type_of(value: Any) -> str | None:
         return "text"
     number = read_number(value)
     if number is not None:
-        return None if math.isnan(number) else "integer" if number.is_integer() else "number"
+        if math.isnan(number):
+            return None
+        is_exact = abs(number) <= _EXACT or not isinstance(value, float | str) or whole_number(value) is not None
+        return "integer" if number.is_integer() and is_exact else "number"
     try:
         datetime.datetime.fromisoformat(value.strip())
     except (ValueError, AttributeError):
@@ -283,15 +290,18 @@ def read_values(
     Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` where it is
     missing: the same whatever container they came in.
 
-    - `"integer"` and `"number"`: the shortest spelling (`7`, 7.0, "7.0" and "+7" are "7"); 3.50 is "3.5".
+    - `"integer"` and `"number"`: the shortest spelling (`7`, 7.0, "7.0" and "+7" are "7"); 3.50 is "3.5". A float
+      beyond 2**53, which several whole numbers are, is no known integer.
     - `"boolean"`: "true" or "false", of 1 and 0 as well.
     - `"time"`: an ISO date, with the time of day where it is not midnight, in UTC.
-    - `"text"`: see `canonical_value`; of a number (not of a string) the one known value that has it, by `codes`.
+    - `"text"`: see `canonical_value`; of a number, and of a string of digits, the one known value that has that
+      number (`codes`): a csv that lost its zeros and what pandas reads of it are one table.
 
     What is no value of the type is the string that it is in any case: no training row has it.
 
     Args:
-        codes (`Callable`, *optional*): called if needed; number -> the known value that is written so.
+        codes (`Callable`, *optional*): called if needed; a whole number, as Python writes it -> the known value that
+            is written so.
 
     """
     types = set(map(type, values))
@@ -301,12 +311,13 @@ def read_values(
         read = _READERS[value_type]
         return [read(value, field) for value in values]
     if types == {str} and all(map(str.isascii, values)):  # nothing to lose but white space
-        return [value.strip() or None for value in values]
-    texts = [canonical_value(value, field) for value in values]
+        texts = [value.strip() or None for value in values]
+    else:
+        texts = [canonical_value(value, field) for value in values]
     if codes is not None:
-        for place, value in enumerate(values):
-            if isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
-                texts[place] = codes().get(value, texts[place])
+        for place, text in enumerate(texts):
+            if text is not None and text[0] in "+-0123456789" and (number := whole_number(text)) is not None:
+                texts[place] = codes().get(number, text)
     return texts
 
 
@@ -315,11 +326,8 @@ def _number_value(value: Any, field: str) -> str | None:
         return value
     if isinstance(value, str):
         text = value.strip()
-        if _INTEGER.fullmatch(text):  # exact, whatever its size
-            digits = text.lstrip("+-").lstrip("0")
-            return f"-{digits}" if digits and text[0] == "-" else digits or "0"
         number = read_number(text, field)
-        return text or None if number is None else canonical_value(number)
+        return whole_number(text) or (text or None if number is None else canonical_value(number))
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if isinstance(value, decimal.Decimal) and value.is_finite() and value == value.to_integral_value():
@@ -327,9 +335,26 @@ def _number_value(value: Any, field: str) -> str | None:
     return canonical_value(float(value) if isinstance(value, decimal.Decimal) else value, field)
 
 
+def whole_number(value: Any) -> str | None:
+    """A string of digits, with zeros behind the point perhaps, as Python writes that number, exact; else `None`."""
+    found = _INTEGER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return None
+    digits = found[1].lstrip("+-").lstrip("0")
+    return f"-{digits}" if digits and found[1][0] == "-" else digits or "0"
+
+
+def _integer_value(value: Any, field: str) -> str | None:
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > _EXACT:
+        return repr(value)  # several whole numbers are this float: it is none of them
+    return _number_value(value, field)
+
+
 def _truth_value(value: Any, field: str) -> str | None:
     text = canonical_value(value, field)
-    return None if text is None or text.lower() in _MISSING_NUMBERS else _TRUTHS.get(text.lower(), text)
+    if text is None or text.lower() in _MISSING_NUMBERS:
+        return None
+    return _TRUTHS.get(whole_number(text) or text.lower(), text)
 
 
 def _time_value(value: Any, field: str) -> str | None:
@@ -343,7 +368,7 @@ def _time_value(value: Any, field: str) -> str | None:
     return (time.date() if time.time() == datetime.time() else time).isoformat()
 
 
-_READERS = {"integer": _number_value, "number": _number_value, "boolean": _truth_value, "time": _time_value}
+_READERS = {"integer": _integer_value, "number": _number_value, "boolean": _truth_value, "time": _time_value}
 
 
 def is_container(value: Any) -> bool:

@@ -46,6 +46,14 @@ def test_every_form_of_rows_gives_the_same_columns():
         assert as_dicts(as_columns(form)) == ROWS, type(form)
 
 
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["a", "b"])])
+def test_categories_of_polars_are_columns_like_others(dtype):
+    frame = pl.DataFrame({"u": ["b", None, "a"]}).with_columns(pl.col("u").cast(dtype))
+    assert as_dicts(as_columns(frame)) == {"u": ["b", None, "a"]}
+    values, indices, _ = code_scalars(as_columns(frame)["u"], "u")
+    assert [values[number] for number in indices] == ["b", None, "a"]
+
+
 def test_classes_of_a_data_set_go_by_their_names():
     features = Features(a=ClassLabel(names=["no", "yes"]), tags=List(ClassLabel(names=["x", "y"])))
     dataset = Dataset.from_dict({"a": [1, None, 0], "tags": [[1, 0], [], None]}, features)

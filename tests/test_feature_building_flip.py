@@ -433,3 +433,11 @@ def test_processors_without_statistics_need_not_be_told():
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows))
     assert not processor.feature_extractor.has_label_statistics
     assert prepare_dataset(Dataset.from_dict(rows), processor, text=False).num_rows == 2
+
+
+def test_a_time_that_stands_for_none_is_no_time_that_ages_are_counted_to():
+    rows = {"seen": ["2024-05-01", "9999-12-31"], "a": ["x", "y"]}
+    with pytest.raises(
+        ValueError, match="field 'seen_age': ages are counted to the newest time .* in the year 10000: make"
+    ):
+        FlipFeatureExtractor.fit(rows, field_options={"seen": {"kind": "datetime", "parts": ["age"]}})

@@ -398,6 +398,9 @@ def test_a_checkpoint_of_other_options_is_refused_even_where_it_is_complete(rows
         FeatureCounts.count(dataset.select(range(59)), checkpoint=checkpoint)
     with pytest.raises(TypeError, match="a dict cannot be resumed"):
         FeatureCounts.count(rows, checkpoint=checkpoint)
+    other = Dataset.from_dict({**dataset.to_dict(), "city": ["Riga"] * 60})
+    with pytest.raises(ValueError, match="checkpoint holds counts of a table that begins with other rows: delete it"):
+        FeatureCounts.count(other, checkpoint=checkpoint)
 
 
 def test_a_foreign_or_damaged_file_is_named(rows, whole, tmp_path):

@@ -121,14 +121,16 @@ def tables(draw, cells=FIELDS, max_rows=8):
     return train, other, options
 
 
+A_WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 A_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf", re.ASCII | re.IGNORECASE)
 
 
 def plain_text(value, known=()) -> str | None:
     """What a value of a vocabulary says, written out: a number as the one of the `known` values that is written so."""
-    if isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_):
-        number = value.item() if isinstance(value, np.number) else value
-        written = [text for text in known if A_NUMBER.fullmatch(text) and float(text) == number]
+    is_spelled = isinstance(value, str) and A_WHOLE_NUMBER.fullmatch(value.strip())
+    if is_spelled or (isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)):
+        number = float(value)
+        written = [text for text in known if A_WHOLE_NUMBER.fullmatch(text) and float(text) == number]
         if len(written) == 1:
             return written[0]
     if value is None or value is pd.NA or value is pd.NaT:
@@ -422,7 +424,9 @@ def test_a_code_keeps_its_zeros_and_its_number_finds_it(numbers, width):
     extractor = FlipFeatureExtractor.fit({"zip": codes}, field_options={"zip": {"type": "text"}})
     processor, expected = FlipProcessor(extractor), extractor({"zip": codes})
     assert len(set(expected[:, 0].tolist())) == len(codes)
-    for form in (numbers, [float(number) for number in numbers], np.array(numbers), pd.Series(numbers, dtype="Int64")):
+    spelled = [list(map(str, numbers)), [f"{number}.0" for number in numbers]]
+    held = [numbers, [float(number) for number in numbers], np.array(numbers), pd.Series(numbers, dtype="Int64")]
+    for form in spelled + held:
         np.testing.assert_array_equal(extractor({"zip": form}), expected)
         assert processor.render({"zip": form}) == [f"zip is {code}." for code in codes]
 

@@ -63,6 +63,16 @@ def test_many_equal_times_keep_the_order_of_the_table():
     assert rows == [*range(0, 100, 2), *range(1, 100, 2)]
 
 
+def test_numbers_are_times_as_those_of_a_field_are():
+    seconds = [1_700_000_000 + day * 86_400 for day in range(4)]
+    mixed = [second * 1000 if day < 2 else second for day, second in enumerate(seconds)]  # milliseconds first
+    splits = split_dataset(numbered(4, timestamp=mixed), strategy="time", fractions=(0.5, 0.25, 0.25))
+    assert splits["test"]["row"][:] == [3]
+    for compact in (20_012_024, "20012024", 20240120, 14102100):  # by which the days of a month would be sorted
+        with pytest.raises(ValueError, match="field 'timestamp': .*format"):
+            split_dataset(numbered(4, timestamp=[compact] * 4), strategy="time")
+
+
 @pytest.mark.parametrize(
     ("times", "time_format"),
     [
@@ -452,7 +462,7 @@ def clicks() -> dict[str, list]:
         "price": random.normal(50, 10, 600).tolist(),
         "genre": [[f"g{genre}" for genre in genres] for genres in random.integers(0, 9, (600, 2))],
         "day": [f"2024-01-{day:02}" for day in random.integers(1, 29, 600)],
-        "timestamp": random.integers(1, 10**6, 600).tolist(),
+        "timestamp": (10**9 + random.integers(1, 10**6, 600)).tolist(),
         "part": [["train", "train", "valid", "test"][part] for part in random.integers(0, 4, 600)],
         "label": random.integers(0, 2, 600).tolist(),
     }
@@ -544,7 +554,10 @@ OPTIONS = {
 
 def fitted_files(splits: DatasetDict, folder: Path) -> dict[str, bytes]:
     extractor = FlipFeatureExtractor.fit(
-        splits["train"], exclude=("row", "timestamp", "part"), field_options=OPTIONS, min_frequency=2
+        splits["train"],
+        exclude=[name for name in ("row", "timestamp", "part") if name in splits["train"].column_names],
+        field_options=OPTIONS,
+        min_frequency=2,
     )
     extractor.save_pretrained(folder)
     return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -187,6 +187,7 @@ def test_what_is_no_time_is_named(value, message):
     [
         (14102100, "%y%m%d%H", "2014-10-21T00"), ("14102105", "%y%m%d%H", "2014-10-21T05"),
         (3102105, "%y%m%d%H", "2003-10-21T05"),  # a number has no zero at its front
+        ("3102105.0", "%y%m%d%H", "2003-10-21T05"),  # and a csv of pandas, a point where there were holes
         (2014102107.0, "%Y%m%d%H", "2014-10-21T07"), (20141021123000, "%Y%m%d%H%M%S", "2014-10-21T12:30"),
         ("21.10.2014 12:30", "%d.%m.%Y %H:%M", "2014-10-21T12:30"),
         ("21.10.2014 14:30 +0200", "%d.%m.%Y %H:%M %z", "2014-10-21T12:30"),
@@ -245,7 +246,8 @@ def test_a_code_is_what_loses_zeros_as_a_number():
         ("integer", ["9" * 5000], "9" * 5000), ("number", [2.5, "2.50", decimal.Decimal("2.5")], "2.5"),
         ("number", [3, "3.0"], "3"), ("number", ["inf", math.inf], "inf"), ("number", ["$3"], "$3"),
         ("boolean", [True, "True", "true", "TRUE ", 1, 1.0, "1", np.bool_(True)], "true"),
-        ("boolean", [False, "false", 0], "false"), ("boolean", ["maybe"], "maybe"), ("boolean", [None, "-"], None),
+        ("boolean", [False, "false", 0, "0.0"], "false"), ("boolean", ["1.0", "+1"], "true"),
+        ("boolean", ["maybe"], "maybe"), ("boolean", [None, "-"], None),
         ("time", ["2024-05-31", datetime.date(2024, 5, 31), pd.Timestamp("2024-05-31"), 1717113600], "2024-05-31"),
         ("time", ["soon"], "soon"), ("time", [7], "7"), ("time", [None, pd.NaT, ""], None),
         ("time", ["2024-05-31T12:00Z", datetime.datetime(2024, 5, 31, 12)], "2024-05-31T12:00:00"),
@@ -258,6 +260,15 @@ def test_a_value_stands_for_one_string_however_it_is_held(value_type, values, te
 
 
 def test_a_number_is_the_one_known_text_that_is_written_so():
-    codes = {12: "00012", 0.5: "0.50"}
-    read = read_values([12, 12.0, decimal.Decimal(12), "12", 7, 0.5, True], "text", codes=lambda: codes)
-    assert read == ["00012", "00012", "00012", "12", "7", "0.50", "True"]
+    codes = {"12": "00012"}
+    values = [12, 12.0, decimal.Decimal(12), "12", "12.0", "012", 7, 0.5, True, "x12", None]
+    read = read_values(values, "text", codes=lambda: codes)
+    assert read == [*["00012"] * 6, "7", "0.5", "True", "x12", None]
+
+
+def test_a_float_that_several_whole_numbers_are_is_no_id():
+    ids = [2**53 + k for k in range(3)]
+    assert read_values([f"{number}.0" for number in ids], "integer") == list(map(str, ids))
+    assert infer_type(ids)[0] == infer_type([f"{number}.0" for number in ids])[0] == "integer"
+    assert infer_type([float(number) for number in ids])[0] == infer_type([1e22])[0] == "number"
+    assert read_values([1.0, 2.0**53 + 2], "integer") == ["1", "9007199254740994.0"]
