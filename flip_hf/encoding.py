@@ -2,7 +2,9 @@
 """Rows of a table -> rows a model reads, encoded once for any number of epochs."""
 
 import copy
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +23,8 @@ from .readers.tables import as_dataset
 
 
 logger = logging.get_logger(__name__)
+
+_IDS = re.compile(r"^feature_ids=(\d+):(\w+)$", re.MULTILINE)
 
 
 @pklregister(FlipProcessor)
@@ -184,7 +188,35 @@ def prepare_dataset(
             encode, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings
         )
     _log_rates(encoded, processor)
-    return encoded.with_format(None)
+    encoded = encoded.with_format(None)
+    extractor = processor.feature_extractor
+    recorded = f"feature_ids={extractor.num_features}:{_digest_of_ids(extractor, extractor.num_features)}"
+    encoded.info.description = f"{_IDS.sub('', encoded.info.description or '').strip()}\n{recorded}".strip()
+    return encoded
+
+
+def _digest_of_ids(extractor: Any, num_features: int) -> str:
+    return hashlib.blake2b("".join(extractor.field_digests(num_features)).encode(), digest_size=8).hexdigest()
+
+
+def check_encoded(dataset: Any, processor: Any, name: str) -> None:
+    """
+    Makes sure that the ids of encoded rows are those of a processor, as far as the rows know by what they were made
+    (`info.description`, which `map` and `select` carry along); a processor that was extended since is the same.
+
+    Raises:
+        ValueError: if they were made by another one.
+    """
+    recorded = _IDS.search(getattr(getattr(dataset, "info", None), "description", None) or "")
+    extractor = processor.feature_extractor
+    if recorded is None:
+        return
+    num_features = int(recorded[1])
+    if num_features > extractor.num_features or recorded[2] != _digest_of_ids(extractor, num_features):
+        raise ValueError(
+            f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
+            "them with this one (prepare_dataset)"
+        )
 
 
 def _is_fitted_on(split: str, out_of_fold: bool | None) -> bool:

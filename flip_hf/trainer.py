@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from .alignment_layers_flip import masked_slots, slots_per_field
 from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .encoding import check_encoded
 from .hub import push_to_hub, write_folder
 from .metrics import compute_ctr_metrics, greater_is_better
 from .modeling_flip import FlipForCTR, FlipForPreTraining
@@ -110,6 +111,8 @@ class FlipTrainer(Trainer):
                     raise ValueError(
                         f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on"
                     )
+                if isinstance(processing_class, FlipProcessor):
+                    check_encoded(part, processing_class, key)
         self._given_collator = data_collator
         self._losses_of_step: dict[str, torch.Tensor] = {}
         if model is not None:

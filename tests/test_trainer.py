@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two stages through Trainer: gradients that do not depend on accumulation, resuming, selection, evaluation."""
 
+import copy
 import dataclasses
 import json
 import signal
@@ -1024,3 +1025,26 @@ def test_training_swaps_nothing_in_transformers_and_leaves_special_tokens_out(pr
     with pytest.raises(ValueError, match="No valid checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     assert trainer.processing_class is processor  # also where a training does not get as far as its rows
+
+
+def test_rows_that_another_processor_encoded_are_refused_and_those_of_before_an_extension_are_not(
+    splits, processor, tokenizer, tmp_path
+):
+    train = splits["train"]
+    rows = prepare_dataset(train, processor, text=False)
+    other = FlipProcessor(
+        FlipFeatureExtractor.fit(train.map(lambda row: {"user_id": str(int(row["user_id"]) + 1)})), tokenizer
+    )
+    assert other.feature_extractor.num_features == processor.feature_extractor.num_features
+    arguments = ctr_arguments(tmp_path, eval_strategy="no")
+    with pytest.raises(ValueError, match="the rows of train_dataset were encoded with another processor"):
+        FlipCTRTrainer(model=tabular_model(other), args=arguments, train_dataset=rows, processing_class=other)
+    some = rows.shuffle(seed=0).select(range(64))
+    with pytest.raises(ValueError, match="the rows of eval_dataset were encoded with another processor"):
+        FlipCTRTrainer(
+            model=tabular_model(other), args=arguments, train_dataset=prepare_dataset(train, other, text=False),
+            eval_dataset=some, processing_class=other,
+        )  # fmt: skip
+    extended = copy.deepcopy(processor)
+    extended.feature_extractor.extend({**train[:2], "user_id": ["somebody", "new"]})
+    FlipCTRTrainer(model=tabular_model(extended), args=arguments, train_dataset=some, processing_class=extended)
