@@ -92,10 +92,12 @@ def wrong_rows(
 
 @pytest.mark.parametrize(
     ("num_rows", "num_trials", "sizes"),
-    [(120, 2, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 1, (1, 2, 1, 5, 1, 30, 60), marks=pytest.mark.slow)],
+    [(120, 2, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 1, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)],
     ids=["short", "long"],
 )
 def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_trials, sizes):
+    if num_rows > 1000:  # chance has time enough
+        sys.setswitchinterval(5e-3)
     bound = num_rows // 2
     keep_little(monkeypatch, bound)
     rows = make_rows(num_rows)
