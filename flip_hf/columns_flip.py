@@ -8,6 +8,7 @@ import datetime
 import decimal
 import importlib
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,14 +25,14 @@ def _is_column(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
 
 
-def as_columns(rows: Any) -> Mapping[str, Any]:
+def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     """
     A batch in any of the forms users have it -> a mapping of columns.
 
     Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
     `datasets.Dataset` (of a `ClassLabel` the names), an Arrow table, a pandas frame or one row of it (a Series), a
     record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key that some of the dicts
-    lack is missing there.
+    lack is missing there. Classes of the column `label` stay numbers.
 
     Raises:
         TypeError: for anything else.
@@ -43,7 +44,7 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
             return rows
         return {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
-        return with_class_names(rows.with_format("arrow")[:], rows.features)
+        return with_class_names(rows.with_format("arrow")[:], rows.features, label)
     if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
         return _by_name(rows.column_names, rows.column)
     if hasattr(rows, "iloc"):  # of pandas
@@ -84,21 +85,26 @@ def _signed(column: Any) -> Any:
     return _pyarrow().chunked_array(chunks) if chunks else column
 
 
-def with_class_names(table: Any, features: Any) -> Mapping[str, Any]:
+def with_class_names(table: Any, features: Any, label: str | None = None) -> Mapping[str, Any]:
     """
     Columns of an Arrow table of a `datasets.Dataset`, with the names of classes instead of their numbers, also where a
-    row is a list of them.
+    row is a list of them, but for the column `label`.
     """
     columns = dict(as_columns(table))
-    for name, feature in (features or {}).items():
-        names = getattr(getattr(feature, "feature", feature), "names", None)
-        if names is not None and name in columns:
+    for name, names in class_names(features).items():
+        if name in columns and name != label:
             by_number = dict(enumerate(names))
             columns[name] = [
                 [by_number.get(number) for number in value] if isinstance(value, list) else by_number.get(value)
                 for value in as_list(columns[name])
             ]
     return columns
+
+
+def class_names(features: Any) -> dict[str, list[str]]:
+    """Of `datasets.Features`: the names of the classes of each column that has some, alone or in lists."""
+    names = {name: getattr(getattr(one, "feature", one), "names", None) for name, one in (features or {}).items()}
+    return {name: of_column for name, of_column in names.items() if of_column is not None}
 
 
 def _by_name(names: Sequence[Any], column: Callable[[int], Any]) -> dict[str, Any]:
@@ -143,18 +149,21 @@ def gives_arrow(dataset: Any) -> bool:
     return getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", True) is not None
 
 
-def batches(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
+def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any]]:
+    """
+    Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time. Classes of the
+    column `label` stay numbers.
+    """
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
         for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
-            yield with_class_names(batch, dataset.features)
+            yield with_class_names(batch, dataset.features, label)
     elif isinstance(dataset, Iterator):
         for batch in dataset:
-            yield as_columns(batch)
+            yield as_columns(batch, label)
     elif isinstance(dataset, Sequence) and not len(dataset):
         return
     else:
-        yield as_columns(dataset)
+        yield as_columns(dataset, label)
 
 
 class CodedColumn(NamedTuple):
@@ -181,7 +190,7 @@ class CodedColumn(NamedTuple):
 
     def mapped(self, values: Sequence[Any]) -> "CodedColumn":
         """Other values in the place of these, of which several may become one."""
-        if values == self.values:
+        if all(map(operator.is_, values, self.values)):  # equal is not enough: Decimal(1) is equal to 1.0
             return self
         coded = code_values(values)
         return CodedColumn(coded.values, coded.indices[self.indices], self.values)

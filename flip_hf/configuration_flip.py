@@ -292,6 +292,9 @@ class FlipConfig(PreTrainedConfig):
         for key in self.mlm_transform_config:
             if key not in MLM_TRANSFORM_SETTINGS:
                 raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
+        for key, value in self.backbone_config.items():
+            if "dropout" in key and not (isinstance(value, int | float) and 0.0 <= value < 1.0):
+                raise ValueError(f"backbone_config has {key}={value!r}, which is not in [0, 1)")
         for entry in self.fields:
             if entry.get("pooling", "mean") not in POOLINGS:
                 raise ValueError(f"field {entry['name']!r}: pooling={entry['pooling']!r} is not one of {POOLINGS}")

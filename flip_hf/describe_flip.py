@@ -251,7 +251,7 @@ class _SplitCounts:
         """
         size = _BATCH_SIZE if self.processor is None else _TEXT_BATCH_SIZE
         label = self.extractor.label
-        for columns in batches(dataset):
+        for columns in batches(dataset, label):
             selected = dict(zip(self.raw_names, select_columns(columns, self.raw_names), strict=True))
             num_rows = len(next(iter(selected.values())))
             if label in columns:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from .columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, read_labels, select_columns
+from .columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, read_labels, select_columns
 from .fields_flip import (
     KIND_OF_OPTION,
     KIND_OF_TYPE,
@@ -48,6 +49,8 @@ NUM_FOLDS = 5
 NUMBER_BITS = 10
 # of hours since 1970 only the distance from the newest is read: up to 2^21 each has a bin of its own
 HOUR_BITS = 20
+# what pandas calls the index that it wrote
+_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
@@ -292,6 +295,7 @@ def choose_fields(
     label: str,
     exclude: Sequence[str],
     field_options: Mapping[str, Mapping[str, Any]] | None,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Field]:
     """
     The schema of a table: named fields (or all columns but the label and `exclude`), type and kind of each from
@@ -299,6 +303,7 @@ def choose_fields(
 
     Args:
         heads (`list[dict]`): the first rows, in batches of columns.
+        classes (`dict[str, list[str]]`, *optional*): names of the classes of columns that have some.
 
     Raises:
         ValueError: for a field, an excluded column, an option or a label (other than the defaults) that is not there,
@@ -308,11 +313,12 @@ def choose_fields(
     if isinstance(fields, str):
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
     options = {name: dict(given) for name, given in (field_options or {}).items()}
-    names = list(heads[0])
+    names, are_named = list(heads[0]), fields is not None
     if label != "label" and label not in names:  # misspelt, and the real one would be a field
         raise ValueError(f"there is no label column {label!r}; the table has {', '.join(names)}")
     if fields is None:
-        fields = [name for name in names if name != label and (name not in exclude or name in options)]
+        no_fields = {name for name in names if name in exclude or _INDEX.fullmatch(name)}
+        fields = [name for name in names if name != label and (name not in no_fields or name in options)]
     unknown = [name for name in fields if name not in names]
     if unknown:
         raise ValueError(f"no such field: {', '.join(map(repr, unknown))}; the table has {', '.join(names)}")
@@ -343,15 +349,21 @@ def choose_fields(
         is_asked = "kind" in given
         kind = "multivalued" if is_list else KIND_OF_TYPE[value_type]
         for option in given:  # statistics is the last word: it has buckets, too
-            kind = kind if "statistics" in given else KIND_OF_OPTION.get(option, kind)
+            asked = KIND_OF_OPTION.get(option, kind)
+            if "statistics" not in given and not (asked == "categorical" and is_list):
+                kind = asked
+        if kind == "datetime" and set(given) == {"view"}:  # the date itself, as a text reads it
+            kind = "categorical"
         kind = given.pop("kind", kind)
-        if kind == "datetime" and not is_asked and not given and why != "as asked":
+        if kind == "datetime" and not is_asked and not given and not are_named and why != "as asked":
             said.append(
                 f'{name}: time ({why}), left out; for its parts field_options={{{name!r}: {{"kind": "datetime", '
                 '"parts": ["hour", "weekday", "age"]}}'
             )
             continue
-        of_type = {"type": value_type} if kind in ("categorical", "multivalued") else {}
+        of_type: dict[str, Any] = {"type": value_type} if kind in ("categorical", "multivalued") else {}
+        if of_type and name in (classes or {}):
+            of_type |= {"type": "text", "classes": classes[name]}
         of_column, of_its_statistics = expand_field(name, {"kind": kind, **of_type, **given})
         chosen += of_column
         statistics += of_its_statistics
@@ -449,7 +461,7 @@ class FeatureCounts:
             raise TypeError(
                 f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset"
             )
-        rest = batches(dataset)
+        rest = batches(dataset, label)
         heads: list[Mapping[str, Any]] = []
         num_head_rows = 0
         while num_head_rows < BATCH_SIZE and (head := next(rest, None)):
@@ -460,7 +472,8 @@ class FeatureCounts:
         if fields and all(isinstance(field, Field) for field in fields):
             counts = cls(fields, label)  # type: ignore[arg-type]
         else:
-            chosen = choose_fields(heads, fields, label, exclude, field_options)  # type: ignore[arg-type]
+            classes = class_names(getattr(dataset, "features", None))
+            chosen = choose_fields(heads, fields, label, exclude, field_options, classes)  # type: ignore[arg-type]
             counts = cls(chosen, label)
         counts.first_rows = _digest_of_rows(counts.fields, heads[0])
         rest = itertools.chain(heads, rest)
@@ -484,7 +497,7 @@ class FeatureCounts:
                 )
             logger.info(f"{checkpoint} holds the counts of {saved.num_rows} rows: going on behind them")
             counts = saved
-            rest = iter(()) if saved.num_rows == num_rows else batches(dataset.skip(saved.num_rows))
+            rest = iter(()) if saved.num_rows == num_rows else batches(dataset.skip(saved.num_rows), label)
         saved_rows = counts.num_rows
         for columns in rest:
             counts.add(columns)
@@ -503,7 +516,7 @@ class FeatureCounts:
 
     def add(self, rows: Any, codes: Callable[[str], Mapping[Any, str]] | None = None) -> None:
         """Counts rows, in any form that `extractor(rows)` takes; `codes` as for `code_columns`."""
-        rows = as_columns(rows)
+        rows = as_columns(rows, self.label)
         coded = code_columns(self.fields, rows, self.num_rows, codes)
         for field, column in zip(self.fields, coded, strict=True):
             if getattr(field, "type", "text") in ("integer", "number") and column.raw is not None:

@@ -288,7 +288,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
         counts = FeatureCounts([self.fields[index] for index in kept], self.label)
         for columns in batches(rows):
-            counts.add(columns, self._known_by_number)
+            counts.add(columns, self.known_by_number)
         totals = self.feature_counts.copy()
         features = FeatureList({**{name: self._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
         grown: dict[str, int] = {}
@@ -340,7 +340,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
         """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        return code_columns(self.fields, as_columns(rows), codes=self._known_by_number)
+        return code_columns(self.fields, as_columns(rows), codes=self.known_by_number)
 
     def encode_columns(self, columns: Sequence[CodedColumn], out_of_fold: bool = False) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
@@ -429,7 +429,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _lookup(self, field: int, values: Sequence[Any]) -> np.ndarray:
         """Distinct values of field number `field` -> their ids `(n,)`."""
-        ids = list(map(self._caches.setdefault(field, {}).get, values))
+        ids = list(map(self._caches[field].get, values))
         positions = [position for position, feature in enumerate(ids) if feature is None]
         if positions:
             new = [values[position] for position in positions]
@@ -460,12 +460,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             self._num_cached += len(values)
             self._cached_characters += characters
 
-    def _known_by_number(self, name: str) -> Mapping[Any, str]:
+    def known_by_number(self, name: str) -> Mapping[Any, str]:
         """Whole numbers -> the values of a field's vocabulary that are written so, the only ones: "12" -> "00012"."""
         index = self.field_names.index(name)
         spec = self.fields[index]
         if isinstance(spec, StatisticField):
-            return self._known_by_number(spec.source)
+            return self.known_by_number(spec.source)
         known = self._codes.get(index)
         if known is None:
             spelled: dict[str, list[str]] = {}
@@ -582,7 +582,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     # --- state ----------------------------------------------------------------------------------------------------
 
     def _reset_caches(self) -> None:
-        self._caches: dict[int, dict[Any, int]] = {}
+        # all of them from the start: no thread adds one while another empties them
+        self._caches: dict[int, dict[Any, int]] = {index: {} for index in range(self.num_fields)}
         self._codes: dict[int, dict[Any, str]] = {}
         self._bases: dict[int, int] = {}
         self._label_positions = self._hash_starts = None
@@ -591,7 +592,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {
-            "_caches": {},
+            "_caches": {index: {} for index in range(self.num_fields)},
             "_codes": {},
             "_bases": {},
             "_label_positions": None,

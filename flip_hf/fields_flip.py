@@ -146,10 +146,12 @@ class CategoricalField(Field):
         hash_buckets (`int`, *optional*): values are hashed to so many ids and no vocabulary is stored: nothing is
             unseen, and values share ids.
         type (`str`): what values are, one of `VALUE_TYPES` (see `read_values`).
+        classes (`tuple[str, ...]`, *optional*): what the whole numbers from 0 on stand for, of a `ClassLabel`.
     """
 
     kind: ClassVar[str] = "categorical"
     type: str = "text"
+    classes: tuple[str, ...] | None = None
     min_frequency: int | None = None
     vocabulary_size: int | None = None
     hash_buckets: int | None = None
@@ -157,6 +159,8 @@ class CategoricalField(Field):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("type", VALUE_TYPES)
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))
         for option in ("min_frequency", "vocabulary_size", "hash_buckets"):
             if getattr(self, option) is not None:
                 self._check_at_least(option, 1)
@@ -172,10 +176,18 @@ class CategoricalField(Field):
 
     @property
     def coding(self) -> tuple:
-        return (*self.columns, "categorical", self.type)
+        return (*self.columns, "categorical", self.type, self.classes)
 
     def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:
-        return read_values(values, self.type, self.name, codes)
+        return _read_values(self, values, codes)
+
+
+def _read_values(field: Any, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None) -> list[str | None]:
+    """What a categorical field, or a statistic of one, makes of raw values."""
+    if field.classes is not None:
+        names = dict(enumerate(field.classes))
+        values = [value if isinstance(value, str | bool) else names.get(value, value) for value in values]
+    return read_values(values, field.type, field.name, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +368,7 @@ class StatisticField(NumericField):
             labels + smoothing x mean of all labels) / (rows + smoothing). A training row sees the mean over the folds
             it is not in, so never its own label; an unseen value has the mean of all labels.
         smoothing (`float`): see above.
-        type (`str`): what the values of its source are.
+        type, classes: those of its source.
     """
 
     kind: ClassVar[str] = "statistic"
@@ -365,10 +377,13 @@ class StatisticField(NumericField):
     statistic: str
     smoothing: float = 20.0
     type: str = "text"
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("statistic", STATISTICS)
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))
         if self.view != "tabular":
             raise ValueError(f"field {self.name!r}: view={self.view!r}, and a statistic is for the ID tower alone")
         if not self.smoothing > 0:
@@ -376,10 +391,10 @@ class StatisticField(NumericField):
 
     @property
     def coding(self) -> tuple:
-        return (*self.columns, "categorical", self.type)
+        return (*self.columns, "categorical", self.type, self.classes)
 
     def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:  # type: ignore[override]
-        return read_values(values, self.type, self.name, codes)
+        return _read_values(self, values, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,7 +432,7 @@ class MultivaluedField(CategoricalField):
 
     @property
     def coding(self) -> tuple:
-        return (*self.columns, "lists", self.separator, self.type)
+        return (*self.columns, "lists", self.separator, self.type, self.classes)
 
     def code(
         self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
@@ -511,6 +526,7 @@ KIND_OF_OPTION = {
     **dict.fromkeys(("bucketing", "edges", "num_buckets", "text_format"), "numeric"),
     **dict.fromkeys(("separator", "max_values", "pooling", "joiner"), "multivalued"),
     **dict.fromkeys(("parts", "reference", "format"), "datetime"),
+    **dict.fromkeys(("min_frequency", "vocabulary_size", "hash_buckets"), "categorical"),
     "statistics": "categorical",
 }
 
@@ -589,6 +605,7 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
             column=name,
             statistic=statistic,
             type=field.type,  # type: ignore[attr-defined]
+            classes=field.classes,  # type: ignore[attr-defined]
             **statistic_options,
         )
         for statistic in wanted

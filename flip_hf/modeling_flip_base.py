@@ -3,6 +3,7 @@
 refuses to hand out a model whose weights it did not find.
 """
 
+import itertools
 import os
 from typing import Any, Self
 
@@ -284,7 +285,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{name} lacks {len(missing)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
                 f"{missing[0]}: the folder is incomplete, or was saved by another class or mode"
             )
-        for key, weight in model.named_parameters():
+        buffers = ((key, buffer) for key, buffer in model.named_buffers() if "tabular" in key)
+        for key, weight in itertools.chain(model.named_parameters(), buffers):
             if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
                 continue  # float8 has no isfinite
             if not bool(weight.isfinite().all()):

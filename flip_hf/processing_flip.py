@@ -272,7 +272,7 @@ class FlipProcessor(ProcessorMixin):
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
         if text and self.tokenizer is None:
             raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
-        rows = as_columns(rows)
+        rows = as_columns(rows, self.feature_extractor.label)
         columns = self.feature_extractor.select_columns(rows)
         labels = self.encode_labels(rows)
         if labels is not None and len(labels) != columns[0].num_rows:
@@ -323,7 +323,7 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: at the first label that is not 0 or 1, naming it and its row.
         """
-        columns = as_columns(rows)
+        columns = as_columns(rows, self.feature_extractor.label)
         name = self.feature_extractor.label
         if name not in columns:
             return None

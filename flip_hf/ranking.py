@@ -4,6 +4,7 @@
 Letters: n candidates, F fields, k of them shown.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def rank(
         items = with_class_names(items, features) if items else items
     if isinstance(items, Sequence) and not len(items):  # without columns
         return Ranking(np.zeros(0, np.int64), np.zeros(0))
-    columns = join_columns(extractor.fields, user_row, items)
+    columns = join_columns(extractor, user_row, items)
     columns, candidate = _distinct(columns)
     encoded = processor.encode_columns(columns, text=model.config.mode != "tabular")
     occurrences = extractor.occurrences(encoded.feature_ids[candidate])
@@ -102,14 +103,14 @@ def _one_row(row: Any) -> Mapping[str, Any]:
     return {name: as_list(column)[0] for name, column in columns.items()}
 
 
-def join_columns(fields: Any, user_row: Mapping[str, Any], items: Any) -> list[CodedColumn]:
+def join_columns(extractor: Any, user_row: Mapping[str, Any], items: Any) -> list[CodedColumn]:
     """
     The coded column of each field, of n rows, the user's having one value each.
 
     Raises:
         ValueError: if a column that a field reads is on both sides or on neither.
     """
-    table = as_columns(items)
+    fields, table = extractor.fields, as_columns(items)
     needed = dict.fromkeys(name for field in fields for name in field.columns)
     twice = [name for name in needed if name in user_row and name in table]
     if twice:
@@ -133,12 +134,13 @@ def join_columns(fields: Any, user_row: Mapping[str, Any], items: Any) -> list[C
     for field in fields:
         if field.coding in coded:
             continue
+        codes = functools.partial(extractor.known_by_number, field.name)
         if not any(name in raw for name in field.columns):
-            values = field.code([[user_row[name]] for name in field.columns]).values
+            values = field.code([[user_row[name]] for name in field.columns], codes).values
             coded[field.coding] = CodedColumn(values, np.zeros(num_items, np.int64))
         else:  # a field of two columns may take one from each side
             sources = [raw[name] if name in raw else [user_row[name]] * num_items for name in field.columns]
-            coded[field.coding] = field.code(sources)
+            coded[field.coding] = field.code(sources, codes)
     return [coded[field.coding] for field in fields]
 
 

@@ -55,7 +55,7 @@ _ARGUMENTS = {
 _RARE_SHARE, _FEW_CLICKS = 0.01, 100
 _SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)$", re.MULTILINE)
 # numbers that are all below are no times and no dates, but count days or steps
-_MOST_STEPS = 10_000
+_MOST_STEPS = 1_000_000
 # rows, and bytes of them, that are brought into order at a time
 _ROWS_AT_ONCE = 1_000_000
 _BYTES_AT_ONCE = 1 << 28
@@ -99,13 +99,13 @@ def split_dataset(
               same way in every table, stream and day, so that new rows never move old ones. Rows without a value
               train.
 
-            Values are compared as ids are: 1, 1.0, "1" and " 1" are one.
+            Values are compared as text is: 1, 1.0, "1" and " 1" are one.
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
             shares of the distinct values of `column`; for `"hash"`, expected shares of them.
         time_column (`str`): what `"time"` and `"last"` sort by: dates, and numbers and text as `kind="datetime"` reads
-            them (see `read_times`; numbers that are all below 10,000 count steps); equal times keep the order of the
-            table.
+            them (see `read_times`; numbers that are all below a million count steps); equal times keep the order of
+            the table.
         column (`str`): for `"cold"`, `"column"` and `"hash"`.
         user_column (`str`): for `"last"`.
         num_last (`int`): for `"last"`: rows of each user in each of test and validation.
@@ -168,7 +168,7 @@ def split_dataset(
             order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
         if strategy == "random" and stratify is not False and label in dataset.column_names:
-            orders = _stratified(_column(dataset, label), order, given["fractions"], bool(stratify)) or orders
+            orders = _stratified(_column(dataset, label, False), order, given["fractions"], bool(stratify)) or orders
     else:
         parts, missing = _parts(dataset, strategy, seed, given)
         names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
@@ -183,7 +183,7 @@ def split_dataset(
     for name, split in splits.items():
         if label not in split.column_names:
             continue
-        counts = {str(row["values"]): row["counts"] for row in _column(split, label).value_counts().to_pylist()}
+        counts = {str(row["values"]): row["counts"] for row in _column(split, label, False).value_counts().to_pylist()}
         clicks = next((counts[value] for value in ("1", "1.0", "True", "true") if value in counts), 0)
         if len(counts) == 1:
             logger.warning(
@@ -227,7 +227,7 @@ def sample_negatives(
     dataset = as_dataset(dataset)
     if label not in dataset.column_names:
         raise ValueError(f"there is no label column {label!r}; the table has {', '.join(dataset.column_names)}")
-    labels = read_labels(_column(dataset, label), label)
+    labels = read_labels(_column(dataset, label, False), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
     kept = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
     if not len(kept):
@@ -405,10 +405,11 @@ def _no_column(column: str, argument: str, names: Sequence[str]) -> str:
     return f"there is no column {column!r} to split by; the table has {', '.join(names)}: name one with {argument}"
 
 
-def _column(dataset: Dataset, column: str) -> pa.ChunkedArray:
-    """The values of a column; classes by their names, as ids see them."""
+def _column(dataset: Dataset, column: str, names: bool = True) -> pa.ChunkedArray:
+    """The values of a column; classes by their names, as ids see them, unless it is a label."""
     arrow = dataset.select_columns([column]).with_format("arrow")
-    tables = (spell_classes(table, dataset.features) for table in arrow.iter(batch_size=_ROWS_AT_ONCE))
+    features = dataset.features if names else {}
+    tables = (spell_classes(table, features) for table in arrow.iter(batch_size=_ROWS_AT_ONCE))
     return pa.chunked_array(list(itertools.chain.from_iterable(table.column(column).chunks for table in tables)))
 
 

@@ -104,6 +104,8 @@ class FlipTrainer(Trainer):
                 "is saved with the model"
             )
         self._check_arguments(args, kwargs.get("compute_metrics"))
+        if model is not None:
+            self._check_model(model, processing_class)
         for name in ("train_dataset", "eval_dataset"):
             parts = kwargs.get(name)
             for key, part in (parts if isinstance(parts, dict) else {name: parts}).items():
@@ -115,8 +117,6 @@ class FlipTrainer(Trainer):
                     check_encoded(part, processing_class, key)
         self._given_collator = data_collator
         self._losses_of_step: dict[str, torch.Tensor] = {}
-        if model is not None:
-            self._check_model(model, processing_class)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self._take(self.model)
         if self.compute_metrics is None:
@@ -370,6 +370,8 @@ class FlipTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        if isinstance(self.processing_class, FlipProcessor):
+            check_encoded(test_dataset, self.processing_class, "the evaluation")
         with self._evaluating():
             return super().get_test_dataloader(test_dataset)
 
@@ -642,6 +644,8 @@ class FlipCTRTrainer(FlipTrainer):
         self._evaluated: Any = None
         super().__init__(model, args, **kwargs)
         for name, dataset in parts.items():
+            if negative_sampling_rate(dataset) < 1.0:
+                logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
             self._groups(dataset)
             self._warn_of_labels(name, labels[name], trained)
         if args.early_stopping_patience is not None and self.args.load_best_model_at_end:

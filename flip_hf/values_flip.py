@@ -18,6 +18,8 @@ _MISSING_OBJECTS = ("", "NaT", "<NA>", "NaN", "sNaN")
 _MISSING_NUMBERS = {"", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"([+-]?\d+)(\.0*)?", re.ASCII)
+# what a code with zeros at its front is after something has read it as a number
+_LOST_ZEROS = re.compile(r"(0|-?[1-9]\d*)(\.0+)?", re.ASCII)
 # floats beyond are not all whole numbers
 _EXACT = 2.0**53
 _GROUPED_NUMBER = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
@@ -294,8 +296,8 @@ def read_values(
       beyond 2**53, which several whole numbers are, is no known integer.
     - `"boolean"`: "true" or "false", of 1 and 0 as well.
     - `"time"`: an ISO date, with the time of day where it is not midnight, in UTC.
-    - `"text"`: see `canonical_value`; of a number, and of a string of digits, the one known value that has that
-      number (`codes`): a csv that lost its zeros and what pandas reads of it are one table.
+    - `"text"`: see `canonical_value`; of a number the one known value that has that number (`codes`), and of a string
+      of digits too where that is a code with zeros: a csv that lost them and what pandas reads of it are one table.
 
     What is no value of the type is the string that it is in any case: no training row has it.
 
@@ -315,9 +317,12 @@ def read_values(
     else:
         texts = [canonical_value(value, field) for value in values]
     if codes is not None:
-        for place, text in enumerate(texts):
-            if text is not None and text[0] in "+-0123456789" and (number := whole_number(text)) is not None:
-                texts[place] = codes().get(number, text)
+        for place, (value, text) in enumerate(zip(values, texts, strict=True)):
+            if text is None or not _LOST_ZEROS.fullmatch(text):
+                continue
+            known = codes().get(whole_number(text))
+            if known is not None and (is_code(known) or not isinstance(value, str)):
+                texts[place] = known
     return texts
 
 

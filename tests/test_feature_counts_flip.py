@@ -463,6 +463,17 @@ def test_the_first_lines_of_a_count_say_what_each_column_is_and_why(caplog):
     ]  # fmt: skip
 
 
+def test_what_pandas_calls_its_index_is_no_field_and_a_named_date_is_not_left_out():
+    rows = {"Unnamed: 0": [0, 1], "a": ["x", "y"], "d": ["2024-05-31", None]}
+    assert FeatureCounts.count(rows).field_names == ["a"]
+    named = FeatureCounts.count(rows, fields=["Unnamed: 0", "d", "a"])
+    assert named.field_names == ["Unnamed: 0", "d_hour", "d_weekday", "d_age", "a"]
+    text = FeatureCounts.count(rows, field_options={"d": {"view": "text"}})
+    assert [(field.name, field.kind) for field in text.fields] == [("a", "categorical"), ("d", "categorical")]
+    with pytest.raises(ValueError, match="exclude has 'aa'; the table has Unnamed: 0, a, d"):
+        FeatureCounts.count(rows, exclude=["aa"])
+
+
 def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch):
     monkeypatch.setattr("flip_hf.fields_flip.BATCH_SIZE", 2)
     counts = FeatureCounts.count({"zip": ["7", "8", "007", "008"], "label": [0, 1, 0, 1]})

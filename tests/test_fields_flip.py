@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from datasets import Array2D, ClassLabel, Dataset, Features, List, Value
 
-from flip_hf import FlipFeatureExtractor
+from flip_hf import FlipFeatureExtractor, FlipProcessor
 from flip_hf.fields_flip import (
     AgeField,
     CategoricalField,
@@ -173,6 +173,8 @@ def test_the_text_has_the_format_one_asks_for(value, text):
 
 
 def test_numbers_of_distinct_values():
+    column = numeric(text_format=".2f").code([[decimal.Decimal("1.5"), decimal.Decimal(2)]])
+    assert column.values == [1.5, 2.0] and {type(value) for value in column.values} == {float}
     numbers, unreadable = numeric().numbers(numeric().read(["1,5", None, 3, "4", math.inf]))
     np.testing.assert_array_equal(numbers, [math.nan, math.nan, 3.0, 4.0, math.inf])
     assert unreadable.tolist() == [True, False, False, False, False]
@@ -335,6 +337,27 @@ def test_types_and_kinds_of_the_columns_of_a_data_set(feature, values, value_typ
     assert (extractor.fields[0].kind, getattr(extractor.fields[0], "type", None)) == (kind, value_type)
     ids = extractor(dataset)
     assert ids.min() >= 0 and ids.max() < extractor.num_features
+
+
+def test_a_class_is_one_value_by_its_number_and_by_its_name_and_a_label_stays_a_number():
+    features = Features(
+        genre=ClassLabel(names=["drama", "comedy"]), tags=List(ClassLabel(names=["x", "y"])),
+        label=ClassLabel(names=["no", "yes"]),
+    )  # fmt: skip
+    rows = {"genre": [0, 1, None, 1], "tags": [[0, 1], [], [1], None], "label": [1, 0, 1, 0]}
+    dataset = Dataset.from_dict(rows, features)
+    extractor = FlipFeatureExtractor.fit(dataset, field_options={"genre": {"statistics": ["label_mean"]}})
+    assert field_from_dict(extractor.fields[0].to_dict()) == extractor.fields[0]
+    ids = extractor(dataset)
+    assert extractor.decode(ids[:, 0]) == ["drama", "comedy", "[MISSING]", "comedy"]
+    forms = [dataset[:], dataset.with_format("arrow")[:], dataset.to_pandas(), dataset.to_list(), rows]
+    forms.append({"genre": ["drama", "comedy", None, "comedy"], "tags": [["x", "y"], [], ["y"], None]})
+    for form in forms:
+        np.testing.assert_array_equal(extractor(form), ids)
+    np.testing.assert_array_equal(np.concatenate([extractor(dataset[k]) for k in range(4)]), ids)
+    processor = FlipProcessor(extractor)
+    assert processor(dataset, text=False)["labels"] == [1.0, 0.0, 1.0, 0.0]
+    assert processor.render(dataset[:1]) == ["genre is drama. tags is x, y."]
 
 
 def test_dicts_and_matrices_of_a_data_set_are_refused_by_name():

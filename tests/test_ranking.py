@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.processing_flip import EncodedRows
+from flip_hf.ranking import join_columns
 
 
 USER = {"user_id": "105", "gender": "male"}
@@ -61,6 +62,13 @@ def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, ite
     expected = processor.encode(joined(items), text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
+
+
+def test_both_sides_of_a_ranking_are_read_as_a_row_is():
+    extractor = FlipFeatureExtractor.fit({"zip": ["00012", "x"], "code": ["007", "y"]})
+    columns = join_columns(extractor, {"zip": 12}, {"code": [7.0, "y"]})
+    ids = extractor.encode_columns(columns)
+    np.testing.assert_array_equal(ids, extractor({"zip": ["00012"] * 2, "code": ["007", "y"]}))
 
 
 def test_equal_candidates_are_computed_once_and_keep_their_order(model, processor, items, monkeypatch):

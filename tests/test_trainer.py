@@ -1047,4 +1047,8 @@ def test_rows_that_another_processor_encoded_are_refused_and_those_of_before_an_
         )  # fmt: skip
     extended = copy.deepcopy(processor)
     extended.feature_extractor.extend({**train[:2], "user_id": ["somebody", "new"]})
-    FlipCTRTrainer(model=tabular_model(extended), args=arguments, train_dataset=some, processing_class=extended)
+    trainer = FlipCTRTrainer(
+        model=tabular_model(extended), args=arguments, train_dataset=some, processing_class=extended
+    )
+    with pytest.raises(ValueError, match="the rows of the evaluation were encoded with another processor"):
+        trainer.evaluate(prepare_dataset(train, other, text=False))

@@ -263,7 +263,9 @@ def test_a_number_is_the_one_known_text_that_is_written_so():
     codes = {"12": "00012"}
     values = [12, 12.0, decimal.Decimal(12), "12", "12.0", "012", 7, 0.5, True, "x12", None]
     read = read_values(values, "text", codes=lambda: codes)
-    assert read == [*["00012"] * 6, "7", "0.5", "True", "x12", None]
+    assert read == [*["00012"] * 5, "012", "7", "0.5", "True", "x12", None]
+    # digits are another text than a known one that lost no zeros, and a number is not
+    assert read_values(["1", 1], "text", codes=lambda: {"1": "1.0"}) == ["1", "1.0"]
 
 
 def test_a_float_that_several_whole_numbers_are_is_no_id():
