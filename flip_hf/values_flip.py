@@ -316,12 +316,12 @@ def read_values(
         texts = [value.strip() or None for value in values]
     else:
         texts = [canonical_value(value, field) for value in values]
-    if codes is not None:
-        for place, (value, text) in enumerate(zip(values, texts, strict=True)):
-            if text is None or not _LOST_ZEROS.fullmatch(text):
-                continue
-            known = codes().get(whole_number(text))
-            if known is not None and (is_code(known) or not isinstance(value, str)):
+    digits = [place for place, text in enumerate(texts) if text is not None and _LOST_ZEROS.fullmatch(text)]
+    if codes is not None and digits:
+        of_number = codes()
+        for place in digits:
+            known = of_number.get(whole_number(texts[place]))
+            if known is not None and (is_code(known) or not isinstance(values[place], str)):
                 texts[place] = known
     return texts
 
