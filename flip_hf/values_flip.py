@@ -296,8 +296,9 @@ def read_values(
       beyond 2**53, which several whole numbers are, is no known integer.
     - `"boolean"`: "true" or "false", of 1 and 0 as well.
     - `"time"`: an ISO date, with the time of day where it is not midnight, in UTC.
-    - `"text"`: see `canonical_value`; of a number the one known value that has that number (`codes`), and of a string
-      of digits too where that is a code with zeros: a csv that lost them and what pandas reads of it are one table.
+    - `"text"`: see `canonical_value`; of a number (12, 12.0, "12.0") the one known value that has that number
+      (`codes`), and of digits ("12") too where that is a code with zeros ("00012"): a csv that lost them and what
+      pandas reads of it are one table.
 
     What is no value of the type is the string that it is in any case: no training row has it.
 
@@ -321,7 +322,8 @@ def read_values(
         of_number = codes()
         for place in digits:
             known = of_number.get(whole_number(texts[place]))
-            if known is not None and (is_code(known) or not isinstance(values[place], str)):
+            was_number = not isinstance(values[place], str) or "." in values[place]
+            if known is not None and (was_number or is_code(known)):
                 texts[place] = known
     return texts
 
@@ -350,8 +352,13 @@ def whole_number(value: Any) -> str | None:
 
 
 def _integer_value(value: Any, field: str) -> str | None:
-    if isinstance(value, float) and math.isfinite(value) and abs(value) > _EXACT:
-        return repr(value)  # several whole numbers are this float: it is none of them
+    number = value
+    if isinstance(value, str) and not value.strip().lstrip("+-").isdigit():
+        number = read_number(value, field)
+    if isinstance(number, float) and math.isfinite(number) and abs(number) > _EXACT:
+        # several whole numbers are this float: it is none of them, however it came
+        whole = whole_number(value)
+        return repr(number) if whole is None else f"{whole}.0"
     return _number_value(value, field)
 
 

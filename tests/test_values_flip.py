@@ -266,11 +266,14 @@ def test_a_number_is_the_one_known_text_that_is_written_so():
     assert read == [*["00012"] * 5, "012", "7", "0.5", "True", "x12", None]
     # digits are another text than a known one that lost no zeros, and a number is not
     assert read_values(["1", 1], "text", codes=lambda: {"1": "1.0"}) == ["1", "1.0"]
+    assert read_values(["12.0", 12.0, "12"], "text", codes=lambda: {"12": "12"}) == ["12"] * 3
 
 
 def test_a_float_that_several_whole_numbers_are_is_no_id():
-    ids = [2**53 + k for k in range(3)]
-    assert read_values([f"{number}.0" for number in ids], "integer") == list(map(str, ids))
+    ids = [2**53 + k for k in range(2, 5)]
+    assert read_values([*ids, *map(str, ids)], "integer") == [*map(str, ids)] * 2
+    assert read_values([f"{number}.0" for number in ids], "integer") == [f"{number}.0" for number in ids]
+    assert read_values([1e46, "1e46", "1e+46"], "integer") == ["1e+46"] * 3
     assert infer_type(ids)[0] == infer_type([f"{number}.0" for number in ids])[0] == "integer"
     assert infer_type([float(number) for number in ids])[0] == infer_type([1e22])[0] == "number"
     assert read_values([1.0, 2.0**53 + 2], "integer") == ["1", "9007199254740994.0"]
