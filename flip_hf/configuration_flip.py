@@ -293,7 +293,8 @@ class FlipConfig(PreTrainedConfig):
             if key not in MLM_TRANSFORM_SETTINGS:
                 raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
         for key, value in self.backbone_config.items():
-            if "dropout" in key and not (isinstance(value, int | float) and 0.0 <= value < 1.0):
+            shares = value if isinstance(value, list | tuple) else [value]
+            if "dropout" in key and not all(isinstance(p, int | float) and 0.0 <= p < 1.0 for p in shares):
                 raise ValueError(f"backbone_config has {key}={value!r}, which is not in [0, 1)")
         for entry in self.fields:
             if entry.get("pooling", "mean") not in POOLINGS:

@@ -275,3 +275,10 @@ def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_
             assert not (tmp_path / "rows").exists() and not (tmp_path / "processor").exists()
     prepare(1)
     assert is_one_run() and not (tmp_path / "unfinished").exists()
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "0.1", [0.1, 1.0]])
+def test_a_dropout_of_the_backbone_has_a_range(value):
+    with pytest.raises(ValueError, match="backbone_config has dnn_dropout=.*, which is not in "):
+        FlipConfig(backbone_config={"dnn_dropout": value})
+    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})
