@@ -60,7 +60,7 @@ def from_file_to_probability(table, serve, label: str = "label", **settings) -> 
     encoded = prepare_dataset(splits, processor, text=False)
     torch.manual_seed(0)
     model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", backbone="lr", feature_embedding_size=4))
-    args = FlipCTRArguments(settings.get("cache_dir", "unused"), num_train_epochs=1, **QUIET)
+    args = FlipCTRArguments(settings["cache_dir"], num_train_epochs=1, **QUIET)
     trainer = FlipCTRTrainer(
         model=model, args=args, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
         processing_class=processor,
@@ -104,8 +104,8 @@ ROW = {name: column[7] for name, column in rows().items() if name != "label"}
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> float:
     """What the row is given by a model of the table as a dict of columns."""
-    table = load_ctr_dataset(rows(), cache_dir=tmp_path_factory.mktemp("plain"))
-    return from_file_to_probability(table, [ROW])[0]
+    folder = tmp_path_factory.mktemp("plain")
+    return from_file_to_probability(load_ctr_dataset(rows(), cache_dir=folder), [ROW], cache_dir=folder)[0]
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
