@@ -361,6 +361,9 @@ def choose_fields(
                 '"parts": ["hour", "weekday", "age"]}}'
             )
             continue
+        fitting = {"numeric": ("integer", "number"), "datetime": ("time",)}.get(kind, VALUE_TYPES)
+        if why == "as asked" and value_type not in fitting:
+            raise ValueError(f"field {name!r}: kind={kind!r} reads {' or '.join(fitting)}, not type={value_type!r}")
         of_type: dict[str, Any] = {"type": value_type} if kind in ("categorical", "multivalued") else {}
         if of_type and name in (classes or {}):
             of_type |= {"type": "text", "classes": classes[name]}

@@ -270,8 +270,6 @@ class FlipProcessor(ProcessorMixin):
         self, rows: Any, text: bool = True, out_of_fold: bool = False, max_length: int | None = None
     ) -> "EncodedRows":
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
-        if text and self.tokenizer is None:
-            raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
         rows = as_columns(rows, self.feature_extractor.label)
         columns = self.feature_extractor.select_columns(rows)
         labels = self.encode_labels(rows)

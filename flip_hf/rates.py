@@ -126,4 +126,4 @@ class RateWatch:
         }
 
 
-__all__ = ["MIN_ROWS", "RateWatch", "expected_occurrences", "is_far"]
+__all__ = ["RateWatch"]

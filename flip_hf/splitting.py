@@ -406,7 +406,7 @@ def _no_column(column: str, argument: str, names: Sequence[str]) -> str:
 
 
 def _column(dataset: Dataset, column: str, names: bool = True) -> pa.ChunkedArray:
-    """The values of a column; classes by their names, as ids see them, unless it is a label."""
+    """The values of a column; classes by their names, unless it is a label."""
     arrow = dataset.select_columns([column]).with_format("arrow")
     features = dataset.features if names else {}
     tables = (spell_classes(table, features) for table in arrow.iter(batch_size=_ROWS_AT_ONCE))
@@ -414,7 +414,7 @@ def _column(dataset: Dataset, column: str, names: bool = True) -> pa.ChunkedArra
 
 
 def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, list[str]]:
-    """Number of each row's value `(B,)` among the distinct ones, as ids see them (-1: no value), and those."""
+    """Number of each row's value `(B,)` among the distinct ones, as texts (-1: no value), and those."""
     if column not in dataset.column_names:
         raise ValueError(_no_column(column, argument, dataset.column_names))
     rows = _column(dataset, column)

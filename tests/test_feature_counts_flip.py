@@ -264,6 +264,10 @@ def test_statistics_stand_behind_all_other_fields(whole):
         ({"field_options": {"a": {"statistics": ["frequency"] * 2}}}, "field 'a_frequency' is both"),
         ({"field_options": {"a": {"min_frequencies": 2}}}, "field 'a': .*did you mean 'min_frequency'"),
         ({"fields": []}, "no field is left"),
+        (
+            {"field_options": {"a": {"type": "text", "kind": "numeric"}}},
+            "'a': kind='numeric' reads integer or number, not",
+        ),
     ],
 )
 def test_a_schema_that_cannot_be_says_why(options, message):
