@@ -19,7 +19,7 @@ from datasets import Dataset, load_from_disk
 
 from flip_hf import FlipForCTR, FlipProcessor, compute_ctr_metrics, draw_reliability, fit_calibration
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.scoring import check_click_model, score
+from flip_hf.serving.scoring import check_click_model, score
 
 
 def encoded_rows(dataset: Dataset, text: bool) -> EncodedRows:

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import load_from_disk
 
 from flip_hf import compute_ctr_metrics
-from flip_hf.metrics import bootstrap_intervals
+from flip_hf.analysis.metrics import bootstrap_intervals
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, HfArgumentParser
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset, prepare_dataset, split_dataset
-from flip_hf.readers import NAMED_DATASETS
+from flip_hf.data.readers import NAMED_DATASETS
 
 
 @dataclass

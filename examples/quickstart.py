@@ -47,8 +47,8 @@ from flip_hf import (
     prepare_dataset,
     split_dataset,
 )
-from flip_hf.metrics import bootstrap_intervals
-from flip_hf.model_card import draw_training_curves, write_model_card
+from flip_hf.analysis.metrics import bootstrap_intervals
+from flip_hf.sharing.card import draw_training_curves, write_model_card
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

@@ -1,51 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLIP: one pre-training of an id tower and a language model, three click-through-rate models out of it.
 
-``import flip_hf`` costs milliseconds: every public name below is imported when it is first asked for, and the
-``transformers`` Auto classes learn about FLIP when they themselves are first imported (see ``registration.py``).
+Importing it registers the model with the Auto classes of `transformers`; trainers, readers and reports are imported
+when they are first asked for.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import install as _install_registration
+from .configuration_flip import FlipConfig
+from .feature_extraction_flip import FlipFeatureExtractor
+from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
+from .modeling_flip_tabular import FlipTabularModel
+from .processing_flip import FlipProcessor
+from .registration import register
+from .serving.pipeline import ClickThroughRatePipeline
+from .serving.ranking import rank
 
+
+if TYPE_CHECKING:
+    from .analysis.calibration import draw_reliability, fit_calibration
+    from .analysis.explain import AlignmentExplanation
+    from .analysis.flops import flops_per_row
+    from .analysis.metrics import bootstrap_intervals, compute_ctr_metrics
+    from .analysis.report import FlipReport
+    from .data.encoding import prepare_dataset
+    from .data.load import load_ctr_dataset
+    from .data.splitting import sample_negatives, split_dataset
+    from .fitting.counts import FeatureCounts
+    from .sharing.card import write_model_card
+    from .sharing.hub import push_to_hub
+    from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
+    from .training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+    from .training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
 
 __version__ = "0.1.0"
 
-# module -> the public names it defines
-_PUBLIC = {
-    "configuration_flip": ["FlipConfig"],
-    "modeling_flip_tabular": ["FlipTabularModel"],
-    "explain_flip": ["AlignmentExplanation"],
-    "modeling_flip": ["FlipModel", "FlipForPreTraining", "FlipForCTR"],
-    "feature_counts_flip": ["FeatureCounts"],
-    "feature_extraction_flip": ["FlipFeatureExtractor"],
-    "processing_flip": ["FlipProcessor"],
-    "report_flip": ["FlipReport"],
-    "data": ["load_ctr_dataset"],
-    "splitting": ["sample_negatives", "split_dataset"],
-    "encoding": ["prepare_dataset"],
-    "data_collator": ["DataCollatorForFlipPreTraining", "DataCollatorForFlipCTR"],
-    "training_args": ["FlipPreTrainingArguments", "FlipCTRArguments"],
-    "trainer": ["FlipPreTrainingTrainer", "FlipCTRTrainer"],
-    "hub": ["push_to_hub"],
-    "pipelines": ["ClickThroughRatePipeline"],
-    "ranking": ["rank"],
-    "calibration": ["draw_reliability", "fit_calibration"],
-    "metrics": ["compute_ctr_metrics"],
-    "flops": ["flops_per_row"],
+# what is imported late: name -> module
+_LATE = {
+    **dict.fromkeys(["draw_reliability", "fit_calibration"], "analysis.calibration"),
+    "AlignmentExplanation": "analysis.explain",
+    "flops_per_row": "analysis.flops",
+    **dict.fromkeys(["bootstrap_intervals", "compute_ctr_metrics"], "analysis.metrics"),
+    "FlipReport": "analysis.report",
+    "prepare_dataset": "data.encoding",
+    "load_ctr_dataset": "data.load",
+    **dict.fromkeys(["sample_negatives", "split_dataset"], "data.splitting"),
+    "FeatureCounts": "fitting.counts",
+    "write_model_card": "sharing.card",
+    "push_to_hub": "sharing.hub",
+    **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
+    **dict.fromkeys(["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"], "training.collators"),
+    **dict.fromkeys(["FlipCTRTrainer", "FlipPreTrainingTrainer"], "training.trainer"),
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_MODULE_OF)
+__all__ = [
+    "AlignmentExplanation",
+    "ClickThroughRatePipeline",
+    "DataCollatorForFlipCTR",
+    "DataCollatorForFlipPreTraining",
+    "FeatureCounts",
+    "FlipCTRArguments",
+    "FlipCTRTrainer",
+    "FlipConfig",
+    "FlipFeatureExtractor",
+    "FlipForCTR",
+    "FlipForPreTraining",
+    "FlipModel",
+    "FlipPreTrainingArguments",
+    "FlipPreTrainingTrainer",
+    "FlipProcessor",
+    "FlipReport",
+    "FlipTabularModel",
+    "bootstrap_intervals",
+    "compute_ctr_metrics",
+    "draw_reliability",
+    "fit_calibration",
+    "flops_per_row",
+    "load_ctr_dataset",
+    "prepare_dataset",
+    "push_to_hub",
+    "rank",
+    "sample_negatives",
+    "split_dataset",
+    "write_model_card",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
     return value
 
 
@@ -53,27 +98,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if TYPE_CHECKING:
-    # ruff: noqa: F401
-    from .calibration import draw_reliability, fit_calibration
-    from .configuration_flip import FlipConfig
-    from .data import load_ctr_dataset
-    from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
-    from .encoding import prepare_dataset
-    from .explain_flip import AlignmentExplanation
-    from .feature_counts_flip import FeatureCounts
-    from .feature_extraction_flip import FlipFeatureExtractor
-    from .flops import flops_per_row
-    from .hub import push_to_hub
-    from .metrics import compute_ctr_metrics
-    from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
-    from .modeling_flip_tabular import FlipTabularModel
-    from .pipelines import ClickThroughRatePipeline
-    from .processing_flip import FlipProcessor
-    from .ranking import rank
-    from .report_flip import FlipReport
-    from .splitting import sample_negatives, split_dataset
-    from .trainer import FlipCTRTrainer, FlipPreTrainingTrainer
-    from .training_args import FlipCTRArguments, FlipPreTrainingArguments
-
-_install_registration()
+register()

@@ -65,11 +65,24 @@ _INTERVALS = {
     "positive_weight": "(0, inf)",
 }
 
-# Feature ids that mean the same in every FLIP model; those of the fields follow (`FlipConfig.unseen_id`,
-# `missing_id`).
+# Reserved feature ids: two that mean the same in every FLIP model, then two of each field.
 PAD_FEATURE_ID = 0
 MASK_FEATURE_ID = 1
-NUM_SHARED_FEATURE_IDS = 2
+
+
+def unseen_id(field: Any) -> Any:
+    """Id of a value of field number `field` (or of several: an array) that the training rows do not have."""
+    return 2 + 2 * field
+
+
+def missing_id(field: Any) -> Any:
+    """Id of a hole in field number `field`."""
+    return 3 + 2 * field
+
+
+def num_reserved_features(num_fields: int) -> int:
+    """Ids below this one are no real features: pad, mask, and two per field."""
+    return unseen_id(num_fields)
 
 
 def check_masks(settings: Any) -> None:
@@ -356,7 +369,7 @@ class FlipConfig(PreTrainedConfig):
     @property
     def num_reserved_features(self) -> int:
         """Ids below this one are no real features: pad, mask, and two per field."""
-        return NUM_SHARED_FEATURE_IDS + 2 * self.num_fields
+        return num_reserved_features(self.num_fields)
 
     @classmethod
     def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":

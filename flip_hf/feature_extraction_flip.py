@@ -10,13 +10,13 @@ never json and never pickle (a pickled extractor carries a copy of it).
 """
 
 import copy
-import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,8 @@ from safetensors.numpy import save_file
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import logging
 
-from .columns_flip import CodedColumn, as_columns, batches
-from .configuration_flip import MASK_FEATURE_ID, NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID
-from .describe_flip import describe_rows
-from .feature_building_flip import FeatureBuilder, FeatureList, most_frequent, statistics, value_hashes
-from .feature_counts_flip import (
-    NO_FIELDS,
-    NUM_FOLDS,
-    FeatureCounts,
-    ValueCounts,
-    code_columns,
-    hash_buckets,
-    row_folds,
-)
+from .columns_flip import CodedColumn, as_columns
+from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID, missing_id, num_reserved_features, unseen_id
 from .fields_flip import (
     AgeField,
     CategoricalField,
@@ -45,17 +34,21 @@ from .fields_flip import (
     MultivaluedField,
     NumericField,
     StatisticField,
+    code_columns,
     field_from_dict,
 )
-from .pulling_flip import fetch, hub_arguments
-from .report_flip import FlipReport
+from .pulling_flip import fetch, hub_arguments, workshop
 from .values_flip import whole_number
 
 
 logger = logging.get_logger(__name__)
 
+# columns that are carried along and are no fields unless somebody names them
+NO_FIELDS = ("rating", "timestamp")
+# folds of the training rows in which a statistic of the label is computed without the rows that read it
+NUM_FOLDS = 5
 VOCABULARY_NAME = "feature_vocabulary.safetensors"
-_ARRAYS = {
+ARRAYS = {
     "value_bytes": np.uint8,  # of all real features, end to end: values, names of buckets
     "value_offsets": np.int64,  # (N - reserved + 1,)
     "sorted_hashes": np.int64,  # of the values of vocabularies, and
@@ -114,7 +107,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self.fields: list[Field] = [field_from_dict(spec) for spec in field_specs or []]
         self.label = label
         self.min_frequency = min_frequency
-        for name in _ARRAYS:
+        for name in ARRAYS:
             self.__dict__.setdefault(f"_{name}", None)
         self._reset_caches()
         super().__init__(**{key: value for key, value in kwargs.items() if key != "feature_extractor_type"})
@@ -160,7 +153,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     @property
     def num_reserved_features(self) -> int:
         """Real features start here."""
-        return NUM_SHARED_FEATURE_IDS + 2 * self.num_fields
+        return num_reserved_features(self.num_fields)
 
     @property
     def num_features(self) -> int:
@@ -177,11 +170,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def unseen_id(self, field: int) -> int:
         """Id of a value of field number `field` that the training rows do not have."""
-        return NUM_SHARED_FEATURE_IDS + 2 * field
+        return unseen_id(field)
 
     def missing_id(self, field: int) -> int:
         """Id of a hole in field number `field`."""
-        return NUM_SHARED_FEATURE_IDS + 2 * field + 1
+        return missing_id(field)
 
     def _array(self, name: str) -> np.ndarray:
         array = self.__dict__.get(f"_{name}")
@@ -244,27 +237,21 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
-        counts = FeatureCounts.count(dataset, fields, label, exclude, field_options, checkpoint)
-        return cls.from_counts(counts, min_frequency)
+        count = workshop("fitting.counts").FeatureCounts.count
+        return cls.from_counts(count(dataset, fields, label, exclude, field_options, checkpoint), min_frequency)
 
     @classmethod
-    def from_counts(cls, counts: FeatureCounts, min_frequency: int = 1) -> "FlipFeatureExtractor":
+    def from_counts(cls, counts: Any, min_frequency: int = 1) -> "FlipFeatureExtractor":
         """
-        Builds an extractor from counts of training rows, merged from parts perhaps; `counts` stays as it is.
+        Builds an extractor from [`FeatureCounts`] of training rows, merged from parts perhaps; `counts` stays as it
+        is.
 
         Raises:
             ValueError: if a field has no value in any row.
         """
-        fields = list(counts.fields)
-        for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
-            if isinstance(field, MultivaluedField) and counter is not None:
-                fields[index] = dataclasses.replace(field, max_values=min(field.max_values, counter.longest))
-        extractor = cls([field.to_dict() for field in fields], counts.label, min_frequency)
-        builder = FeatureBuilder(extractor, counts)
-        for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
-            if field.num_slots or counter is not None:
-                builder.add(index, field, counter)
-        extractor._set_arrays(**builder.arrays())
+        specs, arrays = workshop("fitting.building").build(counts, min_frequency)
+        extractor = cls(specs, counts.label, min_frequency)
+        extractor._set_arrays(**arrays)
         return extractor
 
     def extend(self, rows: Any) -> dict[str, int]:
@@ -284,34 +271,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: if a field has no column.
         """
-        # statistics would need labels, and are not extended
-        kept = [index for index, field in enumerate(self.fields) if not isinstance(field, StatisticField)]
-        counts = FeatureCounts([self.fields[index] for index in kept], self.label)
-        for columns in batches(rows):
-            counts.add(columns, self.known_by_number)
-        totals = self.feature_counts.copy()
-        features = FeatureList({**{name: self._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
-        grown: dict[str, int] = {}
-        for index, counter in zip(kept, counts.of_field, strict=True):
-            if not isinstance(counter, ValueCounts):
-                continue
-            field = self.fields[index]
-            assert isinstance(field, CategoricalField)
-            totals[self.missing_id(index)] += counter.counts.pop(None, 0)
-            ids = self._find(index, [value.encode() for value in counter.counts])
-            occurrences = np.fromiter(counter.counts.values(), np.int64, len(ids))
-            known = ids >= self.num_reserved_features
-            totals[ids[known]] += occurrences[known]  # distinct values have distinct ids
-            totals[self.unseen_id(index)] += occurrences[~known].sum()
-            if field.vocabulary_size is not None:
-                continue
-            unknown = dict(itertools.compress(counter.counts.items(), (~known).tolist()))
-            new, of_new = most_frequent(unknown, field.min_frequency or self.min_frequency)
-            if new:
-                totals[self.unseen_id(index)] -= of_new.sum()
-                features.add(index, new, of_new, can_be_found=True)
-                grown[field.name] = len(new)
-        self._set_arrays(**features.arrays())
+        arrays, grown = workshop("fitting.building").extended(self, rows)
+        self._set_arrays(**arrays)
         return grown
 
     def _set_arrays(self, **arrays: np.ndarray) -> None:
@@ -556,8 +517,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
         unseen and missing. Zeros for a field without ids."""
         ids = np.asarray(feature_ids)
-        is_reserved = (ids >= NUM_SHARED_FEATURE_IDS) & (ids < self.num_reserved_features)
-        reserved = np.bincount(ids[is_reserved] - NUM_SHARED_FEATURE_IDS, minlength=2 * self.num_fields)
+        is_reserved = (ids >= unseen_id(0)) & (ids < self.num_reserved_features)
+        reserved = np.bincount(ids[is_reserved] - unseen_id(0), minlength=2 * self.num_fields)
         slots = np.asarray(self.slot_fields, np.int64)
         values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
         rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
@@ -604,10 +565,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def without_arrays(self) -> "FlipFeatureExtractor":
         """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
         other = copy.copy(self)
-        other._set_arrays(**dict.fromkeys(_ARRAYS))
+        other._set_arrays(**dict.fromkeys(ARRAYS))
         return other
 
-    def describe(self, dataset: Any, show_values: bool = True) -> FlipReport:
+    def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """
         What a person should know of a table before training on it, and warnings: `print(extractor.describe(splits))`.
 
@@ -616,13 +577,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 the others.
             show_values (`bool`): examples of values; `False` for data that may not be shown.
         """
-        return describe_rows(self, dataset, show_values=show_values)
+        return workshop("analysis.describe").describe_rows(self, dataset, show_values=show_values)
 
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
         content = hashlib.blake2b(digest_size=16)
         content.update(json.dumps([self.field_specs, self.label, self.min_frequency], sort_keys=True).encode())
-        content.update(_checksum({name: self._array(name) for name in _ARRAYS}).encode())
+        content.update(_checksum({name: self._array(name) for name in ARRAYS}).encode())
         return content.hexdigest()
 
     def field_digests(self, num_features: int | None = None) -> list[str]:
@@ -697,7 +658,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def save_vocabulary(self, folder: str | os.PathLike) -> str:
         """Writes the arrays to `folder`, by way of a temporary file, so that no crash leaves half of them."""
         path = os.path.join(folder, VOCABULARY_NAME)
-        arrays = {name: np.ascontiguousarray(self._array(name)) for name in _ARRAYS}
+        arrays = {name: np.ascontiguousarray(self._array(name)) for name in ARRAYS}
         save_file(arrays, f"{path}.tmp", metadata={"checksum": _checksum(arrays)})
         os.replace(f"{path}.tmp", path)
         return path
@@ -711,7 +672,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """
         try:
             with safe_open(path, framework="pt") as file:  # torch's tensors, unlike numpy's, stay mapped
-                arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
+                arrays = {name: file.get_tensor(name).numpy() for name in ARRAYS}
                 checksum = (file.metadata() or {}).get("checksum")  # none in files of before
         except SafetensorError as error:
             raise ValueError(
@@ -755,13 +716,95 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return loaded
 
 
+# bytes of a value that are hashed and compared together with those of all others; longer values are few
+MAX_HASHED_BYTES = 64
+
+
+def value_hashes(values: Sequence[bytes], field: int) -> np.ndarray:
+    """
+    64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again: the
+    same on every machine, whatever else is hashed with it.
+    """
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    num_words = -(-min(int(lengths.max(initial=1)), MAX_HASHED_BYTES) // 8)
+    words = np.array(values, f"S{8 * num_words}").view("<u8").reshape(-1, num_words)
+    hashes = _mixed(lengths.astype(np.uint64) + np.uint64(field << 32))
+    for number in range(num_words):
+        longer = np.flatnonzero(lengths > 8 * number)
+        hashes[longer] = _mixed(hashes[longer] ^ words[longer, number])
+    longer = np.flatnonzero(lengths > MAX_HASHED_BYTES)
+    digests = b"".join(hashlib.blake2b(values[number], digest_size=8).digest() for number in longer.tolist())
+    hashes[longer] = _mixed(hashes[longer] ^ np.frombuffer(digests, "<u8"))
+    return hashes.view(np.int64)
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """uint64 `(n,)` -> as many, all of whose bits depend on all bits: what ends a MurmurHash3, public domain."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(33))
+
+
+def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
+    """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
+    if isinstance(field, MultivaluedField):
+        texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
+    elif isinstance(field, CategoricalField):
+        texts = (text or "" for text in values)
+    else:
+        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
+        return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
+    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
+
+
+def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
+    """
+    The fold of each row `(B,)`, in [0, K), from what its fields hold: the same row is in the same fold wherever it
+    stands, and rows that are alike in every field share one.
+    """
+    mixed = np.zeros(columns[0].num_rows, np.uint64)
+    for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
+        if not isinstance(field, StatisticField):
+            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number + 1)
+            mixed ^= content_hashes(field, column.values)[column.indices]
+            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
+
+
+def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
+    """Values -> int64 bucket in [0, num_buckets), `num_buckets` itself where one is missing."""
+    return np.fromiter(
+        (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values),
+        np.int64,
+        len(values),
+    )
+
+
+def statistics(field: StatisticField, rows: np.ndarray, clicks: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """
+    Rows and clicks of n values in each fold `(n, K)`, and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as a row
+    of each fold reads it, and as a row that was not counted does.
+    """
+    if field.statistic == "frequency":
+        # a training row counts the others: a value that it alone has is as rare as one that is new
+        total = rows.sum(1, keepdims=True)
+        return np.hstack([np.maximum(total - 1, 0).repeat(NUM_FOLDS, 1), total]).astype(np.float64)
+    own = np.hstack([rows, np.zeros((len(rows), 1), np.int64)])
+    own_clicks = np.hstack([clicks, np.zeros((len(rows), 1), np.int64)])
+    others = rows.sum(1, keepdims=True) - own
+    other_clicks = clicks.sum(1, keepdims=True) - own_clicks
+    all_rows, all_clicks = totals[:, 0], totals[:, 1]
+    prior = (all_clicks.sum() - np.append(all_clicks, 0)) / np.maximum(all_rows.sum() - np.append(all_rows, 0), 1)
+    return (other_clicks + field.smoothing * prior) / (others + field.smoothing)
+
+
 def _bytes_of(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     content = hashlib.blake2b(digest_size=16)
-    for name in _ARRAYS:
+    for name in ARRAYS:
         content.update(_bytes_of(arrays[name]))
     return content.hexdigest()
 

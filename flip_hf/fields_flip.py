@@ -4,11 +4,12 @@
 A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words,
 `None` where it is missing), and one entry of `FIELD_KINDS`. `Field.code` is the one door for raw values: whatever
 container they come in, behind it they are strings or numbers of the field's value type. What is learnt from rows lives
-elsewhere: counts in `feature_counts_flip.py`, ids in `feature_extraction_flip.py`.
+elsewhere: counts in `fitting/counts.py`, ids in `feature_extraction_flip.py`.
 """
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .columns_flip import (
     is_arrow,
     list_rows,
     plain_values,
+    select_columns,
     tuples_of,
 )
 from .configuration_flip import POOLINGS
@@ -610,3 +612,28 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
         )
         for statistic in wanted
     ]
+
+
+def code_columns(
+    fields: Sequence[Field],
+    rows: Mapping[str, Any],
+    first_row: int = 0,
+    codes: Callable[[str], Mapping[Any, str]] | None = None,
+) -> list[CodedColumn]:
+    """
+    The column of each field, coded and brought to the field's type; fields that read the same column in the same way
+    share one result.
+
+    Args:
+        first_row (`int`): errors count rows from here.
+        codes (`Callable`, *optional*): name of a field -> number -> the known value that is written so.
+    """
+    names = list(dict.fromkeys(name for field in fields for name in field.columns))
+    of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
+    raw = dict(zip(names, select_columns(rows, names, of_lists), strict=True))
+    coded: dict[tuple, CodedColumn] = {}
+    for field in fields:
+        if field.coding not in coded:
+            own = None if codes is None else functools.partial(codes, field.name)
+            coded[field.coding] = field.code([raw[name] for name in field.columns], own, first_row)
+    return [coded[field.coding] for field in fields]

@@ -31,12 +31,11 @@ from .alignment_layers_flip import (
 )
 from .calibration_flip import check_calibration, predict_probabilities
 from .configuration_flip import FlipConfig
-from .explain_flip import AlignmentExplanation, explain
 from .fusion_layers_flip import FlipFusion
 from .modeling_flip_base import TEXT_MODEL_ARGUMENTS, FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
+from .pulling_flip import workshop
 from .text_tower_flip import build_text_model, check_text_pooling, is_causal, load_mlm_head
-from .warm_start_flip import warm_start
 
 
 @dataclass
@@ -415,11 +414,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
             if tabular is None:
                 raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
             tables += [table for table in (tabular.embeddings, tabular.first_order) if table is not None]
-        return warm_start(self, processor, rows, features, tables, max_rows, batch_size)
+        start = workshop("training.warm_start").warm_start
+        return start(self, processor, rows, features, tables, max_rows, batch_size)
 
-    def explain_alignment(
-        self, row: Any, processor: Any, top_k: int = 5, fields: Sequence[str] | None = None
-    ) -> AlignmentExplanation:
+    def explain_alignment(self, row: Any, processor: Any, top_k: int = 5, fields: Sequence[str] | None = None) -> Any:
         """
         Looks inside, for one row: each field is hidden once in the ids and once in the text, and the model asked.
 
@@ -461,7 +459,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             explanation.draw("row.png")
             ```
         """
-        return explain(self, processor, row, top_k, fields)
+        return workshop("analysis.explain").explain(self, processor, row, top_k, fields)
 
     def weighted_sum(
         self, mlm_loss: torch.Tensor | None, mtm_loss: torch.Tensor | None, icl_loss: torch.Tensor | None

@@ -3,8 +3,10 @@
 refuses to hand out a model whose weights it did not find.
 """
 
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, logging
 
-from .configuration_flip import NUM_SHARED_FEATURE_IDS, FlipConfig
+from .configuration_flip import FlipConfig, unseen_id
 from .pulling_flip import HUB_ARGUMENTS, check_shard_names, hub_arguments
 from .text_tower_flip import (
     add_adapter,
@@ -34,6 +36,19 @@ from .text_tower_flip import (
 logger = logging.get_logger(__name__)
 
 TEXT_MODEL_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back. A model that is in it already is not touched: threads can share that."""
+    trained = [module for module in model.modules() if module.training]
+    for module in trained:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -415,7 +430,7 @@ def grow_table(
     if start == "random":
         rows = torch.randn(len(fields), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
     elif start == "unseen":
-        rows = weight[NUM_SHARED_FEATURE_IDS + 2 * fields]
+        rows = weight[unseen_id(fields)]
     else:
         is_real = torch.arange(len(weight), device=weight.device) >= num_reserved_features
         group = torch.where(is_real, feature_fields, -1) + 1  # 0 for what is no value of a field

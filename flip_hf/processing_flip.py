@@ -26,11 +26,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME, logging
 
 from .columns_flip import CodedColumn, as_columns, code_values, read_labels
-from .describe_flip import describe_rows
 from .feature_extraction_flip import VOCABULARY_NAME, FlipFeatureExtractor
 from .fields_flip import AgeField, DatePartField
-from .pulling_flip import hub_arguments
-from .report_flip import FlipReport
+from .pulling_flip import hub_arguments, workshop
 
 
 logger = logging.get_logger(__name__)
@@ -327,9 +325,10 @@ class FlipProcessor(ProcessorMixin):
             return None
         return read_labels(columns[name], name)
 
-    def describe(self, dataset: Any, show_values: bool = True) -> FlipReport:
+    def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """As [`FlipFeatureExtractor.describe`], with what the tokenizer makes of texts and `max_length` cuts off."""
-        return describe_rows(self.feature_extractor, dataset, processor=self, show_values=show_values)
+        describe = workshop("analysis.describe").describe_rows
+        return describe(self.feature_extractor, dataset, processor=self, show_values=show_values)
 
     def render(self, rows: Any) -> list[str]:
         """The sentence of each row, as the text tower would read it untruncated."""

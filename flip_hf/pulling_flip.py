@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading from the Hub: all parts of a model from one commit, and from inside its own folder."""
+"""What comes from elsewhere: files of the Hub, all of one commit; and tools of the installed package that stay at home
+when a model travels."""
 
+import importlib
 import json
 import os
 from typing import Any
@@ -65,6 +67,23 @@ def check_shard_names(name: str, where: dict[str, Any]) -> None:
             raise ValueError(
                 f"{index} names weights in {shard!r}, which is no .safetensors file of that folder: do not load it"
             )
+
+
+def workshop(name: str) -> Any:
+    """
+    A module of the installed package, "fitting.building" say: what fits, describes and explains does not travel.
+
+    Raises:
+        ImportError: where flip_hf is not installed.
+    """
+    try:
+        return importlib.import_module(f"flip_hf.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "flip_hf":
+            raise
+        raise ImportError(
+            f"this needs flip_hf.{name}, which does not travel with a model: pip install flip_hf"
+        ) from error
 
 
 __all__: list[str] = []

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_flip import NUM_SHARED_FEATURE_IDS, PAD_FEATURE_ID, FlipConfig
+from .configuration_flip import PAD_FEATURE_ID, FlipConfig, unseen_id
 
 
 class _Lookup(torch.autograd.Function):
@@ -64,7 +64,7 @@ class IdDropout(nn.Module):
         fields = self.config.fields
         return torch.tensor(
             [
-                NUM_SHARED_FEATURE_IDS + 2 * field
+                unseen_id(field)
                 if fields[field]["kind"] in ("categorical", "multivalued") and not fields[field].get("hash_buckets")
                 else 0
                 for field in self.config.slot_fields

@@ -14,9 +14,9 @@ import torch
 from conftest import make_table
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, draw_reliability, fit_calibration
-from flip_hf.calibration import reliability_bins
+from flip_hf.analysis.calibration import reliability_bins
+from flip_hf.analysis.metrics import auc, ece, logloss
 from flip_hf.calibration_flip import predict_probabilities
-from flip_hf.metrics import auc, ece, logloss
 
 
 def make_rows(num_rows: int = 2000, scale: float = 0.4, bias: float = -0.7, seed: int = 0):

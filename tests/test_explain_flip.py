@@ -22,7 +22,7 @@ from flip_hf import (
     FlipForPreTraining,
     FlipProcessor,
 )
-from flip_hf.explain_flip import most_attended
+from flip_hf.analysis.explain import most_attended
 
 
 OPTIONS = {

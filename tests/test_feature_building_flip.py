@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
-from flip_hf.feature_building_flip import bucket_names, quantile_edges, statistics
-from flip_hf.feature_counts_flip import NUM_FOLDS, code_columns, row_folds
 from flip_hf.fields_flip import StatisticField
+from flip_hf.fitting.building import bucket_names, quantile_edges, statistics
+from flip_hf.fitting.counts import NUM_FOLDS, code_columns, row_folds
 
 
 INF, NAN = math.inf, math.nan

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from flip_hf import FlipFeatureExtractor
 from flip_hf.columns_flip import as_columns
-from flip_hf.feature_counts_flip import (
+from flip_hf.fields_flip import CategoricalField, MultivaluedField, NumericField, StatisticField
+from flip_hf.fitting.counts import (
     HOUR_BITS,
     NUM_FOLDS,
     FeatureCounts,
@@ -23,7 +24,6 @@ from flip_hf.feature_counts_flip import (
     number_bins,
     row_folds,
 )
-from flip_hf.fields_flip import CategoricalField, MultivaluedField, NumericField, StatisticField
 
 
 # every kind of field, every way to count

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
 from flip_hf import FlipFeatureExtractor
-from flip_hf.feature_building_flip import most_frequent, value_hashes
+from flip_hf.fitting.building import most_frequent, value_hashes
 from flip_hf.values_flip import canonical_value
 
 

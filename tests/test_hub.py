@@ -12,8 +12,8 @@ from hub_server import check_metadata
 from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining
-from flip_hf.metrics import BootstrapInterval
-from flip_hf.model_card import draw_training_curves, hide_tokens, write_model_card
+from flip_hf.analysis.metrics import BootstrapInterval
+from flip_hf.sharing.card import draw_training_curves, hide_tokens, write_model_card
 
 
 ELSEWHERE = """

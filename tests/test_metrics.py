@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from flip_hf import compute_ctr_metrics
 from flip_hf import metrics as metrics_module
-from flip_hf.metrics import auc, bootstrap_intervals, ece, gauc
+from flip_hf.analysis.metrics import auc, bootstrap_intervals, ece, gauc
 
 
 def rows(seed: int, size: int = 300, levels: int = 20):
@@ -147,7 +147,7 @@ def test_bootstrap_names_bad_input(labels, options, message):
 
 @pytest.mark.slow
 def test_the_evaluate_metric_works_offline_and_gives_the_same():
-    from flip_hf.metrics_evaluate import CTRMetric
+    from flip_hf.analysis.metrics_evaluate import CTRMetric
 
     labels, probabilities = rows(4)
     metric = CTRMetric()

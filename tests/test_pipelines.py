@@ -463,7 +463,7 @@ def test_the_task_is_known_whatever_is_imported_first(code):
     check += "print(PIPELINE_REGISTRY.check_task('click-through-rate')[1]['impl'])"
     result = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "<class 'flip_hf.pipelines.ClickThroughRatePipeline'>"
+    assert result.stdout.strip() == "<class 'flip_hf.serving.pipeline.ClickThroughRatePipeline'>"
     assert "already registered" not in result.stderr
 
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset
-from flip_hf.feature_counts_flip import FeatureCounts
+from flip_hf.fitting.counts import FeatureCounts
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -40,7 +40,7 @@ from flip_hf import (
     push_to_hub,
 )
 from flip_hf import hub as pushing
-from flip_hf.model_card import write_model_card
+from flip_hf.sharing.card import write_model_card
 
 
 NAME = f"{OWNER}/flip"

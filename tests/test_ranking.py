@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.ranking import join_columns
+from flip_hf.serving.ranking import join_columns
 
 
 USER = {"user_id": "105", "gender": "male"}
@@ -56,7 +56,7 @@ def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, 
 
 def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, items, monkeypatch):
     seen: list[EncodedRows] = []
-    monkeypatch.setattr("flip_hf.ranking.score", lambda m, p, encoded, b: seen.append(encoded) or 1 / 0)
+    monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, b: seen.append(encoded) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rank(model, processor, USER, items)
     expected = processor.encode(joined(items), text=model.config.mode != "tabular")

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_table
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
-from flip_hf.rates import RateWatch, expected_occurrences, is_far
+from flip_hf.serving.rates import RateWatch, expected_occurrences, is_far
 
 
 @pytest.mark.parametrize("min_frequency", [1, 2])
@@ -86,7 +86,9 @@ def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
 
 
 def said(caplog) -> list[str]:
-    return [record.message.split(" in rows like")[0] for record in caplog.records if record.name == "flip_hf.rates"]
+    return [
+        record.message.split(" in rows like")[0] for record in caplog.records if record.name == "flip_hf.serving.rates"
+    ]
 
 
 def test_a_hundred_rows_that_are_not_like_the_training_rows_are_warned_of_once(scorer, caplog):

@@ -20,7 +20,7 @@ from conftest import data_folder
 from datasets import List, Value
 
 from flip_hf import data, load_ctr_dataset
-from flip_hf.readers import NAMED_DATASETS, lines, movielens
+from flip_hf.data.readers import NAMED_DATASETS, lines, movielens
 
 
 ROOT = Path(__file__).parents[1]
@@ -464,7 +464,7 @@ def test_book_crossing_survives_what_the_published_files_hold(tmp_path):
 
 def test_what_was_repaired_or_is_unknown_is_logged_in_one_line_and_stays_with_the_table(tmp_path, caplog):
     folder = make_book_crossing(tmp_path / "raw")
-    with caplog.at_level(logging.INFO, logger="flip_hf.data"):
+    with caplog.at_level(logging.INFO, logger="flip_hf.data.load"):
         dataset = load_ctr_dataset("book-crossing", data_dir=folder)
     (record,) = caplog.records
     assert record.getMessage() == (

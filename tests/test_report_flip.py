@@ -25,10 +25,10 @@ from flip_hf import (
     describe_flip,
     report_flip,
 )
-from flip_hf.describe_flip import describe_rows
-from flip_hf.metrics import auc
-from flip_hf.model_card import write_model_card
-from flip_hf.report_flip import FieldReport, FlipReport, FrequentValue, SplitReport
+from flip_hf.analysis.describe import describe_rows
+from flip_hf.analysis.metrics import auc
+from flip_hf.analysis.report import FieldReport, FlipReport, FrequentValue, SplitReport
+from flip_hf.sharing.card import write_model_card
 
 
 SIX_ROWS = {

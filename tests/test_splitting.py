@@ -12,7 +12,7 @@ from conftest import make_table
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
 from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset, splitting
-from flip_hf.splitting import negative_sampling_rate
+from flip_hf.data.splitting import negative_sampling_rate
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
-from flip_hf.readers import files, formats
+from flip_hf.data.readers import files, formats
 
 
 @pytest.fixture(autouse=True)

@@ -795,7 +795,7 @@ def test_what_cannot_be_frozen_is_said(make):
 
 
 def test_frozen_parts_are_in_no_group_of_the_optimiser(make):
-    from flip_hf.optimization import parameter_groups
+    from flip_hf.training.optimization import parameter_groups
 
     model = make("bert").stage_2()
     model.freeze_text(1)

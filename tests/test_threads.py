@@ -15,8 +15,8 @@ from conftest import WORDS
 from test_hub import elsewhere
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor
-from flip_hf.pipelines import ClickThroughRatePipeline
-from flip_hf.scoring import score
+from flip_hf.serving.pipeline import ClickThroughRatePipeline
+from flip_hf.serving.scoring import score
 
 
 NUM_THREADS = 16

@@ -29,9 +29,9 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
-from flip_hf.metrics import CTR_METRICS, PRE_TRAINING_METRICS
-from flip_hf.optimization import parameter_groups
-from flip_hf.trainer import ResumableLengthGroupedSampler, text_lengths
+from flip_hf.analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS
+from flip_hf.training.optimization import parameter_groups
+from flip_hf.training.trainer import ResumableLengthGroupedSampler, text_lengths
 
 
 def pretraining_arguments(tmp_path, **options) -> FlipPreTrainingArguments:

@@ -32,7 +32,7 @@ from flip_hf import (
     prepare_dataset,
     split_dataset,
 )
-from flip_hf.optimization import parameter_groups
+from flip_hf.training.optimization import parameter_groups
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -28,7 +28,7 @@ from .readers.restaurants import read_embedded_restaurants
 from .readers.tables import as_dataset, find_files, label_key, label_rows, read_files, stream_files, with_label
 
 
-RESOURCES = Path(__file__).parent / "resources"
+RESOURCES = Path(__file__).parent.parent / "resources"
 # part of the cache's key: raise it when a reader gives other rows for the same files
 _READER_VERSION = 3
 _ROWS_NAME = "rows.arrow"

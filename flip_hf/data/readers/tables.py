@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
-from ..columns_flip import as_columns
-from ..values_flip import canonical_value, read_number
+from ...columns_flip import as_columns
+from ...values_flip import canonical_value, read_number
 from .formats import FileOptions, check_names, file_kind, read_pieces, read_schema, spell_classes, without_index
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
-from .columns_flip import CodedColumn, _is_column, as_columns, with_class_names
-from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
-from .processing_flip import EncodedRows
+from ..columns_flip import CodedColumn, _is_column, as_columns, with_class_names
+from ..configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+from ..processing_flip import EncodedRows
 from .ranking import Ranking, rank
 from .rates import RateWatch
 from .scoring import Scores, as_stream, check_click_model, score

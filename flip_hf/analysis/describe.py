@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .columns_flip import CodedColumn, as_list, batches, read_labels, select_columns
-from .configuration_flip import PAD_FEATURE_ID
-from .fields_flip import (
+from ..columns_flip import CodedColumn, as_list, batches, read_labels, select_columns
+from ..configuration_flip import PAD_FEATURE_ID
+from ..fields_flip import (
     AgeField,
     CategoricalField,
     DatePartField,
@@ -27,8 +27,8 @@ from .fields_flip import (
     NumericField,
     StatisticField,
 )
-from .report_flip import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
-from .values_flip import infer_type
+from ..values_flip import infer_type
+from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent, shortened
 
 
 _BATCH_SIZE = 100_000

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns, with_class_names
-from .fields_flip import MultivaluedField
+from ..columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns, with_class_names
+from ..fields_flip import MultivaluedField
 from .rates import RateWatch
 from .scoring import as_stream, check_click_model, score
 

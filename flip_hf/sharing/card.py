@@ -19,15 +19,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from . import __version__
-from .configuration_flip import FlipConfig
-from .metrics import BootstrapInterval
-from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .report_flip import FlipReport, _markdown, _printable, percent
-from .tabular_backbones_flip import TABULAR_BACKBONES
+from .. import __version__
+from ..analysis.metrics import BootstrapInterval
+from ..analysis.report import FlipReport, _markdown, _printable, percent
+from ..configuration_flip import FlipConfig
+from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..tabular_backbones_flip import TABULAR_BACKBONES
 
 
-_TEMPLATE = Path(__file__).parent / "resources" / "model_card.md"
+_TEMPLATE = Path(__file__).parent.parent / "resources" / "model_card.md"
 # stands in a card where the name on the Hub goes, until there is one
 PLACE = "FOLDER"
 LIBRARY_NAME = "flip_hf"

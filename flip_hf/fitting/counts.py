@@ -7,13 +7,11 @@ that are fixed beforehand, and the fold of a row follows from its content.
 Letters: B rows, n distinct values, K folds (`NUM_FOLDS`).
 """
 
-import functools
 import hashlib
 import itertools
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from .columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, read_labels, select_columns
-from .fields_flip import (
+from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, read_labels
+from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets, row_folds
+from ..fields_flip import (
     KIND_OF_OPTION,
     KIND_OF_TYPE,
     AgeField,
@@ -32,19 +31,16 @@ from .fields_flip import (
     MultivaluedField,
     NumericField,
     StatisticField,
+    code_columns,
     expand_field,
     field_from_dict,
     infer_column,
 )
-from .values_flip import VALUE_TYPES, is_code
+from ..values_flip import VALUE_TYPES, is_code
 
 
 logger = logging.get_logger(__name__)
 
-# columns that are carried along and are no fields unless somebody names them
-NO_FIELDS = ("rating", "timestamp")
-# folds of the training rows in which a statistic of the label is computed without the rows that read it
-NUM_FOLDS = 5
 # numbers whose first bits after the leading one agree share a bin: with 10, integers up to 2048 have bins of their own
 NUMBER_BITS = 10
 # of hours since 1970 only the distance from the newest is read: up to 2^21 each has a bin of its own
@@ -65,32 +61,6 @@ def bin_starts(bins: np.ndarray, num_bits: int = NUMBER_BITS) -> np.ndarray:
     bits = bins << (52 - num_bits)
     numbers = np.where(bits < 0, bits ^ _SIGN, bits).view(np.float64)
     return np.where(np.isnan(numbers), -np.inf, numbers)  # the bin of -inf starts among the bits of nan
-
-
-def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
-    """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
-    if isinstance(field, MultivaluedField):
-        texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
-    elif isinstance(field, CategoricalField):
-        texts = (text or "" for text in values)
-    else:
-        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
-        return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
-    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
-
-
-def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
-    """
-    The fold of each row `(B,)`, in [0, K), from what its fields hold: the same row is in the same fold wherever it
-    stands, and rows that are alike in every field share one.
-    """
-    mixed = np.zeros(columns[0].num_rows, np.uint64)
-    for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
-        if not isinstance(field, StatisticField):
-            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number + 1)
-            mixed ^= content_hashes(field, column.values)[column.indices]
-            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
 
 
 def _packed(values: Iterable[str]) -> dict[str, np.ndarray]:
@@ -170,15 +140,6 @@ class HashCounts:
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.counts, self.longest = arrays["counts"].copy(), int(arrays["longest"][0])
-
-
-def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
-    """Values -> int64 bucket in [0, num_buckets), `num_buckets` itself where one is missing."""
-    return np.fromiter(
-        (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values),
-        np.int64,
-        len(values),
-    )
 
 
 class NumberCounts:
@@ -629,31 +590,6 @@ def _digest_of_rows(fields: Sequence[Field], rows: Mapping[str, Any], number: in
     for column in coded:
         content.update(repr([column.values[place] for place in column.indices.tolist()]).encode("utf-8", "replace"))
     return content.hexdigest()
-
-
-def code_columns(
-    fields: Sequence[Field],
-    rows: Mapping[str, Any],
-    first_row: int = 0,
-    codes: Callable[[str], Mapping[Any, str]] | None = None,
-) -> list[CodedColumn]:
-    """
-    The column of each field, coded and brought to the field's type; fields that read the same column in the same way
-    share one result.
-
-    Args:
-        first_row (`int`): errors count rows from here.
-        codes (`Callable`, *optional*): name of a field -> number -> the known value that is written so.
-    """
-    names = list(dict.fromkeys(name for field in fields for name in field.columns))
-    of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
-    raw = dict(zip(names, select_columns(rows, names, of_lists), strict=True))
-    coded: dict[tuple, CodedColumn] = {}
-    for field in fields:
-        if field.coding not in coded:
-            own = None if codes is None else functools.partial(codes, field.name)
-            coded[field.coding] = field.code([raw[name] for name in field.columns], own, first_row)
-    return [coded[field.coding] for field in fields]
 
 
 __all__ = ["FeatureCounts"]

@@ -24,15 +24,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from . import __version__
-from .calibration import draw_reliability
-from .configuration_flip import FlipConfig
-from .feature_extraction_flip import VOCABULARY_NAME
-from .flops import flops_per_row
-from .metrics import auc, bootstrap_intervals, compute_ctr_metrics, ece, logloss
-from .model_card import LIBRARY_NAME, PLACE, draw_training_curves, hide_tokens, write_model_card
-from .processing_flip import FlipProcessor
-from .pulling_flip import check_shard_names
+from .. import __version__
+from ..analysis.calibration import draw_reliability
+from ..analysis.flops import flops_per_row
+from ..analysis.metrics import auc, bootstrap_intervals, compute_ctr_metrics, ece, logloss
+from ..configuration_flip import FlipConfig
+from ..feature_extraction_flip import VOCABULARY_NAME
+from ..processing_flip import FlipProcessor
+from ..pulling_flip import check_shard_names
+from .card import LIBRARY_NAME, PLACE, draw_training_curves, hide_tokens, write_model_card
 
 
 logger = logging.get_logger(__name__)

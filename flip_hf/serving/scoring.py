@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .processing_flip import EncodedRows
+from ..modeling_flip_base import evaluating
+from ..processing_flip import EncodedRows
 
 
 logger = logging.get_logger(__name__)
@@ -96,20 +97,13 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     # stable, so that rows of one length keep their order
     order = np.argsort(encoded.lengths, kind="stable") if reads_text else None
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in Scores._fields}
-    was_training = model.training
-    if any(module.training for module in model.modules()):  # else nothing is switched under another thread's feet
-        model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in _batches(model, processor, encoded, order, batch_size):
-                output = model(**batch)
-                for name, tensors in parts.items():
-                    tensor = getattr(output, name)
-                    if tensor is not None:
-                        tensors.append(tensor)
-    finally:
-        if was_training:
-            model.train()
+    with evaluating(model), torch.inference_mode():
+        for batch in _batches(model, processor, encoded, order, batch_size):
+            output = model(**batch)
+            for name, tensors in parts.items():
+                tensor = getattr(output, name)
+                if tensor is not None:
+                    tensors.append(tensor)
     scores: dict[str, torch.Tensor] = {}
     for name, tensors in parts.items():
         if not tensors and (name != "logits" or num_rows):

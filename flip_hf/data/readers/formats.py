@@ -25,7 +25,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Features
 from transformers.utils import logging
 
-from ..columns_flip import with_class_names
+from ...columns_flip import with_class_names
 from .files import PublishedFile, check_unpacked, list_members
 
 

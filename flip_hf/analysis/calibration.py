@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibration_flip import CALIBRATION_METHODS
+from ..calibration_flip import CALIBRATION_METHODS
 from .metrics import auc
 
 

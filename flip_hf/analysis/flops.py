@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from .modeling_flip import FlipForPreTraining
+from ..modeling_flip import FlipForPreTraining
 
 
 def flops_per_row(

@@ -25,17 +25,17 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from .alignment_layers_flip import masked_slots, slots_per_field
-from .data_collator import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
-from .encoding import check_encoded
-from .hub import push_to_hub, write_folder
-from .metrics import compute_ctr_metrics, greater_is_better
-from .modeling_flip import FlipForCTR, FlipForPreTraining
+from ..alignment_layers_flip import masked_slots, slots_per_field
+from ..analysis.metrics import compute_ctr_metrics, greater_is_better
+from ..data.encoding import check_encoded
+from ..data.splitting import negative_sampling_rate
+from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..processing_flip import FlipProcessor
+from ..sharing.hub import push_to_hub, write_folder
+from ..values_flip import canonical_value
+from .arguments import FlipCTRArguments, FlipPreTrainingArguments
+from .collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .optimization import parameter_groups
-from .processing_flip import FlipProcessor
-from .splitting import negative_sampling_rate
-from .training_args import FlipCTRArguments, FlipPreTrainingArguments
-from .values_flip import canonical_value
 
 
 logger = logging.get_logger(__name__)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
-from .report_flip import _printable, _text_table, percent, shortened
+from ..configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+from .report import _printable, _text_table, percent, shortened
 
 
 # texts that the language model reads at a time
@@ -222,13 +222,13 @@ class AlignmentExplanation:
 
     def draw(self, path: str | os.PathLike, **options: Any) -> None:
         """
-        Draws a picture of it, `.png` or `.svg` (see `flip_hf.drawing.draw_alignment`).
+        Draws a picture of it, `.png` or `.svg` (see `flip_hf.analysis.drawing.draw_alignment`).
 
         Raises:
             ImportError: without flip_hf (where the model's code came with its folder), or without matplotlib.
         """
         try:  # what draws stays at home: a model that is loaded elsewhere must not ask for matplotlib
-            drawing = importlib.import_module("flip_hf.drawing")
+            drawing = importlib.import_module("flip_hf.analysis.drawing")
         except ImportError as error:
             raise ImportError(
                 "pictures are drawn by flip_hf itself, which is not installed here: install it"

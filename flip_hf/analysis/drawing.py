@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .explain_flip import AlignmentExplanation, Answer, HiddenFeature
-from .report_flip import shortened
+from .explain import AlignmentExplanation, Answer, HiddenFeature
+from .report import shortened
 
 
 logger = logging.get_logger(__name__)

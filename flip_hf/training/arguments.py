@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from .metrics import CTR_METRICS, PRE_TRAINING_METRICS, greater_is_better
+from ..analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS, greater_is_better
 
 
 logger = logging.get_logger(__name__)

@@ -4,7 +4,7 @@
 Letters: F fields, N features, n distinct values, K folds.
 """
 
-import hashlib
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,52 +12,31 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .feature_counts_flip import (
+from ..columns_flip import batches
+from ..feature_extraction_flip import (
+    ARRAYS,
+    MAX_HASHED_BYTES,
     NUM_FOLDS,
+    FlipFeatureExtractor,
+    hash_buckets,
+    statistics,
+    value_hashes,
+)
+from ..fields_flip import AgeField, CategoricalField, Field, MultivaluedField, NumericField, StatisticField
+from ..values_flip import number_text
+from .counts import (
     FeatureCounts,
     HashCounts,
     LabelCounts,
     NumberCounts,
     ValueCounts,
-    hash_buckets,
 )
-from .fields_flip import AgeField, CategoricalField, Field, NumericField, StatisticField
-from .values_flip import number_text
 
 
 logger = logging.get_logger(__name__)
 
 # hours from 1970 to 2101: what is newer ("9999-12-31") says that there is no time
 _LATEST_HOUR = 1_148_328
-
-
-# bytes of a value that are hashed and compared together with those of all others; longer values are few
-_MAX_HASHED_BYTES = 64
-
-
-def value_hashes(values: Sequence[bytes], field: int) -> np.ndarray:
-    """
-    64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again: the
-    same on every machine, whatever else is hashed with it.
-    """
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    num_words = -(-min(int(lengths.max(initial=1)), _MAX_HASHED_BYTES) // 8)
-    words = np.array(values, f"S{8 * num_words}").view("<u8").reshape(-1, num_words)
-    hashes = _mixed(lengths.astype(np.uint64) + np.uint64(field << 32))
-    for number in range(num_words):
-        longer = np.flatnonzero(lengths > 8 * number)
-        hashes[longer] = _mixed(hashes[longer] ^ words[longer, number])
-    longer = np.flatnonzero(lengths > _MAX_HASHED_BYTES)
-    digests = b"".join(hashlib.blake2b(values[number], digest_size=8).digest() for number in longer.tolist())
-    hashes[longer] = _mixed(hashes[longer] ^ np.frombuffer(digests, "<u8"))
-    return hashes.view(np.int64)
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """uint64 `(n,)` -> as many, all of whose bits depend on all bits: what ends a MurmurHash3, public domain."""
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
-    return bits ^ (bits >> np.uint64(33))
 
 
 def most_frequent(
@@ -73,11 +52,67 @@ def most_frequent(
     # arrays are sorted fast, by the first bytes of values and as if zeros at their end were not there: a last key
     # tells apart what is alike then
     last = np.fromiter(map(len, values), np.int64, len(values))
-    longer = sorted(np.flatnonzero(last > _MAX_HASHED_BYTES).tolist(), key=values.__getitem__)
-    last[longer] = _MAX_HASHED_BYTES + 1 + np.arange(len(longer))
-    first = np.array(values, f"S{min(last.max(initial=1), _MAX_HASHED_BYTES)}")
+    longer = sorted(np.flatnonzero(last > MAX_HASHED_BYTES).tolist(), key=values.__getitem__)
+    last[longer] = MAX_HASHED_BYTES + 1 + np.arange(len(longer))
+    first = np.array(values, f"S{min(last.max(initial=1), MAX_HASHED_BYTES)}")
     order = np.lexsort((last, first, -occurrences))[:most]
     return [values[number] for number in order.tolist()], occurrences[order]
+
+
+def build(counts: FeatureCounts, min_frequency: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Counts -> what an extractor is made of: the fields' specs, and its arrays."""
+    fields = list(counts.fields)
+    for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
+        if isinstance(field, MultivaluedField) and counter is not None:
+            fields[index] = dataclasses.replace(field, max_values=min(field.max_values, counter.longest))
+    specs = [field.to_dict() for field in fields]
+    builder = FeatureBuilder(FlipFeatureExtractor(specs, counts.label, min_frequency), counts)
+    for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
+        if field.num_slots or counter is not None:
+            builder.add(index, field, counter)
+    return specs, builder.arrays()
+
+
+def installed(extractor: Any) -> FlipFeatureExtractor:
+    """An extractor as the installed package's own class: one that was loaded from a folder's code is of another."""
+    if isinstance(extractor, FlipFeatureExtractor):
+        return extractor
+    own = FlipFeatureExtractor(extractor.field_specs, extractor.label, extractor.min_frequency)
+    own._set_arrays(**{name: extractor._array(name) for name in ARRAYS})
+    return own
+
+
+def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """[`FlipFeatureExtractor.extend`]: the arrays that change, and for each field that grew its new features."""
+    extractor = installed(extractor)
+    # statistics would need labels, and are not extended
+    kept = [index for index, field in enumerate(extractor.fields) if not isinstance(field, StatisticField)]
+    counts = FeatureCounts([extractor.fields[index] for index in kept], extractor.label)
+    for columns in batches(rows):
+        counts.add(columns, extractor.known_by_number)
+    totals = extractor.feature_counts.copy()
+    features = FeatureList({**{name: extractor._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
+    grown: dict[str, int] = {}
+    for index, counter in zip(kept, counts.of_field, strict=True):
+        if not isinstance(counter, ValueCounts):
+            continue
+        field = extractor.fields[index]
+        assert isinstance(field, CategoricalField)
+        totals[extractor.missing_id(index)] += counter.counts.pop(None, 0)
+        ids = extractor._find(index, [value.encode() for value in counter.counts])
+        occurrences = np.fromiter(counter.counts.values(), np.int64, len(ids))
+        known = ids >= extractor.num_reserved_features
+        totals[ids[known]] += occurrences[known]  # distinct values have distinct ids
+        totals[extractor.unseen_id(index)] += occurrences[~known].sum()
+        if field.vocabulary_size is not None:
+            continue
+        unknown = dict(itertools.compress(counter.counts.items(), (~known).tolist()))
+        new, of_new = most_frequent(unknown, field.min_frequency or extractor.min_frequency)
+        if new:
+            totals[extractor.unseen_id(index)] -= of_new.sum()
+            features.add(index, new, of_new, can_be_found=True)
+            grown[field.name] = len(new)
+    return features.arrays(), grown
 
 
 class FeatureList:
@@ -258,24 +293,6 @@ class FeatureBuilder:
             "label_sums": np.concatenate(self.label_sums),
             "label_totals": self.label_totals,
         }
-
-
-def statistics(field: StatisticField, rows: np.ndarray, clicks: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """
-    Rows and clicks of n values in each fold `(n, K)`, and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as a row
-    of each fold reads it, and as a row that was not counted does.
-    """
-    if field.statistic == "frequency":
-        # a training row counts the others: a value that it alone has is as rare as one that is new
-        total = rows.sum(1, keepdims=True)
-        return np.hstack([np.maximum(total - 1, 0).repeat(NUM_FOLDS, 1), total]).astype(np.float64)
-    own = np.hstack([rows, np.zeros((len(rows), 1), np.int64)])
-    own_clicks = np.hstack([clicks, np.zeros((len(rows), 1), np.int64)])
-    others = rows.sum(1, keepdims=True) - own
-    other_clicks = clicks.sum(1, keepdims=True) - own_clicks
-    all_rows, all_clicks = totals[:, 0], totals[:, 1]
-    prior = (all_clicks.sum() - np.append(all_clicks, 0)) / np.maximum(all_rows.sum() - np.append(all_rows, 0), 1)
-    return (other_clicks + field.smoothing * prior) / (others + field.smoothing)
 
 
 def quantile_edges(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_flip import MASK_FEATURE_ID, MODES, PAD_FEATURE_ID, TEXT_MASK_LEVELS, FlipConfig, check_masks
-from .processing_flip import FlipProcessor
+from ..configuration_flip import MASK_FEATURE_ID, MODES, PAD_FEATURE_ID, TEXT_MASK_LEVELS, FlipConfig, check_masks
+from ..processing_flip import FlipProcessor
 
 
 def _pad(rows: Sequence[dict[str, Any]], column: str, value: int, multiple: int) -> np.ndarray:

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from .columns_flip import read_labels
-from .data import open_table, write_tables
+from ..columns_flip import read_labels
+from ..values_flip import canonical_value, read_times
+from .load import open_table, write_tables
 from .readers.formats import spell_classes
 from .readers.tables import as_dataset, as_numbers
-from .values_flip import canonical_value, read_times
 
 
 logger = logging.get_logger(__name__)

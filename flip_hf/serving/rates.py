@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .configuration_flip import NUM_SHARED_FEATURE_IDS
-from .feature_extraction_flip import FlipFeatureExtractor
-from .fields_flip import MultivaluedField
+from ..configuration_flip import unseen_id
+from ..feature_extraction_flip import FlipFeatureExtractor
+from ..fields_flip import MultivaluedField
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ def expected_occurrences(extractor: Any) -> np.ndarray:
     the training rows *without its own* would not have had it often enough (Good, 1953: the share of values that occur
     once is that of new ones among what comes).
     """
-    counts, fields = (array[NUM_SHARED_FEATURE_IDS:] for array in (extractor.feature_counts, extractor.feature_fields))
+    counts, fields = (array[unseen_id(0) :] for array in (extractor.feature_counts, extractor.feature_fields))
     num_fields = extractor.num_fields
     reserved, real = counts[: 2 * num_fields].reshape(-1, 2).copy(), counts[2 * num_fields :]
     owners = fields[2 * num_fields :]

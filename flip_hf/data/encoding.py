@@ -16,9 +16,9 @@ from datasets.fingerprint import Hasher
 from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
-from .columns_flip import gives_arrow, with_class_names
-from .feature_extraction_flip import VOCABULARY_NAME
-from .processing_flip import FlipProcessor
+from ..columns_flip import gives_arrow, with_class_names
+from ..feature_extraction_flip import VOCABULARY_NAME
+from ..processing_flip import FlipProcessor
 from .readers.tables import as_dataset
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+from ..configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 
 
 @torch.no_grad()

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a field is hidden, in a row's ids and in its text, and where rows are padded: the only place that does either.
+
+Hidden ids are the mask id, statistics of a hidden value are missing, and hidden tokens the tokenizer's mask token. A
+tokenizer without one (a decoder's) has nothing to write there: such tokens are `HIDDEN`, and padding leaves them out
+of the attention mask, so that nobody reads them.
+
+Letters: B rows, F fields, S slots (columns of `feature_ids`), L tokens of all rows end to end, T of the longest row.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+
+
+# in place of a token that is hidden where there is no mask token
+HIDDEN = -1
+
+
+def hide_features(feature_ids: np.ndarray, hidden: np.ndarray, extractor: Any) -> np.ndarray:
+    """
+    Ids without the values of some fields; pads stay.
+
+    Args:
+        feature_ids (`np.ndarray` of shape `(..., S)`): of any number of rows.
+        hidden (`np.ndarray` of shape `(..., F)`, bool): the fields to hide; of each row, or of all.
+        extractor ([`FlipFeatureExtractor`]): knows the field of a slot, and the field that a statistic is of.
+
+    Returns:
+        `np.ndarray` of shape `(..., S)`: a copy.
+    """
+    slot_fields, sources = np.asarray(extractor.slot_fields), extractor.statistic_sources
+    masked = np.where(hidden[..., slot_fields] & (feature_ids != PAD_FEATURE_ID), MASK_FEATURE_ID, feature_ids)
+    missing = np.array([extractor.missing_id(field) for field in slot_fields])
+    source = sources[slot_fields]  # (S,)
+    gives_away = hidden[..., source] & (source >= 0)  # a statistic of a hidden value
+    return np.where(gives_away, missing, masked).astype(feature_ids.dtype, copy=False)
+
+
+def hide_tokens(tokens: np.ndarray, hidden: np.ndarray, mask_token_id: int | None) -> np.ndarray:
+    """Tokens, of any shape, with those that `hidden` marks out of sight: a copy."""
+    return np.where(hidden, HIDDEN if mask_token_id is None else mask_token_id, tokens).astype(
+        tokens.dtype, copy=False
+    )
+
+
+def pad_rows(
+    flat: np.ndarray, lengths: np.ndarray, fill: int, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Rows end to end `(L,)`, of `lengths` `(B,)`, -> int64 `(B, T)`, padded at the right with `fill`, and their
+    attention mask `(B, T)`, int64. What is `HIDDEN` is a pad.
+
+    Args:
+        width (`int`, *optional*): T, if it is to be more than the longest row.
+    """
+    is_real = np.arange(max(int(lengths.max(initial=0)), width or 0)) < lengths[:, None]
+    padded = np.full(is_real.shape, fill, np.int64)
+    padded[is_real] = flat
+    is_read = is_real & (padded != HIDDEN)
+    return np.where(is_read, padded, fill), is_read.astype(np.int64)
