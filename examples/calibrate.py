@@ -64,7 +64,7 @@ def main() -> None:
     splits = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
     logits, labels = {}, {}
     for name in ("validation", "test"):
-        rows = encoded_rows(splits[name], text=model.config.mode != "tabular")
+        rows = encoded_rows(splits[name], return_text=model.config.mode != "tabular")
         logits[name], labels[name] = score(model, processor, rows, arguments.batch_size).logits, rows.labels
 
     before = model.predict_probabilities(logits["test"]).numpy()

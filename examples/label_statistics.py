@@ -54,7 +54,7 @@ def test_auc(splits: DatasetDict, variant: str, arguments, seed: int) -> float:
     extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
     processor = FlipProcessor(extractor)
     rows = {
-        name: prepare_dataset(split, processor, text=False, out_of_fold=out_of_fold and name == "train")
+        name: prepare_dataset(split, processor, return_text=False, out_of_fold=out_of_fold and name == "train")
         for name, split in splits.items()
     }
     set_seed(seed)

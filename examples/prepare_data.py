@@ -129,7 +129,7 @@ def main() -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(arguments.text_model) if arguments.text_model else None
     processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=arguments.max_length)
-    rows = prepare_dataset(splits, processor, text=tokenizer is not None, num_proc=arguments.num_proc)
+    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=arguments.num_proc)
 
     output_dir = Path(arguments.output_dir)
     # all three or none, whenever it is killed: beside another run's processor rows would stand for other values

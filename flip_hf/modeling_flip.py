@@ -250,7 +250,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.text is not None:
             if input_ids is None:
                 raise ValueError(
-                    "the text tower needs input_ids, and there are none: encode rows with text=True, or use "
+                    "the text tower needs input_ids, and there are none: encode rows with return_text=True, or use "
                     'mode="tabular"'
                 )
             if attention_mask is None:

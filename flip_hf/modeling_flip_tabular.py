@@ -53,7 +53,7 @@ class FlipTabularModel(FlipPreTrainedModel):
     Example:
         ```python
         model = FlipTabularModel(FlipConfig.from_processor(processor, backbone="autoint"))
-        vector, logit = model(processor(rows, text=False, return_tensors="pt")["feature_ids"])
+        vector, logit = model(processor(rows, return_text=False, return_tensors="pt")["feature_ids"])
         ```
     """
 

@@ -16,6 +16,7 @@ import itertools
 import operator
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ class FlipProcessor(ProcessorMixin):
 
     Args:
         feature_extractor ([`FlipFeatureExtractor`]): fitted on the training rows.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text tower; not needed for `text=False`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text tower; not needed for `return_text=False`.
         max_length (`int`): most tokens of a row, special tokens included (the paper: 100, GoodReads 180).
         template (`str`): sentence of one field, with `{field}` (its name, "_" as spaces) and `{value}` once each.
         separator (`str`): between two sentences.
@@ -190,19 +191,20 @@ class FlipProcessor(ProcessorMixin):
     def __call__(
         self,
         rows: Any,
-        text: bool = True,
+        return_text: bool = True,
         padding: bool | str = False,
         return_tensors: str | None = None,
         out_of_fold: bool = False,
         truncation: bool = True,
         max_length: int | None = None,
+        text: bool | None = None,
     ) -> BatchFeature:
         """
         Args:
             rows: in any form that [`as_columns`] takes: a dict of lists, a list of dicts, one dict, a batch of
                 `datasets.map`, a table or frame. Columns that are no fields are ignored; the label column is
                 optional.
-            text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
+            return_text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
             padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length` (or to the
                 longest row, where `truncation=False` leaves a longer one).
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists, four for each row, which a large
@@ -211,6 +213,7 @@ class FlipProcessor(ProcessorMixin):
                 [`FlipFeatureExtractor`]).
             truncation (`bool`): `False` leaves rows as long as they are.
             max_length (`int`, *optional*): in place of the processor's, for this call.
+            text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
         Returns:
             [`BatchFeature`] with, as lists or tensors:
@@ -225,6 +228,8 @@ class FlipProcessor(ProcessorMixin):
             ValueError: if a field has no column, a label is not 0 or 1, `max_length` is more than the tokenizer's
                 model takes, or not even the template fits it.
         """
+        if text is not None:
+            return_text = old_word("text", text, "return_text")
         if max_length is None:
             max_length = self.max_length
         elif self.tokenizer is not None:
@@ -234,7 +239,7 @@ class FlipProcessor(ProcessorMixin):
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding={padding!r} is not one of True, False, 'longest', 'max_length', 'do_not_pad'")
         padding = padding != "do_not_pad" and padding
-        encoded = self.encode(rows, text, out_of_fold, max_length if truncation else _NO_LIMIT)
+        encoded = self.encode(rows, return_text, out_of_fold, max_length if truncation else _NO_LIMIT)
         lengths = encoded.lengths
         if return_tensors and not padding and lengths is not None and len(lengths) and lengths.min() < lengths.max():
             raise ValueError(
@@ -242,7 +247,7 @@ class FlipProcessor(ProcessorMixin):
                 f"return_tensors={return_tensors!r}"
             )
         data: dict[str, Any] = {}
-        if text and padding:
+        if return_text and padding:
             width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
             real = np.arange(width) < lengths[:, None]  # (B, T)
             fill_token = 0 if real.all() else self.pad_token_id
@@ -253,7 +258,7 @@ class FlipProcessor(ProcessorMixin):
                 data[name] = np.full(real.shape, fill, np.int64)
                 data[name][real] = flat
             data["attention_mask"] = real.astype(np.int64)
-        elif text:
+        elif return_text:
             data["input_ids"] = _lists(encoded.tokens, lengths)
             data["attention_mask"] = [[1] * length for length in lengths.tolist()]
             data["token_field_ids"] = _lists(encoded.token_fields, lengths)
@@ -265,7 +270,7 @@ class FlipProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def encode(
-        self, rows: Any, text: bool = True, out_of_fold: bool = False, max_length: int | None = None
+        self, rows: Any, return_text: bool = True, out_of_fold: bool = False, max_length: int | None = None
     ) -> "EncodedRows":
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
         rows = as_columns(rows, self.feature_extractor.label)
@@ -275,20 +280,20 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError(
                 f"{len(labels)} labels in column {self.feature_extractor.label!r} for {columns[0].num_rows} rows"
             )
-        return self.encode_columns(columns, text, out_of_fold, max_length)._replace(labels=labels)
+        return self.encode_columns(columns, return_text, out_of_fold, max_length)._replace(labels=labels)
 
     def encode_columns(
         self,
         columns: list[CodedColumn],
-        text: bool = True,
+        return_text: bool = True,
         out_of_fold: bool = False,
         max_length: int | None = None,
     ) -> "EncodedRows":
         """What `feature_extractor.select_columns` gives -> rows without labels."""
-        if text and self.tokenizer is None:
-            raise ValueError("this processor has no tokenizer: pass text=False, or build it with one")
+        if return_text and self.tokenizer is None:
+            raise ValueError("this processor has no tokenizer: pass return_text=False, or build it with one")
         tokens = token_fields = lengths = None
-        if text:
+        if return_text:
             limit = self.max_length if max_length is None else max_length
             tokens, token_fields, lengths = self._encode_text(columns, limit)
         feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
@@ -296,7 +301,7 @@ class FlipProcessor(ProcessorMixin):
 
     def _encode_text(self, columns: list[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self.feature_extractor.text_fields:
-            raise ValueError('all fields are for the ID tower alone (view="tabular"): pass text=False')
+            raise ValueError('all fields are for the ID tower alone (view="tabular"): pass return_text=False')
         if not columns[0].num_rows:
             return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros(0, np.int64)
         store = self._store()
@@ -633,6 +638,12 @@ def _private_copy(backend: Tokenizer) -> Tokenizer:
 
 def _encodings(backend: Tokenizer, texts: list[str]) -> list[Any]:
     return backend.encode_batch(texts, add_special_tokens=False)
+
+
+def old_word(old: str, value: Any, new: str) -> Any:
+    """The value of an argument that has another name now, with a warning."""
+    warnings.warn(f"{old}={value!r} is called {new}={value!r} now", FutureWarning, stacklevel=3)
+    return value
 
 
 def _check_length(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -253,7 +253,7 @@ def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_
     def is_one_run() -> bool:
         rows, tables = (load_from_disk(str(tmp_path / part))["train"] for part in ("rows", "tables"))
         processor = FlipProcessor.from_pretrained(tmp_path / "processor")
-        return rows["feature_ids"][:] == processor(tables[:], text=False)["feature_ids"]
+        return rows["feature_ids"][:] == processor(tables[:], return_text=False)["feature_ids"]
 
     prepare(0)
     assert is_one_run()

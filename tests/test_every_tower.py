@@ -155,7 +155,7 @@ out = []
 for where in sys.argv[3:]:
     model = AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=True).eval()
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    out.append(model(**processor(rows, text=False, return_tensors="pt")).logits.tolist())
+    out.append(model(**processor(rows, return_text=False, return_tensors="pt")).logits.tolist())
 print(json.dumps(out))
 """
 
@@ -168,7 +168,7 @@ def test_every_tower_opens_where_flip_hf_is_not_installed(lists_processor, tmp_p
         "genre": [["Drama", "Horror"], []],
         "price": [3.0, None],
     }
-    inputs = lists_processor(asked, text=False, return_tensors="pt")
+    inputs = lists_processor(asked, return_text=False, return_tensors="pt")
     lists_processor.save_pretrained(tmp_path / "processor")
     expected = {}
     for backbone, options in CASES:

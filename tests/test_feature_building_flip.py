@@ -415,16 +415,16 @@ def test_the_train_split_is_read_out_of_fold_and_a_lone_table_has_to_say():
     splits = DatasetDict({"train": Dataset.from_dict(rows), "test": Dataset.from_dict(shop(50, seed=2))})
     extractor = fit_shop(splits["train"])
     processor = FlipProcessor(extractor)
-    prepared = prepare_dataset(splits, processor, text=False)
+    prepared = prepare_dataset(splits, processor, return_text=False)
     assert prepared["train"]["feature_ids"][:] == extractor(rows, out_of_fold=True).tolist()
     assert prepared["test"]["feature_ids"][:] == extractor(splits["test"]).tolist()
     assert extractor(rows, out_of_fold=True).tolist() != extractor(rows).tolist()
     with pytest.raises(ValueError, match="say out_of_fold=True for those rows and False for others"):
-        prepare_dataset(splits["train"], processor, text=False)
+        prepare_dataset(splits["train"], processor, return_text=False)
     for out_of_fold in (True, False):
-        lone = prepare_dataset(splits["train"], processor, text=False, out_of_fold=out_of_fold)
+        lone = prepare_dataset(splits["train"], processor, return_text=False, out_of_fold=out_of_fold)
         assert lone["feature_ids"][:] == extractor(rows, out_of_fold=out_of_fold).tolist()
-    in_batches = prepare_dataset(splits["train"], processor, text=False, out_of_fold=True, batch_size=7)
+    in_batches = prepare_dataset(splits["train"], processor, return_text=False, out_of_fold=True, batch_size=7)
     assert in_batches["feature_ids"][:] == extractor(rows, out_of_fold=True).tolist()
 
 
@@ -432,7 +432,7 @@ def test_processors_without_statistics_need_not_be_told():
     rows = {"a": ["x", "y"], "label": [0, 1]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows))
     assert not processor.feature_extractor.has_label_statistics
-    assert prepare_dataset(Dataset.from_dict(rows), processor, text=False).num_rows == 2
+    assert prepare_dataset(Dataset.from_dict(rows), processor, return_text=False).num_rows == 2
 
 
 def test_a_time_that_stands_for_none_is_no_time_that_ages_are_counted_to():

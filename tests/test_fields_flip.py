@@ -356,7 +356,7 @@ def test_a_class_is_one_value_by_its_number_and_by_its_name_and_a_label_stays_a_
         np.testing.assert_array_equal(extractor(form), ids)
     np.testing.assert_array_equal(np.concatenate([extractor(dataset[k]) for k in range(4)]), ids)
     processor = FlipProcessor(extractor)
-    assert processor(dataset, text=False)["labels"] == [1.0, 0.0, 1.0, 0.0]
+    assert processor(dataset, return_text=False)["labels"] == [1.0, 0.0, 1.0, 0.0]
     assert processor.render(dataset[:1]) == ["genre is drama. tags is x, y."]
 
 

@@ -157,7 +157,7 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
         "| operations per row | 1,234,567 FLOPs |",
         'FlipForCTR.from_pretrained("somebody/flip")',
         'AutoModelForSequenceClassification.from_pretrained("somebody/flip", trust_remote_code=True)',
-        "text=False",
+        "return_text=False",
         "| title | categorical | 12.5% | 50.0% |",
         "On 1,234 test rows that nothing was selected on.",
         "| AUC | 0.7500 | 0.7000 to 0.8000 |",

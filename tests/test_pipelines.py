@@ -364,7 +364,7 @@ def test_a_model_in_evaluation_is_not_switched_and_one_in_training_is_put_back(
 def test_a_logit_that_is_not_finite_is_no_probability(text_model_dir, processor, rows):
     model = make_model(text_model_dir, processor)
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    ids = processor(rows, text=False)["feature_ids"]
+    ids = processor(rows, return_text=False)["feature_ids"]
     with torch.no_grad():
         model.flip.tabular.embeddings.weight[ids[4][0]] = torch.nan
     of_them = sum(ids[4][0] in of_row for of_row in ids)

@@ -228,29 +228,29 @@ def test_tensors_are_padded_with_the_tokenizers_pad_id(processor, splits):
 
 def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     ids_only = FlipProcessor(processor.feature_extractor)
-    output = ids_only(splits["train"][:3], text=False, return_tensors="pt")
+    output = ids_only(splits["train"][:3], return_text=False, return_tensors="pt")
     assert set(output) == {"feature_ids", "labels"}
     ids_only.save_pretrained(tmp_path)
     again = FlipProcessor.from_pretrained(tmp_path)
     assert again.tokenizer is None and torch.equal(
-        again(splits["train"][:3], text=False, return_tensors="pt")["feature_ids"], output["feature_ids"]
+        again(splits["train"][:3], return_text=False, return_tensors="pt")["feature_ids"], output["feature_ids"]
     )
-    with pytest.raises(ValueError, match="has no tokenizer: pass text=False"):
+    with pytest.raises(ValueError, match="has no tokenizer: pass return_text=False"):
         ids_only(splits["train"][:3])
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [False, True], [0.0, 1.0], ["0", "1"]])
 def test_labels_may_be_numbers_bools_or_digits(processor, splits, labels):
     rows = {**splits["train"][:2], "label": labels}
-    assert processor(rows, text=False)["labels"] == [0.0, 1.0]
+    assert processor(rows, return_text=False)["labels"] == [0.0, 1.0]
     del rows["label"]
-    assert "labels" not in processor(rows, text=False)
+    assert "labels" not in processor(rows, return_text=False)
 
 
 @pytest.mark.parametrize(("label", "shown"), [(2, "2"), (None, "None"), ("yes", "'yes'"), (float("nan"), "nan")])
 def test_a_label_that_is_not_0_or_1_is_named_with_its_row(processor, splits, label, shown):
     with pytest.raises(ValueError, match=f"label {shown} in row 1 of column 'label' is neither 0 nor 1"):
-        processor({**splits["train"][:2], "label": [1, label]}, text=False)
+        processor({**splits["train"][:2], "label": [1, label]}, return_text=False)
 
 
 def test_settings_that_cannot_work_are_refused(processor, tokenizer):
@@ -301,7 +301,7 @@ def test_a_plain_map_and_prepare_dataset_give_the_same_rows(processor, splits, e
 def test_prepare_dataset_works_in_two_processes_without_text_and_with_columns_kept(processor, splits, encoded):
     two = prepare_dataset(splits["train"], processor, num_proc=2)
     assert two[:] == encoded["train"][:]
-    slim = prepare_dataset(splits["test"], processor, text=False, keep_columns=["title"])
+    slim = prepare_dataset(splits["test"], processor, return_text=False, keep_columns=["title"])
     assert slim.column_names == ["feature_ids", "labels", "title"] and slim["title"][:] == splits["test"]["title"][:]
     with pytest.raises(ValueError, match="has no rows"):
         prepare_dataset(splits["test"].select([]), processor)
@@ -471,7 +471,7 @@ def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
 
 def test_fewer_labels_than_rows_and_swapped_arguments_are_refused(processor, splits, tokenizer):
     with pytest.raises(ValueError, match="1 labels in column 'label' for 2 rows"):
-        processor({**splits["train"][:2], "label": [1]}, text=False)
+        processor({**splits["train"][:2], "label": [1]}, return_text=False)
     with pytest.raises(TypeError, match="feature_extractor is a .*: pass a FlipFeatureExtractor first"):
         FlipProcessor(tokenizer, processor.feature_extractor)
 
@@ -596,9 +596,9 @@ def test_a_table_of_text_alone_is_read_by_the_language_model_alone(tokenizer, te
 def test_a_table_of_ids_alone_has_no_text(tokenizer):
     rows = {"a": ["x", "y"], "label": [0, 1]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"a": {"view": "tabular"}}), tokenizer)
-    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass text=False"):
+    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
         processor(rows)
-    assert processor(rows, text=False)["feature_ids"] == [[4], [5]]
+    assert processor(rows, return_text=False)["feature_ids"] == [[4], [5]]
 
 
 def test_the_disk_gives_back_every_kind(kinds, tokenizer, tmp_path):
@@ -674,10 +674,10 @@ def test_streams_are_encoded_as_the_table_is(kinds, tokenizer, streams):
     table, forms = streams
     processor = FlipProcessor(kinds, tokenizer, max_length=128)
     for text in (True, False):
-        expected = prepare_dataset(table, processor, text=text, keep_columns=["title"], out_of_fold=True)
+        expected = prepare_dataset(table, processor, return_text=text, keep_columns=["title"], out_of_fold=True)
         for name, stream in forms.items():
             encoded = prepare_dataset(
-                stream, processor, text=text, keep_columns=["title"], out_of_fold=True, batch_size=7
+                stream, processor, return_text=text, keep_columns=["title"], out_of_fold=True, batch_size=7
             )
             assert list(encoded) == list(expected), name
             assert list(encoded.features) == list(expected.features), name
@@ -704,3 +704,10 @@ def test_an_encoded_stream_goes_on_where_it_was_left(kinds, tokenizer, streams):
         again = prepare_dataset(stream, processor, out_of_fold=False, batch_size=4)
         again.load_state_dict(state)
         assert first + list(again) == expected, name
+
+
+def test_the_old_word_for_return_text_still_works_and_says_so(splits, processor):
+    with pytest.warns(FutureWarning, match="text=False is called return_text=False now"):
+        assert set(processor(splits["train"][:2], text=False)) == {"feature_ids", "labels"}
+    with pytest.warns(FutureWarning, match="return_text=False"):
+        assert "input_ids" not in prepare_dataset(splits["train"], processor, text=False).column_names

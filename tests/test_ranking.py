@@ -59,7 +59,7 @@ def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, ite
     monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, b: seen.append(encoded) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rank(model, processor, USER, items)
-    expected = processor.encode(joined(items), text=model.config.mode != "tabular")
+    expected = processor.encode(joined(items), return_text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
 

@@ -32,7 +32,7 @@ def test_the_tour_runs_and_its_model_comes_back_from_the_hub(tmp_path, monkeypat
     assert last, printed.getvalue()
     assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
     asked = {**names["splits"]["test"][:2], "user_id": ["U1077", "somebody new"]}
-    again = names["ctr"].eval()(**names["processor"](asked, text=False, return_tensors="pt"))
+    again = names["ctr"].eval()(**names["processor"](asked, return_text=False, return_tensors="pt"))
     assert again.logits.sigmoid()[0].item() == pytest.approx(float(last.group(1)), abs=1e-4)
 
 

@@ -994,8 +994,8 @@ def losses_on(dataset, processor, folder) -> list[float]:
 
 def test_a_stream_trains_as_the_table_does_and_a_processor_needs_no_tokenizer(splits, tmp_path):
     processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"].to_iterable_dataset(num_shards=4)))
-    table = prepare_dataset(splits["train"], processor, text=False)
-    stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor, text=False)
+    table = prepare_dataset(splits["train"], processor, return_text=False)
+    stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor, return_text=False)
     losses = losses_on(table, processor, tmp_path / "table")
     assert len(losses) == 4 and losses == losses_on(stream, processor, tmp_path / "stream")
 
@@ -1031,7 +1031,7 @@ def test_rows_that_another_processor_encoded_are_refused_and_those_of_before_an_
     splits, processor, tokenizer, tmp_path
 ):
     train = splits["train"]
-    rows = prepare_dataset(train, processor, text=False)
+    rows = prepare_dataset(train, processor, return_text=False)
     other = FlipProcessor(
         FlipFeatureExtractor.fit(train.map(lambda row: {"user_id": str(int(row["user_id"]) + 1)})), tokenizer
     )
@@ -1042,7 +1042,7 @@ def test_rows_that_another_processor_encoded_are_refused_and_those_of_before_an_
     some = rows.shuffle(seed=0).select(range(64))
     with pytest.raises(ValueError, match="the rows of eval_dataset were encoded with another processor"):
         FlipCTRTrainer(
-            model=tabular_model(other), args=arguments, train_dataset=prepare_dataset(train, other, text=False),
+            model=tabular_model(other), args=arguments, train_dataset=prepare_dataset(train, other, return_text=False),
             eval_dataset=some, processing_class=other,
         )  # fmt: skip
     extended = copy.deepcopy(processor)
@@ -1051,4 +1051,4 @@ def test_rows_that_another_processor_encoded_are_refused_and_those_of_before_an_
         model=tabular_model(extended), args=arguments, train_dataset=some, processing_class=extended
     )
     with pytest.raises(ValueError, match="the rows of the evaluation were encoded with another processor"):
-        trainer.evaluate(prepare_dataset(train, other, text=False))
+        trainer.evaluate(prepare_dataset(train, other, return_text=False))

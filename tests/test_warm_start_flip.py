@@ -89,9 +89,9 @@ def test_a_new_row_starts_as_its_field_says(processor, extended):
 def test_a_new_id_scores_at_first_as_it_did_when_it_was_unseen(processor, extended):
     torch.manual_seed(0)
     model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular")).eval()
-    before = model(**processor(NEW_ROWS, text=False, return_tensors="pt")).logits
+    before = model(**processor(NEW_ROWS, return_text=False, return_tensors="pt")).logits
     model.resize_feature_embeddings(extended)
-    after = model(**extended(NEW_ROWS, text=False, return_tensors="pt")).logits
+    after = model(**extended(NEW_ROWS, return_text=False, return_tensors="pt")).logits
     torch.testing.assert_close(after, before)
 
 
@@ -119,7 +119,7 @@ def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_mode
     for name, tensor in model.flip.tabular.state_dict().items():
         if name == "embeddings.weight":
             assert torch.equal(tensor, pretraining_model.flip.tabular.embeddings.weight)
-    rows = prepare_dataset(Dataset.from_dict({**NEW_ROWS, "label": [0, 1, 0, 1]}), extended, text=False)
+    rows = prepare_dataset(Dataset.from_dict({**NEW_ROWS, "label": [0, 1, 0, 1]}), extended, return_text=False)
     arguments = FlipCTRArguments(
         str(tmp_path / "out"), max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
         use_cpu=True, report_to="none", per_device_train_batch_size=4,
@@ -212,7 +212,7 @@ def test_every_model_with_an_id_tower_grows(processor, extended):
     config = FlipConfig.from_processor(processor)
     for model in (FlipTabularModel(copy.deepcopy(config)), FlipModel(copy.deepcopy(config))):
         assert model.resize_feature_embeddings(extended) == 5
-        ids = extended(NEW_ROWS, text=False, return_tensors="pt")["feature_ids"]
+        ids = extended(NEW_ROWS, return_text=False, return_tensors="pt")["feature_ids"]
         model(feature_ids=ids)
         assert model.config.num_features == extended.feature_extractor.num_features
 

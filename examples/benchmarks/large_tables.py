@@ -136,7 +136,7 @@ def measure_table(folder: Path, task: str, num_rows: int, text_model: str | None
         if task == "fit":
             extractor = FlipFeatureExtractor.fit(rows)
         else:
-            encoded = prepare_dataset(rows, processor, text=task == "encode text").with_format("arrow")
+            encoded = prepare_dataset(rows, processor, return_text=task == "encode text").with_format("arrow")
             assert sum(len(batch) for batch in encoded.iter(batch_size=10_000)) == num_rows
         seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         if task == "fit":
@@ -198,7 +198,7 @@ def measure_workers(folder: Path, vocabulary: str) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        prepare_dataset(table, processor, text=False, num_proc=NUM_WORKERS)
+        prepare_dataset(table, processor, return_text=False, num_proc=NUM_WORKERS)
     finally:
         is_done.set()
         watcher.join()

@@ -393,7 +393,7 @@ def _encoded_row(
         if name not in row:
             raise ValueError(
                 f"row has feature_ids and no {name}: pass the raw row, or one of prepare_dataset(dataset, processor) "
-                "with text=True"
+                "with return_text=True"
             )
         array = np.asarray(row[name])
         if array.ndim == 2 and len(array) == 1:  # a batch of one

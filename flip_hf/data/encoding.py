@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..columns_flip import gives_arrow, with_class_names
 from ..feature_extraction_flip import VOCABULARY_NAME
-from ..processing_flip import FlipProcessor
+from ..processing_flip import FlipProcessor, old_word
 from .readers.tables import as_dataset
 
 
@@ -94,18 +94,21 @@ class _EncodeTable:
 
     def encode_lists(self, batch: dict[str, list]) -> dict[str, list]:
         """The same, of a stream that has no Arrow tables."""
-        encoded = self.processor(with_class_names(batch, self.classes), text=self.text, out_of_fold=self.out_of_fold)
+        encoded = self.processor(
+            with_class_names(batch, self.classes), return_text=self.text, out_of_fold=self.out_of_fold
+        )
         return {**encoded, **{name: batch[name] for name in self.keep_columns}}
 
 
 def prepare_dataset(
     dataset: Any,
     processor: FlipProcessor,
-    text: bool = True,
+    return_text: bool = True,
     num_proc: int | None = None,
     batch_size: int = 10_000,
     keep_columns: Sequence[str] = (),
     out_of_fold: bool | None = None,
+    text: bool | None = None,
 ) -> Any:
     """
     Encodes a table once, for any number of epochs: `dataset.map(processor, batched=True, remove_columns=...)`, several
@@ -115,13 +118,14 @@ def prepare_dataset(
         dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; splits are encoded one by one, a stream
             as it is read. Or a table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
         processor ([`FlipProcessor`]): fitted on the training rows.
-        text (`bool`): `False` leaves the text out (FLIP_ID).
+        return_text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
         batch_size (`int`): rows encoded at a time.
         keep_columns (`list[str]`): raw columns to carry along.
         out_of_fold (`bool`, *optional*): whether these are the rows that the processor was fitted on, which must not
             read their own labels in label statistics. By default the split `"train"` of a `DatasetDict` is, and other
             splits are not; a table without a split has to say so, if the processor has such fields.
+        text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
@@ -132,6 +136,8 @@ def prepare_dataset(
         ValueError: if the table is empty, a field has no column, a label is not 0 or 1, `out_of_fold` has to be said,
             or `keep_columns` names a column that is not there or that the processor makes.
     """
+    if text is not None:
+        return_text = old_word("text", text, "return_text")
     has_statistics = processor.feature_extractor.has_label_statistics
     if isinstance(dataset, dict) and all(
         hasattr(split, "columns") or hasattr(split, "column_names") for split in dataset.values()
@@ -142,7 +148,7 @@ def prepare_dataset(
         return (DatasetDict if type(dataset) is dict else type(dataset))(
             {
                 name: prepare_dataset(
-                    split, processor, text, num_proc, batch_size, keep_columns, _is_fitted_on(name, out_of_fold)
+                    split, processor, return_text, num_proc, batch_size, keep_columns, _is_fitted_on(name, out_of_fold)
                 )
                 for name, split in dataset.items()
             }
@@ -166,14 +172,14 @@ def prepare_dataset(
     label = processor.feature_extractor.label
     if label in names and not is_stream:  # all at once, so that an error counts rows of the table and not of a batch
         processor.encode_labels(dataset.select_columns([label]).with_format("arrow")[:])
-    features = _features(text, label in names)
+    features = _features(return_text, label in names)
     clash = [column for column in keep_columns if column in features]
     if clash:
         raise ValueError(
             f"keep_columns names {', '.join(map(repr, clash))}, which the processor makes: rename it first"
         )
     features |= {column: dataset.features[column] for column in keep_columns}
-    encode = _EncodeTable(processor, text, bool(out_of_fold and has_statistics), keep_columns, dataset.features)
+    encode = _EncodeTable(processor, return_text, bool(out_of_fold and has_statistics), keep_columns, dataset.features)
     settings = {"batched": True, "batch_size": batch_size, "remove_columns": names, "features": Features(features)}
     if is_stream:  # which drops what is made under a name that is removed
         settings["remove_columns"] = [name for name in names if name not in keep_columns]

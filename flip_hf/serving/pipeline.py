@@ -186,7 +186,7 @@ class ClickThroughRatePipeline(Pipeline):
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
         """Raw rows -> their coded columns, and what the model reads."""
         columns = self.processor.feature_extractor.select_columns(as_columns(rows))
-        return columns, self.processor.encode_columns(columns, text=self.model.config.mode != "tabular")
+        return columns, self.processor.encode_columns(columns, return_text=self.model.config.mode != "tabular")
 
     def _forward(self, encoded: EncodedRows, batch_size: int = _BATCH_SIZE) -> Scores:  # type: ignore[override]
         with self.device_placement():

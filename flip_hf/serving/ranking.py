@@ -79,7 +79,7 @@ def rank(
         return Ranking(np.zeros(0, np.int64), np.zeros(0))
     columns = join_columns(extractor, user_row, items)
     columns, candidate = _distinct(columns)
-    encoded = processor.encode_columns(columns, text=model.config.mode != "tabular")
+    encoded = processor.encode_columns(columns, return_text=model.config.mode != "tabular")
     occurrences = extractor.occurrences(encoded.feature_ids[candidate])
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
     occurrences[of_user] = extractor.occurrences(encoded.feature_ids[:1])[of_user]

@@ -84,7 +84,7 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         model ([`FlipForCTR`]): on any device, in any type. It runs in evaluation mode, without gradients. A model in
             evaluation mode is not touched, so that threads can share it; one in training is not to be shared.
         processor ([`FlipProcessor`]): knows the pad token.
-        encoded ([`EncodedRows`]): `processor.encode(rows, text=model.config.mode != "tabular")`.
+        encoded ([`EncodedRows`]): `processor.encode(rows, return_text=model.config.mode != "tabular")`.
         batch_size (`int`): rows at a time.
 
     Raises:

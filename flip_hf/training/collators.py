@@ -33,7 +33,7 @@ def _need(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     if absent:
         raise ValueError(
             f"rows have no {', '.join(absent)} (they have {', '.join(rows[0])}): encode the data set with "
-            "prepare_dataset(dataset, processor), with text=True unless only ids are used"
+            "prepare_dataset(dataset, processor), with return_text=True unless only ids are used"
         )
 
 
