@@ -77,13 +77,12 @@ def workshop(name: str) -> Any:
         ImportError: where flip_hf is not installed.
     """
     try:
-        return importlib.import_module(f"flip_hf.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != "flip_hf":
-            raise
+        importlib.import_module("flip_hf")
+    except ImportError as error:
         raise ImportError(
             f"this needs flip_hf.{name}, which does not travel with a model: pip install flip_hf"
         ) from error
+    return importlib.import_module(f"flip_hf.{name}")
 
 
 __all__: list[str] = []

@@ -21,8 +21,8 @@ def read_criteo(account: ReadingAccount, rows: PublishedFile) -> Iterator[pa.Tab
     Columns I1 to I13 (float64; counts, some of them negative), C1 to C26 (text of 8 hexadecimal digits) and label.
 
     An empty value is null. What the columns mean was never published, so no text can be made of them: give the hashes
-    `view="tabular"`, or encode with `return_text=False`, and train the ID tower alone. All 45,840,617 rows take about 19 GB
-    in the cache.
+    `view="tabular"`, or encode with `return_text=False`, and train the ID tower alone. All 45,840,617 rows take about
+    19 GB in the cache.
     """
     types = {"label": pa.int8()} | {name: pa.float64() for name in _NUMBERS} | {name: pa.string() for name in _HASHES}
     for batch in read_csv_batches(rows, types, delimiter="\t", header=False, nullable=True):
