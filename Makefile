@@ -1,4 +1,4 @@
-.PHONY: install test slow lint types quickstart
+.PHONY: install test slow lint types house quickstart
 
 install:
 	pip install -c constraints.txt -e ".[demo,test,dev]"
@@ -15,6 +15,9 @@ lint:
 
 types:
 	mypy
+
+house:
+	python tests/test_house.py
 
 quickstart:
 	python examples/quickstart.py
