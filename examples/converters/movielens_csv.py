@@ -4,8 +4,8 @@
     python movielens_csv.py --data_dir ml-25m --output ml-25m.parquet [--tags]
     load_ctr_dataset("ml-25m.parquet", label="rating", label_threshold=3)
 
-Columns: user_id, movie_id, title, genre, tags, rating (0.5 to 5), timestamp. Tags are the ten that most people gave the
-movie, the most frequent first; those that the row's user gave it are not counted, since they were written after
+Columns: user_id, movie_id, title, genre, tags, rating (0.5 to 5), timestamp. Tags are the ten that most people gave
+a movie, the most frequent first; those that the row's user gave it are not counted, since they were written after
 watching, and those of others are, whenever they were written.
 """
 
