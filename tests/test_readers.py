@@ -255,10 +255,11 @@ def test_another_format_than_that_of_book_crossing_is_refused(tmp_path, file, te
     ("name", "folder", "counts", "clicks"),
     [
         ("movielens-100k", "ml-100k", {"user_id": 943, "movie_id": 1682, "occupation": 21, "gender": 2}, 55_375),
-        ("book-crossing", "book-crossing", {"user_id": 51_789, "isbn": 27_748}, 198_564),
         pytest.param(
-            *("movielens-1m", "ml-1m"),
-            *({"user_id": 6040, "movie_id": 3706, "occupation": 21, "age": 7}, 575_281),
+            *("book-crossing", "book-crossing", {"user_id": 51_789, "isbn": 27_748}, 198_564), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("movielens-1m", "ml-1m", {"user_id": 6040, "movie_id": 3706, "occupation": 21, "age": 7}, 575_281),
             marks=pytest.mark.slow,
         ),
     ],
@@ -370,15 +371,18 @@ def test_a_genre_of_goodreads_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"book_id": "10", "titl', "goodreads_books.json.gz, line 3 is no json .*is the file whole"),
-        ('{"book_id": "10"}', "goodreads_books.json.gz, line 3 has no title, authors"),
+        ('{"book_id": "10", "titl', "goodreads_books.json.gz cannot be read: .*is it whole"),
+        (
+            '{"book_id": "10"}',
+            "goodreads_books.json.gz holds .*'10'.*, which is no object with book_id, title, authors",
+        ),
         (json.dumps(goodreads_book("10", title=7)), "goodreads_books.json.gz cannot be read: .*got a 'int' object"),
     ],
 )
 def test_a_damaged_line_of_json_is_named(tmp_path, line, message):
     folder = make_goodreads(tmp_path / "raw")
     write(folder, goodreads_books__json__gz=json_lines([goodreads_book("10")]) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=message.replace("no json ", "no json: ")):
+    with pytest.raises(ValueError, match=message):
         load_ctr_dataset("goodreads", data_dir=folder)
 
 
@@ -392,7 +396,7 @@ def test_rows_are_written_batch_by_batch_and_damage_leaves_nothing_in_the_cache(
         assert [batch.num_rows for batch in pa.ipc.open_stream(file) if batch.num_rows] == [1, 1, 1]
     good = gzip.decompress((folder / "goodreads_interactions_dedup.json.gz").read_bytes()).decode()
     write(folder, goodreads_interactions_dedup__json__gz=good + "{")
-    with pytest.raises(ValueError, match="goodreads_interactions_dedup.json.gz, line 6 is no json"):
+    with pytest.raises(ValueError, match="goodreads_interactions_dedup.json.gz cannot be read"):
         load_ctr_dataset("goodreads", data_dir=folder, cache_dir=tmp_path / "own")
     assert list((tmp_path / "own").iterdir()) == []
 

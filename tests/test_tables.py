@@ -17,7 +17,6 @@ import pytest
 from conftest import make_table
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
-from datasets.fingerprint import Hasher
 
 from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
 from flip_hf.data import private_datasets
@@ -192,10 +191,9 @@ BAD_FILES = [
     ("a.csv", "user,,label\n0,b,1\n", {}, "a.csv has the columns 'user', '', 'label': each needs a name"),
     ("a.csv", "user;label\na;1\n", {}, "has the one column 'user;label' .*delimiter=';'"),
     ("a.csv", "user;title, year;label\na;Heat;1\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 1: a;Heat;1"),
-    ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "delimiter='::' has to be one character"),
+    ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "single character"),
     ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is for text files, csv, tsv and txt, and this is json"),
     ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is for text files"),
-    ("a.csv", "user\na\n", {"quoting": csv.QUOTE_ALL}, "quoting=1 is neither"),
     ("a.csv", "user,label\na,1\n\nb,1,2\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 3: b,1,2"),
     ("a.csv", "user,item,label\na,b,1\na,b\n", {}, "a.csv cannot be read: .*Expected 3 columns, got 2: a,b"),
     ("a.csv", "a,1\nb,2\n", {"column_names": ["x"]}, "a.csv cannot be read: .*Expected 1 columns, got 2"),
@@ -204,13 +202,13 @@ BAD_FILES = [
     ("a.json", '[{"a": "café"}]'.encode("latin-1"), {}, "a.json cannot be read: .*0xe9 .*encoding='latin-1'"),
     ("a.csv", "user,label\na,1\n".encode("utf-16"), {}, "a.csv cannot be read"),
     ("a.jsonl", '{"a": "x"}\n{"a": ["x"]}', {}, "a.jsonl: column 'a' holds values that have no type in common"),
-    ("a.jsonl", '{"a": 1}\n[1]\n', {}, "a.jsonl, line 2 has no object"),
-    ("a.json", "[1, 2]", {}, "a.json, line 1 has no object"),
+    ("a.jsonl", '{"a": 1}\n[1]\n', {}, "a.jsonl holds .*1.*, which is no object"),
+    ("a.json", "[1, 2]", {}, "a.json holds 1, which is no object"),
     ("a.json", f'[{{"a": {2**63}}}]', {}, "a.json: column 'a' holds values .* too large"),
     ("a.jsonl", f'{{"a": 0.5}}\n{{"a": {2**53 + 1}}}', {}, "a.jsonl: column 'a' .*9007199254740993"),
     ("a.json", '[{"a": "\\ud800"}]', {}, "a.json: column 'a' .*surrogates not allowed"),
     ("a.json", "[{", {}, "a.json cannot be read"),
-    ("a.jsonl", '{"a": 1}\n{"a"', {}, "a.jsonl, line 2 is no json"),
+    ("a.jsonl", '{"a": 1}\n{"a"', {}, "a.jsonl cannot be read"),
     ("a.parquet", b"PAR1", {}, "a.parquet cannot be read"),
     ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), {}, "two columns of the table are named 'a'"),
     ("a.parquet", pa.table({"label": [1.0, float("nan")]}), {}, "column 'label' has a row without a label"),
@@ -519,20 +517,6 @@ def test_rows_in_memory_that_are_no_table_are_refused():
             load_ctr_dataset([{"a": 1, "label": 1}], **option)
 
 
-@pytest.mark.parametrize("container", ["pandas", "polars", "records", "dicts"])
-def test_every_container_of_a_table_is_encoded_as_the_data_set_of_it_is(container, processor):
-    rows = make_table(20)
-    frame = pd.DataFrame(rows)
-    table = {
-        "pandas": frame,
-        "polars": pl.from_pandas(frame),
-        "records": frame.to_records(index=False),
-        "dicts": frame.to_dict("records"),
-    }[container]
-    expected = prepare_dataset(Dataset.from_dict(rows), processor).to_list()
-    assert prepare_dataset(table, processor).to_list() == expected
-
-
 @pytest.mark.parametrize("stream", [None, "arrow", "python"])
 def test_classes_are_encoded_by_their_names(stream, processor):
     rows = make_table(20)
@@ -550,20 +534,13 @@ def test_classes_are_encoded_by_their_names(stream, processor):
 # --- what datasets does not promise ----------------------------------------------------------------------------------
 
 
-class Weighed:
-    def __init__(self, weight: int):
-        self.weight, self.noise = weight, object()
-
-
 def test_what_is_used_of_datasets_beyond_its_public_face_is_there():
     dataset = Dataset.from_dict({"a": list(range(10))})
-    assert private_datasets.fingerprint(dataset) == dataset._fingerprint
-    rows = dataset.table if hasattr(dataset, "table") else dataset.data.table
+    assert private_datasets.fingerprint_of(dataset) == dataset._fingerprint
+    rows = dataset.data.table
     odd = dataset.filter(lambda row: row["a"] % 2 == 1)
     assert rows["a"].take(pa.array(private_datasets.table_rows(odd, [0, 4]))).to_pylist() == [1, 9]
     assert private_datasets.table_rows(dataset, [3]) == [3]
-    private_datasets.hashed_by(Weighed, lambda value: str(value.weight))
-    assert Hasher.hash(Weighed(1)) == Hasher.hash(Weighed(1)) != Hasher.hash(Weighed(2))
     stream = private_datasets.stream_of_tables(
         lambda sizes: (((k, 0), pa.table({"a": list(range(size))})) for k, size in enumerate(sizes)),
         {"sizes": [2, 1]},

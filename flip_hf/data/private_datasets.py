@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
-from datasets.utils._dill import pklregister
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint_of(dataset: Dataset) -> str:
     """What `map` finds its results again by: the same in every process for the same rows and what was done to them."""
     return dataset._fingerprint
 
@@ -30,11 +29,3 @@ def stream_of_tables(
     row as `IterableDataset.from_generator` has it; lists among the arguments are its shards.
     """
     return IterableDataset(ArrowExamplesIterable(generate, arguments), info=DatasetInfo(features=features))
-
-
-def hashed_by(kind: type, digest: Callable[[Any], str]) -> None:
-    """Fingerprints know objects of a class by `digest(object)`; workers still unpickle them whole."""
-
-    @pklregister(kind)
-    def save(pickler: Any, value: Any) -> None:
-        pickler.save_reduce(str, (digest(value),), obj=value)

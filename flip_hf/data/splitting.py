@@ -18,12 +18,13 @@ from transformers.utils import logging
 from ..columns_flip import read_labels, with_class_names
 from ..values_flip import canonical_value, read_times
 from .cache import cache_root, open_table, write_tables
-from .private_datasets import fingerprint, table_rows
+from .private_datasets import fingerprint_of, table_rows
 from .readers.tables import as_dataset
 
 
 logger = logging.get_logger(__name__)
 
+_Fractions = tuple[float, float, float]
 _SPLITS = ("train", "validation", "test")
 # how people write the name of a split, and a column that says of each row whether it is held out
 _SPLIT_NAMES = {
@@ -31,7 +32,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(["validation", "valid", "val", "dev"], 1),
     **dict.fromkeys(["test", "testing", "true", "1"], 2),
 }
-# which arguments a strategy reads, beside seed: another one given is a mistake
+# which arguments a strategy reads, beside seed: another one is a mistake
 _ARGUMENTS = {
     "random": ("fractions", "stratify"),
     "time": ("fractions", "time_column", "time_format"),
@@ -113,7 +114,7 @@ def split_dataset(
             not there or holds lists, a time that is no time or unknown, or a value that names no split.
         TypeError: for splits, or a stream that is not to be split by hash.
     """
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "fractions": tuple(fractions),
         "time_column": time_column,
         "column": column,
@@ -123,14 +124,14 @@ def split_dataset(
         "stratify": stratify,
         "time_format": time_format,
     }
-    _check_arguments(strategy, given)
+    _check_arguments(strategy, arguments)
     if isinstance(dataset, IterableDataset):
         if strategy != "hash":
             raise TypeError(
                 f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
                 "strategy='hash' with the column of an id, or load the table without streaming"
             )
-        return _split_stream(dataset, seed, given["fractions"], column)
+        return _split_stream(dataset, seed, arguments["fractions"], column)
     dataset = as_dataset(dataset)
     size = len(dataset)
     if label != "label" or stratify:
@@ -141,16 +142,18 @@ def split_dataset(
             "metrics there are not those of the whole table; split first, then sample the training rows"
         )
     if strategy in ("random", "time"):
-        bounds = _bounds(size, given["fractions"], "rows")
+        bounds = _bounds(size, arguments["fractions"], "rows")
         if strategy == "random":
             order = np.random.default_rng(seed).permutation(size)
         else:
             order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
         if strategy == "random" and stratify is not False and label in dataset.column_names:
-            orders = _stratified(_column(dataset, label, label), order, given["fractions"], bool(stratify)) or orders
+            orders = (
+                _stratified(_column(dataset, label, label), order, arguments["fractions"], bool(stratify)) or orders
+            )
     else:
-        parts = _parts(dataset, strategy, seed, given) if size else np.zeros(0, np.int8)
+        parts = _parts(dataset, strategy, seed, arguments) if size else np.zeros(0, np.int8)
         names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
         orders = {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
         empty = [name for name, rows in orders.items() if not len(rows)]
@@ -191,16 +194,8 @@ def sample_negatives(
     validation or test rows are not those of the whole table: split first.
 
     Args:
-        dataset (`Dataset`): a table in any form that `split_dataset` takes.
-        rate (`float`): share of the non-clicks to keep, in (0, 1].
-        seed (`int`): of the choice.
-        label (`str`): the label column.
-        cache_dir (`str`, *optional*): as of `split_dataset`.
-
-    Raises:
-        ValueError: if `rate` is no such share, no non-click would be left, there is no such column, or a label is not
-            0 or 1.
-        TypeError: for splits or a stream.
+        dataset, cache_dir: as of `split_dataset`.
+        rate (`float`): share of the non-clicks that stays, in (0, 1].
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
@@ -210,12 +205,12 @@ def sample_negatives(
     _check_column(dataset, label, "label")
     labels = read_labels(_column(dataset, label, label), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
-    kept = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
-    if not len(kept):
+    sampled = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
+    if not len(sampled):
         raise ValueError(f"rate={rate} of {len(others)} non-clicks is none: nothing could be learnt")
-    info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(kept) / len(others)
+    info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(sampled) / len(others)
     info.description = f"{_SAMPLING_RATE.sub('', info.description).strip()}\nnegative_sampling_rate={share!r}".strip()
-    return _take(dataset, np.sort(np.concatenate([clicks, kept])), info, cache_dir)
+    return _take(dataset, np.sort(np.concatenate([clicks, sampled])), info, cache_dir)
 
 
 def negative_sampling_rate(dataset: Any) -> float:
@@ -225,25 +220,26 @@ def negative_sampling_rate(dataset: Any) -> float:
     return float(recorded[1]) if recorded else 1.0
 
 
-def _check_arguments(strategy: str, given: Mapping[str, Any]) -> None:
+def _check_arguments(strategy: str, arguments: Mapping[str, Any]) -> None:
     if strategy not in _ARGUMENTS:
         raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_ARGUMENTS)}")
     parameters = inspect.signature(split_dataset).parameters
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in _ARGUMENTS[strategy] and value != parameters[name].default:
             takers = [other for other, names in _ARGUMENTS.items() if name in names]
             raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
-    fractions = given["fractions"]
+    fractions = arguments["fractions"]
     # "not all", so that nan is refused as well
     if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
         raise ValueError(f"fractions={fractions} are not three positive shares that sum to 1")
-    if given["num_last"] < 1 or not 0 <= given["warm_fraction"] < 1:
-        raise ValueError(f"num_last={given['num_last']} is less than 1, or {given['warm_fraction']=} not in [0, 1)")
-    if "column" in _ARGUMENTS[strategy] and given["column"] is None:
+    if arguments["num_last"] < 1 or not 0 <= arguments["warm_fraction"] < 1:
+        settings = f"num_last={arguments['num_last']}, warm_fraction={arguments['warm_fraction']}"
+        raise ValueError(f"{settings}: the one is at least 1, the other a share of the training rows, in [0, 1)")
+    if "column" in _ARGUMENTS[strategy] and arguments["column"] is None:
         raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
 
 
-def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tuple[int, int]:
+def _bounds(size: int, fractions: _Fractions, what: str) -> tuple[int, int]:
     train_end = int(size * fractions[0] + 1e-9)
     validation_end = int(size * (fractions[0] + fractions[1]) + 1e-9)
     if not 0 < train_end < validation_end < size:
@@ -252,7 +248,7 @@ def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tupl
 
 
 def _stratified(
-    labels: pa.ChunkedArray, order: np.ndarray, fractions: tuple[float, float, float], wanted: bool
+    labels: pa.ChunkedArray, order: np.ndarray, fractions: _Fractions, wanted: bool
 ) -> dict[str, np.ndarray] | None:
     """Random splits that have their share of each class; `None` where no class is rare, and it is not `wanted`."""
     counts = labels.value_counts()
@@ -269,23 +265,25 @@ def _stratified(
     for code in range(len(counts)):
         rows = np.flatnonzero(codes == code)
         ends = [round(len(rows) * share) for share in (fractions[0], fractions[0] + fractions[1])]
-        for part, of_part in enumerate(np.split(rows, ends)):
-            parts[of_part] = part
+        for part, places in enumerate(np.split(rows, ends)):
+            parts[places] = part
     return {name: order[parts == part] for part, name in enumerate(_SPLITS)}
 
 
 # --- number of the split of each row ---------------------------------------------------------------------------------
 
 
-def _parts(dataset: Dataset, strategy: str, seed: int, given: Mapping[str, Any]) -> np.ndarray:
+def _parts(dataset: Dataset, strategy: str, seed: int, arguments: Mapping[str, Any]) -> np.ndarray:
     """Number of the split of each row `(B,)`."""
-    fractions, column = given["fractions"], given["column"]
+    fractions, column = arguments["fractions"], arguments["column"]
     if strategy == "last":
-        users, _ = _codes(dataset, given["user_column"], "user_column")
-        return _last_of_each(users, _times(dataset, given["time_column"], given["time_format"]), given["num_last"])
+        users, _ = _codes(dataset, arguments["user_column"], "user_column")
+        return _last_of_each(
+            users, _times(dataset, arguments["time_column"], arguments["time_format"]), arguments["num_last"]
+        )
     codes, values = _codes(dataset, column, "column")
     if strategy == "cold":
-        return _cold(codes, len(values), seed, fractions, given["warm_fraction"])
+        return _cold(codes, len(values), seed, fractions, arguments["warm_fraction"])
     if strategy == "column":
         return _named(codes, values, column, seed, fractions)
     return _hashed([*values, None], seed, fractions)[codes]  # None is last, and -1 the code of a hole
@@ -302,15 +300,13 @@ def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.nda
     return parts
 
 
-def _cold(
-    codes: np.ndarray, num_values: int, seed: int, fractions: tuple[float, float, float], warm_fraction: float
-) -> np.ndarray:
+def _cold(codes: np.ndarray, num_values: int, seed: int, fractions: _Fractions, warm_fraction: float) -> np.ndarray:
     random = np.random.default_rng(seed)
-    of_values = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
+    part_of_value = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
     shuffled = random.permutation(num_values)
     for part, values in enumerate(np.split(shuffled, _bounds(num_values, fractions, "distinct values"))):
-        of_values[values] = part
-    parts = of_values[codes]
+        part_of_value[values] = part
+    parts = part_of_value[codes]
     if warm_fraction:
         rows = random.permutation(np.flatnonzero((parts == 0) & (codes >= 0)))
         stays = np.zeros(len(rows), bool)
@@ -319,9 +315,7 @@ def _cold(
     return parts
 
 
-def _named(
-    codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: tuple[float, float, float]
-) -> np.ndarray:
+def _named(codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: _Fractions) -> np.ndarray:
     unknown = [value for value in values if value.lower() not in _SPLIT_NAMES]
     if unknown:
         raise ValueError(
@@ -331,8 +325,8 @@ def _named(
     holes = int(np.sum(codes < 0))
     if holes:
         raise ValueError(f"{holes} of {len(codes)} rows have no {column!r}: write train, validation or test in each")
-    of_values = [_SPLIT_NAMES[value.lower()] for value in values]
-    parts = np.array(of_values, np.int8)[codes]
+    part_of_value = [_SPLIT_NAMES[value.lower()] for value in values]
+    parts = np.array(part_of_value, np.int8)[codes]
     if not np.any(parts == 1):
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(parts == 0))
         held_out = int(len(rows) * fractions[1] / (fractions[0] + fractions[1]))
@@ -341,7 +335,7 @@ def _named(
     return parts
 
 
-def _hashed(values: Sequence[str | None], seed: int, fractions: tuple[float, float, float]) -> np.ndarray:
+def _hashed(values: Sequence[str | None], seed: int, fractions: _Fractions) -> np.ndarray:
     """Number of the split of each value: where its hash, a number in [0, 1), falls among the fractions."""
     hashes = [
         0 if value is None else int.from_bytes(hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest())
@@ -351,9 +345,7 @@ def _hashed(values: Sequence[str | None], seed: int, fractions: tuple[float, flo
     return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)
 
 
-def _split_stream(
-    dataset: IterableDataset, seed: int, fractions: tuple[float, float, float], column: str
-) -> IterableDatasetDict:
+def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: str) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
@@ -368,7 +360,7 @@ def _split_stream(
     )
 
 
-def _is_part(rows: pa.Table, part: int, seed: int, fractions: tuple[float, float, float], column: str) -> list[bool]:
+def _is_part(rows: pa.Table, part: int, seed: int, fractions: _Fractions, column: str) -> list[bool]:
     _check_column(rows, column, "column")  # a stream may not know its columns before
     parts = _hashed([canonical_value(value, column) for value in rows.column(column).to_pylist()], seed, fractions)
     return (parts == part).tolist()
@@ -405,9 +397,11 @@ def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, li
     raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()]
     distinct = [value for value in dict.fromkeys(raw) if value is not None]
     numbers: dict[str | None, int] = {value: number for number, value in enumerate(distinct)}
-    of_raw = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is null's, coded -1
+    code_of_raw = np.array(
+        [numbers.get(value, -1) for value in [*raw, None]], np.int64
+    )  # the last is null's, coded -1
     parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return of_raw[np.concatenate(parts)], distinct
+    return code_of_raw[np.concatenate(parts)], distinct
 
 
 def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
@@ -452,7 +446,7 @@ def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str
     Rows in a given order, written out in that order to this package's cache: `dataset.select` would keep a list of row
     numbers instead, and gather rows one by one at every later read; so does `flatten_indices`, 100 times as slow.
     """
-    known = f"{fingerprint(dataset)}{info.description}".encode()
+    known = f"{fingerprint_of(dataset)}{info.description}".encode()
     digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
     folder = cache_root(cache_dir) / f"rows-{digest}"
     if not dataset.cache_files:

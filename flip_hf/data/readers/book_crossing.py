@@ -21,8 +21,7 @@ from .lines import in_batches, in_one, join, strings, unescape_entities
 _AGES, _YEARS = range(5, 101), range(1800, 2006)
 
 _USERS = ("User-ID", "Location", "Age")
-_BOOKS = ("ISBN", "Book-Title", "Book-Author", "Year-Of-Publication", "Publisher")
-_BOOKS += ("Image-URL-S", "Image-URL-M", "Image-URL-L")
+_BOOKS = "ISBN Book-Title Book-Author Year-Of-Publication Publisher Image-URL-S Image-URL-M Image-URL-L".split()
 _RATINGS = ("User-ID", "ISBN", "Book-Rating")
 _COLUMNS = ("user_id", "location", "age", "isbn", "title", "author", "year", "publisher", "rating")
 

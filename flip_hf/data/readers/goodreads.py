@@ -22,10 +22,13 @@ _YEARS = range(1400, 2020)
 _DATE = "%a %b %d %H:%M:%S %z %Y"  # Mon Aug 01 13:41:57 -0700 2011
 
 _NUMBERS = ("average_rating", "number_of_reviews", "number_of_pages")
-_BOOK = ("book_id", "title", "average_rating", "number_of_reviews", "author_id", "number_of_pages", "ebook")
-_BOOK += ("format", "publisher", "year", "work_id")
-_COLUMNS = ("user_id", "book_id", "title", "genre", "average_rating", "number_of_reviews", "author_id", "author")
-_COLUMNS += ("number_of_pages", "ebook", "format", "publisher", "year", "work_id", "media_type", "rating", "timestamp")
+_BOOK = (
+    "book_id title average_rating number_of_reviews author_id number_of_pages ebook format publisher year work_id"
+).split()
+_COLUMNS = (
+    "user_id book_id title genre average_rating number_of_reviews author_id author number_of_pages ebook format "
+    "publisher year work_id media_type rating timestamp"
+).split()
 
 
 def goodreads_files(subset: str = "all") -> Sequence[str]:

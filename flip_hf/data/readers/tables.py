@@ -53,10 +53,6 @@ class TableOptions:
             value = getattr(self, name)
             if value is not None and kind not in _DELIMITERS and not (name == "encoding" and "json" in kind):
                 raise ValueError(f"{name}={value!r} is for text files, csv, tsv and txt, and this is {kind}")
-        if self.quoting not in (None, csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-            raise ValueError(f"quoting={self.quoting!r} is neither csv.QUOTE_MINIMAL nor csv.QUOTE_NONE")
-        if len(self.delimiter or ",") != 1:
-            raise ValueError(f"delimiter={self.delimiter!r} has to be one character")
         if self.label_map is not None and (self.threshold is not None or not {*self.label_map.values()} <= {0, 1}):
             raise ValueError(
                 f"label_map={dict(self.label_map)!r} has to say 0 or 1 of each value of the label column, without a "
@@ -179,34 +175,24 @@ def _warn_of_rows_in_a_value(file: str, piece: pa.Table, delimiter: str) -> None
             )
 
 
-def json_objects(
-    file: str, stream: IO[bytes], encoding: str = "utf-8", keys: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
+def json_objects(file: str, stream: IO[bytes], encoding: str = "utf-8", keys: Sequence[str] = ()) -> Iterator[dict]:
     """
     The objects of a json file, one a line or all in a list.
 
     Raises:
-        ValueError: for a line that is no object, or lacks one of `keys`, naming it.
+        ValueError: for what is no object with all of `keys`.
     """
-    lines = filter(lambda line: line[1].strip(), enumerate(io.TextIOWrapper(stream, encoding), 1))
-    first = next(lines, (1, "[]"))
-    lines = itertools.chain([first], lines)
-    if first[1].lstrip().startswith("["):
-        rows = ((first[0], row) for row in json.loads("".join(line for _, line in lines)))
+    text = io.TextIOWrapper(stream, encoding)
+    first = next(filter(str.strip, text), "[]")
+    if first.lstrip().startswith("["):
+        rows = json.loads(first + text.read())
     else:
-        rows = ((number, _parsed(file, number, line)) for number, line in lines)
-    for number, row in rows:
-        absent = [key for key in keys if key not in row] if isinstance(row, dict) else ["object in it"]
-        if absent:
-            raise ValueError(f"{name_of(file)}, line {number} has no {', '.join(absent)}: one object per row is read")
+        rows = map(json.loads, filter(str.strip, itertools.chain([first], text)))
+    for row in rows:
+        if not isinstance(row, dict) or any(key not in row for key in keys):
+            with_keys = f" with {', '.join(keys)}" if keys else ""
+            raise ValueError(f"{name_of(file)} holds {str(row)[:80]}, which is no object{with_keys}")
         yield row
-
-
-def _parsed(file: str, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name_of(file)}, line {number} is no json: {error}: is the file whole?") from error
 
 
 # --- the files of a table have one schema ----------------------------------------------------------------------------
