@@ -516,7 +516,7 @@ def test_an_argument_of_another_set_is_refused(name, arguments, message):
 def test_a_set_that_a_script_reads_says_so():
     for name, script in CONVERTERS.items():
         assert (EXAMPLES / "converters" / script).is_file()
-        with pytest.raises(ValueError, match=f"examples/converters/{script} makes parquet of the published files of "):
+        with pytest.raises(ValueError, match=f"{name}: examples/converters/{script} makes parquet"):
             load_ctr_dataset(name)
 
 

@@ -14,13 +14,12 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo
 from transformers.utils import logging
 
-from .cache import cache_root, open_table, write_tables
+from .cache import cache_root, cached
 from .readers import CONVERTERS, NAMED_DATASETS
 from .readers.files import kind_of, name_of, published_files, table_files
 from .readers.tables import (
     TableOptions,
     as_dataset,
-    common_schema,
     label_key,
     label_rows,
     read_clicks,
@@ -67,7 +66,7 @@ def load_ctr_dataset(
             dicts. Files of one table have the same columns, in any order; of two types of numbers the wider one is
             taken, and a column without values has the others' type.
         data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
-            they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`.
+            they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
         label (`str`, *optional*): label column; it becomes `label`. By default a column of the name `label` is it, and
             a table without one is for prediction. Values: 0 and 1, also as text, true and false, or a `ClassLabel` of
             two classes.
@@ -109,25 +108,22 @@ def load_ctr_dataset(
         None if label_map is None else {label_key(value): click for value, click in label_map.items()},
     )
     of_named = {"data_dir": data_dir, "genre_lists": genre_lists or None, "subset": subset}
-    is_path = isinstance(name_or_path, str | os.PathLike)
+    of_files = {"streaming": streaming or None}
+    paths = [name_or_path] if isinstance(name_or_path, str | os.PathLike) else name_or_path
     if isinstance(name_or_path, str) and name_or_path in NAMED_DATASETS:
-        of_tables = {**vars(options), "streaming": streaming or None, "threshold": None}
-        _refuse(name_or_path, {**of_tables, "label": None if label == "label" else label})
+        of_tables = {**vars(options), "threshold": None, "label": None if label == "label" else label}
+        _refuse(name_or_path, of_tables | of_files)
         return _load_named(name_or_path, label_threshold, of_named, cache_root(cache_dir))
     if isinstance(name_or_path, str) and name_or_path in CONVERTERS:
-        raise ValueError(
-            f"examples/converters/{CONVERTERS[name_or_path]} makes parquet of the published files of {name_or_path}: "
-            "run it, and load that"
-        )
-    if is_path or (
-        isinstance(name_or_path, list | tuple) and all(isinstance(one, str | Path) for one in name_or_path)
-    ):
+        script = f"examples/converters/{CONVERTERS[name_or_path]}"
+        raise ValueError(f"{name_or_path}: {script} makes parquet of the published files: run it, and load that")
+    if isinstance(paths, list | tuple) and all(isinstance(path, str | os.PathLike) for path in paths):
         _refuse("files", of_named)
         files = table_files(name_or_path)
         options.check(kind_of(files[0]))
         table = stream_files(files, options) if streaming else _load_files(files, options, cache_root(cache_dir))
     else:
-        _refuse("rows in memory", {**of_named, "streaming": streaming or None})
+        _refuse("rows in memory", of_named | of_files)
         options.check("no file")
         table = label_rows(as_dataset(name_or_path), options)
     if label is None and "label" not in (table.column_names or ["label"]):
@@ -147,11 +143,9 @@ def _refuse(what: str, options: Mapping[str, Any]) -> None:
 
 def _load_files(files: Sequence[str], options: TableOptions, root: Path) -> Dataset:
     path = Path(files[0].split("::")[-1])
-    target, fingerprint = _target(root, path.stem if len(files) == 1 else path.resolve().parent.stem, files, options)
-    if not target.is_dir():
-        tables = read_files(files, options, common_schema(files, options))
-        write_tables(tables, lambda _: DatasetInfo(), target)
-    return open_table(target, fingerprint)
+    fingerprint = _fingerprint(files, options)
+    stem = path.stem if len(files) == 1 else path.resolve().parent.stem
+    return cached(root / f"{stem}-{fingerprint}", fingerprint, lambda: read_files(files, options))
 
 
 def _load_named(name: str, threshold: float | None, options: Mapping[str, Any], root: Path) -> Dataset:
@@ -180,20 +174,17 @@ def _load_named(name: str, threshold: float | None, options: Mapping[str, Any], 
         description = f"{name}: label is rating > {rule.threshold:g}; {account}"
         return DatasetInfo(description, named.citation, named.homepage, named.license)
 
-    target, fingerprint = _target(root, name, files, [rule.threshold, chosen])
-    if not target.is_dir():
-        write_tables(tables(), describe, target)
-    return open_table(target, fingerprint)
+    fingerprint = _fingerprint(files, [name, rule.threshold, chosen])
+    return cached(root / f"{name}-{fingerprint}", fingerprint, tables, describe)
 
 
-def _target(root: Path, stem: str, files: Sequence[str], settings: Any) -> tuple[Path, str]:
-    """Where the rows of files are cached, and their fingerprint: of the content of the files and how they are read."""
+def _fingerprint(files: Sequence[str], settings: Any) -> str:
+    """Of the content of files and how they are read."""
     digest = hashlib.sha256(f"{_READER_VERSION} {[name_of(file) for file in files]} {settings}".encode())
     for path in dict.fromkeys(file.split("::")[-1] for file in files):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    fingerprint = digest.hexdigest()[:16]
-    return root / f"{stem}-{fingerprint}", fingerprint
+    return digest.hexdigest()[:16]
 
 
 __all__ = ["load_ctr_dataset"]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..columns_flip import read_labels, with_class_names
 from ..values_flip import canonical_value, read_times
-from .cache import cache_root, open_table, write_tables
+from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows
 from .readers.tables import as_dataset
 
@@ -349,15 +349,12 @@ def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, co
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
-    settings = {"seed": seed, "fractions": fractions, "column": column}
-    return IterableDatasetDict(
-        {
-            name: arrow.filter(
-                _is_part, batched=True, batch_size=10_000, fn_kwargs={"part": part, **settings}
-            ).with_format(None)
-            for part, name in enumerate(_SPLITS)
-        }
-    )
+    splits = IterableDatasetDict()
+    for part, name in enumerate(_SPLITS):
+        settings = {"part": part, "seed": seed, "fractions": fractions, "column": column}
+        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
+        splits[name] = rows.with_format(None)
+    return splits
 
 
 def _is_part(rows: pa.Table, part: int, seed: int, fractions: _Fractions, column: str) -> list[bool]:
@@ -380,11 +377,11 @@ def _check_column(table: Any, column: str, argument: str) -> None:
 def _column(dataset: Dataset, column: str, label: str | None = None) -> pa.ChunkedArray:
     """The values of a column; classes by their names, but for those of the label."""
     tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
-    columns = [with_class_names(table, dataset.features, label)[column] for table in tables]
-    arrow = [
-        pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, list) else values for values in columns
-    ]
-    return pa.chunked_array([chunk for values in arrow for chunk in values.chunks])
+    chunks: list[pa.Array] = []
+    for table in tables:
+        values = with_class_names(table, dataset.features, label)[column]
+        chunks += [pa.array(values, pa.string())] if isinstance(values, list) else values.chunks
+    return pa.chunked_array(chunks)
 
 
 def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, list[str]]:
@@ -397,11 +394,9 @@ def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, li
     raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()]
     distinct = [value for value in dict.fromkeys(raw) if value is not None]
     numbers: dict[str | None, int] = {value: number for number, value in enumerate(distinct)}
-    code_of_raw = np.array(
-        [numbers.get(value, -1) for value in [*raw, None]], np.int64
-    )  # the last is null's, coded -1
-    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return code_of_raw[np.concatenate(parts)], distinct
+    codes = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is that of null
+    places = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return codes[np.concatenate(places)], distinct
 
 
 def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
@@ -448,12 +443,9 @@ def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str
     """
     known = f"{fingerprint_of(dataset)}{info.description}".encode()
     digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
-    folder = cache_root(cache_dir) / f"rows-{digest}"
     if not dataset.cache_files:
         return Dataset(pa.concat_tables(_ordered(dataset, order)), info.copy(), fingerprint=digest)
-    if not folder.is_dir():
-        write_tables(_ordered(dataset, order), lambda _: info, folder)
-    return open_table(folder, digest)
+    return cached(cache_root(cache_dir) / f"rows-{digest}", digest, lambda: _ordered(dataset, order), lambda _: info)
 
 
 def _ordered(dataset: Dataset, order: np.ndarray) -> Iterator[pa.Table]:

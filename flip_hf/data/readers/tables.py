@@ -211,7 +211,7 @@ def _schemas(file: str, options: TableOptions) -> Iterator[pa.Schema]:
         yield from (piece.schema for piece in read_pieces(file, options))
 
 
-def common_schema(files: Sequence[str], options: TableOptions, streaming: bool = False) -> pa.Schema:
+def _common_schema(files: Sequence[str], options: TableOptions, streaming: bool = False) -> pa.Schema:
     """
     One schema for all files, with the columns in the order of the first: of two types of numbers the wider one.
 
@@ -246,8 +246,9 @@ def _conform(file: str, piece: pa.Table, schema: pa.Schema) -> pa.Table:
     return whole
 
 
-def read_files(files: Sequence[str], options: TableOptions, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of all files, their labels 0 or 1."""
+def read_files(files: Sequence[str], options: TableOptions, schema: pa.Schema = None) -> Iterator[pa.Table]:
+    """The rows of all files, with the columns and types of all (or of a schema), their labels 0 or 1."""
+    schema = schema or _common_schema(files, options)
     for file in files:
         for piece in read_pieces(file, options):
             yield labelled(_conform(file, piece, schema), options, name_of(file))
@@ -255,7 +256,7 @@ def read_files(files: Sequence[str], options: TableOptions, schema: pa.Schema) -
 
 def stream_files(files: Sequence[str], options: TableOptions) -> IterableDataset:
     """The rows of all files, read whenever they are iterated over; a file is a shard, for workers and for resuming."""
-    schema = common_schema(files, options, streaming=True)
+    schema = _common_schema(files, options, streaming=True)
     features = Features.from_arrow_schema(labelled(schema.empty_table(), options, name_of(files[0])).schema)
     return stream_of_tables(_numbered, {"files": list(files), "options": options, "schema": schema}, features)
 
