@@ -52,9 +52,6 @@ def known(row: dict) -> dict:
     return {name: value for name, value in row.items() if value is not None}
 
 
-# --- MovieLens and restaurants ---------------------------------------------------------------------------------------
-
-
 def make_ml100k(folder: Path) -> Path:
     genres = ["unknown", "Action", "Comedy"]
     return write(
@@ -153,8 +150,6 @@ def test_the_restaurants_are_what_the_script_makes_of_the_raw_files(tmp_path, mo
     assert (tmp_path / "made.csv").read_bytes() == (RESOURCES / "restaurants.csv").read_bytes()
 
 
-# --- BookCrossing ----------------------------------------------------------------------------------------------------
-
 BOOK_CROSSING_COLUMNS = [
     "user_id",
     "location",
@@ -248,9 +243,6 @@ def test_another_format_than_that_of_book_crossing_is_refused(tmp_path, file, te
         load_ctr_dataset("book-crossing", data_dir=folder)
 
 
-# --- the real files --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "folder", "counts", "clicks"),
     [
@@ -279,27 +271,17 @@ def test_the_real_files_have_the_published_counts(name, folder, counts, clicks):
         assert not any("\\" in title or "&amp;" in title for title in dataset.unique("title"))
 
 
-# --- Goodreads -------------------------------------------------------------------------------------------------------
-
 BARE = {"average_rating": "0.00", "text_reviews_count": "0", "num_pages": "", "publication_year": "65535"}
 BARE |= {"format": "", "publisher": "", "work_id": "", "authors": [], "is_ebook": "true", "title": "Bare"}
 
 
 def goodreads_book(book_id: str, **changes: object) -> dict:
+    authors = [{"author_id": "50", "role": "Translator"}, {"author_id": "51", "role": ""}]
     book = {
-        "text_reviews_count": "7",
-        "is_ebook": "false",
-        "average_rating": "4.25",
-        "description": "Long.",
-        "format": "Paperback",
-        "authors": [{"author_id": "50", "role": "Translator"}, {"author_id": "51", "role": ""}],
-        "publisher": "Invented Press",
-        "num_pages": "120",
-        "publication_year": "1984",
-        "book_id": book_id,
-        "work_id": "900",
-        "title": "A Made-Up Book",
-    }
+        "book_id": book_id, "work_id": "900", "title": "A Made-Up Book", "authors": authors, "num_pages": "120",
+        "text_reviews_count": "7", "average_rating": "4.25", "publication_year": "1984", "publisher": "Invented Press",
+        "is_ebook": "false", "format": "Paperback", "description": "Long.",
+    }  # fmt: skip
     return {**book, **changes}
 
 
@@ -332,25 +314,11 @@ def test_goodreads_joins_its_five_files_into_fifteen_fields(tmp_path, caplog):
     dataset = load_ctr_dataset("goodreads", data_dir=folder)
     first, bare, unlisted = dataset
     assert first == {
-        "user_id": "8842",
-        "book_id": "10",
-        "title": "A Made-Up Book",
-        "genre": "history, biography, fiction",
-        "average_rating": 4.25,
-        "number_of_reviews": 7.0,
-        "author_id": "51",
-        "author": "Zoë Example",
-        "number_of_pages": 120.0,
-        "ebook": "no",
-        "format": "Paperback",
-        "publisher": "Invented Press",
-        "year": "1984",
-        "work_id": "900",
-        "media_type": "book",
-        "rating": 4,
-        "timestamp": 1312231317,
-        "label": 1,
-    }
+        "user_id": "8842", "book_id": "10", "title": "A Made-Up Book", "genre": "history, biography, fiction",
+        "average_rating": 4.25, "number_of_reviews": 7.0, "author_id": "51", "author": "Zoë Example",
+        "number_of_pages": 120.0, "ebook": "no", "format": "Paperback", "publisher": "Invented Press", "year": "1984",
+        "work_id": "900", "media_type": "book", "rating": 4, "timestamp": 1312231317, "label": 1,
+    }  # fmt: skip
     assert dataset.column_names == list(first)
     rest = {"user_id": "8842", "book_id": "11", "rating": 3, "timestamp": 1366353915, "label": 0}
     assert known(bare) == {**rest, "title": "Bare", "number_of_reviews": 0.0, "ebook": "yes"}
@@ -407,8 +375,6 @@ def test_a_join_finds_the_first_row_of_a_key_and_nothing_for_a_key_that_is_missi
     assert lines.join(rows, "key", table)["value"].to_pylist() == [1, 0, 2, None, None, 4, None]
     assert lines.join(rows, "key", table.slice(0, 0))["value"].to_pylist() == [None] * 7
 
-
-# --- folders, gzipped files, archives --------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "movielens-100k": make_ml100k,
@@ -478,9 +444,6 @@ def test_a_damaged_member_is_named(tmp_path):
         load_ctr_dataset("movielens-100k", data_dir=archive)
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
 def test_a_named_set_without_its_folder_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.delenv("FLIP_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -508,9 +471,6 @@ def test_an_argument_of_another_set_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_ctr_dataset(name, **arguments)
     assert set(NAMED_DATASETS) == {*MAKERS, "restaurants"}
-
-
-# --- converters of other sets ----------------------------------------------------------------------------------------
 
 
 def test_a_set_that_a_script_reads_says_so():
@@ -556,18 +516,10 @@ def test_amazon_reviews_have_the_columns_of_the_product_and_nothing_that_the_rev
     run_script(monkeypatch, "converters/amazon.py", data_dir=folder, category="Soap", output=output)
     dataset = load_ctr_dataset(output, label="rating", label_threshold=3)
     assert dataset[0] == {
-        "user_id": "AE1",
-        "parent_asin": "B01",
-        "title": "Soap & Water",
-        "main_category": "Beauty",
-        "store": "Invented Goods",
-        "categories": ["Beauty", "Bath & Body"],
-        "price": 9.99,
-        "average_rating": 4.5,
-        "rating_number": 12.0,
-        "timestamp": 1588687728,
-        "label": 1,
-    }
+        "user_id": "AE1", "parent_asin": "B01", "title": "Soap & Water", "main_category": "Beauty",
+        "store": "Invented Goods", "categories": ["Beauty", "Bath & Body"], "price": 9.99, "average_rating": 4.5,
+        "rating_number": 12.0, "timestamp": 1588687728, "label": 1,
+    }  # fmt: skip
     assert dataset["label"][:] == [1, 0, 0, 1] and dataset["price"][:] == [9.99, 1014.5, None, None]
     assert set(known(dataset[1])) == {*dataset.column_names} - {"title", "main_category", "store", "categories"}
     assert set(known(dataset[3])) == {"user_id", "parent_asin", "timestamp", "label"}

@@ -125,16 +125,10 @@ def test_a_split_that_cannot_be_made_is_refused(arguments, message):
         split_dataset(numbered(20), **arguments)
 
 
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        (["yesterday"] * 20, "'yesterday' is no date or time that ISO dates .* would read"),
-        ([[1]] * 20, "has the type list.*numbers or dates"),
-    ],
-)
-def test_a_column_that_is_no_time_is_refused(times, message):
+@pytest.mark.parametrize(("time", "message"), [("yesterday", "'yesterday' is no date"), ([1], "has the type list")])
+def test_a_column_that_is_no_time_is_refused(time, message):
     with pytest.raises(ValueError, match=message):
-        split_dataset(numbered(20, timestamp=times), strategy="time")
+        split_dataset(numbered(20, timestamp=[time] * 20), strategy="time")
 
 
 def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
@@ -168,9 +162,6 @@ def rows_of(splits) -> dict[str, list[int]]:
 
 def all_rows(rows: dict[str, list[int]]) -> list[int]:
     return sorted(itertools.chain.from_iterable(rows.values()))
-
-
-# --- rare clicks -----------------------------------------------------------------------------------------------------
 
 
 def clicks_of(splits) -> dict[str, int]:
@@ -215,22 +206,18 @@ def test_sampled_rows_keep_all_clicks_and_their_rate_goes_along(on_disk, tmp_pat
     assert "those of validation and test are, too" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("rows", "rate", "error", "message"),
-    [
-        ({"label": [0, 1]}, 0.0, ValueError, r"rate=0.0 is not in \(0, 1\]"),
-        ({"label": [0, 1]}, 0.1, ValueError, "rate=0.1 of 1 non-clicks is none"),
-        ({"label": [0, 2]}, 0.5, ValueError, "label 2 in row 1 of column 'label' is neither 0 nor 1"),
-        ({"y": [0, 1]}, 0.5, ValueError, "no column 'label' .*; the table has y"),
-        (numbered(4).to_iterable_dataset(), 0.5, TypeError, "not from a stream"),
-    ],
-)
-def test_rows_that_cannot_be_sampled_are_refused(rows, rate, error, message):
-    with pytest.raises(error, match=message):
-        sample_negatives(rows, rate)
-
-
-# --- the last rows of each user --------------------------------------------------------------------------------------
+def test_rows_that_cannot_be_sampled_are_refused():
+    for labels, rate, message in (
+        ([0, 1], 0.0, r"rate=0.0 is not in \(0, 1\]"),
+        ([0, 1], 0.1, "rate=0.1 of 1 non-clicks is none"),
+        ([0, 2], 0.5, "label 2 in row 1 of column 'label' is neither 0 nor 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_negatives({"label": labels}, rate)
+    with pytest.raises(ValueError, match="no column 'label' .*; the table has y"):
+        sample_negatives({"y": [0, 1]}, 0.5)
+    with pytest.raises(TypeError, match="not from a stream"):
+        sample_negatives(numbered(4).to_iterable_dataset(), 0.5)
 
 
 @pytest.mark.parametrize("users", [["a", "b", "a", "c", "a", "c", "a", "b"], [7, 8, 7, 9, 7, 9, 7, 8]])
@@ -275,9 +262,6 @@ def test_the_last_rows_of_many_users_are_those_that_a_loop_finds():
     assert len(expected["test"]) > 100
 
 
-# --- cold values -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", [str, int, float])
 def test_no_value_of_a_cold_split_is_in_two_splits(kind):
     items = np.random.default_rng(0).integers(0, 100, 1000)
@@ -318,9 +302,6 @@ def test_warm_rows_are_of_values_that_train():
     assert len(most["train"]) == 80 == len(set(most["train"]["item"]))  # every value keeps a row
 
 
-# --- a column that says it -------------------------------------------------------------------------------------------
-
-
 def test_a_column_of_names_is_what_it_says_and_no_field():
     names = ["train", "Valid", "TEST", " val ", "dev", "training", "validation", "test"]
     splits = split_dataset(numbered(8, part=names), strategy="column", column="part")
@@ -355,9 +336,6 @@ def test_a_column_without_validation_leaves_it_to_chance(values, caplog):
 def test_a_column_that_does_not_say_it_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         split_dataset(numbered(len(values), part=values), strategy="column", column="part")
-
-
-# --- by hash ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_hash_sends_a_value_the_same_way_in_every_table_and_stream():
@@ -399,8 +377,6 @@ def test_a_split_stream_goes_on_where_it_was_left_and_knows_its_columns():
     with pytest.raises(ValueError, match="no column 'item' to split by; the table has row, label, user"):
         split_dataset(stream, strategy="hash", column="item")
 
-
-# --- rows are written out in their order -----------------------------------------------------------------------------
 
 STRATEGIES = {
     "random": {},
@@ -492,8 +468,6 @@ def test_text_that_fills_several_arrays_is_split(monkeypatch):
     assert max(sizes) < 10
 
 
-# --- nothing of validation or test reaches what is fitted ------------------------------------------------------------
-
 OPTIONS = {
     "user_id": {"statistics": ["frequency", "label_mean"]},
     "price": {"kind": "numeric", "num_buckets": 8},
@@ -550,17 +524,3 @@ def test_nothing_of_the_held_out_rows_reaches_what_is_fitted(strategy, tmp_path)
         for name in ("validation", "test"):
             assert (extractor(splits[name])[:, item] == extractor.unseen_id(item)).all()
         assert (extractor(splits["warm"])[:, item] != extractor.unseen_id(item)).mean() > 0.9
-
-
-def test_a_value_that_reached_the_training_rows_would_be_seen(tmp_path):
-    table = clicks()
-    fitted = fitted_files(split_dataset(Dataset.from_dict(table)), tmp_path / "real")
-    row = split_dataset(Dataset.from_dict(table))["train"]["row"][0]
-    for name, value in {
-        "user_id": "u39",
-        "price": 1e9,
-        "genre": ["g0", "g1"],
-        "label": 1 - table["label"][row],
-    }.items():
-        changed = {**table, name: [value if k == row else old for k, old in enumerate(table[name])]}
-        assert fitted_files(split_dataset(Dataset.from_dict(changed)), tmp_path / name) != fitted, name
