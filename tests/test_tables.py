@@ -395,7 +395,7 @@ def test_a_source_that_is_no_set_of_files_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
         file.writestr("a.csv", "")
         file.writestr("b.csv", "")
-    with pytest.raises(ValueError, match="two.zip has 2 files in it: unpack it"):
+    with pytest.raises(ValueError, match="two.zip: of an archive with several files in it, unpack"):
         load_ctr_dataset(tmp_path / "two.zip")
 
 

@@ -53,17 +53,13 @@ def opened(file: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def is_archive(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(tuple(_ARCHIVES))
-
-
 def list_files(source: Path) -> list[str]:
     """The files of a folder (not of the folders in it), of an archive (at any depth), or the one file that it is."""
     if source.is_dir():
         return [str(path) for path in sorted(source.iterdir()) if path.is_file()]
-    if not is_archive(source):
+    protocol = next((_ARCHIVES[ending] for ending in _ARCHIVES if source.name.lower().endswith(ending)), None)
+    if protocol is None or not source.is_file():
         return [str(source)] if source.is_file() else []
-    protocol = next(_ARCHIVES[ending] for ending in _ARCHIVES if source.name.lower().endswith(ending))
     with reading(str(source)):
         members = fsspec.filesystem(protocol, fo=str(source)).find("")
     # archives made on a Mac hold a "._name" of some metadata beside each file
@@ -112,18 +108,13 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
         raise ValueError(f"{folders[0]} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{len(paths)} files are listed, and {len(set(paths))} of them differ: rows would be doubled")
-    files = [_only_member(path) if path.suffix.lower() == ".zip" else str(path) for path in paths]
+    files = [file for path in paths for file in list_files(path)]
+    if len(files) != len(paths):
+        raise ValueError(f"{paths[0].name}: of an archive with several files in it, unpack those that are the table")
     kinds = {kind_of(file): name_of(file) for file in files}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(kinds.values())} are files of several kinds, and no one table: name one kind")
     return files
-
-
-def _only_member(archive: Path) -> str:
-    members = list_files(archive)
-    if len(members) != 1:
-        raise ValueError(f"{archive.name} has {len(members)} files in it: unpack it, and pass those of the table")
-    return members[0]
 
 
 def kind_of(file: str) -> str:

@@ -86,8 +86,7 @@ def read_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
 
 def _csv_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
     """All columns are strings, so that codes keep their zeros; an empty cell is null."""
-    delimiter = _delimiter(file, options)
-    names = _csv_names(file, options, delimiter)
+    delimiter, names = _csv_header(file, options)
     is_checked = options.quoting is None and options.escapechar is None and _check_quotes(file, options, delimiter)
     with opened(file) as stream:
         for batch in _open_csv(stream, options, delimiter, dict.fromkeys(names, pa.string())):
@@ -95,16 +94,6 @@ def _csv_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
             if is_checked:
                 _warn_of_rows_in_a_value(file, piece, delimiter)
             yield _tidy(piece, options)
-
-
-def _delimiter(file: str, options: TableOptions) -> str:
-    """The delimiter of a csv."""
-    delimiter = options.delimiter or _DELIMITERS[kind_of(file)]
-    if delimiter is None:
-        with opened(file) as stream:
-            first = io.TextIOWrapper(stream, options.encoding or "utf-8").readline()
-        delimiter = max(",\t;|", key=first.count)
-    return delimiter
 
 
 def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, types: Mapping[str, pa.DataType]) -> Any:
@@ -124,7 +113,12 @@ def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, types: M
     )
 
 
-def _csv_names(file: str, options: TableOptions, delimiter: str) -> list[str]:
+def _csv_header(file: str, options: TableOptions) -> tuple[str, list[str]]:
+    """The delimiter of a csv and the names of its columns."""
+    delimiter = options.delimiter or _DELIMITERS[kind_of(file)]
+    if delimiter is None:
+        with opened(file) as stream:
+            delimiter = max(",\t;|", key=io.TextIOWrapper(stream, options.encoding or "utf-8").readline().count)
     with opened(file) as stream:
         names = _open_csv(stream, options, delimiter, {}).schema.names
     others = [other for other in ",;\t|" if other != delimiter and other in names[0]]
@@ -138,7 +132,7 @@ def _csv_names(file: str, options: TableOptions, delimiter: str) -> list[str]:
             f"{name_of(file)} has the columns {', '.join(map(repr, names))}: each needs a name, and none the name of "
             "another"
         )
-    return names
+    return delimiter, names
 
 
 def _check_quotes(file: str, options: TableOptions, delimiter: str) -> bool:
@@ -202,7 +196,7 @@ def _schemas(file: str, options: TableOptions) -> Iterator[pa.Schema]:
     """The columns of a file: of a csv its header, of parquet what it says of itself, of json those of each piece."""
     kind = kind_of(file)
     if kind in _DELIMITERS:
-        names = _csv_names(file, options, _delimiter(file, options))
+        _, names = _csv_header(file, options)
         yield _tidy(pa.schema([(name, pa.string()) for name in names]).empty_table(), options).schema
     elif kind == "parquet":
         with opened(file) as stream:
