@@ -39,11 +39,8 @@ class DataArguments:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with the published files of a named data set, or their archive."}
     )
-    subset: str | None = field(
-        default=None, metadata={"help": "Of goodreads the genre, of amazon-reviews-2023 the category."}
-    )
+    subset: str | None = field(default=None, metadata={"help": "Of goodreads the genre."})
     genre_lists: bool = field(default=False, metadata={"help": "MovieLens, Goodreads: genres are a list, not a text."})
-    tags: bool = field(default=False, metadata={"help": "MovieLens of the csv generation: a field of tags."})
     label: str | None = field(default=None, metadata={"help": "Label column of a file (0/1)."})
     label_threshold: float | None = field(
         default=None, metadata={"help": "Label is 1 where the label column (or the rating) is above this."}
@@ -106,7 +103,6 @@ def main() -> None:
         encoding=arguments.encoding,
         subset=arguments.subset,
         genre_lists=arguments.genre_lists,
-        tags=arguments.tags,
     )
     splits = split_dataset(
         dataset,

@@ -11,7 +11,8 @@ import pytest
 from conftest import make_table
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
-from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset, splitting
+from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset
+from flip_hf.data import splitting
 from flip_hf.data.splitting import negative_sampling_rate
 
 
@@ -33,13 +34,8 @@ def test_random_splits_are_disjoint_complete_and_seeded():
     assert splits["train"]["row"][:] == order[:928].tolist()
     assert splits["test"]["row"][:] == order[1044:].tolist()
     assert split_dataset(numbered(1161), seed=6)["train"]["row"][:] != splits["train"]["row"][:]
-
-
-def test_sizes_do_not_suffer_from_rounding_in_binary():
-    assert int(100 * 0.29) == 28 and int(100 * (0.05 + 0.24)) == 28
-    for fractions, sizes in {(0.29, 0.01, 0.70): [29, 1, 70], (0.05, 0.24, 0.71): [5, 24, 71]}.items():
-        splits = split_dataset(numbered(100), fractions=fractions)
-        assert [len(split) for split in splits.values()] == sizes
+    splits = split_dataset(numbered(100), fractions=(0.29, 0.01, 0.70))
+    assert [len(split) for split in splits.values()] == [29, 1, 70]  # int(100 * 0.29) is 28
 
 
 @pytest.mark.parametrize(
@@ -100,69 +96,39 @@ def test_a_time_that_is_not_known_is_refused(times):
         split_dataset(numbered(4, timestamp=times), strategy="time", fractions=(0.5, 0.25, 0.25))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"strategy": "time"},
-            "no column 'timestamp' to split by; the table has row, label: name one with time_column, or.*'random'",
-        ),
-        ({"strategy": "cold"}, "strategy='cold' needs column, the name of the column to split by"),
-        ({"strategy": "hash"}, "strategy='hash' needs column"),
-        ({"strategy": "cold", "column": "item"}, "no column 'item' to split by; the table has row, label: .*column"),
-        (
-            {"strategy": "last", "time_column": "row"},
-            "no column 'user_id' to split by; the table has row, label: name one with user_column",
-        ),
-        (
-            {"strategy": "last", "user_column": "row", "time_column": "row", "num_last": 0},
-            "num_last=0 is less than 1",
-        ),
-        (
-            {"strategy": "last", "fractions": (0.5, 0.2, 0.3)},
-            r"fractions=\(0.5, 0.2, 0.3\) is not for strategy='last', but for random, time, cold, column, hash",
-        ),
-        ({"column": "row"}, "column='row' is not for strategy='random', but for cold, column, hash"),
-        ({"strategy": "cold", "column": "label"}, r"2 distinct values are too few for fractions"),
-        (
-            {"strategy": "cold", "column": "row", "warm_fraction": 1.0},
-            "warm_fraction=1 is no share of the training rows",
-        ),
-        (
-            {"strategy": "cold", "column": "row", "warm_fraction": 0.1},
-            "warm would be empty: warm_fraction=0.1 of the training rows is none",
-        ),
-        (
-            {"strategy": "hash", "column": "label"},
-            r"(train|validation|test).* would be empty: 2 values of 'label' are too few for fractions",
-        ),
-        ({"strategy": "user"}, "strategy='user' is not one of random, time, last, cold, column, hash"),
-        ({"fractions": (0.8, 0.1)}, r"fractions=\(0.8, 0.1\) are not three positive shares that sum to 1"),
-        ({"fractions": (0.8, 0.1, 0.2)}, "not three positive shares that sum to 1"),
-        ({"fractions": (1.0, 0.1, -0.1)}, "not three positive shares"),
-        ({"fractions": (0.9, 0.1, 0.0)}, "not three positive shares"),
-        ({"fractions": (float("nan"), 0.1, 0.1)}, "not three positive shares"),
-        (
-            {"fractions": (0.98, 0.01, 0.01)},
-            r"20 rows are too few for fractions \(0.98, 0.01, 0.01\): a split would be empty",
-        ),
-    ],
-)
+LAST = {"strategy": "last", "time_column": "row"}
+BAD_ARGUMENTS = [
+    ({"strategy": "time"}, "no column 'timestamp' to split by; the table has row, label: name one with time_column"),
+    ({"strategy": "cold"}, "strategy='cold' needs column, the name of the column to split by"),
+    ({"strategy": "cold", "column": "item"}, "no column 'item' to split by; the table has row, label: .*column"),
+    (LAST, "no column 'user_id' to split by; the table has row, label: name one with user_column"),
+    ({**LAST, "user_column": "row", "num_last": 0}, "num_last=0, .*: the one is at least 1"),
+    ({**LAST, "fractions": (0.5, 0.2, 0.3)}, "fractions=.* is not for strategy='last', but for random, time, cold"),
+    ({"column": "row"}, "column='row' is not for strategy='random', but for cold, column, hash"),
+    ({"strategy": "cold", "column": "label"}, "2 distinct values are too few for fractions"),
+    ({"strategy": "cold", "column": "row", "warm_fraction": 1.0}, "warm_fraction=1.0: the one is at least 1"),
+    ({"strategy": "cold", "column": "row", "warm_fraction": 0.1}, "warm would be empty: strategy='cold' finds no row"),
+    ({"strategy": "hash", "column": "label"}, "would be empty: strategy='hash' finds no row for it in 20"),
+    ({"strategy": "user"}, "strategy='user' is not one of random, time, last, cold, column, hash"),
+    ({"fractions": (0.8, 0.1)}, r"fractions=\(0.8, 0.1\) are not three positive shares that sum to 1"),
+    ({"fractions": (0.8, 0.1, 0.2)}, "not three positive shares that sum to 1"),
+    ({"fractions": (1.0, 0.1, -0.1)}, "not three positive shares"),
+    ({"fractions": (float("nan"), 0.1, 0.1)}, "not three positive shares"),
+    ({"fractions": (0.98, 0.01, 0.01)}, "20 rows are too few for fractions .*: a split would be empty"),
+    ({"label": "clicked"}, "no column 'clicked'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS)
 def test_a_split_that_cannot_be_made_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         split_dataset(numbered(20), **arguments)
 
 
-@pytest.mark.parametrize(
-    ("times", "message"),
-    [
-        (["yesterday"] * 20, "'yesterday' is no date or time that ISO dates .* would read"),
-        ([[1]] * 20, "has the type list.*numbers or dates"),
-    ],
-)
-def test_a_column_that_is_no_time_is_refused(times, message):
+@pytest.mark.parametrize(("time", "message"), [("yesterday", "'yesterday' is no date"), ([1], "has the type list")])
+def test_a_column_that_is_no_time_is_refused(time, message):
     with pytest.raises(ValueError, match=message):
-        split_dataset(numbered(20, timestamp=times), strategy="time")
+        split_dataset(numbered(20, timestamp=[time] * 20), strategy="time")
 
 
 def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
@@ -172,7 +138,7 @@ def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
         split_dataset(table.select([*range(1199), 1198]), strategy="time")
     assert [record.getMessage() for record in caplog.records] == [
         "few clicks: validation has 60, test has 1; with fewer than 100, metrics move a lot by chance",
-        "all 120 rows of test have label 0: nothing can be learnt or measured there",
+        "all 120 rows of test have label 0: nothing can be measured there",
         "few clicks: validation has 60; with fewer than 100, metrics move a lot by chance",
     ]
     caplog.clear()
@@ -183,7 +149,7 @@ def test_a_split_with_one_class_or_few_clicks_is_warned_about(caplog):
 def test_what_is_split_already_or_empty_or_a_stream_is_refused():
     with pytest.raises(TypeError, match="this is split already, into train, test: pass one of them"):
         split_dataset(DatasetDict({"train": numbered(20), "test": numbered(20)}))
-    with pytest.raises(ValueError, match="the table has no rows"):
+    with pytest.raises(ValueError, match="would be empty"):
         split_dataset(numbered(0), strategy="hash", column="row")
     for strategy in ("random", "time", "last"):
         with pytest.raises(TypeError, match=f"strategy='{strategy}' needs to know all rows, .* take strategy='hash'"):
@@ -196,9 +162,6 @@ def rows_of(splits) -> dict[str, list[int]]:
 
 def all_rows(rows: dict[str, list[int]]) -> list[int]:
     return sorted(itertools.chain.from_iterable(rows.values()))
-
-
-# --- rare clicks -----------------------------------------------------------------------------------------------------
 
 
 def clicks_of(splits) -> dict[str, int]:
@@ -218,8 +181,6 @@ def test_a_random_split_has_its_share_of_a_class_of_less_than_one_percent(caplog
     by_chance = split_dataset(frequent)
     assert rows_of(by_chance) == rows_of(split_dataset(frequent, stratify=False))
     assert clicks_of(split_dataset(frequent, stratify=True)) == {"train": 40, "validation": 5, "test": 5}
-    with pytest.raises(ValueError, match="no label column 'clicked'; the table has row, label"):
-        split_dataset(frequent, label="clicked")
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -245,22 +206,18 @@ def test_sampled_rows_keep_all_clicks_and_their_rate_goes_along(on_disk, tmp_pat
     assert "those of validation and test are, too" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("rows", "rate", "error", "message"),
-    [
-        ({"label": [0, 1]}, 0.0, ValueError, r"rate=0.0 is not in \(0, 1\]"),
-        ({"label": [0, 1]}, 0.1, ValueError, "rate=0.1 of 1 non-clicks is none"),
-        ({"label": [0, 2]}, 0.5, ValueError, "label 2 in row 1 of column 'label' is neither 0 nor 1"),
-        ({"y": [0, 1]}, 0.5, ValueError, "no label column 'label'; the table has y"),
-        (numbered(4).to_iterable_dataset(), 0.5, TypeError, "not from a stream"),
-    ],
-)
-def test_rows_that_cannot_be_sampled_are_refused(rows, rate, error, message):
-    with pytest.raises(error, match=message):
-        sample_negatives(rows, rate)
-
-
-# --- the last rows of each user --------------------------------------------------------------------------------------
+def test_rows_that_cannot_be_sampled_are_refused():
+    for labels, rate, message in (
+        ([0, 1], 0.0, r"rate=0.0 is not in \(0, 1\]"),
+        ([0, 1], 0.1, "rate=0.1 of 1 non-clicks is none"),
+        ([0, 2], 0.5, "label 2 in row 1 of column 'label' is neither 0 nor 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_negatives({"label": labels}, rate)
+    with pytest.raises(ValueError, match="no column 'label' .*; the table has y"):
+        sample_negatives({"y": [0, 1]}, 0.5)
+    with pytest.raises(TypeError, match="not from a stream"):
+        sample_negatives(numbered(4).to_iterable_dataset(), 0.5)
 
 
 @pytest.mark.parametrize("users", [["a", "b", "a", "c", "a", "c", "a", "b"], [7, 8, 7, 9, 7, 9, 7, 8]])
@@ -282,7 +239,7 @@ def test_rows_without_a_user_train():
     assert rows_of(splits) == {"train": [0, 1, 2, 3, 4, 5, 8], "validation": [6], "test": [7]}
     splits = split_dataset(numbered(9, user_id=users, timestamp=list(range(1, 10))), strategy="last", num_last=2)
     assert rows_of(splits) == {"train": [0, 1, 4, 5, 8], "validation": [2, 3], "test": [6, 7]}
-    with pytest.raises(ValueError, match="would be empty: no value of 'user_id' has the 7 rows that num_last=3 needs"):
+    with pytest.raises(ValueError, match="validation, test would be empty"):
         split_dataset(numbered(9, user_id=users, timestamp=list(range(1, 10))), strategy="last", num_last=3)
 
 
@@ -303,9 +260,6 @@ def test_the_last_rows_of_many_users_are_those_that_a_loop_finds():
         expected["train"] += rows[: len(rows) - 2 * cut]
     assert rows_of(splits) == {name: sorted(rows) for name, rows in expected.items()}
     assert len(expected["test"]) > 100
-
-
-# --- cold values -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [str, int, float])
@@ -348,9 +302,6 @@ def test_warm_rows_are_of_values_that_train():
     assert len(most["train"]) == 80 == len(set(most["train"]["item"]))  # every value keeps a row
 
 
-# --- a column that says it -------------------------------------------------------------------------------------------
-
-
 def test_a_column_of_names_is_what_it_says_and_no_field():
     names = ["train", "Valid", "TEST", " val ", "dev", "training", "validation", "test"]
     splits = split_dataset(numbered(8, part=names), strategy="column", column="part")
@@ -378,16 +329,13 @@ def test_a_column_without_validation_leaves_it_to_chance(values, caplog):
         (["train", "test", "fold 3", "fold 4"], "column 'part' holds 'fold 3', 'fold 4', which name no split: train"),
         ([str(k) for k in range(20)], "holds '2', '3', '4', '5', '6', '7', '8', '9', '10', '11', ..., which name"),
         (["train", "test", None, ""], "2 of 4 rows have no 'part': write train, validation or test in each"),
-        (["train", "val", "train"], "test would be empty: column 'part' names no row of it"),
+        (["train", "val", "train"], "test would be empty: strategy='column'"),
         ([["train"], ["test"]], "column 'part' has the type list<.*>: a split needs one value per row"),
     ],
 )
 def test_a_column_that_does_not_say_it_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         split_dataset(numbered(len(values), part=values), strategy="column", column="part")
-
-
-# --- by hash ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_hash_sends_a_value_the_same_way_in_every_table_and_stream():
@@ -418,22 +366,17 @@ def test_the_hash_of_a_value_is_that_of_its_id():
 
 
 def test_a_split_stream_goes_on_where_it_was_left_and_knows_its_columns():
-    stream = numbered(12_000, user=list(range(12_000))).to_iterable_dataset(num_shards=2)
+    stream = numbered(3000, user=list(range(3000))).to_iterable_dataset(num_shards=2)
     train = split_dataset(stream, strategy="hash", column="user")["train"]
     assert train.features["user"] == Value("int64")
     iterator = iter(train)
-    seen = [next(iterator)["row"] for _ in range(8_000)]
+    seen = [next(iterator)["row"] for _ in range(1500)]
     again = split_dataset(stream, strategy="hash", column="user")["train"]
     again.load_state_dict(train.state_dict())
     assert seen + [row["row"] for row in again] == [row["row"] for row in train]
     with pytest.raises(ValueError, match="no column 'item' to split by; the table has row, label, user"):
         split_dataset(stream, strategy="hash", column="item")
-    unknown = split_dataset(stream.map(lambda row: row), strategy="hash", column="item")
-    with pytest.raises(ValueError, match="no column 'item' to split by; the table has row, label, user"):
-        next(iter(unknown["train"]))
 
-
-# --- rows are written out in their order -----------------------------------------------------------------------------
 
 STRATEGIES = {
     "random": {},
@@ -477,36 +420,19 @@ def test_rows_are_whole_and_in_order_however_many_are_gathered_at_a_time(strateg
     for split in expected.values():
         assert split.to_list() == [whole[row] for row in split["row"]]
     table.save_to_disk(tmp_path / "table", num_shards=3)
-    monkeypatch.setattr(splitting, "_ROWS_AT_ONCE", 7)
     stored = load_from_disk(tmp_path / "table")
-    for source in (table, stored, stored.filter(lambda row: True), stored.select(range(600))):
-        splits = split_dataset(source, strategy, **STRATEGIES[strategy])
+    monkeypatch.setattr(splitting, "_ROWS_AT_ONCE", 70)
+    written = split_dataset(stored, strategy, **STRATEGIES[strategy])
+    for splits in (written, split_dataset(table.select(range(600)), strategy, **STRATEGIES[strategy])):
         assert {name: split.to_list() for name, split in splits.items()} == {
             name: split.to_list() for name, split in expected.items()
         }
-        assert all(
-            split._indices is None and split.features == expected["train"].features for split in splits.values()
-        )
-    written = split_dataset(stored, strategy, **STRATEGIES[strategy])
-    folder = tmp_path / "cache" / "flip_hf"
+        assert all(split.features == expected["train"].features for split in splits.values())
+    folder = tmp_path / "cache" / "flip_hf"  # and not the user's
     assert all(Path(split.cache_files[0]["filename"]).is_relative_to(folder) for split in written.values())
-    assert not list((tmp_path / "table").glob("rows-*"))  # the user's own folder
-    monkeypatch.setattr(splitting, "_ordered_rows", lambda *_: pytest.fail("the rows were gathered again"))
+    monkeypatch.setattr(splitting, "_ordered", lambda *_: pytest.fail("the rows were gathered again"))
     again = split_dataset(load_from_disk(tmp_path / "table"), strategy, **STRATEGIES[strategy])
     assert all(again[name]._fingerprint == split._fingerprint for name, split in written.items())
-
-
-def test_a_disk_that_is_full_is_said_and_the_splits_are_right(tmp_path, caplog, capfd, monkeypatch):
-    numbered(100).save_to_disk(tmp_path / "table")
-    table = load_from_disk(tmp_path / "table")
-    capfd.readouterr()
-    expected = rows_of(split_dataset(table))
-    assert capfd.readouterr().err == ""  # no bar
-    full = tmp_path / "full"
-    full.write_text("")  # where no folder can be
-    assert rows_of(split_dataset(table, cache_dir=full)) == expected
-    assert f"the rows of a split could not be written to {full} (Not a directory)" in caplog.text
-    assert "cache_dir" in caplog.text
 
 
 def test_classes_are_split_by_their_names():
@@ -533,16 +459,14 @@ def test_text_that_fills_several_arrays_is_split(monkeypatch):
     table = Dataset(pa.table({"row": list(range(60)), "text": values, "label": [0, 1] * 30}))
     monkeypatch.setattr(splitting, "_BYTES_AT_ONCE", 500)  # of 256 MB, and an array holds 2 GB
     sizes = []
-    take = splitting._ordered_rows
+    take = splitting._ordered
     monkeypatch.setattr(
-        splitting, "_ordered_rows", lambda *given: (sizes.append(len(piece)) or piece for piece in take(*given))
+        splitting, "_ordered", lambda *given: (sizes.append(len(piece)) or piece for piece in take(*given))
     )
     for split in split_dataset(table).values():
         assert split["text"][:] == [f"{row}" * 50 for row in split["row"]]
     assert max(sizes) < 10
 
-
-# --- nothing of validation or test reaches what is fitted ------------------------------------------------------------
 
 OPTIONS = {
     "user_id": {"statistics": ["frequency", "label_mean"]},
@@ -600,17 +524,3 @@ def test_nothing_of_the_held_out_rows_reaches_what_is_fitted(strategy, tmp_path)
         for name in ("validation", "test"):
             assert (extractor(splits[name])[:, item] == extractor.unseen_id(item)).all()
         assert (extractor(splits["warm"])[:, item] != extractor.unseen_id(item)).mean() > 0.9
-
-
-def test_a_value_that_reached_the_training_rows_would_be_seen(tmp_path):
-    table = clicks()
-    fitted = fitted_files(split_dataset(Dataset.from_dict(table)), tmp_path / "real")
-    row = split_dataset(Dataset.from_dict(table))["train"]["row"][0]
-    for name, value in {
-        "user_id": "u39",
-        "price": 1e9,
-        "genre": ["g0", "g1"],
-        "label": 1 - table["label"][row],
-    }.items():
-        changed = {**table, name: [value if k == row else old for k, old in enumerate(table[name])]}
-        assert fitted_files(split_dataset(Dataset.from_dict(changed)), tmp_path / name) != fitted, name

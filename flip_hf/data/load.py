@@ -3,35 +3,33 @@
 on.
 """
 
-import contextlib
 import hashlib
-import itertools
-import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetInfo, IterableDataset
-from datasets.table import MemoryMappedTable
+from datasets import Dataset, DatasetInfo
 from transformers.utils import logging
 
-from .readers import NAMED_DATASETS, NamedDataset
-from .readers.files import PublishedFile, choose_files, is_archive, list_files
-from .readers.formats import FileOptions, file_kind
-from .readers.lines import ReadingAccount
-from .readers.restaurants import read_embedded_restaurants
-from .readers.tables import as_dataset, find_files, label_key, label_rows, read_files, stream_files, with_label
+from .cache import cache_root, cached
+from .readers import CONVERTERS, NAMED_DATASETS
+from .readers.files import kind_of, name_of, published_files, table_files
+from .readers.tables import (
+    TableOptions,
+    as_dataset,
+    label_key,
+    label_rows,
+    read_clicks,
+    read_files,
+    stream_files,
+)
 
 
-RESOURCES = Path(__file__).parent.parent / "resources"
 # part of the cache's key: raise it when a reader gives other rows for the same files
-_READER_VERSION = 3
-_ROWS_NAME = "rows.arrow"
+_READER_VERSION = 4
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +42,6 @@ def load_ctr_dataset(
     delimiter: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     genre_lists: bool = False,
-    tags: bool = False,
     subset: str | None = None,
     encoding: str | None = None,
     streaming: bool = False,
@@ -60,64 +57,47 @@ def load_ctr_dataset(
     memory from there: a second process reads neither the files nor anything computed from them again.
 
     Args:
-        name_or_path (`str`): a named data set: `"movielens-100k"`, `"movielens-1m"`, `"movielens-20m"`,
-            `"movielens-25m"`, `"movielens-32m"`, `"movielens-latest"`, `"movielens-latest-small"`, `"book-crossing"`,
-            `"goodreads"`, `"amazon-reviews-2023"`, `"criteo"`, `"restaurants"` (comes with the package); a file or
-            folder of one of these names is `"./restaurants"`, or a `Path`. Or files: csv, tsv, txt, json, jsonl (these
-            also packed, `.csv.gz`, `.csv.bz2`, or alone in a `.zip`) or parquet. One file, a list of files of one
-            kind, a glob (`"clicks/*.parquet"`) or a folder; of the latter two, files come in the order of their names,
-            and names that begin with `_` or `.` are skipped. All columns of a csv are read as strings (`007` stays
-            `007`, an empty cell is null); `timestamp` and `rating`, which are no fields, become numbers where all
-            their values are. Strings in json stay strings, dates too, and a key that an object lacks is null. Or rows
-            in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of columns, a
-            list of dicts.
-
-            Shards have the same columns, in any order: that of the first is kept. Where a column differs in type,
-            integers of several sizes become the larger one, integers beside floats become floats (refused beyond
-            2**53, where that would change them), and a column without values takes the others' type.
-        data_dir (`str`, *optional*): the published files of a named set: the folder they are in, gzipped or not, or
-            the archive they came in (.zip, .tar.gz, .tgz), or the file, where it is one; default: the set's
-            usual folder name in `$FLIP_DATA`.
-        label (`str`, *optional*): label column of a file; it becomes `label`. Without it a column of the name `label`
-            is the label, and a table without one is for prediction, which is said. Values: 0 and 1, also as text, 0.0
-            and 1.0, true and false, or two classes (a `ClassLabel`; what became 1 is said).
+        name_or_path: a named data set, `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"` or
+            `"restaurants"` (comes with the package; a folder of that name is `"./restaurants"`). Or files of one kind:
+            csv, tsv, txt, json, jsonl (these also as `.gz`, `.bz2`, or alone in a `.zip`) or parquet; one, a list, a
+            glob (`"clicks/*.parquet"`) or a folder, without names that begin with `_` or `.`. All columns of a csv are
+            strings (`007` stays `007`, an empty cell is null), and strings in json stay strings. Or rows in memory: a
+            `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of columns, a list of
+            dicts. Files of one table have the same columns, in any order; of two types of numbers the wider one is
+            taken, and a column without values has the others' type.
+        data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
+            they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
+        label (`str`, *optional*): label column; it becomes `label`. By default a column of the name `label` is it, and
+            a table without one is for prediction. Values: 0 and 1, also as text, true and false, or a `ClassLabel` of
+            two classes.
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
-            it. Defaults of named sets: 3 for MovieLens, Goodreads and Amazon, 5 for BookCrossing (of 0 to 10), 1 for
-            restaurants (that is, rating == 2). Criteo has labels, and takes none.
-        delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv; of a .txt what its first lines say).
+            it. Defaults of named sets: 3 (of 1 to 5), 5 for BookCrossing (0 to 10), 1 for restaurants (0 to 2).
+        delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv; of a .txt what its first line says).
         cache_dir (`str`, *optional*): default: `flip_hf` in datasets' own cache.
         genre_lists (`bool`): MovieLens and Goodreads: `genre` is a list of genres, not one text.
-        tags (`bool`): MovieLens of the csv generation: a field `tags`, the ten that most other people gave the movie.
-        subset (`str`, *optional*): Goodreads: a genre that is published apart (`"poetry"`), or `"all"`; Amazon: the
-            category (`"All_Beauty"`). Needed where the folder holds several.
-        encoding (`str`, *optional*): of text files, such as `"latin-1"`; default: UTF-8, with or without a byte order
-            mark.
-        streaming (`bool`): files only: an `IterableDataset` whose shards are the files, for tables larger than the
-            disk. Nothing is cached; labels are checked as they come, with the same errors. `rating` and `timestamp` of
-            a csv stay strings, and a json file has the columns and types of its first rows.
-        quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other, as in many
-            tsv; `csv.QUOTE_MINIMAL` where a value may stand in quotes, whatever its length. By default it may, and one
-            that looks like several rows is an error: one of more than 20 lines, or, of a tsv, with a tab and a line
-            break.
-        escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv, such as a backslash, where
-            quotes are not doubled.
+        subset (`str`, *optional*): Goodreads: a genre that is published apart (`"poetry"`); default: all books.
+        encoding (`str`, *optional*): of text files; default: UTF-8, with or without a byte order mark.
+        streaming (`bool`): files only: an `IterableDataset` whose shards are the files; nothing is cached. A json file
+            has the columns and types of its first rows.
+        quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other. By default a
+            value may stand in quotes, quotes in it doubled; a quote that is closed within a cell, or never, is an
+            error, and a value that looks like several rows is warned about. (`7" single` without quotes around it is
+            what it says.) `csv.QUOTE_MINIMAL` leaves this check out.
+        escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv, such as a backslash.
         column_names (`list[str]`, *optional*): of a csv without a header.
         label_map (`dict`, *optional*): 0 or 1 for each value of the label column, such as `{"yes": 1, "no": 0}`.
 
     Returns:
-        `datasets.Dataset` (`IterableDataset` if streaming): strings per field (parquet, json and rows in memory keep
-        their own types, classes become their names; an index column of pandas is no field), `label` int8, the last;
-        `rating` and `timestamp` where there are some. Every row of the files is there, in their order; what a reader
-        of a named set left out, repaired or does not know is counted, in the log and in `info.description`.
+        `datasets.Dataset` (`IterableDataset` if streaming) with every row of the files, in their order, and `label`
+        int8, the last. What a reader of a named set left out is counted in the log and in `info.description`.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        ValueError: if the table is empty or cannot be parsed, a packed file was cut short or unpacks to what no table
-            is, a quote is opened and never closed, a column has no name or the name of another, there is no such label
-            column, a label is missing or not 0 or 1, or an argument does not go with the data set.
+        ValueError: if the table is empty or cannot be parsed, there is no such label column, a label is missing or not
+            0 or 1, or an argument does not go with the data set.
         TypeError: for splits, or rows of no known form.
     """
-    how = FileOptions(
+    options = TableOptions(
         label,
         label_threshold,
         delimiter,
@@ -127,192 +107,84 @@ def load_ctr_dataset(
         None if column_names is None else list(column_names),
         None if label_map is None else {label_key(value): click for value, click in label_map.items()},
     )
-    names = ("delimiter", "encoding", "quoting", "escapechar", "column_names")
-    of_files = {name: getattr(how, name) for name in names}
-    of_files |= {"streaming": streaming or None, "data_dir": data_dir}
-    options = {"genre_lists": genre_lists, "tags": tags, "subset": subset}
-    options = {option: value for option, value in options.items() if value}
-    is_path = isinstance(name_or_path, str | os.PathLike)
-    if not is_path and not (
-        isinstance(name_or_path, list | tuple) and all(isinstance(path, str | os.PathLike) for path in name_or_path)
-    ):
-        _refuse("rows in memory", of_files | options)
-        how.check("table")
-        return _say_without_label(label_rows(as_dataset(name_or_path), how), label)
-    key = str(name_or_path)
-    named = NAMED_DATASETS.get(name_or_path) if isinstance(name_or_path, str) else None
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf" if cache_dir is None else Path(cache_dir).expanduser()
-    if named is not None:
-        if Path(key).exists():
-            logger.warning_once(f"{key!r} is read as the named data set; what has that name here is './{key}'")
-        _refuse(
-            key, {**of_files, "data_dir": None, "label": None if label == "label" else label, "label_map": label_map}
-        )
-        if label_threshold is not None and named.threshold is None:
-            raise ValueError(f"label_threshold={label_threshold:g} cuts a rating; {key} has labels of its own")
-        _check_options(key, (*named.options, *named.file_options), options)
-        settings: dict[str, Any] = {
-            "threshold": named.threshold if label_threshold is None else label_threshold,
-            **options,
-        }
-        source = _named_source(key, named, data_dir)
-        # an archive is known by its own bytes: what is in it is listed only when it has to be read
-        chosen = None if is_archive(source) else _named_files(key, named, source, options)
-        files = [source] if chosen is None else [file.path for file in chosen]
-        stem, account = key, ReadingAccount()
-
-        def tables() -> Iterator[pa.Table]:
-            published = chosen or _named_files(key, named, source, options)
-            reader: Callable[..., Any] = read_embedded_restaurants if source.parent == RESOURCES else named.reader
-            rows = reader(account, *published, **{name: options[name] for name in named.options if name in options})
-            column, first_row = "label" if named.threshold is None else "rating", 0
-            for table in [rows] if isinstance(rows, pa.Table) else rows:
-                others = table.drop_columns(["label"]) if column == "label" else table
-                yield with_label(others, table.column(column), settings["threshold"], column, f"{key}: ", first_row)
-                first_row += len(table)
-
-        def describe(num_rows: int) -> DatasetInfo:
-            rule = "as published" if named.threshold is None else f"rating > {settings['threshold']:g}"
-            sentence = account.sentence(num_rows)
-            (logger.warning if account.left_out.total() else logger.info)(f"{key}: {sentence}")
-            return DatasetInfo(
-                description=f"{key}: label is {rule}; {sentence}",
-                citation=named.citation,
-                license=named.license,
-                homepage=named.homepage,
-            )
+    of_named = {"data_dir": data_dir, "genre_lists": genre_lists or None, "subset": subset}
+    of_files = {"streaming": streaming or None}
+    paths = [name_or_path] if isinstance(name_or_path, str | os.PathLike) else name_or_path
+    if isinstance(name_or_path, str) and name_or_path in NAMED_DATASETS:
+        of_tables = {**vars(options), "threshold": None, "label": None if label == "label" else label}
+        _refuse(name_or_path, of_tables | of_files)
+        return _load_named(name_or_path, label_threshold, of_named, cache_root(cache_dir))
+    if isinstance(name_or_path, str) and name_or_path in CONVERTERS:
+        script = f"examples/converters/{CONVERTERS[name_or_path]}"
+        raise ValueError(f"{name_or_path}: {script} makes parquet of the published files: run it, and load that")
+    if isinstance(paths, list | tuple) and all(isinstance(path, str | os.PathLike) for path in paths):
+        _refuse("files", of_named)
+        files = table_files(name_or_path)
+        options.check(kind_of(files[0]))
+        table = stream_files(files, options) if streaming else _load_files(files, options, cache_root(cache_dir))
     else:
-        _check_options(key, (), options)
-        if data_dir is not None:
-            raise ValueError(f"data_dir={str(data_dir)!r} is for the named data sets; {key} is a file")
-        files = find_files(name_or_path)
-        if not files:
-            raise FileNotFoundError(
-                f"{key} is no file, no folder or glob of files, and none of the named data sets "
-                f"{', '.join(NAMED_DATASETS)}"
-            )
-        kind = file_kind(files[0])
-        how.check(kind)
-        if streaming:
-            return _say_without_label(stream_files(files, how), label)
-        stem = files[0].stem if len(files) == 1 else files[0].resolve().parent.stem
-        settings = {"kind": kind, **vars(how)}
-
-        def tables() -> Iterator[pa.Table]:
-            yield read_files(files, how, root)
-
-        def describe(num_rows: int) -> DatasetInfo:
-            return DatasetInfo()
-
-    digest = hashlib.sha256(json.dumps([_READER_VERSION, "" if named is None else key, settings]).encode())
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    fingerprint = digest.hexdigest()[:16]
-    target = root / f"{stem}-{fingerprint}"
-    if not target.is_dir():
-        write_tables(tables(), describe, target)
-    return _say_without_label(open_table(target, fingerprint), label)
-
-
-def _refuse(key: str, options: Mapping[str, Any]) -> None:
-    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} is for files; {key} has a label and a reader of its own"
-            if key in NAMED_DATASETS
-            else f"{', '.join(given)} is for files, and these are {key}"
-        )
-
-
-def _say_without_label(dataset: Dataset | IterableDataset, label: str | None) -> Any:
-    names = dataset.column_names
-    if label is None and names is not None and "label" not in names:
+        _refuse("rows in memory", of_named | of_files)
+        options.check("no file")
+        table = label_rows(as_dataset(name_or_path), options)
+    if label is None and "label" not in (table.column_names or ["label"]):
         logger.warning_once(
-            f"the table has no column 'label', so it is one to predict; to train, name one of {', '.join(names)} with "
-            "label=..., or the columns of a file without a header with column_names=[...]"
+            "the table has no column 'label', so it is one to predict; to train, name one of "
+            f"{', '.join(table.column_names)} with label=..., or the columns of a file without a header with "
+            "column_names=[...]"
         )
-    return dataset
+    return table
 
 
-def _check_options(key: str, known: Iterable[str], options: dict[str, Any]) -> None:
-    for option in sorted(set(options) - set(known)):
-        takers = [name for name, named in NAMED_DATASETS.items() if option in (*named.options, *named.file_options)]
-        raise ValueError(f"{option}={options[option]!r} is not for {key}, but for {', '.join(takers)}")
+def _refuse(what: str, options: Mapping[str, Any]) -> None:
+    unknown = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not for {what}")
 
 
-def _named_source(name: str, named: NamedDataset, data_dir: str | os.PathLike | None) -> Path:
-    """The folder, archive or file that a named set is read from."""
-    if data_dir is not None:
-        return Path(data_dir).expanduser()
-    if name == "restaurants":
-        return RESOURCES / "restaurants.csv"
-    root = os.environ.get("FLIP_DATA")
-    if root is None:
+def _load_files(files: Sequence[str], options: TableOptions, root: Path) -> Dataset:
+    path = Path(files[0].split("::")[-1])
+    fingerprint = _fingerprint(files, options)
+    stem = path.stem if len(files) == 1 else path.resolve().parent.stem
+    return cached(root / f"{stem}-{fingerprint}", fingerprint, lambda: read_files(files, options))
+
+
+def _load_named(name: str, threshold: float | None, options: Mapping[str, Any], root: Path) -> Dataset:
+    named = NAMED_DATASETS[name]
+    chosen = {option: value for option, value in options.items() if value is not None}
+    source = Path(chosen.pop("data_dir", None) or Path(os.environ.get("FLIP_DATA", "")) / named.folder).expanduser()
+    _refuse(name, {option: value for option, value in chosen.items() if option not in named.options})
+    if not source.exists():
         raise FileNotFoundError(
-            f"{name} cannot be shipped ({named.license}): download it from {named.homepage}, unpack it, and "
-            "pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
+            f"{source} is not there, and {name} cannot be shipped ({named.license}): download it from "
+            f"{named.homepage}, and pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
         )
-    return Path(root) / named.folder
+    names = named.files(chosen.pop("subset", "all")) if callable(named.files) else named.files
+    files = published_files(source, names)
+    rule = TableOptions(threshold=named.threshold if threshold is None else threshold)
+    left_out: Counter[str] = Counter()
+
+    def tables() -> Iterator[pa.Table]:
+        for table in named.reader(left_out, *files, **chosen):
+            yield table.append_column("label", read_clicks(table.column("rating"), rule, f"{name}: column 'rating'"))
+
+    def describe(num_rows: int) -> DatasetInfo:
+        losses = "".join(f"; left out: {count:,} {reason}" for reason, count in left_out.items() if count)
+        account = f"{num_rows:,} rows of {num_rows + left_out.total():,}{losses}"
+        (logger.warning if losses else logger.info)(f"{name}: {account}")
+        description = f"{name}: label is rating > {rule.threshold:g}; {account}"
+        return DatasetInfo(description, named.citation, named.homepage, named.license)
+
+    fingerprint = _fingerprint(files, [name, rule.threshold, chosen])
+    return cached(root / f"{name}-{fingerprint}", fingerprint, tables, describe)
 
 
-def _named_files(name: str, named: NamedDataset, source: Path, options: dict[str, Any]) -> list[PublishedFile]:
-    if source.parent == RESOURCES:
-        return [PublishedFile(source)]
-    files = list_files(source)
-    names = named.files
-    if callable(names):
-        names = names(files.keys(), **{option: options[option] for option in named.file_options if option in options})
-    found, absent = choose_files(source, names, files)
-    if absent:
-        there = "" if source.exists() else ": there is no such folder or archive"
-        raise FileNotFoundError(
-            f"{source} lacks {', '.join(absent)} of {name}, as published at {named.homepage}{there}"
-        )
-    return found
-
-
-def write_tables(tables: Iterator[pa.Table], describe: Callable[[int], DatasetInfo], target: Path) -> None:
-    """
-    Writes tables that come one by one, none of which is held in memory longer than it takes to write it, beside the
-    target, and renames: another process sees the whole folder or none.
-
-    Args:
-        describe: from the number of rows to the info, called after the last table.
-
-    Raises:
-        ValueError: if there is no row.
-    """
-    with _appearing_whole(target) as temporary:
-        first = next((table for table in tables if len(table)), None)
-        if first is None:
-            raise ValueError(f"{target.name.rsplit('-', 1)[0]} has no rows")
-        temporary.mkdir(parents=True)
-        num_rows = 0
-        with pa.OSFile(str(temporary / _ROWS_NAME), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
-            for table in itertools.chain([first], tables):
-                writer.write_table(table)
-                num_rows += len(table)
-        describe(num_rows).write_to_directory(str(temporary))
-
-
-def open_table(folder: Path, fingerprint: str) -> Dataset:
-    """What `write_tables` wrote, mapped into memory."""
-    table = MemoryMappedTable.from_file(str(folder / _ROWS_NAME))
-    return Dataset(table, DatasetInfo.from_directory(str(folder)), fingerprint=fingerprint)
-
-
-@contextlib.contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}"
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError:
-        if not target.is_dir():  # unless another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _fingerprint(files: Sequence[str], settings: Any) -> str:
+    """Of the content of files and how they are read."""
+    digest = hashlib.sha256(f"{_READER_VERSION} {[name_of(file) for file in files]} {settings}".encode())
+    for path in dict.fromkeys(file.split("::")[-1] for file in files):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 __all__ = ["load_ctr_dataset"]

@@ -3,46 +3,36 @@
 
 import hashlib
 import inspect
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from ..columns_flip import read_labels
+from ..columns_flip import read_labels, with_class_names
 from ..values_flip import canonical_value, read_times
-from .load import open_table, write_tables
-from .readers.formats import spell_classes
-from .readers.tables import as_dataset, as_numbers
+from .cache import cache_root, cached
+from .private_datasets import fingerprint_of, table_rows
+from .readers.tables import as_dataset
 
 
 logger = logging.get_logger(__name__)
 
+_Fractions = tuple[float, float, float]
 _SPLITS = ("train", "validation", "test")
 # how people write the name of a split, and a column that says of each row whether it is held out
 _SPLIT_NAMES = {
-    "train": 0,
-    "training": 0,
-    "validation": 1,
-    "valid": 1,
-    "val": 1,
-    "dev": 1,
-    "test": 2,
-    "testing": 2,
-    "false": 0,
-    "0": 0,
-    "true": 2,
-    "1": 2,
+    **dict.fromkeys(["train", "training", "false", "0"], 0),
+    **dict.fromkeys(["validation", "valid", "val", "dev"], 1),
+    **dict.fromkeys(["test", "testing", "true", "1"], 2),
 }
-# which arguments a strategy reads, beside seed: another one given is a mistake
+# which arguments a strategy reads, beside seed: another one is a mistake
 _ARGUMENTS = {
     "random": ("fractions", "stratify"),
     "time": ("fractions", "time_column", "time_format"),
@@ -57,8 +47,7 @@ _SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)$", re.MULTILINE)
 # numbers that are all below are no times and no dates, but count days or steps
 _MOST_STEPS = 1_000_000
 # rows, and bytes of them, that are brought into order at a time
-_ROWS_AT_ONCE = 1_000_000
-_BYTES_AT_ONCE = 1 << 28
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 1_000_000, 1 << 28
 
 
 def split_dataset(
@@ -80,13 +69,12 @@ def split_dataset(
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table, or one in memory: an Arrow table, a pandas or polars frame, an array of
-            records, a dict of columns, a list of dicts. An `IterableDataset` can be split by `"hash"` alone: the other
-            strategies need to know all rows.
+        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory. A stream is split by
+            `"hash"` alone: the other strategies need to know all rows.
         strategy (`str`): who is held out.
 
             - `"random"`: any rows.
-            - `"time"`: the earliest rows train, the latest test.
+            - `"time"`: the earliest rows train, the latest test; equal times keep the order of the table.
             - `"last"`: the last `num_last` rows of each user test, those before them validate, the rest train. Users
               with fewer than `2 x num_last + 1` rows, and rows without a user, train. (Training rows of one user may
               be later than test rows of another: only `"time"` keeps the future out.)
@@ -96,16 +84,14 @@ def split_dataset(
               rows that test and false (0) for those that train. If no row validates, random ones of the training rows
               do, as large a share of them as `fractions` has. The column itself is dropped, since it is no field.
             - `"hash"`: by a hash of the value of `column` (an id of the row, or of the user): the same value goes the
-              same way in every table, stream and day, so that new rows never move old ones. Rows without a value
-              train.
+              same way in every table, stream and day. Rows without a value train.
 
             Values are compared as text is: 1, 1.0, "1" and " 1" are one.
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
             shares of the distinct values of `column`; for `"hash"`, expected shares of them.
-        time_column (`str`): what `"time"` and `"last"` sort by: dates, and numbers and text as `kind="datetime"` reads
-            them (see `read_times`; numbers that are all below a million count steps); equal times keep the order of
-            the table.
+        time_column (`str`): for `"time"` and `"last"`: dates, and numbers and text as `kind="datetime"` reads them
+            (numbers that are all below a million count steps).
         column (`str`): for `"cold"`, `"column"` and `"hash"`.
         user_column (`str`): for `"last"`.
         num_last (`int`): for `"last"`: rows of each user in each of test and validation.
@@ -120,18 +106,15 @@ def split_dataset(
 
     Returns:
         `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
-        each of them): by `"random"` and `"time"` the first `int(rows x fraction)` rows of the order, those up to the
-        sum of the first two fractions, and the rest; otherwise in the order of the table. The same table and arguments
-        give the same fingerprints in every process, so what `map` made of a split is found again. A split with one
+        each of them). The same table and arguments give the same fingerprints in every process. A split with one
         class, or fewer than 100 clicks, is warned about.
 
     Raises:
-        ValueError: for an unknown strategy or an argument that does not go with it, fractions that are not positive or
-            do not sum to 1, a split that would be empty, a column that is not there or holds lists, a time that is no
-            time, or has holes or zeros (which mean unknown), or a value that names no split.
+        ValueError: for an argument that does not go with the strategy, a split that would be empty, a column that is
+            not there or holds lists, a time that is no time or unknown, or a value that names no split.
         TypeError: for splits, or a stream that is not to be split by hash.
     """
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "fractions": tuple(fractions),
         "time_column": time_column,
         "column": column,
@@ -141,60 +124,62 @@ def split_dataset(
         "stratify": stratify,
         "time_format": time_format,
     }
-    _check_arguments(strategy, given)
+    _check_arguments(strategy, arguments)
     if isinstance(dataset, IterableDataset):
         if strategy != "hash":
             raise TypeError(
                 f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
                 "strategy='hash' with the column of an id, or load the table without streaming"
             )
-        return _split_stream(dataset, seed, given["fractions"], column)
+        return _split_stream(dataset, seed, arguments["fractions"], column)
     dataset = as_dataset(dataset)
     size = len(dataset)
-    if (label != "label" or stratify) and label not in dataset.column_names:
-        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(dataset.column_names)}")
+    if label != "label" or stratify:
+        _check_column(dataset, label, "label")
     if negative_sampling_rate(dataset) < 1.0:
         logger.warning(
             "non-clicks of this table were left out (sample_negatives): those of validation and test are, too, and "
             "metrics there are not those of the whole table; split first, then sample the training rows"
         )
-    if not size:
-        raise ValueError("the table has no rows: there is nothing to split")
     if strategy in ("random", "time"):
-        bounds = _bounds(size, given["fractions"], "rows")
+        bounds = _bounds(size, arguments["fractions"], "rows")
         if strategy == "random":
             order = np.random.default_rng(seed).permutation(size)
         else:
             order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
         if strategy == "random" and stratify is not False and label in dataset.column_names:
-            orders = _stratified(_column(dataset, label, False), order, given["fractions"], bool(stratify)) or orders
+            orders = (
+                _stratified(_column(dataset, label, label), order, arguments["fractions"], bool(stratify)) or orders
+            )
     else:
-        parts, missing = _parts(dataset, strategy, seed, given)
+        parts = _parts(dataset, strategy, seed, arguments) if size else np.zeros(0, np.int8)
         names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
         orders = {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
         empty = [name for name, rows in orders.items() if not len(rows)]
         if empty:
-            raise ValueError(f"{', '.join(empty)} would be empty: {missing}")
+            raise ValueError(f"{', '.join(empty)} would be empty: strategy={strategy!r} finds no row for it in {size}")
         if strategy == "column":
             dataset = dataset.remove_columns(column)
     splits = DatasetDict({name: _take(dataset, order, dataset.info, cache_dir) for name, order in orders.items()})
+    if label in dataset.column_names:
+        _warn_of_few_clicks(splits, label)
+    return splits
+
+
+def _warn_of_few_clicks(splits: DatasetDict, label: str) -> None:
     few = []
     for name, split in splits.items():
-        if label not in split.column_names:
-            continue
-        counts = {str(row["values"]): row["counts"] for row in _column(split, label, False).value_counts().to_pylist()}
-        clicks = next((counts[value] for value in ("1", "1.0", "True", "true") if value in counts), 0)
+        distinct = _column(split, label, label).value_counts().to_pylist()
+        counts = {canonical_value(row["values"]): row["counts"] for row in distinct}
+        clicks = counts.get("1", counts.get("True", 0))
         if len(counts) == 1:
-            logger.warning(
-                f"all {len(split)} rows of {name} have label {next(iter(counts))}: nothing can be learnt or measured "
-                "there"
-            )
+            (value,) = counts
+            logger.warning(f"all {len(split)} rows of {name} have label {value}: nothing can be measured there")
         elif len(counts) == 2 and 0 < clicks < _FEW_CLICKS:
             few.append(f"{name} has {clicks}")
     if few:
         logger.warning(f"few clicks: {', '.join(few)}; with fewer than {_FEW_CLICKS}, metrics move a lot by chance")
-    return splits
 
 
 def sample_negatives(
@@ -209,32 +194,23 @@ def sample_negatives(
     validation or test rows are not those of the whole table: split first.
 
     Args:
-        dataset (`Dataset`): a table in any form that `split_dataset` takes.
-        rate (`float`): share of the non-clicks to keep, in (0, 1].
-        seed (`int`): of the choice.
-        label (`str`): the label column.
-        cache_dir (`str`, *optional*): as of `split_dataset`.
-
-    Raises:
-        ValueError: if `rate` is no such share, no non-click would be left, there is no such column, or a label is not
-            0 or 1.
-        TypeError: for splits or a stream.
+        dataset, cache_dir: as of `split_dataset`.
+        rate (`float`): share of the non-clicks that stays, in (0, 1].
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
     if isinstance(dataset, IterableDataset):
         raise TypeError("non-clicks are sampled from a table, not from a stream: load it without streaming")
     dataset = as_dataset(dataset)
-    if label not in dataset.column_names:
-        raise ValueError(f"there is no label column {label!r}; the table has {', '.join(dataset.column_names)}")
-    labels = read_labels(_column(dataset, label, False), label)
+    _check_column(dataset, label, "label")
+    labels = read_labels(_column(dataset, label, label), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
-    kept = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
-    if not len(kept):
+    sampled = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
+    if not len(sampled):
         raise ValueError(f"rate={rate} of {len(others)} non-clicks is none: nothing could be learnt")
-    info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(kept) / len(others)
+    info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(sampled) / len(others)
     info.description = f"{_SAMPLING_RATE.sub('', info.description).strip()}\nnegative_sampling_rate={share!r}".strip()
-    return _take(dataset, np.sort(np.concatenate([clicks, kept])), info, cache_dir)
+    return _take(dataset, np.sort(np.concatenate([clicks, sampled])), info, cache_dir)
 
 
 def negative_sampling_rate(dataset: Any) -> float:
@@ -244,27 +220,26 @@ def negative_sampling_rate(dataset: Any) -> float:
     return float(recorded[1]) if recorded else 1.0
 
 
-def _check_arguments(strategy: str, given: Mapping[str, Any]) -> None:
+def _check_arguments(strategy: str, arguments: Mapping[str, Any]) -> None:
     if strategy not in _ARGUMENTS:
         raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_ARGUMENTS)}")
     parameters = inspect.signature(split_dataset).parameters
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in _ARGUMENTS[strategy] and value != parameters[name].default:
             takers = [other for other, names in _ARGUMENTS.items() if name in names]
             raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
-    fractions, num_last, warm_fraction = given["fractions"], given["num_last"], given["warm_fraction"]
+    fractions = arguments["fractions"]
     # "not all", so that nan is refused as well
     if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
         raise ValueError(f"fractions={fractions} are not three positive shares that sum to 1")
-    if num_last < 1:
-        raise ValueError(f"num_last={num_last} is less than 1: each user has to have a row in the test")
-    if not 0 <= warm_fraction < 1:
-        raise ValueError(f"warm_fraction={warm_fraction:g} is no share of the training rows: pass 0.1, or 0 for none")
-    if "column" in _ARGUMENTS[strategy] and given["column"] is None:
+    if arguments["num_last"] < 1 or not 0 <= arguments["warm_fraction"] < 1:
+        settings = f"num_last={arguments['num_last']}, warm_fraction={arguments['warm_fraction']}"
+        raise ValueError(f"{settings}: the one is at least 1, the other a share of the training rows, in [0, 1)")
+    if "column" in _ARGUMENTS[strategy] and arguments["column"] is None:
         raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
 
 
-def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tuple[int, int]:
+def _bounds(size: int, fractions: _Fractions, what: str) -> tuple[int, int]:
     train_end = int(size * fractions[0] + 1e-9)
     validation_end = int(size * (fractions[0] + fractions[1]) + 1e-9)
     if not 0 < train_end < validation_end < size:
@@ -273,7 +248,7 @@ def _bounds(size: int, fractions: tuple[float, float, float], what: str) -> tupl
 
 
 def _stratified(
-    labels: pa.ChunkedArray, order: np.ndarray, fractions: tuple[float, float, float], wanted: bool
+    labels: pa.ChunkedArray, order: np.ndarray, fractions: _Fractions, wanted: bool
 ) -> dict[str, np.ndarray] | None:
     """Random splits that have their share of each class; `None` where no class is rare, and it is not `wanted`."""
     counts = labels.value_counts()
@@ -290,30 +265,28 @@ def _stratified(
     for code in range(len(counts)):
         rows = np.flatnonzero(codes == code)
         ends = [round(len(rows) * share) for share in (fractions[0], fractions[0] + fractions[1])]
-        for part, of_part in enumerate(np.split(rows, ends)):
-            parts[of_part] = part
+        for part, places in enumerate(np.split(rows, ends)):
+            parts[places] = part
     return {name: order[parts == part] for part, name in enumerate(_SPLITS)}
 
 
 # --- number of the split of each row ---------------------------------------------------------------------------------
 
 
-def _parts(dataset: Dataset, strategy: str, seed: int, given: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """Number of the split of each row `(B,)`, and why one of the splits might be empty."""
-    fractions, column, num_last = given["fractions"], given["column"], given["num_last"]
+def _parts(dataset: Dataset, strategy: str, seed: int, arguments: Mapping[str, Any]) -> np.ndarray:
+    """Number of the split of each row `(B,)`."""
+    fractions, column = arguments["fractions"], arguments["column"]
     if strategy == "last":
-        users, _ = _codes(dataset, given["user_column"], "user_column")
-        parts = _last_of_each(users, _times(dataset, given["time_column"], given["time_format"]), num_last)
-        return parts, f"no value of {given['user_column']!r} has the {2 * num_last + 1} rows that {num_last=} needs"
+        users, _ = _codes(dataset, arguments["user_column"], "user_column")
+        return _last_of_each(
+            users, _times(dataset, arguments["time_column"], arguments["time_format"]), arguments["num_last"]
+        )
     codes, values = _codes(dataset, column, "column")
     if strategy == "cold":
-        parts = _cold(codes, len(values), seed, fractions, given["warm_fraction"])
-        return parts, f"warm_fraction={given['warm_fraction']:g} of the training rows is none"
+        return _cold(codes, len(values), seed, fractions, arguments["warm_fraction"])
     if strategy == "column":
-        parts = _named(codes, values, column, seed, fractions)
-        return parts, f"column {column!r} names no row of it: write it so, or take another strategy"
-    parts = _hashed([*values, None], seed, fractions)[codes]  # None is last, and -1 the code of a hole
-    return parts, f"{len(values)} values of {column!r} are too few for fractions {fractions}"
+        return _named(codes, values, column, seed, fractions)
+    return _hashed([*values, None], seed, fractions)[codes]  # None is last, and -1 the code of a hole
 
 
 def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.ndarray:
@@ -327,15 +300,13 @@ def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.nda
     return parts
 
 
-def _cold(
-    codes: np.ndarray, num_values: int, seed: int, fractions: tuple[float, float, float], warm_fraction: float
-) -> np.ndarray:
+def _cold(codes: np.ndarray, num_values: int, seed: int, fractions: _Fractions, warm_fraction: float) -> np.ndarray:
     random = np.random.default_rng(seed)
-    of_values = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
+    part_of_value = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
     shuffled = random.permutation(num_values)
     for part, values in enumerate(np.split(shuffled, _bounds(num_values, fractions, "distinct values"))):
-        of_values[values] = part
-    parts = of_values[codes]
+        part_of_value[values] = part
+    parts = part_of_value[codes]
     if warm_fraction:
         rows = random.permutation(np.flatnonzero((parts == 0) & (codes >= 0)))
         stays = np.zeros(len(rows), bool)
@@ -344,9 +315,7 @@ def _cold(
     return parts
 
 
-def _named(
-    codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: tuple[float, float, float]
-) -> np.ndarray:
+def _named(codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: _Fractions) -> np.ndarray:
     unknown = [value for value in values if value.lower() not in _SPLIT_NAMES]
     if unknown:
         raise ValueError(
@@ -356,8 +325,8 @@ def _named(
     holes = int(np.sum(codes < 0))
     if holes:
         raise ValueError(f"{holes} of {len(codes)} rows have no {column!r}: write train, validation or test in each")
-    of_values = [_SPLIT_NAMES[value.lower()] for value in values]
-    parts = np.array(of_values, np.int8)[codes]
+    part_of_value = [_SPLIT_NAMES[value.lower()] for value in values]
+    parts = np.array(part_of_value, np.int8)[codes]
     if not np.any(parts == 1):
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(parts == 0))
         held_out = int(len(rows) * fractions[1] / (fractions[0] + fractions[1]))
@@ -366,7 +335,7 @@ def _named(
     return parts
 
 
-def _hashed(values: Sequence[str | None], seed: int, fractions: tuple[float, float, float]) -> np.ndarray:
+def _hashed(values: Sequence[str | None], seed: int, fractions: _Fractions) -> np.ndarray:
     """Number of the split of each value: where its hash, a number in [0, 1), falls among the fractions."""
     hashes = [
         0 if value is None else int.from_bytes(hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest())
@@ -376,24 +345,20 @@ def _hashed(values: Sequence[str | None], seed: int, fractions: tuple[float, flo
     return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)
 
 
-def _split_stream(
-    dataset: IterableDataset, seed: int, fractions: tuple[float, float, float], column: str
-) -> IterableDatasetDict:
-    if dataset.column_names is not None and column not in dataset.column_names:
-        raise ValueError(_no_column(column, "column", dataset.column_names))
-    given = dataset._formatting
+def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: str) -> IterableDatasetDict:
+    if dataset.column_names is not None:
+        _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
-    splits = {}
+    splits = IterableDatasetDict()
     for part, name in enumerate(_SPLITS):
         settings = {"part": part, "seed": seed, "fractions": fractions, "column": column}
         rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
-        splits[name] = rows.with_format(given.format_type if given is not None else None)
-    return IterableDatasetDict(splits)
+        splits[name] = rows.with_format(None)
+    return splits
 
 
-def _is_part(rows: pa.Table, part: int, seed: int, fractions: tuple[float, float, float], column: str) -> list[bool]:
-    if column not in rows.column_names:  # which a stream may not know before
-        raise ValueError(_no_column(column, "column", rows.column_names))
+def _is_part(rows: pa.Table, part: int, seed: int, fractions: _Fractions, column: str) -> list[bool]:
+    _check_column(rows, column, "column")  # a stream may not know its columns before
     parts = _hashed([canonical_value(value, column) for value in rows.column(column).to_pylist()], seed, fractions)
     return (parts == part).tolist()
 
@@ -401,62 +366,71 @@ def _is_part(rows: pa.Table, part: int, seed: int, fractions: tuple[float, float
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def _no_column(column: str, argument: str, names: Sequence[str]) -> str:
-    return f"there is no column {column!r} to split by; the table has {', '.join(names)}: name one with {argument}"
+def _check_column(table: Any, column: str, argument: str) -> None:
+    if column not in table.column_names:
+        raise ValueError(
+            f"there is no column {column!r} to split by; the table has {', '.join(table.column_names)}: name one with "
+            f"{argument}"
+        )
 
 
-def _column(dataset: Dataset, column: str, names: bool = True) -> pa.ChunkedArray:
-    """The values of a column; classes by their names, unless it is a label."""
-    arrow = dataset.select_columns([column]).with_format("arrow")
-    features = dataset.features if names else {}
-    tables = (spell_classes(table, features) for table in arrow.iter(batch_size=_ROWS_AT_ONCE))
-    return pa.chunked_array(list(itertools.chain.from_iterable(table.column(column).chunks for table in tables)))
+def _column(dataset: Dataset, column: str, label: str | None = None) -> pa.ChunkedArray:
+    """The values of a column; classes by their names, but for those of the label."""
+    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    chunks: list[pa.Array] = []
+    for table in tables:
+        values = with_class_names(table, dataset.features, label)[column]
+        chunks += [pa.array(values, pa.string())] if isinstance(values, list) else values.chunks
+    return pa.chunked_array(chunks)
 
 
 def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, list[str]]:
     """Number of each row's value `(B,)` among the distinct ones, as texts (-1: no value), and those."""
-    if column not in dataset.column_names:
-        raise ValueError(_no_column(column, argument, dataset.column_names))
+    _check_column(dataset, column, argument)
     rows = _column(dataset, column)
     if rows.type.num_fields:
         raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")
     encoded = rows.dictionary_encode()
-    raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()] if encoded.num_chunks else []
+    raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()]
     distinct = [value for value in dict.fromkeys(raw) if value is not None]
     numbers: dict[str | None, int] = {value: number for number, value in enumerate(distinct)}
-    of_raw = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is null's, coded -1
-    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return of_raw[np.concatenate(parts)], distinct
+    codes = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is that of null
+    places = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return codes[np.concatenate(places)], distinct
 
 
 def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
-    if column not in dataset.column_names:
-        raise ValueError(_no_column(column, "time_column", dataset.column_names) + ", or take strategy='random'")
+    _check_column(dataset, column, "time_column")
     values = pa.concat_arrays(_column(dataset, column).chunks)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = values if time_format is not None else as_numbers(values)
-    if time_format is not None or pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        encoded = values.dictionary_encode()
-        seconds = read_times([*encoded.dictionary.to_pylist(), None], column, time_format)  # the last is null's
-        values = pa.array(seconds[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)], from_pandas=True)
-        unknown = values.null_count
-    elif pa.types.is_temporal(values.type):
-        unknown = values.null_count
-    elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        known = pc.fill_null(pc.and_(pc.is_finite(values), pc.not_equal(values, 0)), False)
-        unknown = len(values) - (pc.sum(known).as_py() or 0)
-    else:
+    if values.type.num_fields:
         raise ValueError(f"column {column!r} has the type {values.type}: a split by time needs numbers or dates")
+    if pa.types.is_temporal(values.type) and time_format is None:
+        times = values.to_numpy(zero_copy_only=False)
+        unknown = values.null_count
+    else:
+        encoded = values.dictionary_encode()
+        times = _read_times(encoded.dictionary, column, time_format)
+        times = np.append(times, np.nan)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        unknown = int(np.isnan(times).sum())
     if unknown:
         raise ValueError(
             f"{unknown} of {len(values)} rows have no {column!r} (null, nan or 0): a split by time needs all of them; "
             "take strategy='random'"
         )
-    times = values.to_numpy(zero_copy_only=False)
-    if times.dtype.kind in "iuf" and time_format is None and np.abs(times).max() >= _MOST_STEPS:
-        distinct, place = np.unique(times, return_inverse=True)
-        return read_times(distinct.tolist(), column)[place]
     return times
+
+
+def _read_times(values: pa.Array, column: str, time_format: str | None) -> np.ndarray:
+    """Distinct values -> seconds, or the numbers themselves where they count days or steps; nan where unknown."""
+    try:
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        numbers = None
+    if numbers is None or time_format is not None:
+        return read_times(values.to_pylist(), column, time_format)
+    numbers[~np.isfinite(numbers) | (numbers == 0)] = np.nan
+    is_steps = not np.any(np.abs(numbers) >= _MOST_STEPS)
+    return numbers if is_steps else read_times(numbers.tolist(), column)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -464,61 +438,24 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
 
 def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
     """
-    Rows in a given order, written out in that order to this package's own cache.
-
-    `dataset.select` would keep a list of row numbers instead, and gather rows one by one at every later read.
+    Rows in a given order, written out in that order to this package's cache: `dataset.select` would keep a list of row
+    numbers instead, and gather rows one by one at every later read; so does `flatten_indices`, 100 times as slow.
     """
-    digest = hashlib.blake2b(
-        f"{dataset._fingerprint}{info.description}".encode() + order.astype(np.int64).tobytes(), digest_size=8
-    ).hexdigest()
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf" if cache_dir is None else Path(cache_dir).expanduser()
-    folder = root / f"rows-{digest}"
-    if dataset.cache_files and folder.is_dir():
-        return open_table(folder, digest)
-    indices = dataset._indices  # of a selection: the table behind it has other rows
-    rows = order if indices is None else indices.column(0).to_numpy().astype(np.int64)[order]
-    pieces = _ordered_rows(dataset.data.table, rows)
-    try:
-        if not dataset.cache_files:
-            return Dataset(pa.concat_tables(pieces), info.copy(), fingerprint=digest)
-        write_tables(pieces, lambda _: info, folder)
-        return open_table(folder, digest)
-    except (pa.ArrowInvalid, OSError) as error:  # a piece of more text than one array holds, or no place to write to
-        logger.warning_once(
-            f"the rows of a split could not be written to {root} ({getattr(error, 'strerror', None) or error}): they "
-            "are gathered one by one whenever they are read, which is slow; name another disk with cache_dir"
-        )
-        selected = dataset.select(order, new_fingerprint=digest)
-        selected.info.description = info.description
-        return selected
+    known = f"{fingerprint_of(dataset)}{info.description}".encode()
+    digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
+    if not dataset.cache_files:
+        return Dataset(pa.concat_tables(_ordered(dataset, order)), info.copy(), fingerprint=digest)
+    return cached(cache_root(cache_dir) / f"rows-{digest}", digest, lambda: _ordered(dataset, order), lambda _: info)
 
 
-def _ordered_rows(table: pa.Table, order: np.ndarray) -> Iterator[pa.Table]:
-    """
-    Rows of a table in a given order, so many at a time that they fit into memory: they are gathered batch by batch,
-    since Arrow would copy the whole table into one array first, which more than 2 GB of text do not fit into.
-    """
-    batches = table.to_batches()
-    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+def _ordered(dataset: Dataset, order: np.ndarray) -> Iterator[pa.Table]:
+    """Rows in a given order, so many at a time that they fit into memory."""
+    table, rows = dataset.data.table, table_rows(dataset, order)
+    # not table.take, which copies each column into one array first: more than 2 GB of text do not fit into that
+    source = pyarrow.dataset.dataset(table)
     size = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        place = np.argsort(rows, kind="stable")
-        rows = rows[place]
-        ends = np.searchsorted(rows, starts)
-        gathered = pa.Table.from_batches(
-            [
-                batch.take(pa.array(rows[low:high] - first))
-                for batch, first, low, high in zip(batches, starts[:-1], ends[:-1], ends[1:], strict=True)
-                if low < high
-            ],
-            table.schema,
-        ).combine_chunks()
-        if not np.array_equal(place, np.arange(len(place))):
-            inverse = np.empty_like(place)
-            inverse[place] = np.arange(len(place))
-            gathered = gathered.take(pa.array(inverse))
-        yield gathered
+    for start in range(0, len(rows), size):
+        yield source.take(pa.array(rows[start : start + size])).combine_chunks()
 
 
 __all__ = ["sample_negatives", "split_dataset"]

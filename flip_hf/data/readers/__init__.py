@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published data sets by name. Each has a reader, a function from its files to Arrow tables with a numeric column
-`rating` (or a `label`): one row for each rating in the files, codes spelled out as words, null where a value is not
-known.
+`rating`: one row for each rating in the files, codes spelled out as words, null where a value is not known.
+
+Readers of other sets that write parquet, from which `load_ctr_dataset` goes on, are in examples/converters.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from .amazon import amazon_files, read_amazon_reviews
 from .book_crossing import read_book_crossing
-from .criteo import read_criteo
 from .goodreads import goodreads_files, read_goodreads
-from .movielens import movielens_csv_files, read_movielens_1m, read_movielens_100k, read_movielens_csv
-from .restaurants import read_restaurants
+from .movielens import read_movielens_1m, read_movielens_100k
+from .tables import TableOptions, read_pieces
 
 
 @dataclass(frozen=True)
@@ -23,69 +25,51 @@ class NamedDataset:
     How a published data set is read.
 
     Args:
-        files: names of the published files; `"one|other"` is a file that is published under two names. Or a function
-            from the names that are there, without `.gz`, and `file_options` to such a tuple.
-        reader: takes a `ReadingAccount`, the files in that order and `options`; returns a table, or tables one by one
-            where the set may be larger than memory.
-        threshold: `rating > threshold` makes the label 1; None where the files have a label.
-        options, file_options: arguments of `load_ctr_dataset` that the reader, or `files`, takes.
+        files: names of the published files, or a function from `subset` to these.
+        reader: takes a counter of rows that are left out, by reason, the files in that order and `options`; yields
+            tables, none of which has to hold the whole set.
+        threshold: `rating > threshold` makes the label 1.
+        options: arguments of `load_ctr_dataset` that the reader, or `files`, takes.
     """
 
-    files: tuple[str, ...] | Callable[..., tuple[str, ...]]
-    reader: Callable[..., pa.Table | Iterator[pa.Table]]
-    threshold: float | None
+    files: Sequence[str] | Callable[..., Sequence[str]]
+    reader: Callable[..., Iterator[pa.Table]]
+    threshold: float
     folder: str
     citation: str
     license: str
     homepage: str
-    options: tuple[str, ...] = ()
-    file_options: tuple[str, ...] = ()
+    options: Sequence[str] = ()
 
 
-_MOVIELENS_CITATION = "Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015."
-_MOVIELENS_LICENSE = "research use, no redistribution (see the README of the archive)"
+def read_restaurants(_: Counter[str], made: str) -> Iterator[pa.Table]:
+    """The file that `examples/prepare_restaurants.py` made of the UCI files."""
+    for table in read_pieces(made, TableOptions()):
+        yield table.set_column(table.num_columns - 1, "rating", table.column("rating").cast(pa.int64()))
 
 
-def _movielens_csv(name: str, page: str) -> NamedDataset:
-    return NamedDataset(
-        files=movielens_csv_files,
-        reader=read_movielens_csv,
-        threshold=3,
-        folder=name,
-        citation=_MOVIELENS_CITATION,
-        license=_MOVIELENS_LICENSE,
-        homepage=f"https://grouplens.org/datasets/movielens/{page}/",
-        options=("genre_lists",),
-        file_options=("tags",),
-    )
-
+_MOVIELENS: dict[str, Any] = {
+    "threshold": 3,
+    "citation": "Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.",
+    "license": "research use, no redistribution (see the README of the archive)",
+    "options": ["genre_lists"],
+}
 
 NAMED_DATASETS = {
     "movielens-100k": NamedDataset(
         files=("u.data", "u.user", "u.item", "u.genre"),
         reader=read_movielens_100k,
-        threshold=3,
         folder="ml-100k",
-        citation=_MOVIELENS_CITATION,
-        license=_MOVIELENS_LICENSE,
         homepage="https://grouplens.org/datasets/movielens/100k/",
-        options=("genre_lists",),
+        **_MOVIELENS,
     ),
     "movielens-1m": NamedDataset(
         files=("ratings.dat", "users.dat", "movies.dat"),
         reader=read_movielens_1m,
-        threshold=3,
         folder="ml-1m",
-        citation=_MOVIELENS_CITATION,
-        license=_MOVIELENS_LICENSE,
         homepage="https://grouplens.org/datasets/movielens/1m/",
-        options=("genre_lists",),
+        **_MOVIELENS,
     ),
-    "movielens-latest": _movielens_csv("ml-latest", "latest"),
-    "movielens-latest-small": _movielens_csv("ml-latest-small", "latest"),
-    "movielens-20m": _movielens_csv("ml-20m", "20m"),
-    "movielens-25m": _movielens_csv("ml-25m", "25m"),
-    "movielens-32m": _movielens_csv("ml-32m", "32m"),
     "book-crossing": NamedDataset(
         files=("BX-Users.csv", "BX-Books.csv", "BX-Book-Ratings.csv"),
         reader=read_book_crossing,
@@ -109,42 +93,13 @@ NAMED_DATASETS = {
         ),
         license="academic use, no redistribution, no commercial use",
         homepage="https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html",
-        options=("genre_lists",),
-        file_options=("subset",),
-    ),
-    "amazon-reviews-2023": NamedDataset(
-        files=amazon_files,
-        reader=read_amazon_reviews,
-        threshold=3,
-        folder="amazon-reviews-2023",
-        citation=(
-            "Hou, Li, He, Yan, Chen and McAuley, Bridging Language and Items for Retrieval and Recommendation, "
-            "arXiv 2403.03952, 2024."
-        ),
-        license="see its home page",
-        homepage="https://amazon-reviews-2023.github.io/",
-        file_options=("subset",),
-    ),
-    "criteo": NamedDataset(
-        files=("train.txt",),
-        reader=read_criteo,
-        threshold=None,
-        folder="criteo",
-        citation="Criteo Labs, Display Advertising Challenge, Kaggle 2014.",
-        license="Criteo's own terms (see its home page)",
-        homepage="https://www.kaggle.com/c/criteo-display-ad-challenge",
+        options=["genre_lists", "subset"],
     ),
     "restaurants": NamedDataset(
-        files=(
-            "rating_final.csv",
-            "userprofile.csv",
-            "geoplaces.csv|geoplaces2.csv",
-            "usercuisine.csv",
-            "chefmozcuisine.csv",
-        ),
+        files=("restaurants.csv",),
         reader=read_restaurants,
         threshold=1,
-        folder="restaurants",
+        folder=str(Path(__file__).parents[2] / "resources"),
         citation=(
             "Vargas-Govea, González-Serna and Ponce-Medellín, Effects of relevant contextual features in the "
             "performance of a restaurant recommender system, CARS 2011. Restaurant & consumer data, UCI, "
@@ -154,3 +109,6 @@ NAMED_DATASETS = {
         homepage="https://doi.org/10.24432/C5DP41",
     ),
 }
+# names that were read here once -> the script of examples/converters that makes parquet of the published files
+CONVERTERS = {"amazon-reviews-2023": "amazon.py", "criteo": "criteo.py"}
+CONVERTERS |= {f"movielens-{size}": "movielens_csv.py" for size in ("latest", "latest-small", "20m", "25m", "32m")}

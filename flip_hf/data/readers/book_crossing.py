@@ -5,36 +5,25 @@ Label: rating > 5, of 0 to 10. A 0 is an implicit rating: somebody had the book 
 any other, with the label 0; to leave those rows out, filter the table by `rating` before it is split.
 """
 
+import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from .files import PublishedFile
-from .lines import ReadingAccount, in_batches, unescape_entities
+from .files import name_of, opened
+from .lines import in_batches, in_one, join, strings, unescape_entities
 
 
 # Ages and years that can be true. The site was read in 2004, and books are dated up to a year ahead: 0, 1, 204 and 244
 # are among the ages, 0, 1376, 2030 and 2050 among the years.
-AGES = range(5, 101)
-YEARS = range(1800, 2006)
+_AGES, _YEARS = range(5, 101), range(1800, 2006)
 
 _USERS = ("User-ID", "Location", "Age")
-_BOOKS = (
-    "ISBN",
-    "Book-Title",
-    "Book-Author",
-    "Year-Of-Publication",
-    "Publisher",
-    "Image-URL-S",
-    "Image-URL-M",
-    "Image-URL-L",
-)
+_BOOKS = "ISBN Book-Title Book-Author Year-Of-Publication Publisher Image-URL-S Image-URL-M Image-URL-L".split()
 _RATINGS = ("User-ID", "ISBN", "Book-Rating")
-_SCHEMA = pa.schema(
-    {name: pa.string() for name in ("user_id", "location", "age", "isbn", "title", "author", "year", "publisher")}
-    | {"rating": pa.int64()}
-)
+_COLUMNS = ("user_id", "location", "age", "isbn", "title", "author", "year", "publisher", "rating")
 
 # a cell in quotes ends at a quote that no backslash escapes, before a semicolon or the end of the line: a quote inside
 # that was left unescaped does not end it
@@ -45,9 +34,7 @@ _ENCODED_TWICE = re.compile("\u00c3(?:\\?\u00c2)?([\u0080-\u00bf])")
 _UNKNOWN = ("", "n/a", "na", "null", "none", "not applicable (na )")
 
 
-def read_book_crossing(
-    account: ReadingAccount, users: PublishedFile, books: PublishedFile, ratings: PublishedFile
-) -> Iterator[pa.Table]:
+def read_book_crossing(left_out: Counter[str], users: str, books: str, ratings: str) -> Iterator[pa.Table]:
     """
     Joins the three files: every rating is a row, in the order of the file; a user or book that is in no other file
     leaves nulls.
@@ -59,68 +46,49 @@ def read_book_crossing(
       nothing was lost, HTML entities are the characters they stand for.
     - Unknown (null): NULL, empty, "n/a", ages outside 5 to 100, years outside 1800 to 2005. Parts of a location that
       are unknown are left out: "manila, n/a, philippines" is "manila, philippines".
-    - A line that cannot be read even so is counted, and left out: a rating with its reason, a user or book as one that
-      is not listed. ISBNs and ids stay as they are, whether or not they could be true.
+    - A line that cannot be read even so is counted, and left out: a user or book as one that is not listed.
     """
-    profiles: dict[str, tuple[str | None, str | None]] = {}
-    for user, location, age in _read_cells(account, users, _USERS):
-        profiles[user] = (_location(account, location), _within(account, age, AGES, "ages"))
-    no_user = (None, None)
-    listed: dict[str, tuple[str | None, ...]] = {}
-    for isbn, title, author, year, publisher, *_ in _read_cells(account, books, _BOOKS):
-        listed[isbn] = (
-            _known(title),
-            _known(author),
-            _within(account, year, YEARS, "years"),
-            _known(publisher),
-        )
-    no_book = (None,) * 4
+    people = ((user, _location(location), _within(age, _AGES)) for user, location, age in _read_cells(users, _USERS))
+    profiles = in_one(users, people, strings("user_id", "location", "age"))
+    titles = (
+        (isbn, _known(title), _known(author), _within(year, _YEARS), _known(publisher))
+        for isbn, title, author, year, publisher, *_ in _read_cells(books, _BOOKS)
+    )
+    listed = in_one(books, titles, strings("isbn", "title", "author", "year", "publisher"))
 
-    def rows() -> Iterator[tuple[str | int | None, ...]]:
-        for user, isbn, rating in _read_cells(account, ratings, _RATINGS):
-            if not (rating.isascii() and rating.isdigit()):
-                account.left_out["ratings that are no number"] += 1
-                continue
-            profile, book = profiles.get(user, no_user), listed.get(isbn, no_book)
-            if profile is no_user:
-                account.noted["ratings of a user who is not listed"] += 1
-            if book is no_book:
-                account.noted["ratings of a book that is not listed"] += 1
-            account.noted["implicit ratings (0)"] += rating == "0"
-            yield user, *profile, isbn, *book, int(rating)
+    def rated() -> Iterator[tuple[str, str, int]]:
+        for user, isbn, rating in _read_cells(ratings, _RATINGS, left_out):
+            if rating.isascii() and rating.isdigit():
+                yield user, isbn, int(rating)
+            else:
+                left_out["ratings that are no number"] += 1
 
-    return in_batches(ratings.name, rows(), _SCHEMA)
+    schema = pa.schema([*strings("user_id", "isbn"), ("rating", pa.int64())])
+    for batch in in_batches(ratings, rated(), schema):
+        yield join(join(batch, "user_id", profiles), "isbn", listed).select(_COLUMNS)
 
 
-def _read_cells(account: ReadingAccount, file: PublishedFile, header: Sequence[str]) -> Iterator[list[str]]:
-    """Cells of each line, NULL as `""`."""
+def _read_cells(file: str, header: Sequence[str], left_out: Counter[str] | None = None) -> Iterator[list[str]]:
+    """Cells of each line, NULL as `""`; a file of which most lines cannot be read is an error."""
     read, damaged = 0, 0
-    where: list[int] = []
-    with file.open_text("latin-1") as lines:
-        first = _split(next(lines, "").lstrip("ï»¿").rstrip("\r\n"))
+    with opened(file) as stream:
+        lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(stream, "latin-1", newline="\n"))
+        first = _split(next(lines, "").lstrip("ï»¿"))
         if first is None or [cell.lower() for cell in first] != [name.lower() for name in header]:
-            raise ValueError(f"{file.name} does not start with {';'.join(header)}: is it the file as published?")
-        for number, line in enumerate(lines, 2):
-            line = line.rstrip("\r\n")
-            if not line.strip():
-                continue
+            raise ValueError(f"{name_of(file)} does not start with {';'.join(header)}: is it the file as published?")
+        for line in filter(str.strip, lines):
             cells = _split(line)
             if cells is not None and len(cells) == len(header) - 1:
-                cells = _taken_apart(account, cells)
+                cells = _taken_apart(cells)
             if cells is None or len(cells) != len(header) or not cells[0]:
                 damaged += 1
-                where += [number] if len(where) < 3 else []
                 continue
             read += 1
-            yield [_repaired(account, cell) for cell in cells]
+            yield [_repaired(cell) for cell in cells]
     if damaged > read:
-        raise ValueError(
-            f"{file.name}: {damaged} lines of {read + damaged} cannot be read, the first is line {where[0]}: cells in "
-            'quotes, separated by ";", are expected'
-        )
-    if damaged:
-        counts = account.left_out if header is _RATINGS else account.noted
-        counts[f"lines of {file.name} that cannot be read (line {', '.join(map(str, where))} ...)"] += damaged
+        raise ValueError(f'{name_of(file)}: {damaged} of {read + damaged} lines are no cells in quotes between ";"')
+    if left_out is not None:
+        left_out["lines that cannot be read"] += damaged
 
 
 def _split(line: str) -> list[str] | None:
@@ -139,53 +107,38 @@ def _split(line: str) -> list[str] | None:
     return None
 
 
-def _taken_apart(account: ReadingAccount, cells: list[str]) -> list[str]:
+def _taken_apart(cells: list[str]) -> list[str]:
     """`title";author` in one cell, where the quote after the title was escaped by mistake, -> two cells."""
     places = [place for place, cell in enumerate(cells) if '";' in cell]
     if len(places) != 1:
         return cells
-    account.noted["cells that held two values (taken apart)"] += 1
     first, _, second = cells[places[0]].partition('";')
     return [*cells[: places[0]], first, second.removeprefix('"'), *cells[places[0] + 1 :]]
 
 
-def _repaired(account: ReadingAccount, cell: str) -> str:
+def _repaired(cell: str) -> str:
     cell = cell.strip(" \t")  # and nothing else: a non-breaking space may be half a letter here
     if not cell.isascii():
         try:
             cell = cell.encode("latin-1").decode("utf-8")
         except UnicodeDecodeError:
             pass
-        cell, letters = _ENCODED_TWICE.subn(lambda match: chr(ord(match[1]) + 0x40), cell)
-        account.noted["values with letters that were encoded twice (put right)"] += letters > 0
+        cell = _ENCODED_TWICE.sub(lambda match: chr(ord(match[1]) + 0x40), cell)
     if "\\" in cell:
-        account.noted["values with quotes left open (put right)"] += 1
         cell = cell.replace('\\"', '"').replace("\\", '"')
         cell = cell.removesuffix('"') if cell.count('"') % 2 else cell
-    if "&" in cell:
-        plain = unescape_entities(cell)
-        account.noted["values with HTML entities (put right)"] += plain != cell
-        cell = plain
-    return cell
+    return unescape_entities(cell)
 
 
 def _known(value: str) -> str | None:
     return None if value.lower() in _UNKNOWN else value
 
 
-def _location(account: ReadingAccount, location: str) -> str | None:
-    parts = [part.strip(' "') for part in location.split(",")]
-    known = [part for part in parts if part.strip("`'.").lower() not in _UNKNOWN]
-    account.noted["locations with an unknown part"] += len(known) < len(parts)
-    return ", ".join(known) or None
+def _location(location: str) -> str | None:
+    parts = (part.strip(' "') for part in location.split(","))
+    return ", ".join(part for part in parts if part.strip("`'.").lower() not in _UNKNOWN) or None
 
 
-def _within(account: ReadingAccount, text: str, values: range, what: str) -> str | None:
+def _within(text: str, values: range) -> str | None:
     """The number as text; null where it is none, or cannot be true."""
-    if not _known(text):
-        account.noted[f"{what} missing"] += 1
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) in values):
-        account.noted[f"{what} outside {values.start}-{values.stop - 1} (unknown)"] += 1
-        return None
-    return str(int(text))
+    return str(int(text)) if text.isascii() and text.isdigit() and int(text) in values else None
