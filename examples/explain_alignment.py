@@ -20,13 +20,13 @@ from flip_hf import FlipForPreTraining, FlipProcessor, load_ctr_dataset
 
 
 def find_row(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    """The row that was asked for: an encoded one of a prepared data set, a raw one of a table, or the one given."""
+    """The row that was asked for: of what was prepared, of a table, or the one given."""
     if not arguments.row.lstrip("-").isdigit():
         return json.loads(arguments.row)
     if arguments.data:
         rows = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir)
     elif arguments.prepared_dir:
-        rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))[arguments.split]
+        rows = load_from_disk(str(Path(arguments.prepared_dir) / "tables"))[arguments.split]
     else:
         raise SystemExit("--row is a number: of which table? Pass --prepared_dir or --data, or the row itself as json")
     if not 0 <= int(arguments.row) < len(rows):

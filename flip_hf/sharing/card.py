@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..analysis.metrics import BootstrapInterval
-from ..analysis.report import FlipReport, _markdown, _printable, percent
+from ..analysis.report import FlipReport, markdown, percent, printable
 from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..tabular_backbones_flip import TABULAR_BACKBONES
@@ -317,12 +317,12 @@ def _versions() -> str:
 
 
 def _line(text: Any) -> str:
-    return " ".join(_printable(str(text)).split())
+    return " ".join(printable(str(text)).split())
 
 
 def _plain(text: Any) -> str:
     """A text as one line of markdown that reads as that text."""
-    return _markdown(_line(text))
+    return markdown(_line(text))
 
 
 def _table(rows: Iterable[Iterable[Any]]) -> list[str]:

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a table: its figures, its renderings, and each warning, which has to fire and to stay silent."""
+
+import datetime
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import WORDS, make_table
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, columns_flip
+from flip_hf.analysis import describe as describe_module
+from flip_hf.analysis.describe import describe_rows
+from flip_hf.analysis.metrics import auc
+from flip_hf.analysis.report import FieldReport, FlipReport, FrequentValue, SplitReport, markdown, percent
+from flip_hf.sharing.card import write_model_card
+
+
+SIX_ROWS = {
+    "user_id": ["u1", "u1", "u2", "u2", "u3", None],
+    "price": [1.5, 2.0, 2.0, 4.0, 8.0, None],
+    "genre": [["Drama", "Comedy"], ["Drama"], [], ["Horror"], ["Drama"], ["Comedy"]],
+    "title": ["red house", "old day", "old day", "blue night", "new house", "green day"],
+    "label": [1, 0, 1, 1, 0, 0],
+}
+# The first row has 29 tokens; its price and genre, of 3 each, are the longest values, and the price stays whole
+SIX_ROWS_REPORT = """\
+split | num_rows | share_positive | tokens_mean | tokens_p95 | tokens_max | share_truncated
+rows | 6 | 50.0% | 25.5 | 29 | 29 | 16.7%
+
+name | kind | view | type | num_distinct | unseen | missing | tokens_mean | tokens_max | share_truncated
+user_id | categorical | joint | text | 3 | 0% | 16.7% | 2 | 2 | 0%
+price | numeric | joint | number | 4 | 0% | 16.7% | 1.4 | 3 | 0%
+genre | multivalued | joint | text | 3 | 0% | 16.7% | 1.4 | 3 | 16.7%
+title | categorical | text | text | 5 | - | 0% | 2 | 2 | 0%
+
+name | most_frequent
+user_id | u1 (2, label 1: 50.0%); u2 (2, label 1: 100%); u3 (1, label 1: 0%)
+price | 2 (2, label 1: 50.0%); 1.5 (1, label 1: 100%); 4 (1, label 1: 100%)
+genre | Drama (3, label 1: 33.3%); Comedy (2, label 1: 50.0%); Horror (1, label 1: 100%)
+title | old day (2, label 1: 50.0%); blue night (1, label 1: 100%); green day (1, label 1: 0%)
+
+auc: of the label mean of a row's value, taken from other rows; 0.5 says nothing.
+
+! genre (16.7%): lose tokens, since 16.7% of the rows are longer than max_length=28. max_length=29 holds 99%, 29 \
+holds all rows, and the language model takes 128
+"""
+
+
+def table(num_rows: int = 600, **columns: list) -> dict[str, list]:
+    """A table that gives no cause for a warning, and further columns."""
+    return {**make_table(num_rows), **columns}
+
+
+def describe(rows: dict, **options) -> FlipReport:
+    return describe_rows(FlipFeatureExtractor.fit(rows, **options), rows)
+
+
+def field_of(report: FlipReport, name: str) -> FieldReport:
+    return next(one for one in report.fields if one.name == name)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_six_rows_reads_like_this(tokenizer):
+    extractor = FlipFeatureExtractor.fit(SIX_ROWS, field_options={"title": {"view": "text"}})
+    report = FlipProcessor(extractor, tokenizer, max_length=28).describe(SIX_ROWS)
+    assert str(report) == report.to_text()
+    lines = [line for line in str(report).splitlines() if not line.startswith("| --")]
+    assert "\n".join(re.sub(" +", " ", line).strip("| ") for line in lines) + "\n" == SIX_ROWS_REPORT
+    assert all(len(set(map(len, part.splitlines()))) == 1 for part in str(report).split("\n\n")[:3])
+
+
+def test_figures_are_those_of_sentences_and_rates(splits, processor, tokenizer):
+    report = describe_rows(processor.feature_extractor, splits, processor)
+    for name, split in splits.items():
+        lengths = [len(tokenizer(text)["input_ids"]) for text in processor.render(split)]
+        found = report.splits[name]
+        assert (found.tokens_mean, found.tokens_max) == (pytest.approx(np.mean(lengths)), max(lengths))
+        assert found.tokens_p95 == np.quantile(lengths, 0.95, method="inverted_cdf")
+        assert found.share_truncated == np.mean(np.array(lengths) > processor.max_length)
+    titles = [len(tokenizer(title, add_special_tokens=False)["input_ids"]) for title in splits["train"]["title"]]
+    title = field_of(report, "title")
+    assert (title.tokens_mean, title.tokens_max) == (pytest.approx(np.mean(titles)), max(titles))
+    assert report.warnings == [] and str(report).endswith("\nNo warnings.\n")
+
+    train = table(300, tags=[["a"], ["b", "c"], []] * 100, weight=[1.0, None, 3.0] * 100)
+    test = table(30, tags=[["a", "new"], [], ["b"]] * 10, weight=[None, 2.0, 5.0] * 10)
+    test["user_id"][:10] = [*["nobody"] * 6, *[None] * 4]
+    extractor = FlipFeatureExtractor.fit(train, field_options={"title": {"view": "text"}})
+    report = describe_rows(extractor, {"train": Dataset.from_dict(train), "test": Dataset.from_dict(test)})
+    for split, rows in (("train", train), ("test", test)):
+        for name, rates in extractor.rates(extractor(rows)).items():
+            one = field_of(report, name)
+            assert {"unseen": one.unseen[split], "missing": one.missing[split]} == rates
+    assert field_of(report, "user_id").unseen["test"] == 0.2 and field_of(report, "title").unseen["test"] is None
+    assert field_of(report, "tags").unseen["test"] == 0.25  # 10 of 40, a hole being one
+
+
+def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
+    extractor = FlipFeatureExtractor.fit(splits["train"])
+    report = describe_rows(extractor, splits["test"].remove_columns("label"), FlipProcessor(extractor))
+    assert report.splits == {"rows": SplitReport(64)} and report.label_mean is None
+    assert [one.auc for one in report.fields] == [one.tokens_mean for one in report.fields] == [None] * 5
+    assert not re.search("auc|label|tokens|positive", str(report))
+
+
+def test_a_label_is_never_predicted_from_itself():
+    """Every value occurs two or three times and labels are random: a mean with the row's own label has AUC 0.9."""
+    random = np.random.default_rng(0)
+    rows = {"id": random.integers(0, 1000, 2500).tolist(), "label": random.integers(0, 2, 2500).tolist()}
+    means = pd.DataFrame(rows).groupby("id")["label"].transform("mean")
+    assert auc(rows["label"], means) > 0.8
+    for one in describe(rows, field_options={"id": {"statistics": ["label_mean", "frequency"]}}).fields:
+        assert one.auc == pytest.approx(0.5, abs=0.05), one.name
+
+
+def test_the_auc_is_that_of_means_over_the_other_folds():
+    rows = table(400)
+    rows["label"] = [int(user < "105" or k % 5 == 0) for k, user in enumerate(rows["user_id"])]
+    found = field_of(describe(rows), "user_id").auc
+    folds = ((np.arange(400, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)).astype(int) % 5
+    labels, users = np.array(rows["label"]), np.array(rows["user_id"])
+    assert np.bincount(folds).min() > 50
+    won = pairs = 0.0
+    for fold in range(5):
+        inside, outside = folds == fold, folds != fold
+        prior = labels[outside].mean()
+        scores = []
+        for user in users[inside]:
+            same = labels[outside & (users == user)]
+            scores.append((same.sum() + 10 * prior) / (len(same) + 10))
+        weight = labels[inside].sum() * (1 - labels[inside]).sum()
+        won, pairs = won + weight * auc(labels[inside], np.array(scores)), pairs + weight
+    assert found == pytest.approx(won / pairs, abs=1e-12) and 0.6 < found < 0.9
+
+
+# --- every form of rows ----------------------------------------------------------------------------------------------
+
+
+def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkeypatch):
+    rows = table(300)
+    rows["price"] = [None if k % 7 == 0 else k / 8 for k in range(300)]
+    rows["tags"] = [["x", "y", "z"][: k % 4] for k in range(300)]
+    rows["seen"] = [datetime.datetime(2024, 1, 1 + k % 28, k % 24) for k in range(300)]
+    rows["gender"][::9] = [None] * len(rows["gender"][::9])
+    whole = Dataset.from_dict(rows)
+    options = {
+        "seen": {"kind": "datetime", "parts": ["hour", "age"]},
+        "title": {"view": "text"},
+        "user_id": {"statistics": ["label_mean"]},
+    }
+    extractor = FlipFeatureExtractor.fit(whole, field_options=options)
+    processor = FlipProcessor(extractor, tokenizer, max_length=78)
+    expected = describe_rows(extractor, whole, processor)
+    assert expected.splits["rows"].num_rows == 300 and 0 < expected.splits["rows"].share_truncated < 1
+    forms = {
+        "dict of lists": rows,
+        "list of dicts": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
+        "Arrow table": pa.table(rows),
+        "pandas frame": pd.DataFrame(rows, index=np.arange(300)[::-1] * 0.5),
+        "selection": whole.select(range(299, -1, -1)).select(range(299, -1, -1)),
+        "stream": whole.to_iterable_dataset(num_shards=7),
+        "generated stream": IterableDataset.from_generator(lambda: iter(whole), features=whole.features),
+        "batches": iter([whole[:10], whole[10:11], whole[11:]]),
+    }
+    monkeypatch.setattr(columns_flip, "BATCH_SIZE", 64)
+    monkeypatch.setattr(describe_module, "_TEXT_BATCH_SIZE", 37)
+    for name, form in forms.items():
+        assert describe_rows(extractor, form, processor) == expected, name
+
+
+def test_fields_are_described_by_the_training_rows_and_splits_by_name(splits):
+    extractor = FlipFeatureExtractor.fit(splits["train"])
+    report = describe_rows(extractor, DatasetDict({name: splits[name] for name in ("test", "train")}))
+    alone = describe_rows(extractor, splits["train"])
+    assert list(report.splits) == ["test", "train"]
+    assert [one.most_frequent for one in report.fields] == [one.most_frequent for one in alone.fields]
+    assert "Unseen and missing: test / train." in str(report) and "Unseen and missing" not in str(alone)
+    without_train = {"a": {**splits["test"][:]}, "b": pd.DataFrame(splits["train"][:])}
+    assert list(describe_rows(extractor, without_train).splits) == ["a", "b"]
+
+
+def test_very_many_values_are_estimated_the_same_in_any_batches(monkeypatch):
+    random = np.random.default_rng(0)
+    items = [f"i{k}" for k in np.minimum(random.zipf(1.15, 40_000), 10**7)]
+    rows = {"item": items, "label": random.integers(0, 2, 40_000).tolist()}
+    rows["item"][::100] = [None] * 400
+    extractor = FlipFeatureExtractor.fit(rows)
+    exact = describe_rows(extractor, rows).fields[0]
+    assert (exact.num_distinct, exact.is_estimate) == (pd.Series(rows["item"]).nunique(), False)
+    monkeypatch.setattr(describe_module, "_MAX_VALUES", 4096)
+    monkeypatch.setattr(describe_module, "_NUM_FREQUENT", 64)
+    reports = []
+    for size in (100_000, 9_999, 500):
+        monkeypatch.setattr(describe_module, "_BATCH_SIZE", size)
+        reports.append(describe_rows(extractor, rows))
+    assert reports[0] == reports[1] == reports[2] and "~" in str(reports[0])
+    found = reports[0].fields[0]
+    assert found.is_estimate and found.num_distinct == pytest.approx(exact.num_distinct, rel=0.05)
+    assert found.most_frequent == exact.most_frequent and found.auc == pytest.approx(0.5, abs=0.05)
+
+
+def test_holes_weigh_as_much_beside_a_sample_of_the_values_as_beside_all(monkeypatch):
+    """Half of the values' rows are clicked, by chance, and holes never, which are half of the rows."""
+    monkeypatch.setattr(describe_module, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(describe_module, "_NUM_FREQUENT", 8)
+    random = np.random.default_rng(0)
+    aucs = []
+    for number in (900, 20_000):  # values, each of them in one row of each fold
+        counts, rows = describe_module._ValueCounts(), np.zeros((number + 1, 5, 2), np.int64)
+        rows[:number, :, 0] = 1
+        rows[:number, :, 1] = random.integers(0, 2, (number, 5))
+        rows[number, :, 0] = number
+        counts.add([*(f"v{k}" for k in range(number)), None], rows)
+        aucs.append(counts.auc(rows.sum(0)))
+    assert aucs[1] == pytest.approx(aucs[0], abs=0.02) and aucs[0] > 0.6
+
+
+def test_long_values_are_told_apart_and_shown_short():
+    report = describe(table(200, note=["x" * 5000 + str(k % 2) for k in range(200)]))
+    note = field_of(report, "note")
+    assert note.num_distinct == 2 and [value.occurrences for value in note.most_frequent] == [100, 100]
+    assert len(note.most_frequent[0].text) < 70 and f"| {'x' * 39}… (100" in str(report)
+
+
+# --- how it looks ----------------------------------------------------------------------------------------------------
+
+
+HOSTILE = "a|b <script>alert(1)</script> `c` *d* [e](https://x.y) $f$ _g_\n| h"
+
+
+def test_values_cannot_act_as_markup_or_on_a_terminal():
+    report = describe(table(12, **{"na|me<i>\x1b\u202e": [HOSTILE] * 12}))
+    text, page, shown = str(report), report.to_html(), report.to_markdown()
+    assert "\x1b" not in text and "\u202e" not in text and len(set(map(len, text.split("\n\n")[1].splitlines()))) == 1
+    assert page.startswith("<!DOCTYPE html>") and page.count("<table") == page.count("</table>") == 3
+    assert page == report._repr_html_() and "a|b &lt;script&gt;alert(1)&lt;/script&gt; `c` *d* [… (12" in page
+    for rendered in (page, shown):
+        assert "<script" not in rendered and "<i>" not in rendered and "user_id" in rendered
+    assert r"| na\|me&lt;i&gt;   | a\|b &lt;script&gt;alert(1)&lt;/script&gt; \`c\` \*d\* \[…" in shown
+    assert markdown("see https://x.y or www.x.y") == "see https&#58;//x.y or www&#46;x.y"
+    assert markdown("_g_ a_b __c $1 #x") == r"\_g\_ a_b \_\_c &#36;1 \#x"
+
+
+def test_a_small_share_is_not_shown_as_none():
+    shares = [0.0, 1.0, 0.125, 0.004, 4e-4, 1e-9, 0.9999, None]
+    assert list(map(percent, shares)) == ["0%", "100%", "12.5%", "0.4%", "0.04%", "<0.0001%", ">99.9%", "-"]
+
+
+def test_examples_of_values_can_be_left_out():
+    rows = table(600, city=["Xqzzy"] * 600, day=[f"2031-0{1 + k % 9}-11" for k in range(600)])
+    extractor = FlipFeatureExtractor.fit(rows, field_options={"day": {"kind": "categorical"}})
+    shown, hidden = (describe_rows(extractor, rows, show_values=show) for show in (True, False))
+    assert "Xqzzy" in str(shown) and "2031" in str(shown)
+    for text in (hidden.to_text(), hidden.to_markdown(), hidden.to_html(), repr(hidden)):
+        assert "Xqzzy" not in text and "2031" not in text and "Drama" not in text
+    assert field_of(hidden, "city").most_frequent[0] == FrequentValue(None, 600, np.mean(rows["label"]))
+    assert len(hidden.warnings) == len(shown.warnings) == 2
+
+
+# --- warnings --------------------------------------------------------------------------------------------------------
+
+
+ROWS = range(600)
+LABELS = make_table(600)["label"]
+NUMERIC = {"kind": "numeric"}
+LEAK = "predicts the label suspiciously well, AUC "
+# a further column, its options, and what the one warning says; or None where there must be none
+COLUMNS = {
+    "nothing more": (make_table(600)["gender"], {}, None),
+    "an id of each row": (
+        [f"s{k}" for k in ROWS],
+        {},
+        "600 distinct values in 600 rows, so hardly any id occurs twice",
+    ),
+    "an id of two rows": ([f"s{k // 2}" for k in ROWS], {}, None),
+    "a text of each row": ([f"s{k}" for k in ROWS], {"view": "text"}, None),
+    "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], {"kind": "numeric", "view": "text"}, None),
+    "a number of each row": ([k * 0.37 % 1 for k in ROWS], {}, None),
+    "a list of each row": ([[f"a{k % 25}", f"b{k // 25}"] for k in ROWS], {}, None),
+    "one value": (["same"] * 600, {}, "has one value in all 600 rows and says nothing. Leave it out of `fields`"),
+    "one value and holes": ([*["same"] * 300, *[None] * 300], {}, None),
+    "mostly holes": (["a" if k % 30 == 0 else None for k in ROWS], {}, "missing in 96.7% of the rows. Leave it out"),
+    "a text with holes": (["a" if k % 30 == 0 else " " for k in ROWS], {"view": "text"}, "missing in 96.7% of"),
+    "days": (
+        [f"2024-05-{1 + k % 28:02}" for k in ROWS],
+        {"kind": "categorical"},
+        "its 28 values are dates read as cat",
+    ),
+    "times": ([f"2024-05-{1 + k % 28:02}T18:30Z" for k in ROWS], {"kind": "categorical"}, "its 28 values are dates"),
+    "days as Europeans write them": ([f"{1 + k % 28}.12.2024" for k in ROWS], {}, "its 28 values are dates"),
+    "days in words": ([f"{1 + k % 28} May 2024" for k in ROWS], {}, "its 28 values are dates"),
+    "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
+    "prices": (
+        [f"{k % 150}.5" for k in ROWS],
+        {"kind": "categorical"},
+        "its 150 values are numbers read as categories",
+    ),
+    "prices as numbers": ([f"{k % 150}.5" for k in ROWS], {"kind": "numeric"}, None),
+    "whole numbers": ([k % 150 for k in ROWS], {}, None),
+    "not numbers": (
+        [k / 2 if k % 10 else "many" for k in ROWS],
+        NUMERIC,
+        "10.0% of its values in the rows are no numbers",
+    ),
+    "hardly ever no number": ([k / 2 if k % 50 else "many" for k in ROWS], NUMERIC, None),
+    "too rare values": (
+        [f"s{k % 200}" for k in ROWS],
+        {"min_frequency": 9},
+        "100% of its values in the rows are not in",
+    ),
+    "the label in words": (["bought" if label else "left" for label in LABELS], {}, LEAK),
+    "filled afterwards": ([f"order {k % 7}" if label else None for k, label in enumerate(LABELS)], {}, LEAK),
+    "a number that follows": ([label + k / 1000 for k, label in enumerate(LABELS)], {}, LEAK),
+    "a list that follows": ([["cart", "paid"] if label else ["cart"] for label in LABELS], {}, LEAK),
+    "a good field": ([f"v{label ^ (k % 10 == 0)}" for k, label in enumerate(LABELS)], {}, None),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_is_warned_of_where_it_should_be(name):
+    values, options, message = COLUMNS[name]
+    warnings = describe({"extra": values, "label": LABELS}, field_options={"extra": options}).warnings
+    assert len(warnings) == (message is not None)
+    assert all(warning.startswith("extra: ") and message in warning for warning in warnings)
+
+
+def test_names_and_numbers_of_rows_decide_as_well():
+    years = {"publication_year": [str(1800 + k % 200) for k in ROWS], "label": LABELS}
+    (warning,) = describe(years).warnings
+    assert warning.startswith("publication_year: its 200 values are numbers read as categories")
+    assert describe(table(100, extra=[f"s{k}" for k in range(100)])).warnings == []
+    few = {"outcome": ["yes"] * 5 + ["no"] * 10, "label": [1] * 5 + [0] * 10}  # 5 labels of one class prove nothing
+    assert describe(few).warnings == [] and field_of(describe(few), "outcome").auc is None
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "found"),
+    [
+        (
+            lambda k, name: f"{name[:2]}{k % 9}",
+            {},
+            "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not",
+        ),
+        # what is said of the values mends what is unseen
+        (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
+        (
+            lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}",
+            {"kind": "categorical"},
+            "extra: its 28 values are dates",
+        ),
+        (
+            lambda k, name: "many" if name != "train" and k % 2 else k / 2,
+            {"kind": "numeric"},
+            "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no",
+        ),
+        (lambda k, name: f"s{k % 9}" if name == "train" or k % 2 else "new", {}, None),
+        (lambda k, name: f"s{k % 9}" if name != "test" else None, {}, "extra: missing in 100% of the rows of test. "),
+    ],
+)
+def test_splits_are_compared_and_a_field_has_one_remedy_however_many(column, options, found):
+    sizes = {"train": 600, "validation": 60, "test": 60}
+    splits = {name: {"extra": [column(k, name) for k in range(size)]} for name, size in sizes.items()}
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"extra": options})
+    warnings = describe_rows(extractor, splits).warnings
+    assert warnings == [] if found is None else warnings[0].startswith(found) and len(warnings) == 1
+
+
+def test_labels_of_one_class_are_warned_of(splits):
+    extractor = FlipFeatureExtractor.fit(splits["train"])
+    ones = splits["test"].map(lambda row: {"label": 1})
+    assert describe_rows(extractor, {"train": splits["train"], "test": ones}).warnings == [
+        "label: all 64 labels of the rows of test are 1, so nothing can be learnt or judged by them. Look at the rule "
+        "that makes the label (label_threshold), or split the rows at random"
+    ]
+    assert describe_rows(extractor, ones).warnings[0].startswith("label: all 64 labels of the rows are 1, so ")
+
+
+def test_text_that_will_be_cut_is_warned_of(splits, tokenizer):
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"title": {"view": "text"}})
+
+    def with_titles(lengths: dict[int, int]) -> dict[str, list]:
+        """The training rows, their titles 5 words long, or as long as `lengths` says by row."""
+        return {**splits["train"][:], "title": [" ".join([WORDS[k % 10]] * lengths.get(k, 5)) for k in range(256)]}
+
+    plain = FlipProcessor(extractor, tokenizer, max_length=100).describe(with_titles({}))
+    fits = plain.splits["rows"].tokens_max
+    assert plain.warnings == [] and plain.splits["rows"].share_truncated == 0
+    # 26 of 256 rows are 30 tokens too long, one of them by 50
+    rows, processor = with_titles(dict.fromkeys(range(25), 35) | {25: 55}), FlipProcessor(extractor, tokenizer, fits)
+    (warning,) = processor.describe(rows).warnings
+    pattern = (
+        rf"title \(10\.2%\): lose tokens, since 10\.2% of the rows are longer than max_length={fits}\. "
+        r"max_length=(\d+) holds 99%, (\d+) holds all rows, and the language model takes 128"
+    )
+    nearly_all, longest = map(int, re.fullmatch(pattern, warning).groups())
+    assert fits + 25 <= nearly_all <= fits + 30 and fits + 45 <= longest <= fits + 50
+    assert FlipProcessor(extractor, tokenizer, nearly_all).describe(rows).splits["rows"].share_truncated <= 0.01
+    assert FlipProcessor(extractor, tokenizer, longest).describe(rows).warnings == []
+    (warning,) = processor.describe({"train": with_titles({}), "test": with_titles({0: 500})}).warnings
+    assert warning.startswith("title (0.39%): lose tokens, since 0.39% of the rows of test are longer")
+
+
+def test_an_extractor_of_a_folders_code_is_described_as_the_installed_one_is(splits, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for path in Path(columns_flip.__file__).parent.glob("*_flip.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    foreign = get_class_from_dynamic_module("processing_flip.FlipProcessor", tmp_path).from_pretrained(tmp_path)
+    assert not isinstance(foreign, FlipProcessor)
+    assert foreign.describe(splits) == processor.describe(splits)
+
+
+# --- errors, and where it goes ---------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_described_is_named(splits):
+    extractor = FlipFeatureExtractor.fit(splits["train"])
+    with pytest.raises(ValueError, match="split 'test' has no rows to describe"):
+        describe_rows(extractor, {"train": splits["train"], "test": splits["test"].select([])})
+    with pytest.raises(ValueError, match="the table has no rows"):
+        describe_rows(extractor, [])
+    with pytest.raises(ValueError, match="no column for field 'genre'"):
+        describe_rows(extractor, splits["test"].remove_columns("genre"))
+    with pytest.raises(ValueError, match="label 2 in row 3 of column 'label' is neither 0 nor 1"):
+        describe_rows(extractor, {**table(8), "label": [0, 1, 0, 2, 0, 0, 0, 0]})
+    with pytest.raises(ValueError, match="2 labels in column 'label' for 8 rows"):
+        describe_rows(extractor, {**table(8), "label": [0, 1]})
+    with pytest.raises(TypeError, match="rows are a int"):
+        describe_rows(extractor, 3)
+
+
+def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
+    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
+    report = processor.describe(splits, show_values=False)
+    facts = {"title": "FLIP on clicks", "dataset_name": "clicks", "label_rule": "clicked", "metrics": {"auc": 0.7}}
+    facts |= {"num_train_rows": 256, "num_test_rows": 64, "command": "python train.py", "licenses": "Data: mine."}
+    rates = {"title": {"unseen": 0.0, "missing": 0.0}}
+    for shown in (None, report):
+        card = write_model_card(tmp_path, model, **facts, rates=rates, report=shown).read_text(encoding="utf-8")
+        assert ("## Data" in card) == (f"## Data\n\n{report.to_markdown()}\n## Evaluation\n" in card) == bool(shown)
+
+
+def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):
+    script = str(Path(__file__).parents[1] / "examples" / "prepare_data.py")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clicks, published = tmp_path / "clicks.csv", tmp_path / "ml-100k"
+    pd.DataFrame(table(200)).to_csv(clicks, index=False)
+    published.mkdir()
+    files = {
+        "u.user": ["1|24|M|technician|85711", "2|53|F|other|94043"],
+        "u.genre": ["unknown|0", "Action|1"],
+        "u.item": ["7|Invented Film (1995)|01-Jan-1995||http://x|0|1", "8|B (1996)|01-Jan-1995||x|1|0"],
+        "u.data": [f"{1 + k % 2}\t{7 + k // 2 % 2}\t{1 + k % 5}\t88125094{k % 10}" for k in range(40)],
+    }
+    for name, lines in files.items():
+        (published / name).write_text("\n".join([*lines, ""]))
+    of_movies = ["movielens-100k", "--data_dir", str(published)]
+    for dataset, value in (([str(clicks)], "Drama"), (of_movies, "most_frequent")):
+        output = tmp_path / "prepared"
+        arguments = ["--dataset", *dataset, "--output_dir", str(output), "--report"]
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
+        runpy.run_path(script, run_name="__main__")
+        text, shown, page = ((output / f"report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html"))
+        assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
+        assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
+        for content in (text, shown, page):
+            assert value in content.replace("\\_", "_") and "Invented" not in content and "technician" not in content
