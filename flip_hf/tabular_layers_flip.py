@@ -17,15 +17,18 @@ from torch import nn
 from transformers import initialization as init
 
 
+def check_choice(name: str, value: str, *allowed: str) -> None:
+    """Raises `ValueError` for a value that is none of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
 class MultiLayerPerceptron(nn.Sequential):
     """
     Linear -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
     arXiv 1703.04247, eq. 4). With `batch_norm` what enters ReLU is normalised over the rows of the batch first.
 
     `(B, input_size)` -> `(B, output_size)`; `output_size` is the last of `hidden_units`.
-
-    Raises:
-        ValueError: if `hidden_units` is empty.
     """
 
     def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
@@ -51,11 +54,20 @@ class SumToLogit(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def init_weights(self) -> None:
-        """Bias zero."""
         init.zeros_(self.bias)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.sum(-1, keepdim=True) + self.bias
+
+
+class CrossNetwork(nn.ModuleList):
+    """Cross layers one behind the other, each of which also reads x_0: `(B, X)` x_0 -> `(B, X)` x_L."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        crossed = inputs
+        for layer in self:
+            crossed = layer(crossed, inputs)
+        return crossed
 
 
 class VectorCrossNetwork(nn.Module):
@@ -67,9 +79,6 @@ class VectorCrossNetwork(nn.Module):
     where the equation as it stands goes over the whole row L times.
 
     `(B, X)` x_0 -> `(B, X)` x_L.
-
-    Raises:
-        ValueError: without layers.
     """
 
     def __init__(self, size: int, num_layers: int):
@@ -109,7 +118,6 @@ class CrossLayer(nn.Linear):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """W Xavier normal, b zero."""
         init.xavier_normal_(self.weight)
         init.zeros_(self.bias)
 
@@ -157,26 +165,15 @@ class CrossMixtureLayer(nn.Module):
 
 class BiInteraction(nn.Module):
     """
-    Products of all pairs of fields, summed in linear time, one number for each dimension (Rendle 2010, lemma 3.1,
-    before its sum over dimensions): sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2.
+    Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
+    (Rendle 2010, lemma 3.1, before its sum over dimensions, which makes it the second-order term of a factorization
+    machine).
 
     `(B, F, D)` -> `(B, D)`.
     """
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
-
-
-class FactorizationMachine(BiInteraction):
-    """
-    Second-order term of factorization machines (Rendle 2010, lemma 3.1; DeepFM eq. 2), pairs of fields summed in
-    linear time: sum_{i<j} <e_i, e_j> = (|sum_i e_i|^2 - sum_i |e_i|^2) / 2.
-
-    `(B, F, D)` -> `(B,)`.
-    """
-
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return super().forward(embeddings).sum(1)
 
 
 class InnerProducts(nn.Module):
@@ -211,7 +208,6 @@ class OuterProducts(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each W_ij Xavier normal."""
         init.normal_(self.kernel, std=self.size**-0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -260,7 +256,7 @@ class AttentionalPooling(nn.Module):
         first, second = pairs_of_fields(embeddings)
         products = embeddings.index_select(1, first) * embeddings.index_select(1, second)  # (B, P, D)
         hidden = F.linear(products.flatten(0, 1), self.weight, self.bias).relu_()  # (B x P, attention_dim)
-        weights = (hidden @ self.query).unflatten(0, (num_rows, -1)).softmax(-1)
+        weights = (hidden @ self.query).unflatten(0, (num_rows, len(first))).softmax(-1)
         weights = F.dropout(weights, self.weight_dropout, self.training)  # (B, P)
         above = weights.new_zeros(num_rows, num_fields**2).index_copy(1, first * num_fields + second, weights)
         pooled = (embeddings * (above.unflatten(1, (num_fields, -1)) @ embeddings)).sum(1)  # (B, D)
@@ -317,9 +313,6 @@ class CompressedInteractionNetwork(nn.Module):
     "linear", no activation, best (section 4.4.3), which is also faster: what is only summed is never made.
 
     `(B, F, D)` -> `(B, output_size)`.
-
-    Raises:
-        ValueError: without layers, for another activation, or if a layer to be split has an odd number of maps.
     """
 
     def __init__(
@@ -328,8 +321,7 @@ class CompressedInteractionNetwork(nn.Module):
         super().__init__()
         if not hidden_units:
             raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
-        if activation not in ("linear", "relu"):
-            raise ValueError(f'cin_activation={activation!r} is not one of "linear", "relu"')
+        check_choice("cin_activation", activation, "linear", "relu")
         if split_half and any(units % 2 for units in hidden_units[:-1]):
             raise ValueError(
                 f"cin_hidden_units={list(hidden_units)} has an odd size before its last, which "
@@ -353,13 +345,11 @@ class CompressedInteractionNetwork(nn.Module):
                 made = F.relu(layer(maps, inputs))  # (H_k, B, D)
                 sums.append(made[start:].sum(-1).T)
                 maps = made[:num_passed]
-                continue
-            made = layer(maps, inputs, num_passed) if num_passed else None
-            if made is not None and not start:  # they are there: no need to sum them another way
-                sums.append(made.sum(-1).T)
-            else:
-                sums.append(layer.pooled(maps, inputs, start))
-            maps = made
+            else:  # only what goes on is made; what is summed and does not go on is summed without
+                made = layer(maps, inputs, num_passed) if num_passed else None
+                goes_on = made is not None and not start
+                sums.append(made.sum(-1).T if goes_on else layer.pooled(maps, inputs, start))
+                maps = made
         return torch.cat(sums, dim=1)
 
 
@@ -378,8 +368,7 @@ class LogarithmicLayer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_neurons, num_fields))
         self.bias = nn.Parameter(torch.empty(num_neurons))
-        self.log_norm = nn.BatchNorm1d(size) if batch_norm else None
-        self.exp_norm = nn.BatchNorm1d(size) if batch_norm else None
+        self.log_norm, self.exp_norm = (nn.BatchNorm1d(size) if batch_norm else nn.Identity() for _ in range(2))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -388,15 +377,10 @@ class LogarithmicLayer(nn.Module):
         init.zeros_(self.bias)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        logarithms = embeddings.transpose(1, 2).abs().clamp(min=1e-7).log()  # (B, D, F)
-        if self.log_norm is not None:
-            logarithms = self.log_norm(logarithms)
+        logarithms = self.log_norm(embeddings.transpose(1, 2).abs().clamp(min=1e-7).log())  # (B, D, F)
         # with the weight in this layout the product of its gradient is the fast one of the two
         crosses = torch.addmm(self.bias, logarithms.flatten(0, 1), self.weight.T.contiguous()).exp()  # (B x D, H)
-        crosses = crosses.unflatten(0, logarithms.shape[:2])  # (B, D, H)
-        if self.exp_norm is not None:
-            crosses = self.exp_norm(crosses)
-        return crosses.flatten(1)
+        return self.exp_norm(crosses.unflatten(0, logarithms.shape[:2])).flatten(1)
 
 
 class FieldSelfAttention(nn.Module):
@@ -406,9 +390,6 @@ class FieldSelfAttention(nn.Module):
     are joined, and the layer gives ReLU(joined + W_res e_m).
 
     `(B, F, D)` -> `(B, F, D)`.
-
-    Raises:
-        ValueError: if the heads do not divide D.
     """
 
     def __init__(self, size: int, num_heads: int, use_residual: bool = True):
