@@ -67,16 +67,11 @@ class BilinearInteraction(nn.Module):
     """
 
     def __init__(self, num_fields: int, size: int, bilinear_type: str = "field_interaction", num_groups: int = 1):
-        if num_fields < 2:
-            raise ValueError(f"{num_fields} field makes no pair to cross: give the ID tower two fields or more")
         super().__init__()
         self.bilinear_type = bilinear_type
+        num_pairs = num_fields * (num_fields - 1) // 2
         # the last field is never the left one of a pair
-        matrices = {
-            "field_all": 1,
-            "field_each": num_fields - 1,
-            "field_interaction": num_fields * (num_fields - 1) // 2,
-        }
+        matrices = {"field_all": 1, "field_each": num_fields - 1, "field_interaction": num_pairs}
         check_choice("bilinear_type", bilinear_type, *matrices)
         self.weight = nn.Parameter(torch.empty(num_groups, matrices[bilinear_type], size, size))
         self.init_weights()

@@ -87,9 +87,9 @@ class FlipPreTrainedModel(PreTrainedModel):
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
-        if self.config.text_adapter is not None and kwargs.get("is_main_process", True):
-            folder = os.path.join(save_directory, "text_adapter")
-            save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
+            if self.config.text_adapter is not None and kwargs.get("is_main_process", True):
+                folder = os.path.join(save_directory, "text_adapter")
+                save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @property

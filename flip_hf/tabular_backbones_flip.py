@@ -364,6 +364,7 @@ class FiBiNET(Backbone):
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
+        check_that_there_are_pairs(config)
         num_fields, size = len(config.tabular_fields), config.feature_embedding_size
         std = config.tabular_initializer_range
         self.senet = SqueezeExcitation(num_fields, size, reduction_ratio, excitation_activation, std)

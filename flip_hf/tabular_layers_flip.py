@@ -25,10 +25,8 @@ def check_choice(name: str, value: str, *allowed: str) -> None:
 
 class MultiLayerPerceptron(nn.Sequential):
     """
-    Linear -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
-    arXiv 1703.04247, eq. 4). With `batch_norm` what enters ReLU is normalised over the rows of the batch first.
-
-    `(B, input_size)` -> `(B, output_size)`; `output_size` is the last of `hidden_units`.
+    Linear (-> batch norm) -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
+    arXiv 1703.04247, eq. 4). `(B, input_size)` -> `(B, output_size)`, the last of `hidden_units`.
     """
 
     def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
@@ -75,8 +73,7 @@ class VectorCrossNetwork(nn.Module):
     DCN's cross network (arXiv 1708.05123, eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l for each of `num_layers`.
 
     Every x_l is c_l x_0 + (b_0 + ... + b_{l-1}) with one number c_l a row: c_0 = 1 and c_{l+1} = c_l +
-    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and then L numbers a row are enough,
-    where the equation as it stands goes over the whole row L times.
+    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and L numbers a row are enough.
 
     `(B, X)` x_0 -> `(B, X)` x_L.
     """
@@ -91,7 +88,7 @@ class VectorCrossNetwork(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each w Xavier normal by its own two sizes, X and 1; b zero."""
+        """Each w Xavier normal by its two sizes, X and 1."""
         init.normal_(self.weight, std=(2 / (self.size + 1)) ** 0.5)
         init.zeros_(self.bias)
 
@@ -181,15 +178,14 @@ class InnerProducts(nn.Module):
     PNN's inner products <e_i, e_j> of the pairs of fields i < j (arXiv 1611.00144, section III.A), in the order
     (0, 1), (0, 2), ..., (1, 2), ...
 
-    The paper's p has the squares i = j too; its authors' code, and everybody's since, leaves them out.
-
-    `(B, F, D)` -> `(B, P)`.
+    The paper's p has the squares i = j too; its authors' code leaves them out. `(B, F, D)` -> `(B, P)`.
     """
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        first, second = pairs_of_fields(embeddings)
+        num_fields = embeddings.shape[1]
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         products = embeddings @ embeddings.transpose(1, 2)  # (B, F, F)
-        return products.flatten(1).index_select(1, first * embeddings.shape[1] + second)
+        return products.flatten(1).index_select(1, first * num_fields + second)
 
 
 class OuterProducts(nn.Module):
@@ -203,26 +199,18 @@ class OuterProducts(nn.Module):
 
     def __init__(self, num_fields: int, size: int):
         super().__init__()
-        self.size = size
         self.kernel = nn.Parameter(torch.empty(num_fields * (num_fields - 1) // 2, size, size))
         self.init_weights()
 
     def init_weights(self) -> None:
-        init.normal_(self.kernel, std=self.size**-0.5)
+        init.normal_(self.kernel, std=self.kernel.shape[-1] ** -0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        first, second = pairs_of_fields(embeddings)
+        num_fields = embeddings.shape[1]
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         by_field = embeddings.transpose(0, 1).contiguous()  # (F, B, D): picking a field copies one block
         weighted = by_field.index_select(0, first) @ self.kernel  # (P, B, D)
         return (weighted * by_field.index_select(0, second)).sum(-1).T
-
-
-def pairs_of_fields(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions i and j, each `(P,)`, of the pairs i < j of the fields of `embeddings` `(B, F, D)`."""
-    first, second = torch.triu_indices(
-        embeddings.shape[1], embeddings.shape[1], offset=1, device=embeddings.device
-    ).unbind()
-    return first, second
 
 
 class AttentionalPooling(nn.Module):
@@ -230,9 +218,8 @@ class AttentionalPooling(nn.Module):
     AFM's attention over the products of pairs of fields (arXiv 1708.04617, eq. 4 to 6): with
     a_ij = softmax_{i<j}(h^T ReLU(W (e_i * e_j) + b)) it gives sum_{i<j} a_ij e_i * e_j.
 
-    As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the sum.
-
-    The sum is made as sum_i e_i * (sum_j a_ij e_j), which does not go over the products once more.
+    As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the sum, which
+    is made as sum_i e_i * (sum_j a_ij e_j): this does not go over the products once more.
 
     `(B, F, D)` -> `(B, D)`.
     """
@@ -246,14 +233,13 @@ class AttentionalPooling(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As in the authors' code: W Xavier normal, h N(0, 1); b zero."""
         init.xavier_normal_(self.weight)
         init.zeros_(self.bias)
         init.normal_(self.query)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         num_rows, num_fields, _ = embeddings.shape
-        first, second = pairs_of_fields(embeddings)
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         products = embeddings.index_select(1, first) * embeddings.index_select(1, second)  # (B, P, D)
         hidden = F.linear(products.flatten(0, 1), self.weight, self.bias).relu_()  # (B x P, attention_dim)
         weights = (hidden @ self.query).unflatten(0, (num_rows, len(first))).softmax(-1)
@@ -310,7 +296,7 @@ class CompressedInteractionNetwork(nn.Module):
 
     `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
     its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
-    "linear", no activation, best (section 4.4.3), which is also faster: what is only summed is never made.
+    "linear" best (section 4.4.3).
 
     `(B, F, D)` -> `(B, output_size)`.
     """

@@ -94,7 +94,7 @@ def load_text_config(name_or_path: str, num_hidden_layers: int | None = None, **
     Configuration of a pretrained language model, cut to its lowest layers.
 
     Raises:
-        ValueError: if it has fewer layers, or layers share weights in groups that would be torn.
+        ValueError: if it has fewer layers, or layers that share weights in groups.
     """
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "attn_implementation")}
     text_config = AutoConfig.from_pretrained(name_or_path, **kwargs)
@@ -106,15 +106,10 @@ def load_text_config(name_or_path: str, num_hidden_layers: int | None = None, **
         raise ValueError(
             f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {total} layers; take 1 to {total}"
         )
-    groups = getattr(text_config, "num_hidden_groups", 1)  # ALBERT: layers of a group share their weights
-    if groups > 1:
-        size = total // groups
-        if total % groups or (num_hidden_layers > size and num_hidden_layers % size):
-            raise ValueError(
-                f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {groups} groups of {size} layers that "
-                f"share their weights; take a multiple of {size}"
-            )
-        text_config.num_hidden_groups = max(1, num_hidden_layers // size)
+    if getattr(text_config, "num_hidden_groups", 1) > 1:  # of ALBERT, whose published models have one group
+        raise ValueError(
+            f"num_hidden_layers={num_hidden_layers}: {name_or_path} shares weights in groups of layers: leave it out"
+        )
     for name in ("layer_types", "mlp_layer_types"):  # lists with an entry per layer
         if getattr(text_config, name, None):
             setattr(text_config, name, list(getattr(text_config, name))[:num_hidden_layers])
@@ -265,6 +260,14 @@ def _behind(text_model: PreTrainedModel, layers: str) -> list[nn.Module]:
 # --- LoRA (arXiv 2106.09685), by the peft library --------------------------------------------------------------------
 
 
+# what peft offers beside an adapter, and values with which the language model stays what it is
+_LORA_LEAVES_ALONE = {
+    "init_lora_weights": (True, False, "gaussian"),  # PiSSA and others start by changing the weights
+    "bias": ("none",),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication"), (None,)),
+}
+
+
 def is_adapter_weight(name: str) -> bool:
     """Whether a weight of a text tower belongs to its adapter."""
     return any(part.startswith("lora_") for part in name.split("."))
@@ -278,16 +281,8 @@ def language_model_weights(text_model: PreTrainedModel) -> dict[str, str]:
 def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
     """
     Puts LoRA layers into a text tower, which is then a transformers model with a PEFT adapter, and freezes all else.
-
-    Args:
-        adapter (`peft.LoraConfig` or `dict`): its settings.
-
-    Returns:
-        `dict`: the settings that differ from peft's defaults, and the modules that were found:
-        `FlipConfig.text_adapter`.
-
-    Raises:
-        ValueError: for a setting that trains or changes the language model itself, which is not saved with an adapter.
+    The settings (a `peft.LoraConfig` or a dict of them) come back as `FlipConfig.text_adapter`: those that differ from
+    peft's defaults, and the modules that were found.
     """
     requires_backends("A text adapter", "peft")
     peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
@@ -296,20 +291,12 @@ def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
         raise TypeError(
             f"text_adapter is a {type(adapter).__name__}: pass a peft.LoraConfig, or a dict of its settings"
         )
-    settings, plain = lora_config.to_dict(), peft.LoraConfig().to_dict()
-    outside = ("bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
-    refused = [name for name in outside if settings[name] != plain[name]]
-    if settings["init_lora_weights"] not in (
-        True,
-        False,
-        "gaussian",
-    ):  # PiSSA and others start by changing the weights
-        refused.append("init_lora_weights")
-    if refused:
-        raise ValueError(
-            f"{refused[0]}={settings[refused[0]]!r} trains or changes weights of the language model itself, which are "
-            "not saved with an adapter: leave it out"
-        )
+    for name, allowed in _LORA_LEAVES_ALONE.items():
+        if getattr(lora_config, name) not in allowed:
+            raise ValueError(
+                f"{name}={getattr(lora_config, name)!r} trains or changes weights of the language model itself, which "
+                "are not saved with an adapter: leave it out"
+            )
     if lora_config.target_modules is None:
         known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         lora_config.target_modules = known.get(text_model.config.model_type, "all-linear")
@@ -321,6 +308,7 @@ def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
     for name, parameter in text_model.named_parameters():
         if is_adapter_weight(name):  # steps of an adapter are too small for 8 bits of mantissa
             parameter.data = parameter.data.float()
+    plain = peft.LoraConfig().to_dict()
     changed = {name: value for name, value in lora_config.to_dict().items() if value != plain[name]}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equations of papers on lists of numbers, one row at a time: they share no code with the layers compared with them."""
+"""Equations of papers on lists of numbers, one row at a time, sharing no code with what is compared."""
 
 import itertools
 import math
