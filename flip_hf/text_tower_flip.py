@@ -284,9 +284,9 @@ def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
     The settings (a `peft.LoraConfig` or a dict of them) come back as `FlipConfig.text_adapter`: those that differ from
     peft's defaults, and the modules that were found.
     """
-    requires_backends("A text adapter", "peft")
+    requires_backends(add_adapter, "peft")
     peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
-    lora_config = peft.LoraConfig(**adapter) if isinstance(adapter, dict) else adapter
+    lora_config = peft.LoraConfig(**adapter) if isinstance(adapter, dict) else copy.copy(adapter)
     if not isinstance(lora_config, peft.LoraConfig):
         raise TypeError(
             f"text_adapter is a {type(adapter).__name__}: pass a peft.LoraConfig, or a dict of its settings"

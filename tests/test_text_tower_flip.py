@@ -32,6 +32,7 @@ from transformers import (
     Qwen2Config,
     RobertaConfig,
 )
+from transformers.utils import import_utils
 
 from flip_hf import (
     DataCollatorForFlipCTR,
@@ -434,7 +435,7 @@ def move_adapter(model):
     return model
 
 
-@every_tower
+@pytest.mark.parametrize("name", ["bert", "albert", "modernbert", "qwen2"])
 def test_an_adapter_learns_alone_and_its_folder_leaves_the_language_model_out(name, make, peft, tmp_path, monkeypatch):
     architecture = make(name)
     model = architecture.stage_2()
@@ -467,10 +468,8 @@ def test_an_adapter_learns_alone_and_its_folder_leaves_the_language_model_out(na
     torch.testing.assert_close(again(**batch).logits, expected)
 
     # an ordinary PEFT adapter, for peft and for transformers
-    assert (
-        json.loads((tmp_path / "small/text_adapter/adapter_config.json").read_text())["base_model_name_or_path"]
-        == name
-    )
+    config = json.loads((tmp_path / "small" / "text_adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == name
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if architecture.is_decoder:
         inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -559,20 +558,15 @@ def test_what_is_wrong_with_an_adapter_is_said(bert, make, peft, tmp_path, monke
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             whole.add_text_adapter(wrong)
+    with monkeypatch.context() as patch:
+        patch.setitem(import_utils.BACKENDS_MAPPING, "peft", (lambda: False, import_utils.PEFT_IMPORT_ERROR))
+        with pytest.raises(ImportError, match="requires the peft library"):
+            whole.add_text_adapter(LORA)
     whole.add_text_adapter(LORA)  # nothing of them stayed
     tabular = FlipForCTR(FlipConfig.from_processor(bert.processor, mode="tabular"))
     for method, arguments in (("add_text_adapter", [LORA]), ("merge_text_adapter", []), ("freeze_text", ["all"])):
         with pytest.raises(ValueError, match="this FlipForCTR has no text tower"):
             getattr(tabular, method)(*arguments)
-
-
-def test_without_peft_an_adapter_asks_for_it(bert, peft, tmp_path, monkeypatch):
-    model = bert.stage_2(mode="text")
-    monkeypatch.setattr(
-        "flip_hf.text_tower_flip.requires_backends", lambda *a: (_ for _ in ()).throw(ImportError("peft"))
-    )
-    with pytest.raises(ImportError, match="peft"):
-        model.add_text_adapter(LORA)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": "all-linear", "use_rslora": True}])
