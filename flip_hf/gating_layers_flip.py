@@ -80,6 +80,14 @@ class BilinearInteraction(nn.Module):
         init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        if embeddings.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.products(embeddings)
+        # products are many times larger than embeddings: on a CPU, 1 MB of them at a time stays in the cache
+        num_bytes = embeddings[:1].numel() * embeddings.element_size() * (embeddings.shape[2] - 1) // 2
+        return torch.cat([self.products(rows) for rows in embeddings.split(max(1, 2**20 // max(1, num_bytes)))])
+
+    def products(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """As `forward`, for all rows at once."""
         num_fields = embeddings.shape[2]
         left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         if self.bilinear_type == "field_interaction":

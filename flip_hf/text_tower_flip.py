@@ -130,20 +130,15 @@ def quiet_loading() -> Iterator[None]:
 
 # --- the MLM head of a checkpoint ------------------------------------------------------------------------------------
 
-# Where architectures have dense, LayerNorm and decoder, and the activation behind dense: the setting that names it,
-# or its name.
+# where architectures have dense, LayerNorm and decoder, and the activation behind dense: the setting that names it, or
+# its name
 _MLM_HEADS = (
-    (
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions.decoder",
-        "hidden_act",
-    ),
-    ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
-    ("vocab_transform", "vocab_layer_norm", "vocab_projector", "activation"),  # DistilBERT
-    ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "gelu"),  # ELECTRA
-    ("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "hidden_act"),  # ALBERT
-    ("head.dense", "head.norm", "decoder", "classifier_activation"),  # ModernBERT
+    ("cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", "hidden_act"),  # BERT, DeBERTa
+    ("lm_head.", "dense", "layer_norm", "decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
+    ("vocab_", "transform", "layer_norm", "projector", "activation"),  # DistilBERT
+    ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head", "gelu"),  # ELECTRA
+    ("predictions.", "dense", "LayerNorm", "decoder", "hidden_act"),  # ALBERT
+    ("", "head.dense", "head.norm", "decoder", "classifier_activation"),  # ModernBERT
 )
 
 
@@ -185,18 +180,19 @@ def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwa
 
 def _read_mlm_head(model: PreTrainedModel) -> TextMLMHead | None:
     modules = dict(model.named_modules())
-    for *names, activation in _MLM_HEADS:
-        if not all(name in modules for name in names):
-            continue
+    for prefix, *names, activation in _MLM_HEADS:
+        parts = [modules.get(prefix + name) for name in names]
+        if None in parts or parts[2].bias is None or parts[2].in_features != parts[0].out_features:
+            continue  # of these names, but more is done beside them: ESM, MobileBERT
         weights = {}
-        for part, name in zip(("dense", "layer_norm", "decoder"), names, strict=True):
-            weight, bias = modules[name].weight.detach(), modules[name].bias
-            weights[f"{part}.weight"] = weight
-            weights[f"{part}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        for name, part in zip(("dense", "layer_norm", "decoder"), parts, strict=True):
+            weight, bias = part.weight.detach(), part.bias
+            weights[f"{name}.weight"] = weight
+            weights[f"{name}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         settings = {
             "hidden_size": len(weights["dense.weight"]),
             "hidden_act": getattr(model.config, activation, activation),
-            "layer_norm_eps": modules[names[1]].eps,
+            "layer_norm_eps": parts[1].eps,
         }
         return TextMLMHead("text_model", settings, weights)
     return None
@@ -297,6 +293,7 @@ def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
                 f"{name}={getattr(lora_config, name)!r} trains or changes weights of the language model itself, which "
                 "are not saved with an adapter: leave it out"
             )
+    lora_config.base_model_name_or_path, lora_config.inference_mode = None, False  # of an adapter read from a folder
     if lora_config.target_modules is None:
         known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         lora_config.target_modules = known.get(text_model.config.model_type, "all-linear")

@@ -64,6 +64,8 @@ def test_bilinear_products_equal_those_pair_by_pair(bilinear_type, matrices):
             yield product(affine(matrix.T, fields[i]), fields[j])
 
     assert_equal(layer(x), [[list(products(layer.weight[group], row[group])) for group in range(2)] for row in x])
+    many = random(4000, 2, F, D)  # which a CPU takes in blocks
+    torch.testing.assert_close(layer(many), layer.products(many), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("context", [[], [2], [3, 0]])

@@ -27,6 +27,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    MobileBertConfig,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -211,12 +212,16 @@ def test_a_head_that_was_taken_over_says_at_first_what_the_language_model_says(n
     assert model.mlm_head.decoder.weight is not model.flip.text.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("name", ["bert", "electra", "deberta-v2"])
+@pytest.mark.parametrize("name", ["bert", "electra", "deberta-v2", "mobilebert"])
 def test_a_checkpoint_without_a_known_head_gives_its_word_embeddings_and_a_warning(name, make, tmp_path, caplog):
-    architecture = make(name)
+    architecture = make("bert" if name == "mobilebert" else name)
     if name == "deberta-v2":  # whose newer head multiplies by the word embeddings themselves
         config = DebertaV2Config.from_dict({**architecture.config.to_dict(), "legacy": False})
         model, reason = AutoModelForMaskedLM.from_config(config), "that of a DebertaV2ForMaskedLM is not known"
+    elif name == "mobilebert":  # whose decoder has two parts, under BERT's names
+        sizes = {**SIZES, "embedding_size": 8, "intra_bottleneck_size": 16, "true_hidden_size": 16}
+        config = MobileBertConfig(**{**architecture.config.to_dict(), **sizes, "model_type": "mobilebert"})
+        model, reason = AutoModelForMaskedLM.from_config(config), "that of a MobileBertForMaskedLM is not known"
     else:
         model, reason = AutoModel.from_pretrained(architecture.folder), "it lacks"
     model.save_pretrained(tmp_path / "body")
@@ -531,8 +536,10 @@ def test_an_adapter_can_be_added_to_what_stage_1_taught_and_finds_it_again(bert,
 
 
 def test_what_is_wrong_with_an_adapter_is_said(bert, make, peft, tmp_path, monkeypatch):
-    model = bert.stage_2(mode="text", text_adapter=peft.LoraConfig(r=2, target_modules=["query"]))
-    assert model.config.text_adapter == {"r": 2, "target_modules": ["query"]}
+    saved = peft.LoraConfig(r=2, target_modules=["query"], base_model_name_or_path="/home/me", inference_mode=True)
+    model = bert.stage_2(mode="text", text_adapter=saved)
+    assert model.config.text_adapter == {"r": 2, "target_modules": ["query"]} and saved.inference_mode
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
     model.save_pretrained(tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     for source, name in ((None, "bert"), ("nowhere", "nowhere")):
