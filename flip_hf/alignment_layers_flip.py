@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import MASK_FEATURE_ID, FlipConfig
 from .modeling_flip_base import grow_table
-from .text_tower_flip import TextMLMHead, mlm_activations
+from .text_tower_flip import TextMLMHead, mlm_activation
 
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
@@ -44,7 +44,7 @@ class FlipMLMHead(nn.Module):
         self.activation, self.layer_norm = torch.tanh, None
         if config.mlm_transform == "text_model":
             size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or self.text_size
-            self.activation = ACT2FN[settings.get("hidden_act") or mlm_activations(text_config)[0]]
+            self.activation = ACT2FN[settings.get("hidden_act") or mlm_activation(text_config)]
             self.layer_norm = nn.LayerNorm(size, eps=settings.get("layer_norm_eps", 1e-12))
         self.dense = nn.Linear(self.text_size + tabular_size, size)
         self.dropout = nn.Dropout(config.mlm_dropout_prob)

@@ -8,18 +8,14 @@ Letters: B rows, F fields that have slots, D size of one field's embedding, X = 
 fields, A heads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .tabular_layers_flip import MultiLayerPerceptron
-
-
-BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
-EXCITATION_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}
+from .tabular_layers_flip import MultiLayerPerceptron, check_choice
 
 
 class SqueezeExcitation(nn.Module):
@@ -28,9 +24,6 @@ class SqueezeExcitation(nn.Module):
     with s = ReLU in the paper; W_1 has max(1, F // reduction_ratio) rows. `std` is how large the embeddings start.
 
     `(B, F, D)` -> `(B, F, D)`.
-
-    Raises:
-        ValueError: for a `reduction_ratio` below 1 or an unknown activation.
     """
 
     def __init__(
@@ -38,10 +31,9 @@ class SqueezeExcitation(nn.Module):
     ):
         if reduction_ratio < 1:
             raise ValueError(f"reduction_ratio={reduction_ratio} is below 1: it divides the number of fields")
-        if activation.lower() not in EXCITATION_ACTIVATIONS:
-            raise ValueError(f"excitation_activation={activation!r} is not one of {', '.join(EXCITATION_ACTIVATIONS)}")
+        check_choice("excitation_activation", activation.lower(), "relu", "sigmoid")
         super().__init__()
-        self.activation = EXCITATION_ACTIVATIONS[activation.lower()]
+        self.activation = torch.relu if activation.lower() == "relu" else torch.sigmoid
         self.scale = (size**0.5 / std) ** 0.5
         reduced = max(1, int(num_fields / reduction_ratio))
         self.squeeze = nn.Parameter(torch.empty(reduced, num_fields))  # W_1
@@ -72,122 +64,38 @@ class BilinearInteraction(nn.Module):
     Several groups of embeddings, each with its own W, are crossed at once, pairs being within a group.
 
     `(B, G, F, D)` -> `(B, G, P, D)`, pairs in the order (0, 1), (0, 2), ..., (F - 2, F - 1).
-
-    Raises:
-        ValueError: for an unknown type, or for fewer than two fields.
     """
 
     def __init__(self, num_fields: int, size: int, bilinear_type: str = "field_interaction", num_groups: int = 1):
-        if bilinear_type not in BILINEAR_TYPES:
-            raise ValueError(f"bilinear_type={bilinear_type!r} is not one of {', '.join(BILINEAR_TYPES)}")
-        if num_fields < 2:
-            raise ValueError(f"{num_fields} field makes no pair to cross: give the ID tower two fields or more")
         super().__init__()
         self.bilinear_type = bilinear_type
         num_pairs = num_fields * (num_fields - 1) // 2
         # the last field is never the left one of a pair
         matrices = {"field_all": 1, "field_each": num_fields - 1, "field_interaction": num_pairs}
+        check_choice("bilinear_type", bilinear_type, *matrices)
         self.weight = nn.Parameter(torch.empty(num_groups, matrices[bilinear_type], size, size))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each D x D matrix Xavier normal."""
         init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        num_groups, num_fields = embeddings.shape[1:3]
-        groups = torch.arange(num_groups, device=embeddings.device)[:, None]
+        if embeddings.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.products(embeddings)
+        # products are many times larger than embeddings: on a CPU, 1 MB of them at a time stays in the cache
+        num_bytes = embeddings[:1].numel() * embeddings.element_size() * (embeddings.shape[2] - 1) // 2
+        return torch.cat([self.products(rows) for rows in embeddings.split(max(1, 2**20 // max(1, num_bytes)))])
+
+    def products(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """As `forward`, for all rows at once."""
+        num_fields = embeddings.shape[2]
         left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
-        # groups side by side, as if they were fields: (B, G x F, D), and (G x P,) positions
-        fields, right = embeddings.flatten(1, 2), (groups * num_fields + right).flatten()
-        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        in_cache = embeddings.device.type == "cpu" and not recorded
         if self.bilinear_type == "field_interaction":
-            left, weight = (groups * num_fields + left).flatten(), self.weight.flatten(0, 1)
-            product = _PairwiseMappedProducts.apply if in_cache else _pairwise_mapped_products
-            crossed = product(fields, weight, left, right)
+            mapped = torch.einsum("bgpd,gpde->bgpe", embeddings.index_select(2, left), self.weight)
         else:
             weight = self.weight.expand(-1, num_fields - 1, -1, -1)
-            mapped = torch.einsum("bgfd,gfde->bgfe", embeddings[:, :, :-1], weight).flatten(1, 2)  # (B, G (F - 1), D)
-            left = (groups * (num_fields - 1) + left).flatten()
-            product = _PairProducts.apply if in_cache else _pair_products
-            crossed = product(mapped, fields.to(mapped.dtype), left, right)
-        return crossed.unflatten(1, (num_groups, -1))  # (B, G, P, D)
-
-
-# Products of all pairs are many times larger than the embeddings. On a CPU both factors of each pair, written to
-# memory and read again, would take longer than the products; so there, some rows are made at a time, which stay in
-# cache, and made again in backward.
-
-
-def _split(left: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The tensors, `(B, ...)` each, in blocks of rows whose products take 1 MB."""
-    rows = max(1, 2**20 // (len(left) * tensors[0].shape[-1] * tensors[0].element_size()))
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-def _pair_products(lefts: torch.Tensor, rights: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`(B, L, D)`, `(B, R, D)` and positions `(P,)` in either -> `(B, P, D)`."""
-    return lefts.index_select(1, left) * rights.index_select(1, right)
-
-
-class _PairProducts(torch.autograd.Function):
-    """`_pair_products` in blocks of rows."""
-
-    @staticmethod
-    def forward(ctx, lefts, rights, left, right):  # type: ignore[override]
-        ctx.save_for_backward(lefts, rights, left, right)
-        products = lefts.new_empty(len(lefts), len(left), lefts.shape[2])
-        for a, b, out in _split(left, lefts, rights, products):
-            torch.mul(a.index_select(1, left), b.index_select(1, right), out=out)
-        return products
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        lefts, rights, left, right = ctx.saved_tensors
-        grads = torch.zeros_like(lefts), torch.zeros_like(rights)
-        for a, b, g, grad_a, grad_b in _split(left, lefts, rights, grad, *grads):
-            grad_a.index_add_(1, left, b.index_select(1, right).mul_(g))
-            grad_b.index_add_(1, right, a.index_select(1, left).mul_(g))
-        return *grads, None, None
-
-
-def _pairwise_mapped_products(
-    fields: torch.Tensor, weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor
-) -> torch.Tensor:
-    """`(B, F, D)`, a matrix for each pair `(P, D, D)` and positions `(P,)` -> (e_left W) * e_right, `(B, P, D)`."""
-    mapped = torch.bmm(fields.transpose(0, 1).index_select(0, left), weight)  # (P, B, D)
-    return fields.index_select(1, right) * mapped.transpose(0, 1)
-
-
-class _PairwiseMappedProducts(torch.autograd.Function):
-    """`_pairwise_mapped_products` in blocks of rows."""
-
-    @staticmethod
-    def forward(ctx, fields, weight, left, right):  # type: ignore[override]
-        ctx.save_for_backward(fields, weight, left, right)
-        products = fields.new_empty(len(fields), len(left), fields.shape[2])
-        for rows, out in _split(left, fields, products):
-            out.copy_(_pairwise_mapped_products(rows, weight, left, right))
-        return products
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @torch.autocast("cpu", enabled=False)  # sums are kept in the embeddings' own precision
-    def backward(ctx, grad):  # type: ignore[override]
-        fields, weight, left, right = ctx.saved_tensors
-        grad_fields, grad_weight = torch.zeros_like(fields), torch.zeros_like(weight)
-        for rows, g, grad_rows in _split(left, fields, grad, grad_fields):
-            by_field = rows.transpose(0, 1).contiguous()  # (F, rows, D)
-            lefts = by_field.index_select(0, left)  # (P, rows, D)
-            g = g.transpose(0, 1).contiguous()
-            sums = torch.zeros_like(by_field).index_add_(0, right, torch.bmm(lefts, weight).mul_(g))
-            g.mul_(by_field.index_select(0, right))
-            grad_weight.baddbmm_(lefts.transpose(1, 2), g)
-            sums.index_add_(0, left, torch.bmm(g, weight.transpose(1, 2)))
-            grad_rows.copy_(sums.transpose(0, 1))
-        return grad_fields, grad_weight, None, None
+            mapped = torch.einsum("bgfd,gfde->bgfe", embeddings[:, :, :-1], weight).index_select(2, left)
+        return mapped * embeddings.index_select(2, right)
 
 
 class ContextGate(nn.Module):
@@ -224,9 +132,6 @@ class BilinearFusion(nn.Module):
     sum_a x_a^T W_a y_a.
 
     `(B, size_1)` and `(B, size_2)` -> `(B,)`.
-
-    Raises:
-        ValueError: if the heads do not divide both sizes.
     """
 
     def __init__(self, size_1: int, size_2: int, num_heads: int = 1):
@@ -237,7 +142,6 @@ class BilinearFusion(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each head's matrix Xavier normal."""
         init.normal_(self.weight, std=(2 / sum(self.weight.shape[1:])) ** 0.5)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -261,7 +165,6 @@ class FieldLayerNorm(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Scales one, shifts zero."""
         init.ones_(self.weight)
         init.zeros_(self.bias)
 
@@ -276,9 +179,6 @@ class MaskBlock(nn.Module):
     ReLU(LN(W (m * h))). W_d1 has `reduction_ratio` times the size of h rows.
 
     `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`.
-
-    Raises:
-        ValueError: if the ratio leaves the mask's hidden layer nothing.
     """
 
     def __init__(
@@ -297,16 +197,12 @@ class MaskBlock(nn.Module):
         self.aggregation = nn.Linear(embeddings_size, aggregation)
         self.projection = nn.Linear(aggregation, size_in)
         self.hidden = nn.Linear(size_in, size_out, bias=False)
-        self.norm = nn.LayerNorm(size_out) if layernorm else None
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.norm = nn.LayerNorm(size_out) if layernorm else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, embeddings: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         mask = self.projection(F.relu(self.aggregation(embeddings)))  # (B, size_in)
-        hidden = self.hidden(mask * inputs)  # (B, size_out)
-        if self.norm is not None:
-            hidden = self.norm(hidden)
-        hidden = F.relu(hidden)
-        return hidden if self.dropout is None else self.dropout(hidden)
+        return self.dropout(F.relu(self.norm(self.hidden(mask * inputs))))  # (B, size_out)
 
 
 class GatedCrossLayer(nn.Module):
@@ -323,7 +219,6 @@ class GatedCrossLayer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """W_c and W_g Xavier normal, b zero."""
         init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
         init.zeros_(self.bias)
 

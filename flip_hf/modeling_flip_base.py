@@ -23,13 +23,12 @@ from .text_tower_flip import (
     cast_language_model,
     copy_language_model,
     freeze,
-    freeze_language_model,
-    is_adapter_weight,
     language_model_digest,
     language_model_weights,
     load_text_model,
     merge_adapter,
     quiet_loading,
+    save_adapter,
 )
 
 
@@ -78,14 +77,20 @@ class FlipPreTrainedModel(PreTrainedModel):
         """The language model, `None` in a model of ids alone."""
         return getattr(getattr(self, "flip", self), "text", None)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; with an adapter, without the language model's own weights."""
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """
+        As `PreTrainedModel.save_pretrained`. With an adapter, without the weights of the language model, and with the
+        adapter once more in the folder `text_adapter`, as peft writes and reads it.
+        """
         if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf
             auto_map = {"AutoModel": "modeling_flip.FlipModel"}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
-        super().save_pretrained(*args, **kwargs)
+            if self.config.text_adapter is not None and kwargs.get("is_main_process", True):
+                folder = os.path.join(save_directory, "text_adapter")
+                save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,9 +126,9 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         Puts LoRA (arXiv 2106.09685) into the text tower, with the library peft (`pip install flip_hf[lora]`).
 
-        The language model's own weights are frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves
-        the language model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its
-        argument `text_model`. [`merge_text_adapter`] makes a whole model of it again.
+        The language model is frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves the language
+        model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its argument
+        `text_model`. [`merge_text_adapter`] makes a whole model of it again.
 
         Args:
             adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`. Without `target_modules`, those
@@ -131,15 +136,14 @@ class FlipPreTrainedModel(PreTrainedModel):
 
         Raises:
             ImportError: without peft.
-            ValueError: without a text tower, if it has an adapter, or for a setting that would change the language
-                model's own weights (`bias`, `modules_to_save`, ...).
+            ValueError: without a text tower, if it has an adapter, or for a setting that trains or changes the
+                language model itself (`bias`, `modules_to_save`, ...).
         """
         text_model = self._need_text_tower()
-        if any(is_adapter_weight(name) for name, _ in text_model.named_parameters()):
+        if text_model._hf_peft_config_loaded:
             raise ValueError("the text tower has an adapter: merge it first (merge_text_adapter())")
         digest = language_model_digest(text_model)
         settings = add_adapter(text_model, adapter)
-        freeze_language_model(text_model)
         for module in self.modules():
             if isinstance(module, FlipPreTrainedModel):
                 module.config.text_adapter = settings
@@ -154,26 +158,24 @@ class FlipPreTrainedModel(PreTrainedModel):
             ValueError: if there is no adapter.
         """
         text_model = self._need_text_tower()
-        if not any(is_adapter_weight(name) for name, _ in text_model.named_parameters()):
+        if not text_model._hf_peft_config_loaded:
             raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")
         merge_adapter(text_model)
         for module in self.modules():
             if isinstance(module, FlipPreTrainedModel):
                 module.config.text_adapter = module.config.text_model_digest = None
 
-    def _language_model_names(self) -> set[str]:
-        """Names of weights that a folder with an adapter lacks."""
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """
+        Names of weights that a folder with an adapter lacks: read by `save_pretrained`, and by Trainer when it loads a
+        checkpoint into the model it has.
+        """
         text_model = self.text_tower
         if text_model is None or self.config.text_adapter is None:
             return set()
         prefix = next(name for name, module in self.named_modules() if module is text_model)
         return {f"{prefix}.{name}" for name in language_model_weights(text_model)}
-
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str]:
-        # read by save_pretrained, and by Trainer when it loads a checkpoint into the model it has; it depends on
-        # whether there is an adapter now
-        return self._language_model_names()
 
     @_keys_to_ignore_on_save.setter
     def _keys_to_ignore_on_save(self, keys: Any) -> None:
@@ -181,13 +183,10 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
         """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
-        config = self.config
-        source = text_model
+        config, source = self.config, text_model
         if not isinstance(text_model, PreTrainedModel):
             source = config.text_model_name_or_path if text_model is None else str(text_model)
             try:
-                if source is None:
-                    raise OSError("text_model_name_or_path is None")
                 source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
             except (OSError, ValueError) as error:
                 raise ValueError(
@@ -285,11 +284,10 @@ class FlipPreTrainedModel(PreTrainedModel):
             ) from error
         if text_dtype is not None and model.text_tower is not None:
             cast_language_model(model.text_tower, text_dtype)
-        elsewhere = model._language_model_names()
+        elsewhere = model._keys_to_ignore_on_save
         if elsewhere and elsewhere <= set(info["missing_keys"]):
             where = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
             model._load_language_model(name, text_model, **where)
-            freeze_language_model(model.text_tower)
             info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - elsewhere)
         elif text_model is not None and model.text_tower is not None:
             raise ValueError(f"text_model={text_model}: {name} holds the language model itself; leave text_model out")

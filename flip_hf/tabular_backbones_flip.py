@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bodies of the ID tower, one class and one paper each: embeddings of a row's fields -> its vector v.
 
-A backbone is a class with
-
-- `__init__(config, **hyper_parameters)`, named as the paper and FuxiCTR name them;
-- `hidden_size`, d_v;
-- `forward(embeddings (B, F, D), first_order (B, F) or None) -> v (B, d_v)`, first_order the fields' own weights;
-- `vector_holds_first_order`: v is made of `first_order`, which the tower's logit then does not add again;
-- `vector_sums_to_logit`: the logit is the sum of v, not Linear(v);
-- `reads_embeddings = False`, if it makes nothing of the embeddings, which the tower then does without.
-
-The tower around it ([`FlipTabularModel`]) adds first-order term and logit.
+A body is a [`Backbone`] with `__init__(config, **hyper_parameters)`, named as the paper and FuxiCTR name them, and an
+entry in `TABULAR_BACKBONES`. The tower around it ([`FlipTabularModel`]) adds first-order term and logit.
 
 Letters: B rows, F fields that have slots, D size of one field's embedding, d_v size of the vector.
 """
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -37,23 +29,39 @@ from .tabular_layers_flip import (
     CompressedInteractionNetwork,
     CrossLayer,
     CrossMixtureLayer,
-    FactorizationMachine,
+    CrossNetwork,
     FieldSelfAttention,
     InnerProducts,
     LogarithmicLayer,
     MultiLayerPerceptron,
     OuterProducts,
     VectorCrossNetwork,
+    check_choice,
 )
 
 
-def check_that_there_are_pairs(config: FlipConfig) -> None:
-    """
-    For models that are products of pairs of fields and nothing else.
+DNN = (300, 300, 128)  # hidden layers of all DNNs, unless a configuration says otherwise
 
-    Raises:
-        ValueError: for a single field.
+
+class Backbone(nn.Module):
     """
+    `forward(embeddings (B, F, D), first_order (B, F) or None)` -> v `(B, d_v)`, first_order being the fields' own
+    weights; `hidden_size` is d_v.
+    """
+
+    vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
+    vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)
+    reads_embeddings = True  # if not, the tower does without them
+    hidden_size: int
+
+
+def flat_size(config: FlipConfig) -> int:
+    """F x D."""
+    return len(config.tabular_fields) * config.feature_embedding_size
+
+
+def check_that_there_are_pairs(config: FlipConfig) -> None:
+    """Raises `ValueError` for a single field, where a model is products of pairs of fields and nothing else."""
     if len(config.tabular_fields) < 2:
         raise ValueError(
             f"backbone={config.backbone!r} multiplies pairs of fields, and there is one field with ids: give it two "
@@ -61,11 +69,8 @@ def check_that_there_are_pairs(config: FlipConfig) -> None:
         )
 
 
-class LogisticRegression(nn.Module):
-    """
-    Logistic regression: v = the fields' own first-order weights, d_v = F, and the logit is their sum and a bias. It
-    has no embeddings.
-    """
+class LogisticRegression(Backbone):
+    """v = the fields' own first-order weights, d_v = F, and the logit is their sum and a bias."""
 
     vector_holds_first_order = True
     vector_sums_to_logit = True
@@ -79,16 +84,12 @@ class LogisticRegression(nn.Module):
         return first_order
 
 
-class FM(nn.Module):
+class FM(Backbone):
     """
     Factorization machine (Rendle, Factorization Machines, ICDM 2010, eq. 1): v = sum_{i<j} e_i * e_j, d_v = D. The
     logit is the first-order term, the sum of v, which is sum_{i<j} <e_i, e_j>, and a bias.
-
-    Raises:
-        ValueError: for a single field, which has no pair.
     """
 
-    vector_holds_first_order = False
     vector_sums_to_logit = True
 
     def __init__(self, config: FlipConfig):
@@ -101,56 +102,36 @@ class FM(nn.Module):
         return self.pairs(embeddings)
 
 
-class WideDeep(nn.Module):
+class WideDeep(Backbone):
     """
     Wide & Deep (arXiv 1606.07792, eq. 3): v = dnn, d_v = dnn_hidden_units[-1]. The wide part is the first-order term
     of the tower's logit; crosses of columns, which the paper makes by hand, are columns of the data here.
-
-    Args:
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
     """
 
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
-
-    def __init__(
-        self, config: FlipConfig, dnn_hidden_units: tuple[int, ...] = (300, 300, 128), dnn_dropout: float = 0.0
-    ):
+    def __init__(self, config: FlipConfig, dnn_hidden_units: Sequence[int] = DNN, dnn_dropout: float = 0.0):
         super().__init__()
-        self.dnn = MultiLayerPerceptron(
-            len(config.tabular_fields) * config.feature_embedding_size, dnn_hidden_units, dnn_dropout
-        )
+        self.dnn = MultiLayerPerceptron(flat_size(config), dnn_hidden_units, dnn_dropout)
         self.hidden_size = self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         return self.dnn(embeddings.flatten(1))
 
 
-class DCN(nn.Module):
+class DCN(Backbone):
     """
     Deep & Cross (arXiv 1708.05123): cross layers with one vector of weights each, parallel to the DNN,
     v = [cross ; dnn], d_v = F x D + dnn_hidden_units[-1].
-
-    Args:
-        num_cross_layers (`int`): of the cross network.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: if `num_cross_layers` is below 1.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
         num_cross_layers: int = 3,
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        size = len(config.tabular_fields) * config.feature_embedding_size
+        size = flat_size(config)
         self.cross = VectorCrossNetwork(size, num_cross_layers)
         self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
         self.hidden_size = size + self.dnn.output_size
@@ -160,23 +141,15 @@ class DCN(nn.Module):
         return torch.cat([self.cross(flat), self.dnn(flat)], dim=1)
 
 
-class DCNv2(nn.Module):
+class DCNv2(Backbone):
     """
     DCN-V2 (arXiv 2008.13535), cross layers parallel to the DNN: v = [cross ; dnn], d_v = F x D + dnn_hidden_units[-1].
 
     Args:
         use_low_rank_mixture (`bool`): cross layers are a mixture of low-rank experts (the paper's DCN-Mix); `False`:
             each has one full matrix.
-        num_cross_layers (`int`): of the cross network.
-        low_rank, num_experts (`int`): of the mixture, 32 and 4 unless given.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: if `low_rank` or `num_experts` is given without a mixture.
+        low_rank, num_experts (`int`): of the mixture; 32 and 4 by default.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
@@ -185,16 +158,16 @@ class DCNv2(nn.Module):
         num_cross_layers: int = 2,
         low_rank: int | None = None,
         num_experts: int | None = None,
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        size = len(config.tabular_fields) * config.feature_embedding_size
+        size = flat_size(config)
         if not use_low_rank_mixture and (low_rank is not None or num_experts is not None):
             raise ValueError(
                 f"low_rank={low_rank} and num_experts={num_experts} are of the mixture, and use_low_rank_mixture=False"
             )
-        self.cross = nn.ModuleList(
+        self.cross = CrossNetwork(
             CrossMixtureLayer(size, low_rank or 32, num_experts or 4) if use_low_rank_mixture else CrossLayer(size)
             for _ in range(num_cross_layers)
         )
@@ -203,24 +176,14 @@ class DCNv2(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         flat = embeddings.flatten(1)  # (B, F x D)
-        crossed = flat
-        for layer in self.cross:
-            crossed = layer(crossed, flat)
-        return torch.cat([crossed, self.dnn(flat)], dim=1)
+        return torch.cat([self.cross(flat), self.dnn(flat)], dim=1)
 
 
-class AutoInt(nn.Module):
+class AutoInt(Backbone):
     """
     AutoInt+ (arXiv 1810.11921): self-attention over fields parallel to the DNN, v = [attention output ; dnn],
     d_v = F x D + dnn_hidden_units[-1].
-
-    Args:
-        attention_layers, num_heads (`int`), use_residual (`bool`): of the interacting layers.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
@@ -228,25 +191,21 @@ class AutoInt(nn.Module):
         attention_layers: int = 3,
         num_heads: int = 2,
         use_residual: bool = True,
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        size = len(config.tabular_fields) * config.feature_embedding_size
-        self.attention = nn.Sequential(
-            *(
-                FieldSelfAttention(config.feature_embedding_size, num_heads, use_residual)
-                for _ in range(attention_layers)
-            )
-        )
-        self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = size + self.dnn.output_size
+        size = config.feature_embedding_size
+        layers = (FieldSelfAttention(size, num_heads, use_residual) for _ in range(attention_layers))
+        self.attention = nn.Sequential(*layers)
+        self.dnn = MultiLayerPerceptron(flat_size(config), dnn_hidden_units, dnn_dropout)
+        self.hidden_size = flat_size(config) + self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         return torch.cat([self.attention(embeddings).flatten(1), self.dnn(embeddings.flatten(1))], dim=1)
 
 
-class DeepFM(nn.Module):
+class DeepFM(Backbone):
     """
     DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
 
@@ -254,68 +213,51 @@ class DeepFM(nn.Module):
     layer. y_FM is part of v, so that stage 1 trains the first-order weights already. The tower's logit is therefore
     Linear(v) alone, which is w y_FM + y_DNN: the paper's with a learnable weight on y_FM, and the first-order term in
     it once.
-
-    Args:
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
     """
 
     vector_holds_first_order = True
-    vector_sums_to_logit = False
 
-    def __init__(
-        self, config: FlipConfig, dnn_hidden_units: tuple[int, ...] = (300, 300, 128), dnn_dropout: float = 0.0
-    ):
+    def __init__(self, config: FlipConfig, dnn_hidden_units: Sequence[int] = DNN, dnn_dropout: float = 0.0):
         super().__init__()
-        self.fm = FactorizationMachine()
-        self.dnn = MultiLayerPerceptron(
-            len(config.tabular_fields) * config.feature_embedding_size, dnn_hidden_units, dnn_dropout
-        )
+        self.pairs = BiInteraction()
+        self.dnn = MultiLayerPerceptron(flat_size(config), dnn_hidden_units, dnn_dropout)
         self.hidden_size = 1 + self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        fm_logit = first_order.sum(1) + self.fm(embeddings)  # (B,)
+        fm_logit = first_order.sum(1) + self.pairs(embeddings).sum(1)  # (B,)
         return torch.cat([fm_logit[:, None], self.dnn(embeddings.flatten(1))], dim=1)
 
 
-class XDeepFM(nn.Module):
+class XDeepFM(Backbone):
     """
     xDeepFM (arXiv 1803.05170, eq. 9): v = [compressed interaction network ; dnn],
     d_v = sum of cin_hidden_units (less what is split off) + dnn_hidden_units[-1].
 
     Args:
         cin_hidden_units (`list[int]`): feature maps of each layer of the compressed interaction network.
-        cin_split_half (`bool`): each of its layers but the last hands one half of its maps on and gives the other to
-            v, as the authors' code can, in place of all maps to both.
-        cin_activation (`str`): "linear" (the paper's choice) or "relu", on its feature maps.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: for no or an odd size of a layer, or another activation; see [`CompressedInteractionNetwork`].
+        cin_split_half, cin_activation: see [`CompressedInteractionNetwork`].
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
-        cin_hidden_units: tuple[int, ...] = (128, 128),
+        cin_hidden_units: Sequence[int] = (128, 128),
         cin_split_half: bool = False,
         cin_activation: str = "linear",
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
         num_fields = len(config.tabular_fields)
         self.cin = CompressedInteractionNetwork(num_fields, cin_hidden_units, cin_split_half, cin_activation)
-        self.dnn = MultiLayerPerceptron(num_fields * config.feature_embedding_size, dnn_hidden_units, dnn_dropout)
+        self.dnn = MultiLayerPerceptron(flat_size(config), dnn_hidden_units, dnn_dropout)
         self.hidden_size = self.cin.output_size + self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         return torch.cat([self.cin(embeddings), self.dnn(embeddings.flatten(1))], dim=1)
 
 
-class PNN(nn.Module):
+class PNN(Backbone):
     """
     Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
     d_v = dnn_hidden_units[-1].
@@ -324,34 +266,26 @@ class PNN(nn.Module):
 
     Args:
         product_type (`str`): "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both" (PNN*).
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: for another `product_type`, or for a single field, which has no pair.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
         product_type: str = "inner",
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        if product_type not in ("inner", "outer", "both"):
-            raise ValueError(f'product_type={product_type!r} is not one of "inner", "outer", "both"')
+        check_choice("product_type", product_type, "inner", "outer", "both")
         check_that_there_are_pairs(config)
-        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
+        num_fields = len(config.tabular_fields)
         self.products = nn.ModuleList()
         if product_type != "outer":
             self.products.append(InnerProducts())
         if product_type != "inner":
-            self.products.append(OuterProducts(num_fields, size))
+            self.products.append(OuterProducts(num_fields, config.feature_embedding_size))
         num_products = len(self.products) * num_fields * (num_fields - 1) // 2
-        self.dnn = MultiLayerPerceptron(num_fields * size + num_products, dnn_hidden_units, dnn_dropout)
+        self.dnn = MultiLayerPerceptron(flat_size(config) + num_products, dnn_hidden_units, dnn_dropout)
         self.hidden_size = self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
@@ -359,7 +293,7 @@ class PNN(nn.Module):
         return self.dnn(torch.cat([embeddings.flatten(1), *products], dim=1))
 
 
-class AFM(nn.Module):
+class AFM(Backbone):
     """
     Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
     tower's Linear(v) is the paper's p^T v.
@@ -367,13 +301,7 @@ class AFM(nn.Module):
     Args:
         attention_dim (`int`): size of the attention network's hidden layer.
         attention_dropout (`list[float]`): of the attention weights and of v.
-
-    Raises:
-        ValueError: for a single field, which has no pair.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self, config: FlipConfig, attention_dim: int = 10, attention_dropout: tuple[float, float] = (0.0, 0.0)
@@ -387,26 +315,22 @@ class AFM(nn.Module):
         return self.attention(embeddings)
 
 
-class AFN(nn.Module):
+class AFN(Backbone):
     """
     Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of products of learnt powers of the
     embeddings, d_v = afn_hidden_units[-1].
 
     Args:
         logarithmic_neurons (`int`): of the logarithmic layer, the number of products.
-        afn_hidden_units (`list[int]`), afn_dropout (`float`): of the DNN above it.
         batch_norm (`bool`): normalise logarithms, products and the DNN's layers over the batch, as the paper does; a
             batch of training then needs two rows at least.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
         logarithmic_neurons: int = 256,
-        afn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        afn_hidden_units: Sequence[int] = DNN,
         afn_dropout: float = 0.0,
         batch_norm: bool = True,
     ):
@@ -420,24 +344,15 @@ class AFN(nn.Module):
         return self.dnn(self.logarithmic(embeddings))
 
 
-class FiBiNET(nn.Module):
+class FiBiNET(Backbone):
     """
     FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
-    SENET weighs them, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1].
+    SENET weighs them, each with matrices of its own, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1].
 
     Args:
-        reduction_ratio (`int`): SENET squeezes F fields into F // reduction_ratio numbers (one at least).
-        excitation_activation (`str`): `"relu"`, as in the paper, or `"sigmoid"`, of SENET's weights of the fields.
-        bilinear_type (`str`): one matrix for all pairs (`"field_all"`), for each left field (`"field_each"`) or for
-            each pair (`"field_interaction"`); either kind of embeddings has matrices of its own.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: for a value that none of the above allows, or for a single field, which makes no pair.
+        reduction_ratio, excitation_activation: see [`SqueezeExcitation`].
+        bilinear_type: see [`BilinearInteraction`].
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
@@ -445,10 +360,11 @@ class FiBiNET(nn.Module):
         reduction_ratio: int = 3,
         excitation_activation: str = "relu",
         bilinear_type: str = "field_interaction",
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
+        check_that_there_are_pairs(config)
         num_fields, size = len(config.tabular_fields), config.feature_embedding_size
         std = config.tabular_initializer_range
         self.senet = SqueezeExcitation(num_fields, size, reduction_ratio, excitation_activation, std)
@@ -461,7 +377,7 @@ class FiBiNET(nn.Module):
         return self.dnn(self.bilinear(groups).flatten(1))
 
 
-class FinalMLP(nn.Module):
+class FinalMLP(Backbone):
     """
     FinalMLP (arXiv 2304.00902): two DNNs on differently gated embeddings, and their bilinear product,
     v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
@@ -470,32 +386,24 @@ class FinalMLP(nn.Module):
     already, and Linear(v) is that logit with a learnable weight on the term.
 
     Args:
-        mlp1_hidden_units, mlp2_hidden_units (`list[int]`), mlp1_dropout, mlp2_dropout (`float`): of the two streams.
         use_fs (`bool`): the streams' inputs are gated (feature selection).
         fs_hidden_units (`list[int]`): hidden layers of the gates' DNNs.
-        fs1_context, fs2_context (`list[str]`): fields that either gate looks at; none: a learnt vector of its own. The
-            gates read the tower's own embeddings, where the authors' code has a second table for them.
+        fs1_context, fs2_context (`list[str]`): fields that either gate looks at; none: a learnt vector. The gates read
+            the tower's embeddings, where the authors' code has a second table for them.
         num_heads (`int`): A, parts that the streams are cut into for the bilinear term.
-
-    Raises:
-        ValueError: for a context that is no field of the ID tower, contexts without `use_fs`, or heads that do not
-            divide the streams.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
-        mlp1_hidden_units: tuple[int, ...] = (300, 300, 128),
-        mlp2_hidden_units: tuple[int, ...] = (300, 300, 128),
+        mlp1_hidden_units: Sequence[int] = DNN,
+        mlp2_hidden_units: Sequence[int] = DNN,
         mlp1_dropout: float = 0.0,
         mlp2_dropout: float = 0.0,
         use_fs: bool = True,
-        fs_hidden_units: tuple[int, ...] = (64,),
-        fs1_context: tuple[str, ...] = (),
-        fs2_context: tuple[str, ...] = (),
+        fs_hidden_units: Sequence[int] = (64,),
+        fs1_context: Sequence[str] = (),
+        fs2_context: Sequence[str] = (),
         num_heads: int = 1,
     ):
         super().__init__()
@@ -505,58 +413,39 @@ class FinalMLP(nn.Module):
             raise ValueError(
                 f"fs1_context={fs1_context} and fs2_context={fs2_context} are of the gates, and use_fs=False"
             )
-        for name in (*fs1_context, *fs2_context):
-            if name not in names:
-                raise ValueError(
-                    f"fs1_context or fs2_context names {name!r}, which is no field of the ID tower; it has "
-                    f"{', '.join(names)}"
-                )
-        self.gates = None
-        if use_fs:
-            self.gates = nn.ModuleList(
-                ContextGate(
-                    num_fields,
-                    size,
-                    [names.index(name) for name in context],
-                    fs_hidden_units,
-                    config.tabular_initializer_range,
-                )
-                for context in (fs1_context, fs2_context)
-            )
+        for key, context in (("fs1_context", fs1_context), ("fs2_context", fs2_context)):
+            for name in context:
+                check_choice(key, name, *names)
+        contexts = [[names.index(name) for name in context] for context in (fs1_context, fs2_context)]
+        std = config.tabular_initializer_range
+        self.gates = nn.ModuleList(
+            ContextGate(num_fields, size, context, fs_hidden_units, std) if use_fs else nn.Flatten()
+            for context in contexts
+        )
         self.mlp1 = MultiLayerPerceptron(num_fields * size, mlp1_hidden_units, mlp1_dropout)
         self.mlp2 = MultiLayerPerceptron(num_fields * size, mlp2_hidden_units, mlp2_dropout)
         self.fusion = BilinearFusion(self.mlp1.output_size, self.mlp2.output_size, num_heads)
         self.hidden_size = self.mlp1.output_size + self.mlp2.output_size + 1
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        if self.gates is None:
-            inputs = [embeddings.flatten(1)] * 2
-        else:
-            inputs = [gate(embeddings) for gate in self.gates]
+        inputs = [gate(embeddings) for gate in self.gates]  # (B, F x D) each
         first, second = self.mlp1(inputs[0]), self.mlp2(inputs[1])
         return torch.cat([first, second, self.fusion(first, second)[:, None]], dim=1)
 
 
-class MaskNet(nn.Module):
+class MaskNet(Backbone):
     """
     MaskNet (arXiv 2102.07619): blocks that multiply their input with a mask made of the row's embeddings, one behind
     the other (v = the last block, d_v = dnn_hidden_units[-1]) or side by side with a DNN behind them (v = dnn).
 
     Args:
         model_type (`str`): `"SerialMaskNet"`, with one block for each of `dnn_hidden_units`, or `"ParallelMaskNet"`.
-        parallel_num_blocks, parallel_block_dim (`int`): blocks side by side and the size of each, 1 and 64 unless
-            given.
+        parallel_num_blocks, parallel_block_dim (`int`): blocks side by side and the size of each; 1 and 64 by default.
         reduction_ratio (`float`): size of the masks' hidden layers over that of what they mask.
         emb_layernorm, net_layernorm (`bool`): normalise each field's embedding, and each block's output.
         dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the blocks (serial) or the DNN; the dropout is of the
             parallel blocks, too.
-
-    Raises:
-        ValueError: for an unknown `model_type`, or if an argument of the parallel model is given to the serial one.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
@@ -567,82 +456,70 @@ class MaskNet(nn.Module):
         reduction_ratio: float = 1.0,
         emb_layernorm: bool = True,
         net_layernorm: bool = True,
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        if model_type not in ("SerialMaskNet", "ParallelMaskNet"):
-            raise ValueError(f"model_type={model_type!r} is not one of SerialMaskNet, ParallelMaskNet")
+        check_choice("model_type", model_type, "SerialMaskNet", "ParallelMaskNet")
         self.is_parallel = model_type == "ParallelMaskNet"
         if not self.is_parallel and (parallel_num_blocks is not None or parallel_block_dim is not None):
             raise ValueError(
                 f"parallel_num_blocks={parallel_num_blocks} and parallel_block_dim={parallel_block_dim} are of "
                 "ParallelMaskNet, and model_type='SerialMaskNet'"
             )
-        num_fields, size = len(config.tabular_fields), config.feature_embedding_size
-        flat, block_options = num_fields * size, (reduction_ratio, net_layernorm, dnn_dropout)
-        self.norm = FieldLayerNorm(num_fields, size) if emb_layernorm else None
+        flat = flat_size(config)
+        sizes = list(zip([flat, *dnn_hidden_units], dnn_hidden_units, strict=False))
+        self.norm = nn.Identity()
+        if emb_layernorm:
+            self.norm = FieldLayerNorm(len(config.tabular_fields), config.feature_embedding_size)
         self.dnn = None
         if self.is_parallel:
-            num_blocks, block_dim = parallel_num_blocks or 1, parallel_block_dim or 64
-            sizes = [(flat, block_dim)] * num_blocks
-            self.dnn = MultiLayerPerceptron(num_blocks * block_dim, dnn_hidden_units, dnn_dropout)
-        else:
-            sizes = list(zip([flat, *dnn_hidden_units], dnn_hidden_units, strict=False))
+            sizes = [(flat, parallel_block_dim or 64)] * (parallel_num_blocks or 1)
+            self.dnn = MultiLayerPerceptron(sum(out for _, out in sizes), dnn_hidden_units, dnn_dropout)
         if not sizes:
             raise ValueError(f"dnn_hidden_units={dnn_hidden_units!r} has no layer: name one size at least")
-        self.blocks = nn.ModuleList(MaskBlock(flat, size_in, size_out, *block_options) for size_in, size_out in sizes)
+        self.blocks = nn.ModuleList(
+            MaskBlock(flat, *size, reduction_ratio, net_layernorm, dnn_dropout) for size in sizes
+        )
         self.hidden_size = int(dnn_hidden_units[-1])
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        flat = embeddings.flatten(1)  # (B, F x D)
-        hidden = flat if self.norm is None else self.norm(embeddings).flatten(1)
-        if self.is_parallel:
+        flat, hidden = embeddings.flatten(1), self.norm(embeddings).flatten(1)  # (B, F x D) each
+        if self.dnn is not None:
             return self.dnn(torch.cat([block(flat, hidden) for block in self.blocks], dim=1))
         for block in self.blocks:
             hidden = block(flat, hidden)
         return hidden
 
 
-class GDCN(nn.Module):
+class GDCN(Backbone):
     """
     GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
     v = [cross ; dnn], d_v = F x D + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1].
 
     Args:
         model_structure (`str`): `"parallel"` or `"stacked"`.
-        num_cross_layers (`int`): of the gated cross network.
-        dnn_hidden_units (`list[int]`), dnn_dropout (`float`): of the DNN.
-
-    Raises:
-        ValueError: for an unknown `model_structure`.
     """
-
-    vector_holds_first_order = False
-    vector_sums_to_logit = False
 
     def __init__(
         self,
         config: FlipConfig,
         model_structure: str = "parallel",
         num_cross_layers: int = 3,
-        dnn_hidden_units: tuple[int, ...] = (300, 300, 128),
+        dnn_hidden_units: Sequence[int] = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__()
-        if model_structure not in ("parallel", "stacked"):
-            raise ValueError(f"model_structure={model_structure!r} is not one of parallel, stacked")
-        size = len(config.tabular_fields) * config.feature_embedding_size
+        check_choice("model_structure", model_structure, "parallel", "stacked")
+        size = flat_size(config)
         self.is_parallel = model_structure == "parallel"
-        self.cross = nn.ModuleList(GatedCrossLayer(size) for _ in range(num_cross_layers))
+        self.cross = CrossNetwork(GatedCrossLayer(size) for _ in range(num_cross_layers))
         self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
         self.hidden_size = self.dnn.output_size + (size if self.is_parallel else 0)
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         flat = embeddings.flatten(1)  # (B, F x D)
-        crossed = flat
-        for layer in self.cross:
-            crossed = layer(crossed, flat)
+        crossed = self.cross(flat)
         return torch.cat([crossed, self.dnn(flat)], dim=1) if self.is_parallel else self.dnn(crossed)
 
 
@@ -665,20 +542,13 @@ TABULAR_BACKBONES: dict[str, type[nn.Module]] = {
 }
 
 
-def build_backbone(config: FlipConfig) -> Any:
-    """
-    The body that `config.backbone` names, with the hyper-parameters of `config.backbone_config`.
-
-    Raises:
-        ValueError: for an unknown backbone or hyper-parameter, listing those there are.
-    """
-    if config.backbone not in TABULAR_BACKBONES:
-        raise ValueError(f"backbone={config.backbone!r} is not one of {', '.join(TABULAR_BACKBONES)}")
+def build_backbone(config: FlipConfig) -> nn.Module:
+    """The body that `config.backbone` names, with the hyper-parameters of `config.backbone_config`."""
+    check_choice("backbone", config.backbone, *TABULAR_BACKBONES)
     backbone = TABULAR_BACKBONES[config.backbone]
     known = [name for name in inspect.signature(backbone).parameters if name != "config"]
-    hyper_parameters = config.backbone_config or {}
-    for name in hyper_parameters:
+    for name in config.backbone_config:
         if name not in known:
             has = ", ".join(known) or "none"
             raise ValueError(f"{config.backbone} has no hyper-parameter {name!r}; it has {has}")
-    return backbone(config, **hyper_parameters)
+    return backbone(config, **config.backbone_config)

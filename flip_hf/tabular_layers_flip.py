@@ -17,15 +17,16 @@ from torch import nn
 from transformers import initialization as init
 
 
+def check_choice(name: str, value: str, *allowed: str) -> None:
+    """Raises `ValueError` for a value that is none of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
 class MultiLayerPerceptron(nn.Sequential):
     """
-    Linear -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
-    arXiv 1703.04247, eq. 4). With `batch_norm` what enters ReLU is normalised over the rows of the batch first.
-
-    `(B, input_size)` -> `(B, output_size)`; `output_size` is the last of `hidden_units`.
-
-    Raises:
-        ValueError: if `hidden_units` is empty.
+    Linear (-> batch norm) -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
+    arXiv 1703.04247, eq. 4). `(B, input_size)` -> `(B, output_size)`, the last of `hidden_units`.
     """
 
     def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
@@ -51,11 +52,20 @@ class SumToLogit(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def init_weights(self) -> None:
-        """Bias zero."""
         init.zeros_(self.bias)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.sum(-1, keepdim=True) + self.bias
+
+
+class CrossNetwork(nn.ModuleList):
+    """Cross layers one behind the other, each of which also reads x_0: `(B, X)` x_0 -> `(B, X)` x_L."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        crossed = inputs
+        for layer in self:
+            crossed = layer(crossed, inputs)
+        return crossed
 
 
 class VectorCrossNetwork(nn.Module):
@@ -63,13 +73,9 @@ class VectorCrossNetwork(nn.Module):
     DCN's cross network (arXiv 1708.05123, eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l for each of `num_layers`.
 
     Every x_l is c_l x_0 + (b_0 + ... + b_{l-1}) with one number c_l a row: c_0 = 1 and c_{l+1} = c_l +
-    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and then L numbers a row are enough,
-    where the equation as it stands goes over the whole row L times.
+    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and L numbers a row are enough.
 
     `(B, X)` x_0 -> `(B, X)` x_L.
-
-    Raises:
-        ValueError: without layers.
     """
 
     def __init__(self, size: int, num_layers: int):
@@ -82,7 +88,7 @@ class VectorCrossNetwork(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each w Xavier normal by its own two sizes, X and 1; b zero."""
+        """Each w Xavier normal by its two sizes, X and 1."""
         init.normal_(self.weight, std=(2 / (self.size + 1)) ** 0.5)
         init.zeros_(self.bias)
 
@@ -109,7 +115,6 @@ class CrossLayer(nn.Linear):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """W Xavier normal, b zero."""
         init.xavier_normal_(self.weight)
         init.zeros_(self.bias)
 
@@ -157,8 +162,9 @@ class CrossMixtureLayer(nn.Module):
 
 class BiInteraction(nn.Module):
     """
-    Products of all pairs of fields, summed in linear time, one number for each dimension (Rendle 2010, lemma 3.1,
-    before its sum over dimensions): sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2.
+    Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
+    (Rendle 2010, lemma 3.1, before its sum over dimensions, which makes it the second-order term of a factorization
+    machine).
 
     `(B, F, D)` -> `(B, D)`.
     """
@@ -167,32 +173,19 @@ class BiInteraction(nn.Module):
         return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
 
 
-class FactorizationMachine(BiInteraction):
-    """
-    Second-order term of factorization machines (Rendle 2010, lemma 3.1; DeepFM eq. 2), pairs of fields summed in
-    linear time: sum_{i<j} <e_i, e_j> = (|sum_i e_i|^2 - sum_i |e_i|^2) / 2.
-
-    `(B, F, D)` -> `(B,)`.
-    """
-
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return super().forward(embeddings).sum(1)
-
-
 class InnerProducts(nn.Module):
     """
     PNN's inner products <e_i, e_j> of the pairs of fields i < j (arXiv 1611.00144, section III.A), in the order
     (0, 1), (0, 2), ..., (1, 2), ...
 
-    The paper's p has the squares i = j too; its authors' code, and everybody's since, leaves them out.
-
-    `(B, F, D)` -> `(B, P)`.
+    The paper's p has the squares i = j too; its authors' code leaves them out. `(B, F, D)` -> `(B, P)`.
     """
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        first, second = pairs_of_fields(embeddings)
+        num_fields = embeddings.shape[1]
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         products = embeddings @ embeddings.transpose(1, 2)  # (B, F, F)
-        return products.flatten(1).index_select(1, first * embeddings.shape[1] + second)
+        return products.flatten(1).index_select(1, first * num_fields + second)
 
 
 class OuterProducts(nn.Module):
@@ -206,27 +199,18 @@ class OuterProducts(nn.Module):
 
     def __init__(self, num_fields: int, size: int):
         super().__init__()
-        self.size = size
         self.kernel = nn.Parameter(torch.empty(num_fields * (num_fields - 1) // 2, size, size))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Each W_ij Xavier normal."""
-        init.normal_(self.kernel, std=self.size**-0.5)
+        init.normal_(self.kernel, std=self.kernel.shape[-1] ** -0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        first, second = pairs_of_fields(embeddings)
+        num_fields = embeddings.shape[1]
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         by_field = embeddings.transpose(0, 1).contiguous()  # (F, B, D): picking a field copies one block
         weighted = by_field.index_select(0, first) @ self.kernel  # (P, B, D)
         return (weighted * by_field.index_select(0, second)).sum(-1).T
-
-
-def pairs_of_fields(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions i and j, each `(P,)`, of the pairs i < j of the fields of `embeddings` `(B, F, D)`."""
-    first, second = torch.triu_indices(
-        embeddings.shape[1], embeddings.shape[1], offset=1, device=embeddings.device
-    ).unbind()
-    return first, second
 
 
 class AttentionalPooling(nn.Module):
@@ -234,9 +218,8 @@ class AttentionalPooling(nn.Module):
     AFM's attention over the products of pairs of fields (arXiv 1708.04617, eq. 4 to 6): with
     a_ij = softmax_{i<j}(h^T ReLU(W (e_i * e_j) + b)) it gives sum_{i<j} a_ij e_i * e_j.
 
-    As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the sum.
-
-    The sum is made as sum_i e_i * (sum_j a_ij e_j), which does not go over the products once more.
+    As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the sum, which
+    is made as sum_i e_i * (sum_j a_ij e_j): this does not go over the products once more.
 
     `(B, F, D)` -> `(B, D)`.
     """
@@ -250,17 +233,16 @@ class AttentionalPooling(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As in the authors' code: W Xavier normal, h N(0, 1); b zero."""
         init.xavier_normal_(self.weight)
         init.zeros_(self.bias)
         init.normal_(self.query)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         num_rows, num_fields, _ = embeddings.shape
-        first, second = pairs_of_fields(embeddings)
+        first, second = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)  # (P,) each
         products = embeddings.index_select(1, first) * embeddings.index_select(1, second)  # (B, P, D)
         hidden = F.linear(products.flatten(0, 1), self.weight, self.bias).relu_()  # (B x P, attention_dim)
-        weights = (hidden @ self.query).unflatten(0, (num_rows, -1)).softmax(-1)
+        weights = (hidden @ self.query).unflatten(0, (num_rows, len(first))).softmax(-1)
         weights = F.dropout(weights, self.weight_dropout, self.training)  # (B, P)
         above = weights.new_zeros(num_rows, num_fields**2).index_copy(1, first * num_fields + second, weights)
         pooled = (embeddings * (above.unflatten(1, (num_fields, -1)) @ embeddings)).sum(1)  # (B, D)
@@ -314,12 +296,9 @@ class CompressedInteractionNetwork(nn.Module):
 
     `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
     its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
-    "linear", no activation, best (section 4.4.3), which is also faster: what is only summed is never made.
+    "linear" best (section 4.4.3).
 
     `(B, F, D)` -> `(B, output_size)`.
-
-    Raises:
-        ValueError: without layers, for another activation, or if a layer to be split has an odd number of maps.
     """
 
     def __init__(
@@ -328,8 +307,7 @@ class CompressedInteractionNetwork(nn.Module):
         super().__init__()
         if not hidden_units:
             raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
-        if activation not in ("linear", "relu"):
-            raise ValueError(f'cin_activation={activation!r} is not one of "linear", "relu"')
+        check_choice("cin_activation", activation, "linear", "relu")
         if split_half and any(units % 2 for units in hidden_units[:-1]):
             raise ValueError(
                 f"cin_hidden_units={list(hidden_units)} has an odd size before its last, which "
@@ -353,13 +331,11 @@ class CompressedInteractionNetwork(nn.Module):
                 made = F.relu(layer(maps, inputs))  # (H_k, B, D)
                 sums.append(made[start:].sum(-1).T)
                 maps = made[:num_passed]
-                continue
-            made = layer(maps, inputs, num_passed) if num_passed else None
-            if made is not None and not start:  # they are there: no need to sum them another way
-                sums.append(made.sum(-1).T)
-            else:
-                sums.append(layer.pooled(maps, inputs, start))
-            maps = made
+            else:  # only what goes on is made; what is summed and does not go on is summed without
+                made = layer(maps, inputs, num_passed) if num_passed else None
+                goes_on = made is not None and not start
+                sums.append(made.sum(-1).T if goes_on else layer.pooled(maps, inputs, start))
+                maps = made
         return torch.cat(sums, dim=1)
 
 
@@ -378,8 +354,7 @@ class LogarithmicLayer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_neurons, num_fields))
         self.bias = nn.Parameter(torch.empty(num_neurons))
-        self.log_norm = nn.BatchNorm1d(size) if batch_norm else None
-        self.exp_norm = nn.BatchNorm1d(size) if batch_norm else None
+        self.log_norm, self.exp_norm = (nn.BatchNorm1d(size) if batch_norm else nn.Identity() for _ in range(2))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -388,15 +363,10 @@ class LogarithmicLayer(nn.Module):
         init.zeros_(self.bias)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        logarithms = embeddings.transpose(1, 2).abs().clamp(min=1e-7).log()  # (B, D, F)
-        if self.log_norm is not None:
-            logarithms = self.log_norm(logarithms)
+        logarithms = self.log_norm(embeddings.transpose(1, 2).abs().clamp(min=1e-7).log())  # (B, D, F)
         # with the weight in this layout the product of its gradient is the fast one of the two
         crosses = torch.addmm(self.bias, logarithms.flatten(0, 1), self.weight.T.contiguous()).exp()  # (B x D, H)
-        crosses = crosses.unflatten(0, logarithms.shape[:2])  # (B, D, H)
-        if self.exp_norm is not None:
-            crosses = self.exp_norm(crosses)
-        return crosses.flatten(1)
+        return self.exp_norm(crosses.unflatten(0, logarithms.shape[:2])).flatten(1)
 
 
 class FieldSelfAttention(nn.Module):
@@ -406,9 +376,6 @@ class FieldSelfAttention(nn.Module):
     are joined, and the layer gives ReLU(joined + W_res e_m).
 
     `(B, F, D)` -> `(B, F, D)`.
-
-    Raises:
-        ValueError: if the heads do not divide D.
     """
 
     def __init__(self, size: int, num_heads: int, use_residual: bool = True):

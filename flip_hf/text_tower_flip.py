@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text tower: where a language model comes from, how many of its layers are kept, what it can read, and the head
-for masked language modelling (MLM) that its checkpoint may bring.
+"""The text tower: where a language model comes from, how many of its layers are used, the head for masked language
+modelling (MLM) that its checkpoint may bring, and which of its weights learn.
 
 Letters: V word pieces, d_w size of a text state.
 """
 
 import contextlib
+import copy
 import hashlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,29 +17,28 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging
+from transformers.utils import logging, requires_backends
 
 
 logger = logging.get_logger(__name__)
-
-# lists in a configuration that have an entry per layer
-_PER_LAYER = ("layer_types", "mlp_layer_types")
-# how far the logits of a head that was taken over may be from the checkpoint's own, relative to the largest of them
-_SAME_LOGITS = 1e-4
 
 
 # --- a language model arrives ----------------------------------------------------------------------------------------
 
 
+def has_mlm_head(text_config: Any) -> bool:
+    """Whether the architecture has a model for masked language modelling."""
+    remote = getattr(text_config, "auto_map", None) or {}
+    return text_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "AutoModelForMaskedLM" in remote
+
+
 def is_causal(text_config: Any) -> bool:
     """Whether a token sees only those before it: decoders, of which only the last token has read the whole row."""
-    model_type = text_config.model_type
     if getattr(text_config, "is_decoder", False):
         return True
     remote = getattr(text_config, "auto_map", None) or {}
-    writes = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in remote
-    fills_in = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "AutoModelForMaskedLM" in remote
-    return writes and not fills_in and getattr(text_config, "is_causal", None) is not False
+    writes = text_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in remote
+    return writes and not has_mlm_head(text_config) and getattr(text_config, "is_causal", None) is not False
 
 
 def check_text_pooling(text_config: Any, text_pooling: str) -> None:
@@ -53,38 +53,32 @@ def check_text_pooling(text_config: Any, text_pooling: str) -> None:
         )
 
 
-def build_text_model(text_config: Any) -> PreTrainedModel:
-    """A fresh text tower, without the pooler that BERT-like models add and nothing here reads."""
-    _keep_no_cache(text_config)
+def _without_pooler(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`build(...)` without the pooler that BERT-like models add and nothing here reads."""
     try:
-        return AutoModel.from_config(text_config, add_pooling_layer=False)
+        return build(*args, add_pooling_layer=False, **kwargs)
     except TypeError:  # this architecture has no pooler to leave out
-        return AutoModel.from_config(text_config)
+        return build(*args, **kwargs)
+
+
+def build_text_model(text_config: Any) -> PreTrainedModel:
+    """A fresh text tower."""
+    text_config.use_cache = False  # of keys and values, for texts that grow: ours do not
+    return _without_pooler(AutoModel.from_config, text_config)
 
 
 def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> PreTrainedModel:
     """
-    A pretrained language model without pooler, in float32 unless `dtype` says otherwise.
-
-    Args:
-        name_or_path (`str`): folder, or name on the Hub.
-        num_hidden_layers (`int`, *optional*): keep only so many of the lowest layers.
-        kwargs: go to `AutoModel.from_pretrained`.
+    The `num_hidden_layers` lowest layers (by default all) of a pretrained language model, a folder or a name on the
+    Hub; in float32 unless `dtype` says otherwise. `kwargs` go to `AutoModel.from_pretrained`.
 
     Raises:
-        ValueError: if weights of the architecture are not there, or there are no so many layers.
+        ValueError: if the checkpoint lacks weights of the architecture, or has fewer layers.
     """
     kwargs.setdefault("dtype", torch.float32)
-    text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
+    kwargs["config"] = load_text_config(name_or_path, num_hidden_layers, **kwargs)
     with quiet_loading():
-        try:
-            model, info = AutoModel.from_pretrained(
-                name_or_path, config=text_config, add_pooling_layer=False, output_loading_info=True, **kwargs
-            )
-        except TypeError:  # this architecture has no pooler to leave out
-            model, info = AutoModel.from_pretrained(
-                name_or_path, config=text_config, output_loading_info=True, **kwargs
-            )
+        model, info = _without_pooler(AutoModel.from_pretrained, name_or_path, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise ValueError(
@@ -100,38 +94,27 @@ def load_text_config(name_or_path: str, num_hidden_layers: int | None = None, **
     Configuration of a pretrained language model, cut to its lowest layers.
 
     Raises:
-        ValueError: if there are no so many layers, or layers share weights in groups that would be torn.
+        ValueError: if it has fewer layers, or layers that share weights in groups.
     """
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "attn_implementation")}
     text_config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-    _keep_no_cache(text_config)
+    text_config.use_cache = False
     if num_hidden_layers is None:
         return text_config
     total = text_config.num_hidden_layers
     if not 1 <= num_hidden_layers <= total:
         raise ValueError(
-            f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {total} layers, of which the lowest 1 to "
-            f"{total} can be kept"
+            f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {total} layers; take 1 to {total}"
         )
-    groups = getattr(text_config, "num_hidden_groups", 1)  # ALBERT: layers of a group share their weights
-    if groups > 1:
-        size = total // groups
-        if total % groups or (num_hidden_layers > size and num_hidden_layers % size):
-            raise ValueError(
-                f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {groups} groups of {size} layers that "
-                f"share their weights; take a multiple of {size}"
-            )
-        text_config.num_hidden_groups = max(1, num_hidden_layers // size)
-    for name in _PER_LAYER:
+    if getattr(text_config, "num_hidden_groups", 1) > 1:  # of ALBERT, whose published models have one group
+        raise ValueError(
+            f"num_hidden_layers={num_hidden_layers}: {name_or_path} shares weights in groups of layers: leave it out"
+        )
+    for name in ("layer_types", "mlp_layer_types"):  # lists with an entry per layer
         if getattr(text_config, name, None):
             setattr(text_config, name, list(getattr(text_config, name))[:num_hidden_layers])
     text_config.num_hidden_layers = num_hidden_layers
     return text_config
-
-
-def _keep_no_cache(text_config: Any) -> None:
-    if getattr(text_config, "use_cache", False):  # of keys and values, for texts that grow: ours do not
-        text_config.use_cache = False
 
 
 @contextlib.contextmanager
@@ -145,54 +128,48 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-# --- the checkpoint's own MLM head -----------------------------------------------------------------------------------
+# --- the MLM head of a checkpoint ------------------------------------------------------------------------------------
+
+# where architectures have dense, LayerNorm and decoder, and the activation behind dense: the setting that names it, or
+# its name
+_MLM_HEADS = (
+    ("cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", "hidden_act"),  # BERT, DeBERTa
+    ("lm_head.", "dense", "layer_norm", "decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
+    ("vocab_", "transform", "layer_norm", "projector", "activation"),  # DistilBERT
+    ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head", "gelu"),  # ELECTRA
+    ("predictions.", "dense", "LayerNorm", "decoder", "hidden_act"),  # ALBERT
+    ("", "head.dense", "head.norm", "decoder", "classifier_activation"),  # ModernBERT
+)
 
 
 class TextMLMHead(NamedTuple):
-    """
-    Args:
-        transform (`str`): `FlipConfig.mlm_transform` of a head that can start from it.
-        transform_config (`dict`): `FlipConfig.mlm_transform_config` of it.
-        weights (`dict[str, torch.Tensor]`): by names in [`FlipMLMHead`]; those of `dense` read the text alone.
-    """
+    """`mlm_transform` and `mlm_transform_config` of [`FlipConfig`], and weights by their names in [`FlipMLMHead`]."""
 
     transform: str
     transform_config: dict[str, Any]
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]  # those of `dense` read the text alone
 
 
-@torch.no_grad()
 def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> TextMLMHead:
     """
-    The MLM head that a checkpoint was pre-trained with: dense -> activation -> LayerNorm -> decoder, in float32.
-
-    A checkpoint without one, or with one of another form, gives its word embeddings as the decoder, with a warning:
-    MLM heads are tied to them.
-
-    Args:
-        name_or_path, num_hidden_layers, kwargs: as [`load_text_model`] takes them.
+    The MLM head that a checkpoint (arguments as of [`load_text_model`]) was pre-trained with, in float32. A checkpoint
+    without one, or of an architecture whose head is not known here, gives its word embeddings as the decoder, with a
+    warning: MLM heads are tied to them.
     """
     kwargs = {**kwargs, "dtype": torch.float32}
     text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
-    remote = getattr(text_config, "auto_map", None) or {}
-    if text_config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and "AutoModelForMaskedLM" not in remote:
-        reason = f"a {text_config.model_type} has no MLM head"
-    else:
+    reason = f"a {text_config.model_type} has no MLM head"
+    if has_mlm_head(text_config):
         with quiet_loading():
             model, info = AutoModelForMaskedLM.from_pretrained(
                 name_or_path, config=text_config, output_loading_info=True, **kwargs
             )
-        model.eval()
-        body = f"{model.base_model_prefix}."
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(body))
-        if missing:
-            reason = f"it lacks {missing[0]}"
-        else:
-            head = _read_head(model)
-            if head is not None:
-                return head
-            reason = f"that of {type(model).__name__} is not dense, activation, LayerNorm, decoder"
-    embeddings = load_text_model(name_or_path, num_hidden_layers, **kwargs).get_input_embeddings().weight
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
+        head = _read_mlm_head(model)
+        if head is not None and not missing:
+            return head
+        reason = f"it lacks {missing[0]}" if missing else f"that of a {type(model).__name__} is not known"
+    embeddings = load_text_model(name_or_path, num_hidden_layers, **kwargs).get_input_embeddings().weight.detach()
     logger.warning(
         f"{name_or_path} has no MLM head to start from ({reason}): the decoder starts from the word embeddings, the "
         "layer before it from nothing"
@@ -201,109 +178,69 @@ def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwa
     return TextMLMHead("tanh", {"hidden_size": embeddings.shape[1]}, weights)
 
 
-def _read_head(model: PreTrainedModel) -> TextMLMHead | None:
-    """Reads the layers around the body by what they are, then makes sure that they give the model's own logits."""
-    text_config, body = model.config, model.base_model
-    in_body = {id(module) for module in body.modules()}
-    outside = [module for module in model.modules() if id(module) not in in_body]
-    linears = [module for module in outside if isinstance(module, nn.Linear)]
-    norms = [module for module in outside if isinstance(module, nn.LayerNorm)]
-    # DeBERTa's newer head multiplies by the word embeddings themselves and has but a bias of its own
-    embeddings = body.get_input_embeddings().weight
-    decoder = linears.pop() if len(linears) == 2 else None
-    if len(linears) != 1 or len(norms) != 1:
-        return None
-    dense, norm = linears[0], norms[0]
-    decoder_weight = embeddings if decoder is None else decoder.weight
-    size = dense.out_features
-    if decoder_weight.shape != (text_config.vocab_size, size) or dense.in_features != text_config.hidden_size:
-        return None
-    own = [p for module in outside for p in module.parameters(recurse=False) if p.shape == decoder_weight.shape[:1]]
-    bias = (own[0] if own else None) if decoder is None else decoder.bias
-    weights = {
-        "dense.weight": dense.weight,
-        "dense.bias": dense.weight.new_zeros(size) if dense.bias is None else dense.bias,
-        "layer_norm.weight": norm.weight,
-        "layer_norm.bias": torch.zeros_like(norm.weight) if norm.bias is None else norm.bias,
-        "decoder.weight": decoder_weight,
-        "decoder.bias": decoder_weight.new_zeros(len(decoder_weight)) if bias is None else bias,
-    }
-    # the activation stands in no weight, and each architecture has its own name for it or none: try
-    input_ids = torch.linspace(0, text_config.vocab_size - 1, 8).long()[None].to(decoder_weight.device)
-    states, expected = body(input_ids=input_ids)[0], model(input_ids=input_ids).logits
-    for name in dict.fromkeys([*mlm_activations(text_config), "gelu", "gelu_new", "relu", "silu", "tanh"]):
-        hidden = ACT2FN[name](states @ weights["dense.weight"].T + weights["dense.bias"])
-        hidden = nn.functional.layer_norm(
-            hidden, (size,), weights["layer_norm.weight"], weights["layer_norm.bias"], norm.eps
-        )
-        logits = hidden @ weights["decoder.weight"].T + weights["decoder.bias"]
-        if (logits - expected).abs().max() <= _SAME_LOGITS * expected.abs().max():
-            kept = {"hidden_size": size, "hidden_act": name, "layer_norm_eps": norm.eps}
-            return TextMLMHead("text_model", kept, weights)
+def _read_mlm_head(model: PreTrainedModel) -> TextMLMHead | None:
+    modules = dict(model.named_modules())
+    for prefix, *names, activation in _MLM_HEADS:
+        parts = [modules.get(prefix + name) for name in names]
+        if None in parts or parts[2].bias is None or parts[2].in_features != parts[0].out_features:
+            continue  # of these names, but more is done beside them: ESM, MobileBERT
+        weights = {}
+        for name, part in zip(("dense", "layer_norm", "decoder"), parts, strict=True):
+            weight, bias = part.weight.detach(), part.bias
+            weights[f"{name}.weight"] = weight
+            weights[f"{name}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        settings = {
+            "hidden_size": len(weights["dense.weight"]),
+            "hidden_act": getattr(model.config, activation, activation),
+            "layer_norm_eps": parts[1].eps,
+        }
+        return TextMLMHead("text_model", settings, weights)
     return None
 
 
-def mlm_activations(text_config: Any) -> list[str]:
-    """Names of the activations that a configuration speaks of, those of the MLM head first."""
+def mlm_activation(text_config: Any) -> str:
+    """Name of the activation of the architecture's MLM head, or else of its layers."""
     names = (getattr(text_config, name, None) for name in ("classifier_activation", "hidden_act", "activation"))
-    return [name for name in names if isinstance(name, str) and name in ACT2FN] or ["gelu"]
+    return next((name for name in names if isinstance(name, str) and name in ACT2FN), "gelu")
 
 
 # --- parts of a tower that do not learn ------------------------------------------------------------------------------
 
 
 def freeze(text_model: PreTrainedModel, parts: str | int) -> int:
-    """
-    Takes parts of a text tower out of training, for good.
-
-    Args:
-        text_model (`PreTrainedModel`): the tower.
-        parts (`str` or `int`): `"all"`; `"embeddings"`, all that stands before the layers; or a number k, which is the
-            embeddings and the k lowest layers.
-
-    Returns:
-        `int`: how many weights (numbers, not tensors) are frozen by it.
-
-    Raises:
-        ValueError: if `parts` is none of these, or layers that share their weights are to be told apart.
-    """
+    """As [`FlipPreTrainedModel.freeze_text`] says; the number of weights (numbers, not tensors) that it freezes."""
     if isinstance(parts, str) and parts.isdigit():  # from a command line
         parts = int(parts)
-    if parts == "all":
-        frozen = list(text_model.parameters())
-    elif parts != "embeddings" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 0):
-        raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
-    else:
-        name, layers, shared = _layers(text_model)
+    learning: set[int] = set()
+    if parts != "all":
+        if parts != "embeddings" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 0):
+            raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
         lowest = 0 if parts == "embeddings" else int(parts)
-        if shared and parts != "embeddings":
+        name, layers = _layers(text_model)
+        if parts != "embeddings" and hasattr(text_model.config, "num_hidden_groups"):
             raise ValueError(
                 f"freeze_text={parts}: the layers of a {text_model.config.model_type} share their weights: take "
                 '"all" or "embeddings"'
             )
-        if not shared and lowest > len(layers):
+        if lowest > len(layers):
             raise ValueError(
                 f'freeze_text={parts}: the language model has {len(layers)} layers; take 0 to {len(layers)}, or "all"'
             )
-        elsewhere = {id(p) for module in (layers, *_behind(text_model, name)) for p in module.parameters()}
-        convolutions = [p for n, p in text_model.named_parameters() if ".conv." in n and id(p) not in elsewhere]
-        elsewhere |= {id(p) for p in convolutions}
-        frozen = [p for p in text_model.parameters() if id(p) not in elsewhere]
-        frozen += [p for layer in layers[:lowest] for p in layer.parameters()]
-        if lowest:  # DeBERTa's convolution runs beside the first layer
-            frozen += convolutions
+        learning = {id(p) for module in (*layers[lowest:], *_behind(text_model, name)) for p in module.parameters()}
+        if not lowest:  # DeBERTa's convolution runs beside the first layer
+            learning |= {id(p) for name, p in text_model.named_parameters() if ".conv." in name}
+    frozen = [p for p in text_model.parameters() if id(p) not in learning]
     for parameter in frozen:
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen)
 
 
-def _layers(text_model: PreTrainedModel) -> tuple[str, nn.ModuleList, bool]:
-    """Name of the list of layers, the list, and whether layers share weights (ALBERT: a list of groups)."""
-    groups = getattr(text_model.config, "num_hidden_groups", None)
-    total = groups or text_model.config.num_hidden_layers
+def _layers(text_model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name of the list of layers (ALBERT: of groups of layers), and the list."""
+    total = getattr(text_model.config, "num_hidden_groups", text_model.config.num_hidden_layers)
     for name, module in text_model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == total:
-            return name, module, groups is not None
+            return name, module
     raise ValueError(
         f'the layers of a {text_model.config.model_type} are not where others have them: freeze "all" of it or none'
     )
@@ -318,28 +255,13 @@ def _behind(text_model: PreTrainedModel, layers: str) -> list[nn.Module]:
 
 # --- LoRA (arXiv 2106.09685), by the peft library --------------------------------------------------------------------
 
-# Settings of peft's LoraConfig that a text tower takes. The others train or change weights of the language model
-# itself, which is not saved with an adapter, or are for other models.
-_LORA_SETTINGS = (
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
-    "fan_in_fan_out",
-)
-# what LoraConfig says about itself, and nothing about the adapter
-_LORA_BOOKKEEPING = (
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "runtime_config"),
-)
-_LORA_STARTS = (True, False, "gaussian")
 
-
-def _peft() -> Any:
-    try:
-        return importlib.import_module("peft")
-    except ImportError as error:
-        raise ImportError(
-            "adapters in the text tower need the library peft, which is not installed: pip install peft"
-        ) from error
+# what peft offers beside an adapter, and values with which the language model stays what it is
+_LORA_LEAVES_ALONE = {
+    "init_lora_weights": (True, False, "gaussian"),  # PiSSA and others start by changing the weights
+    "bias": ("none",),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication"), (None,)),
+}
 
 
 def is_adapter_weight(name: str) -> bool:
@@ -352,125 +274,91 @@ def language_model_weights(text_model: PreTrainedModel) -> dict[str, str]:
     return {name: name.replace(".base_layer.", ".") for name in text_model.state_dict() if not is_adapter_weight(name)}
 
 
-def adapter_settings(adapter: Any) -> dict[str, Any]:
-    """
-    A `LoraConfig`, or a dict of its settings -> those that differ from peft's defaults, as json can hold them.
-
-    Raises:
-        TypeError: if it is neither.
-        ValueError: for a setting that a text tower does not take, naming it.
-    """
-    lora_config = _peft().LoraConfig
-    if isinstance(adapter, dict):
-        unknown = [name for name in adapter if name not in _LORA_SETTINGS]
-        if unknown:
-            raise ValueError(f"text_adapter has {unknown[0]!r}, which is not one of {', '.join(_LORA_SETTINGS)}")
-        adapter = lora_config(**adapter)
-    if not isinstance(adapter, lora_config):
-        kind = type(adapter).__name__
-        raise TypeError(f"text_adapter is a {kind}: pass a peft.LoraConfig, or a dict of its settings")
-    settings, defaults = adapter.to_dict(), lora_config().to_dict()
-    changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
-    for name in changed:
-        if name not in (*_LORA_SETTINGS, *_LORA_BOOKKEEPING):
-            raise ValueError(
-                f"{name}={changed[name]!r}: an adapter of the text tower takes {', '.join(_LORA_SETTINGS)} alone; the "
-                "language model's own weights stay as they are and are not saved with it"
-            )
-    if settings["init_lora_weights"] not in _LORA_STARTS:
-        raise ValueError(
-            f"init_lora_weights={settings['init_lora_weights']!r} is not one of {_LORA_STARTS}: other starts change "
-            "the language model's own weights, which are not saved with an adapter"
-        )
-    return {
-        name: sorted(value) if isinstance(value, set | tuple) else value
-        for name, value in changed.items()
-        if name in _LORA_SETTINGS
-    }
-
-
 def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
     """
-    Puts LoRA layers into a text tower and freezes all else of it.
-
-    Returns:
-        `dict`: the settings, with the modules that were found: `FlipConfig.text_adapter`.
-
-    Raises:
-        ImportError: without peft.
-        ValueError: for a setting that is not taken, or modules that are not there.
+    Puts LoRA layers into a text tower, which is then a transformers model with a PEFT adapter, and freezes all else.
+    The settings (a `peft.LoraConfig` or a dict of them) come back as `FlipConfig.text_adapter`: those that differ from
+    peft's defaults, and the modules that were found.
     """
-    peft = _peft()
-    settings = adapter_settings(adapter)
-    if settings.get("target_modules") is None:
+    requires_backends(add_adapter, "peft")
+    peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
+    lora_config = peft.LoraConfig(**adapter) if isinstance(adapter, dict) else copy.copy(adapter)
+    if not isinstance(lora_config, peft.LoraConfig):
+        raise TypeError(
+            f"text_adapter is a {type(adapter).__name__}: pass a peft.LoraConfig, or a dict of its settings"
+        )
+    for name, allowed in _LORA_LEAVES_ALONE.items():
+        if getattr(lora_config, name) not in allowed:
+            raise ValueError(
+                f"{name}={getattr(lora_config, name)!r} trains or changes weights of the language model itself, which "
+                "are not saved with an adapter: leave it out"
+            )
+    lora_config.base_model_name_or_path, lora_config.inference_mode = None, False  # of an adapter read from a folder
+    if lora_config.target_modules is None:
         known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        settings["target_modules"] = known.get(text_model.config.model_type, "all-linear")
-    before = set(language_model_weights(text_model))
-    old_modules = {id(module) for module in text_model.modules()}
-    lora_config = peft.LoraConfig(**settings)
+        lora_config.target_modules = known.get(text_model.config.model_type, "all-linear")
+    before = set(text_model.modules())
     peft.inject_adapter_in_model(lora_config, text_model)
-    text_model.__dict__.pop("peft_config", None)  # transformers would take the tower for an adapter's model
-    assert set(language_model_weights(text_model).values()) == before
-    for module in text_model.modules():  # they start as peft says, not as the language model starts its layers
-        if id(module) not in old_modules:
-            module._is_hf_initialized = True
+    text_model._hf_peft_config_loaded = True  # to transformers; its add_adapter leaves traces of one that fails
+    for module in set(text_model.modules()) - before:
+        module._is_hf_initialized = True  # starts as peft says, not as the language model starts its layers
     for name, parameter in text_model.named_parameters():
         if is_adapter_weight(name):  # steps of an adapter are too small for 8 bits of mantissa
             parameter.data = parameter.data.float()
-    found = lora_config.target_modules
-    return {**settings, "target_modules": sorted(found) if isinstance(found, set) else found}
+    plain = peft.LoraConfig().to_dict()
+    changed = {name: value for name, value in lora_config.to_dict().items() if value != plain[name]}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
 
 
-def freeze_language_model(text_model: PreTrainedModel) -> None:
-    """What is no adapter learns nothing."""
-    for name, parameter in text_model.named_parameters():
-        parameter.requires_grad_(is_adapter_weight(name))
+def save_adapter(text_model: PreTrainedModel, folder: str, name: str | None) -> None:
+    """Writes an adapter as peft does, with the name of the language model that it belongs to."""
+    text_model.save_pretrained(folder)
+    lora_config = copy.copy(text_model.peft_config["default"])
+    lora_config.base_model_name_or_path = name  # which in the model makes peft ask the Hub at every save
+    lora_config.save_pretrained(folder)
 
 
-@torch.no_grad()
 def cast_language_model(text_model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Brings the weights of the language model, not of its adapter, into a type."""
     for name, parameter in text_model.named_parameters():
-        if parameter.is_floating_point() and not is_adapter_weight(name) and parameter.dtype != dtype:
+        if parameter.is_floating_point() and not is_adapter_weight(name):
             parameter.data = parameter.data.to(dtype)
     text_model.config.dtype = dtype
 
 
 def merge_adapter(text_model: PreTrainedModel) -> None:
-    """Adds what an adapter has learnt to the weights it stands beside, takes it out, and lets all of them learn."""
+    """Adds what an adapter has learnt to the weights beside it, takes it out, and lets all of them learn."""
     layer_class = importlib.import_module("peft.tuners.tuners_utils").BaseTunerLayer
     for name, module in list(text_model.named_modules()):
         if isinstance(module, layer_class):
             module.merge()
             text_model.set_submodule(name, module.get_base_layer())
-    for parameter in text_model.parameters():
-        parameter.requires_grad_(True)
+    text_model.delete_adapter("default")
+    text_model.requires_grad_(True)
 
 
-@torch.no_grad()
 def copy_language_model(text_model: PreTrainedModel, source: PreTrainedModel) -> None:
     """
-    Fills a tower with an adapter with the language model that the adapter was trained beside.
+    Fills a tower that has an adapter with the language model of another, with or without one, and freezes it.
 
     Raises:
-        ValueError: if the language model is of another shape.
+        ValueError: if it is of another shape.
     """
-    found, own = source.state_dict(), text_model.state_dict()
-    names = {plain: name for name, plain in language_model_weights(source).items()}
-    for name, plain in language_model_weights(text_model).items():
-        shape = list(found[names[plain]].shape) if plain in names else "not there"
-        if shape != list(own[name].shape):
-            raise ValueError(
-                f"the language model does not fit the adapter: its {plain} is {shape}, the adapter's "
-                f"{list(own[name].shape)}"
-            )
-        own[name].copy_(found[names[plain]])
+    state = source.state_dict()
+    found = {plain: state[name] for name, plain in language_model_weights(source).items()}
+    try:
+        weights = {name: found[plain] for name, plain in language_model_weights(text_model).items()}
+        text_model.load_state_dict(weights, strict=False)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"the language model does not fit the adapter: {error}") from error
+    for name, parameter in text_model.named_parameters():
+        parameter.requires_grad_(is_adapter_weight(name))
 
 
 def language_model_digest(text_model: PreTrainedModel) -> str | None:
     """
-    Tells the language model of an adapter from others of the same shape, by the first numbers of each weight, in
-    bfloat16, so that the type it is loaded with does not matter; `None` where that cannot be said (float16, meta).
+    Tells the language model of an adapter from others, by the first numbers of each weight, in bfloat16, so that the
+    type it is loaded with does not matter; `None` where that cannot be said (float16, meta).
     """
     state = text_model.state_dict()
     digest = hashlib.blake2b(digest_size=16)
@@ -479,6 +367,6 @@ def language_model_digest(text_model: PreTrainedModel) -> str | None:
         if weight.is_meta or weight.dtype == torch.float16:
             return None
         if weight.is_floating_point():
-            first = weight.detach().flatten()[:256].to("cpu", torch.bfloat16)
+            first = weight.flatten()[:256].to("cpu", torch.bfloat16)
             digest.update(plain.encode() + first.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 """ID towers against DeepCTR-Torch's models, which nobody here wrote: the same weights in both, and the same logits.
 
 DeepCTR-Torch has a table for every field and one bias beside its linear layer, this package one table for all fields
-and the bias in the linear layer. Where the two follow a paper differently the test says what it switched, and why.
+and the bias in the linear layer. Where the two follow a paper differently the case says what it switched, and why.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ if importlib.util.find_spec("deepctr_torch") is None:
 VOCABULARY = [7, 11, 5, 9, 13, 6]  # values of each field
 FIRST_IDS = [8 + sum(VOCABULARY[:k]) for k in range(len(VOCABULARY))]  # where a field's rows start in our one table
 F, D = len(VOCABULARY), 8
-UNITS = [12, 10]
+UNITS = {"dnn_hidden_units": [12, 10]}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def make_peer(model_class, *columns, **settings) -> torch.nn.Module:
     return model
 
 
-def make_ours(backbone: str, **settings) -> FlipTabularModel:
+def make_ours(backbone: str, settings: dict) -> FlipTabularModel:
     config = FlipConfig(
         fields=[{"name": f"field{k}"} for k in range(F)],
         num_features=FIRST_IDS[-1] + VOCABULARY[-1],
@@ -84,182 +84,135 @@ def copy_dnn(ours: torch.nn.Module, peer: torch.nn.Module) -> None:
             mine.load_state_dict(theirs.state_dict())
 
 
-def assert_same_logits(ours: FlipTabularModel, peer: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(1)
-    values = torch.stack([torch.randint(0, size, (64,), generator=generator) for size in VOCABULARY], dim=1)
-    logits = ours(values + torch.tensor(FIRST_IDS)).logit
-    torch.testing.assert_close(logits, peer(values.double()).squeeze(1), rtol=1e-6, atol=1e-6)
-    assert logits.std() > 0.1  # neither is constant
+# what stands beside the DNN: from the peer's model to our backbone; each gives the weights of Linear(v)
 
 
-def test_logistic_regression_is_a_wide_and_deep_model_without_its_dnn(peers):
-    models, columns = peers
-    peer, ours = make_peer(models.WDL, columns, columns, dnn_hidden_units=()), make_ours("lr")
-    copy_tables(ours, peer)
-    assert_same_logits(ours, peer)
-
-
-def test_factorization_machine_is_a_deepfm_without_its_dnn(peers):
-    models, columns = peers
-    peer, ours = make_peer(models.DeepFM, columns, columns, dnn_hidden_units=()), make_ours("fm")
-    copy_tables(ours, peer)
-    assert_same_logits(ours, peer)
-
-
-def test_wide_and_deep(peers):
-    models, columns = peers
-    peer = make_peer(models.WDL, columns, columns, dnn_hidden_units=UNITS)
-    ours = make_ours("wide_deep", dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
-
-
-def test_deepfm_with_a_weight_of_one_on_its_fm_term(peers):
+def deepfm(ours, peer):
     """Ours may weigh y_FM, first in the vector; the paper and the peer add it as it is."""
-    models, columns = peers
-    peer = make_peer(models.DeepFM, columns, columns, dnn_hidden_units=UNITS)
-    ours = make_ours("deepfm", dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    ours.logit.weight.copy_(torch.cat([torch.ones(1, 1), peer.dnn_linear.weight], dim=1))
-    assert_same_logits(ours, peer)
+    return [torch.ones(1, 1), peer.dnn_linear.weight]
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("split_half", [False, True])
-def test_xdeepfm_without_biases_in_its_compressed_interactions(peers, split_half, activation):
+def xdeepfm(ours, peer):
     """Equation 6 of the paper has no bias, the peer's convolutions have: they are 0 here."""
-    models, columns = peers
-    sizes = [6, 4, 5]
-    peer = make_peer(
-        models.xDeepFM,
-        columns,
-        columns,
-        dnn_hidden_units=UNITS,
-        cin_layer_size=sizes,
-        cin_split_half=split_half,
-        cin_activation=activation,
-    )
-    ours = make_ours(
-        "xdeepfm",
-        dnn_hidden_units=UNITS,
-        cin_hidden_units=sizes,
-        cin_split_half=split_half,
-        cin_activation=activation,
-    )
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    for mine, theirs in zip(ours.backbone.cin.layers, peer.cin.conv1ds, strict=True):
+    for mine, theirs in zip(ours.cin.layers, peer.cin.conv1ds, strict=True):
         theirs.bias.zero_()
         mine.weight.copy_(theirs.weight.view_as(mine.weight))
-    ours.logit.weight.copy_(torch.cat([peer.cin_linear.weight, peer.dnn_linear.weight], dim=1))
-    assert_same_logits(ours, peer)
+    return [peer.cin_linear.weight, peer.dnn_linear.weight]
 
 
-@pytest.mark.parametrize("product_type", ["inner", "outer", "both"])
-def test_pnn(peers, product_type):
+def pnn(ours, peer):
     """Neither has the squares of fields among the products; see `InnerProducts`."""
-    models, columns = peers
-    use = {"use_inner": product_type != "outer", "use_outter": product_type != "inner"}
-    peer = make_peer(models.PNN, columns, dnn_hidden_units=UNITS, **use)
-    ours = make_ours("pnn", product_type=product_type, dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    if product_type != "inner":  # the peer's kernel has the dimensions of e_j, the pairs, the dimensions of e_i
-        ours.backbone.products[-1].kernel.copy_(peer.outterproduct.kernel.permute(1, 2, 0))
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
+    if hasattr(ours.products[-1], "kernel"):  # the peer's has the dimensions of e_j, the pairs, the dimensions of e_i
+        ours.products[-1].kernel.copy_(peer.outterproduct.kernel.permute(1, 2, 0))
+    return [peer.dnn_linear.weight]
 
 
-def test_dcn_with_a_first_order_term(peers):
+def dcn(ours, peer):
     """The paper's logit is Linear([cross ; dnn]) alone; the peer adds a first-order term, as ours does by default."""
-    models, columns = peers
-    peer = make_peer(models.DCN, columns, columns, cross_num=3, dnn_hidden_units=UNITS)
-    ours = make_ours("dcn", num_cross_layers=3, dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    ours.backbone.cross.weight.copy_(peer.crossnet.kernels.squeeze(-1))
-    ours.backbone.cross.bias.copy_(peer.crossnet.bias.squeeze(-1))
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
+    ours.cross.weight.copy_(peer.crossnet.kernels.squeeze(-1))
+    ours.cross.bias.copy_(peer.crossnet.bias.squeeze(-1))
+    return [peer.dnn_linear.weight]
 
 
-def test_dcnv2_with_full_matrices(peers):
-    models, columns = peers
-    peer = make_peer(
-        models.DCN, columns, columns, cross_num=2, cross_parameterization="matrix", dnn_hidden_units=UNITS
-    )
-    ours = make_ours("dcnv2", use_low_rank_mixture=False, num_cross_layers=2, dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    for k, layer in enumerate(ours.backbone.cross):
+def dcnv2(ours, peer):
+    for k, layer in enumerate(ours.cross):
         layer.weight.copy_(peer.crossnet.kernels[k])
         layer.bias.copy_(peer.crossnet.bias[k].squeeze(-1))
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
+    return [peer.dnn_linear.weight]
 
 
-def test_dcnv2_as_a_mixture_whose_layers_share_one_gate(peers):
+def mixture(ours, peer):
     """The peer has one gate for all layers. The paper's G_i belongs to an expert, which is a layer's: each of our
     layers has its own, and all of them get the peer's."""
-    models, columns = peers
-    sizes = {"low_rank": 4, "num_experts": 3}
-    peer = make_peer(models.DCNMix, columns, columns, cross_num=2, dnn_hidden_units=UNITS, **sizes)
-    ours = make_ours("dcnv2", num_cross_layers=2, dnn_hidden_units=UNITS, **sizes)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    for k, layer in enumerate(ours.backbone.cross):
+    for k, layer in enumerate(ours.cross):
         layer.down.copy_(peer.crossnet.V_list[k].transpose(1, 2).flatten(0, 1))
         layer.core.copy_(peer.crossnet.C_list[k])
         layer.up.copy_(peer.crossnet.U_list[k].transpose(0, 1).flatten(1))
         layer.bias.copy_(peer.crossnet.bias[k].squeeze(-1))
         layer.gate.copy_(torch.cat([gate.weight for gate in peer.crossnet.gating]))
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
+    return [peer.dnn_linear.weight]
 
 
-def test_afm(peers):
-    models, columns = peers
-    peer, ours = make_peer(models.AFM, columns, columns, attention_factor=5), make_ours("afm", attention_dim=5)
-    copy_tables(ours, peer)
-    ours.backbone.attention.weight.copy_(peer.fm.attention_W.T)
-    ours.backbone.attention.bias.copy_(peer.fm.attention_b)
-    ours.backbone.attention.query.copy_(peer.fm.projection_h.squeeze(-1))
-    ours.logit.weight.copy_(peer.fm.projection_p.T)
-    assert_same_logits(ours, peer)
+def afm(ours, peer):
+    ours.attention.weight.copy_(peer.fm.attention_W.T)
+    ours.attention.bias.copy_(peer.fm.attention_b)
+    ours.attention.query.copy_(peer.fm.projection_h.squeeze(-1))
+    return [peer.fm.projection_p.T]
 
 
-def test_afn_with_both_biases_of_the_peer_in_one(peers):
-    """The peer's last linear layer has a bias beside the one of its output."""
-    models, columns = peers
-    peer = make_peer(models.AFN, columns, columns, ltl_hidden_size=7, afn_dnn_hidden_units=UNITS)
-    ours = make_ours("afn", logarithmic_neurons=7, afn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.afn_dnn)
-    layer = ours.backbone.logarithmic
+def afn(ours, peer):
+    """The peer's last linear layer has a bias beside the one of its output: 0 here."""
+    layer = ours.logarithmic
     layer.weight.copy_(peer.ltl.ltl_weights.T)
     layer.bias.copy_(peer.ltl.ltl_biases.flatten())
     layer.log_norm.load_state_dict(peer.ltl.bn[0].state_dict())
     layer.exp_norm.load_state_dict(peer.ltl.bn[1].state_dict())
-    ours.logit.weight.copy_(peer.afn_dnn_linear.weight)
-    ours.logit.bias.add_(peer.afn_dnn_linear.bias)
-    assert_same_logits(ours, peer)
+    copy_dnn(ours.dnn, peer.afn_dnn)
+    peer.afn_dnn_linear.bias.zero_()
+    return [peer.afn_dnn_linear.weight]
 
 
-@pytest.mark.parametrize("use_residual", [True, False])
-def test_autoint(peers, use_residual):
+def autoint(ours, peer):
     """The peer's scores are unscaled as well, which is what the paper has."""
-    models, columns = peers
-    peer = make_peer(
-        models.AutoInt, columns, columns, att_layer_num=2, att_head_num=2, att_res=use_residual, dnn_hidden_units=UNITS
-    )
-    ours = make_ours("autoint", attention_layers=2, num_heads=2, use_residual=use_residual, dnn_hidden_units=UNITS)
-    copy_tables(ours, peer)
-    copy_dnn(ours.backbone.dnn, peer.dnn)
-    for mine, theirs in zip(ours.backbone.attention, peer.int_layers, strict=True):
-        parts = [theirs.W_Query, theirs.W_key, theirs.W_Value, *([theirs.W_Res] if use_residual else [])]
+    for mine, theirs in zip(ours.attention, peer.int_layers, strict=True):
+        parts = [theirs.W_Query, theirs.W_key, theirs.W_Value, *([theirs.W_Res] if hasattr(theirs, "W_Res") else [])]
         mine.projection.copy_(torch.cat([part.T for part in parts]))
-    ours.logit.weight.copy_(peer.dnn_linear.weight)
-    assert_same_logits(ours, peer)
+    return [peer.dnn_linear.weight]
+
+
+def cin(split_half, activation):
+    settings = {"cin_split_half": split_half, "cin_activation": activation}
+    theirs = {"cin_layer_size": [6, 4, 5], **settings, **UNITS}
+    return "xDeepFM", theirs, "xdeepfm", {"cin_hidden_units": [6, 4, 5], **settings, **UNITS}, xdeepfm
+
+
+def products(kind):
+    theirs = {"use_inner": kind != "outer", "use_outter": kind != "inner", **UNITS}
+    return "PNN", theirs, "pnn", {"product_type": kind, **UNITS}, pnn
+
+
+def attention(residual):
+    theirs = {"att_layer_num": 2, "att_head_num": 2, "att_res": residual, **UNITS}
+    return "AutoInt", theirs, "autoint", {"attention_layers": 2, "use_residual": residual, **UNITS}, autoint
+
+
+MATRICES = {"cross_num": 2, "cross_parameterization": "matrix", **UNITS}
+EXPERTS = {"low_rank": 4, "num_experts": 3, **UNITS}
+CASES = {
+    "a logistic regression is a wide & deep model without its DNN": ("WDL", {"dnn_hidden_units": ()}, "lr", {}, None),
+    "a factorization machine is a DeepFM without its DNN": ("DeepFM", {"dnn_hidden_units": ()}, "fm", {}, None),
+    "wide & deep": ("WDL", UNITS, "wide_deep", UNITS, lambda ours, peer: [peer.dnn_linear.weight]),
+    "deepfm": ("DeepFM", UNITS, "deepfm", UNITS, deepfm),
+    **{f"xdeepfm {half} {act}": cin(half, act) for half in (False, True) for act in ("linear", "relu")},
+    **{f"pnn {kind}": products(kind) for kind in ("inner", "outer", "both")},
+    "dcn": ("DCN", {"cross_num": 3, **UNITS}, "dcn", {"num_cross_layers": 3, **UNITS}, dcn),
+    "dcnv2 matrices": ("DCN", MATRICES, "dcnv2", {"use_low_rank_mixture": False, **UNITS}, dcnv2),
+    "dcnv2 mixture": ("DCNMix", {"cross_num": 2, **EXPERTS}, "dcnv2", EXPERTS, mixture),
+    "afm": ("AFM", {"attention_factor": 5}, "afm", {"attention_dim": 5}, afm),
+    "afn": (
+        "AFN",
+        {"ltl_hidden_size": 7, "afn_dnn_hidden_units": [12, 10]},
+        "afn",
+        {"logarithmic_neurons": 7, "afn_hidden_units": [12, 10]},
+        afn,
+    ),
+    **{f"autoint {residual}": attention(residual) for residual in (True, False)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_deepctr_torch(case, peers):
+    name, their_settings, backbone, settings, copy = CASES[case]
+    models, columns = peers
+    peer = make_peer(getattr(models, name), *([columns] if name == "PNN" else [columns] * 2), **their_settings)
+    ours = make_ours(backbone, settings)
+    copy_tables(ours, peer)
+    if "dnn_hidden_units" in settings:
+        copy_dnn(ours.backbone.dnn, peer.dnn)
+    if copy is not None:
+        ours.logit.weight.copy_(torch.cat(copy(ours.backbone, peer), dim=1))
+    generator = torch.Generator().manual_seed(1)
+    values = torch.stack([torch.randint(0, size, (64,), generator=generator) for size in VOCABULARY], dim=1)
+    logits = ours(values + torch.tensor(FIRST_IDS)).logit
+    torch.testing.assert_close(logits, peer(values.double()).squeeze(1), rtol=1e-6, atol=1e-6)
+    assert logits.std() > 0.1  # neither is constant

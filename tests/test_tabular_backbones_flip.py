@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each ID tower's vector and logit against its formula, written with loops over rows, fields and pairs in float64;
-sizes and what is refused.
+"""Whole ID towers: vector and logit against the formulas of papers, in float64, where no peer's numbers are compared
+(test_parity.py, test_fuxictr_parity.py); sizes, gradients, types, and what is refused.
 
-That gradients reach every parameter, how weights start, and folders: test_modeling_flip_tabular.py, for every tower.
+How weights start, and folders: test_modeling_flip_tabular.py and test_every_tower.py, for every tower.
 """
 
-import itertools
 import math
 
 import pytest
 import torch
+from equations import (
+    assert_equal,
+    attentional_pooling,
+    dnn,
+    dot,
+    flat,
+    gated_cross,
+    kernel_products,
+    mask_block,
+    normalised,
+    pairs,
+    powers,
+    with_random_weights,
+)
 
 from flip_hf import FlipConfig, FlipTabularModel
 from flip_hf.configuration_flip import PAD_FEATURE_ID
@@ -17,181 +30,171 @@ from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
 NUM_FEATURES = 40
-F, D = 4, 6
-PAIRS = list(itertools.combinations(range(F), 2))
-UNITS = {"dnn_hidden_units": [5, 3]}
+NAMES = ["user", "item", "genre", "city"]
+F, D = len(NAMES), 6
+X = F * D
+UNITS = {"dnn_hidden_units": [7, 5]}
+FINALMLP = {"mlp1_hidden_units": [7, 4], "mlp2_hidden_units": [6], "fs_hidden_units": [5]}
+PARALLEL = {"model_type": "ParallelMaskNet", "parallel_num_blocks": 3, "parallel_block_dim": 4}
+# options and d_v
+TOWERS = {
+    "lr": ({}, F),
+    "fm": ({}, D),
+    "wide_deep": (UNITS, 5),
+    "deepfm": (UNITS, 1 + 5),
+    "dcn": (UNITS, X + 5),
+    "dcnv2": (UNITS, X + 5),
+    "dcnv2 matrices": ({**UNITS, "use_low_rank_mixture": False}, X + 5),
+    "autoint": (UNITS, X + 5),
+    "xdeepfm": ({**UNITS, "cin_hidden_units": [3, 2]}, 3 + 2 + 5),
+    "xdeepfm halves": ({**UNITS, "cin_hidden_units": [20, 10, 7], "cin_split_half": True}, 10 + 5 + 7 + 5),
+    "pnn": (UNITS, 5),
+    "pnn both": ({**UNITS, "product_type": "both"}, 5),
+    "afm": ({"attention_dim": 3}, D),
+    "afn": ({"logarithmic_neurons": 3, "afn_hidden_units": [7, 5], "batch_norm": False}, 5),
+    "afn norms": ({"logarithmic_neurons": 3, "afn_hidden_units": [7, 5]}, 5),
+    "fibinet": (UNITS, 5),
+    "fibinet all": ({**UNITS, "bilinear_type": "field_all", "excitation_activation": "Sigmoid"}, 5),
+    "fibinet each": ({**UNITS, "bilinear_type": "field_each", "reduction_ratio": 2}, 5),
+    "finalmlp": (FINALMLP, 4 + 6 + 1),
+    "finalmlp context": ({**FINALMLP, "fs1_context": ["city", "user"], "num_heads": 2}, 4 + 6 + 1),
+    "finalmlp ungated": ({**FINALMLP, "use_fs": False}, 4 + 6 + 1),
+    "masknet": ({**UNITS, "reduction_ratio": 2}, 5),
+    "masknet parallel": ({**UNITS, **PARALLEL, "reduction_ratio": 0.5}, 5),
+    "masknet without norms": ({"dnn_hidden_units": [7], "emb_layernorm": False, "net_layernorm": False}, 7),
+    "gdcn": (UNITS, X + 5),
+    "gdcn stacked": ({**UNITS, "model_structure": "stacked"}, 5),
+}
+every_tower = pytest.mark.parametrize("tower", TOWERS)
 
 
-def make_model(backbone: str, num_fields: int = F, size: int = D, options: dict | None = None, **overrides):
+def make_model(
+    tower: str, num_fields: int = F, options: dict | None = None, add_logit_layers: bool = True, **settings
+):
     torch.manual_seed(0)
     config = FlipConfig(
-        fields=[{"name": name} for name in "abcdefgh"[:num_fields]],
+        fields=[{"name": name} for name in NAMES[:num_fields]],
         num_features=NUM_FEATURES,
-        feature_embedding_size=size,
-        backbone=backbone,
-        backbone_config=options,
-        tabular_initializer_range=0.5,
-        initializer_range=0.5,
-        **overrides,
+        backbone=tower.split()[0],
+        backbone_config=TOWERS[tower][0] if options is None else options,
+        **{"feature_embedding_size": D, "tabular_initializer_range": 0.3, **settings},
     )
-    model = FlipTabularModel(config).double().eval().requires_grad_(False)
-    for parameter in model.parameters():  # biases too, so that none can be forgotten
-        parameter.add_(torch.randn_like(parameter) / 3)
-    return model
+    return FlipTabularModel(config, add_logit_layers)
 
 
-def make_ids(num_fields: int = F) -> torch.Tensor:
-    return torch.randint(8, NUM_FEATURES, (5, num_fields), generator=torch.Generator().manual_seed(0))
+def make_ids(num_rows: int = 5, num_fields: int = F) -> torch.Tensor:
+    low = 2 + 2 * num_fields
+    return torch.randint(low, NUM_FEATURES, (num_rows, num_fields), generator=torch.Generator().manual_seed(0))
 
 
-def dot(left, right) -> float:
-    return sum(float(a) * float(b) for a, b in zip(left, right, strict=True))
-
-
-def dnn_of(model, inputs: list[float]) -> list[float]:
-    for linear in (part for part in model.backbone.dnn if isinstance(part, torch.nn.Linear)):
-        inputs = [max(0.0, dot(w, inputs) + float(b)) for w, b in zip(linear.weight, linear.bias, strict=True)]
-    return inputs
-
-
-def joined(lists) -> list[float]:
-    return list(itertools.chain.from_iterable(lists))
-
-
-def embeddings_of(model, ids: list[int]) -> list[list[float]]:
-    return [model.embeddings.weight[k].tolist() for k in ids]
-
-
-def first_order_of(model, ids: list[int]) -> list[float]:
-    return [float(model.first_order.weight[k, 0]) for k in ids]
-
-
-def lr_vector(model, ids):
-    return first_order_of(model, ids)
-
-
-def fm_vector(model, ids):
-    e = embeddings_of(model, ids)
-    return [sum(e[i][d] * e[j][d] for i, j in PAIRS) for d in range(D)]
-
-
-def wide_deep_vector(model, ids):
-    return dnn_of(model, joined(embeddings_of(model, ids)))
-
-
-def dcn_vector(model, ids):
-    row = joined(embeddings_of(model, ids))
-    x = row
-    for w, b in zip(model.backbone.cross.weight, model.backbone.cross.bias, strict=True):
-        product = dot(x, w)
-        x = [row[i] * product + float(b[i]) + x[i] for i in range(len(row))]
-    return x + dnn_of(model, row)
-
-
-def xdeepfm_vector(model, ids):
-    e = embeddings_of(model, ids)
-    maps, sums = e, []
-    for layer in model.backbone.cin.layers:
-        maps = [
-            [sum(float(w[i, j]) * maps[i][d] * e[j][d] for i in range(len(maps)) for j in range(F)) for d in range(D)]
-            for w in layer.weight
-        ]
-        sums += [sum(one) for one in maps]
-    return sums + dnn_of(model, joined(e))
-
-
-def pnn_vector(model, ids):
-    e = embeddings_of(model, ids)
-    kernels = [part.kernel for part in model.backbone.products if hasattr(part, "kernel")]
-    products = []
-    if model.config.backbone_config["product_type"] != "outer":
-        products += [dot(e[i], e[j]) for i, j in PAIRS]
-    for kernel in kernels:
-        for k, (i, j) in enumerate(PAIRS):
-            products.append(sum(float(kernel[k, a, b]) * e[i][a] * e[j][b] for a in range(D) for b in range(D)))
-    return dnn_of(model, joined(e) + products)
-
-
-def afm_vector(model, ids):
-    e, attention = embeddings_of(model, ids), model.backbone.attention
-    products = [[e[i][d] * e[j][d] for d in range(D)] for i, j in PAIRS]
-    scores = []
-    for product in products:
-        hidden = [max(0.0, dot(w, product) + float(b)) for w, b in zip(attention.weight, attention.bias, strict=True)]
-        scores.append(math.exp(dot(attention.query, hidden)))
-    return [sum(s * p[d] for s, p in zip(scores, products, strict=True)) / sum(scores) for d in range(D)]
-
-
-def afn_vector(model, ids):
-    e, layer = embeddings_of(model, ids), model.backbone.logarithmic
-    crosses = []
-    for d in range(D):
-        for w, b in zip(layer.weight, layer.bias, strict=True):
-            crosses.append(math.exp(float(b)) * math.prod(abs(e[i][d]) ** float(w[i]) for i in range(F)))
-    return dnn_of(model, crosses)
-
-
-CASES = {
-    "lr": (lr_vector, {}),
-    "fm": (fm_vector, {}),
-    "wide_deep": (wide_deep_vector, UNITS),
-    "dcn": (dcn_vector, {**UNITS, "num_cross_layers": 3}),
-    "xdeepfm": (xdeepfm_vector, {**UNITS, "cin_hidden_units": [3, 2]}),
-    "pnn": (pnn_vector, {**UNITS, "product_type": "inner"}),
-    "pnn outer": (pnn_vector, {**UNITS, "product_type": "outer"}),
-    "pnn both": (pnn_vector, {**UNITS, "product_type": "both"}),
-    "afm": (afm_vector, {"attention_dim": 3}),
-    "afn": (afn_vector, {"logarithmic_neurons": 3, "afn_hidden_units": [5, 3], "batch_norm": False}),
-}
+def formula(tower: str, backbone, fields: list[list[float]]) -> list[float] | None:
+    """v of one row; `None` where a peer's numbers are compared elsewhere."""
+    row = flat(fields)
+    if tower == "afm":
+        return attentional_pooling(backbone.attention, fields)
+    if tower == "afn":
+        return dnn(backbone.dnn, powers(backbone.logarithmic, fields))
+    if tower == "pnn both":
+        inner = [dot(fields[i], fields[j]) for i, j in pairs(len(fields))]
+        return dnn(backbone.dnn, row + inner + kernel_products(backbone.products[1].kernel, fields))
+    if tower == "finalmlp ungated":
+        first, second = dnn(backbone.mlp1, row), dnn(backbone.mlp2, row)
+        weight = backbone.fusion.weight[0]
+        return [*first, *second, sum(first[i] * dot(weight[i], second) for i in range(len(first)))]
+    if tower.startswith("masknet"):
+        hidden = row
+        if "norms" not in tower:
+            norm = backbone.norm
+            hidden = flat(normalised(e, norm.weight[f], norm.bias[f]) for f, e in enumerate(fields))
+        if "parallel" in tower:
+            return dnn(backbone.dnn, flat(mask_block(block, row, hidden) for block in backbone.blocks))
+        for block in backbone.blocks:
+            hidden = mask_block(block, row, hidden)
+        return hidden
+    if tower.startswith("gdcn"):
+        crossed = row
+        for layer in backbone.cross:
+            crossed = gated_cross(layer, crossed, row)
+        return dnn(backbone.dnn, crossed) if "stacked" in tower else [*crossed, *dnn(backbone.dnn, row)]
+    return None
 
 
 @pytest.mark.parametrize("use_first_order", [True, False])
-@pytest.mark.parametrize("case", CASES)
-def test_vector_and_logit_equal_the_formula_of_the_paper(case, use_first_order):
-    formula, options = CASES[case]
-    model, ids = make_model(case.split()[0], options=options, use_first_order=use_first_order), make_ids()
+@every_tower
+def test_vector_and_logit_equal_the_papers_equations(tower, use_first_order):
+    model = with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
+    ids = make_ids()
     vector, logit = model(ids)
-    expected = [formula(model, row) for row in ids.tolist()]
-    torch.testing.assert_close(vector, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-    bias = float(model.logit.bias)
-    logits = [sum(v) if case in ("lr", "fm") else dot(model.logit.weight[0], v) for v in expected]
-    if use_first_order and case != "lr":  # which has it in its vector
-        logits = [value + sum(first_order_of(model, row)) for value, row in zip(logits, ids.tolist(), strict=True)]
-    expected = torch.tensor([value + bias for value in logits], dtype=torch.float64)
-    torch.testing.assert_close(logit, expected, rtol=1e-9, atol=1e-9)
+    assert vector.shape == (len(ids), TOWERS[tower][1]) and model.hidden_size == TOWERS[tower][1]
+    if model.embeddings is not None:
+        vectors = [formula(tower, model.backbone, model.embeddings.weight[row].tolist()) for row in ids]
+        if vectors[0] is not None:
+            assert_equal(vector, vectors)
+    logits = vector.sum(1) if tower in ("lr", "fm") else vector @ model.logit.weight[0]
+    if use_first_order and tower not in ("lr", "deepfm"):  # which have it in their vector
+        logits = logits + model.first_order.weight[ids, 0].sum(1)
+    torch.testing.assert_close(logit, logits + model.logit.bias)
+    assert model(ids[:0]).vector.shape == (0, TOWERS[tower][1])
+
+
+@pytest.mark.parametrize("add_logit_layers", [True, False])
+@every_tower
+def test_gradients_reach_every_parameter(tower, add_logit_layers):
+    model = make_model(tower, add_logit_layers=add_logit_layers)
+    output = model(make_ids(64))
+    (output.logit if add_logit_layers else output.vector.pow(2).sum(1)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert float(parameter.grad.abs().max()) > 0, name
 
 
 @pytest.mark.parametrize(
-    ("backbone", "options", "size"),
-    [
-        ("lr", {}, 8),
-        ("fm", {}, 32),
-        ("wide_deep", {}, 128),
-        ("dcn", {}, 8 * 32 + 128),
-        ("xdeepfm", {}, 128 + 128 + 128),
-        ("xdeepfm", {"cin_hidden_units": [20, 10, 7], "cin_split_half": True}, 10 + 5 + 7 + 128),
-        ("pnn", {}, 128),
-        ("pnn", {"product_type": "both"}, 128),
-        ("afm", {}, 32),
-        ("afn", {}, 128),
-    ],
+    "tower", ["fibinet", "fibinet all", "fibinet each", "finalmlp", "finalmlp context", "masknet"]
 )
-def test_vector_has_the_size_of_what_it_holds(backbone, options, size):
-    model = make_model(backbone, 8, 32, options)
+def test_at_the_start_no_gradient_of_a_gate_is_lost_in_float32(tower):
+    units = ("dnn_hidden_units", "mlp1_hidden_units", "mlp2_hidden_units", "fs_hidden_units")
+    options = {key: value for key, value in TOWERS[tower][0].items() if key not in units}
+    model = make_model(tower, options=options, feature_embedding_size=32, tabular_initializer_range=0.05)
+    model(make_ids(64)).logit.mean().backward()
+    # Adam divides by sqrt(v) + 1e-8: weights whose gradients are below that do not move
+    for name, parameter in model.named_parameters():
+        assert float(parameter.grad.abs().max()) > 1e-7, name
+
+
+@every_tower
+def test_bfloat16_and_autocast_stay_near_float32(tower):
+    model, ids = make_model(tower).eval(), make_ids()
+    exact = model(ids).logit
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids).logit
+        torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.2)
+        logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    torch.testing.assert_close(model.bfloat16()(ids).logit.float(), exact, rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [("wide_deep", 128), ("xdeepfm", 3 * 128), ("pnn", 128), ("afn", 128), ("fibinet", 128), ("finalmlp", 257)]
+    + [("masknet", 128), ("gdcn", X + 128), ("dcn", X + 128), ("dcnv2", X + 128), ("autoint", X + 128)],
+)
+def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for(backbone, size):
+    model = make_model(backbone, options={})
     assert model.hidden_size == size
-    assert model(make_ids(8)).vector.shape == (5, size)
+    assert not any(isinstance(module, torch.nn.Dropout) for module in model.backbone.modules())
+    name = {"afn": "afn_dropout", "finalmlp": "mlp1_dropout"}.get(backbone, "dnn_dropout")
+    dropouts = [part.p for part in make_model(backbone, options={name: 0.3}).modules() if hasattr(part, "p")]
+    assert dropouts == [0.3] * 3
+    attention = make_model("afm", options={"attention_dropout": (0.1, 0.2)}).backbone.attention
+    assert (attention.weight_dropout, attention.sum_dropout) == (0.1, 0.2)
 
 
-def test_logistic_regression_has_no_embeddings():
+def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as_other_towers_do():
     model = make_model("lr")
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
         "first_order.weight": (NUM_FEATURES, 1),
         "logit.bias": (1,),
     }
     torch.testing.assert_close(model.sum_of_squares(), model.first_order.weight.square().sum())
-
-
-def test_logistic_regression_pools_the_slots_of_a_field_as_other_towers_do():
     fields = [{"name": "a"}, {"name": "b", "num_slots": 3, "kind": "multivalued", "pooling": "mean"}]
     sizes = {"num_features": NUM_FEATURES, "backbone": "lr", "feature_embedding_size": D}
     model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
@@ -208,73 +211,65 @@ def test_logistic_regression_pools_the_slots_of_a_field_as_other_towers_do():
     torch.testing.assert_close(model(ids).vector[0, 1], share * w[20] + (1 - share) * w[21])
 
 
-def test_afn_keeps_its_batch_statistics_in_its_folder(tmp_path):
-    model = make_model("afn").train()
+def test_afn_saves_its_batch_statistics_and_is_finite_for_a_field_without_a_value(tmp_path):
+    model, ids = make_model("afn norms").train(), make_ids()
     for _ in range(3):
-        model(make_ids())
+        model(ids)
     model.eval().save_pretrained(tmp_path)
-    again = FlipTabularModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    again = FlipTabularModel.from_pretrained(tmp_path).eval()
     statistics = {name: value for name, value in model.state_dict().items() if "running" in name}
-    assert len(statistics) == 2 * 2 + 3 * 2 and all(value.any() for value in statistics.values())
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-    torch.testing.assert_close(again(make_ids()).logit, model(make_ids()).logit, rtol=1e-12, atol=1e-12)
-
-
-def test_a_field_without_a_value_leaves_afn_finite():
-    model, ids = make_model("afn"), make_ids()
-    model.embeddings.weight[PAD_FEATURE_ID] = 0.0
+    assert len(statistics) == 2 * 2 + 2 * 2 and all(value.any() for value in statistics.values())
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     ids[:, 1] = PAD_FEATURE_ID
-    model.train().requires_grad_(True)
-    model(ids).logit.sum().backward()
+    assert not model.embeddings.weight[PAD_FEATURE_ID].any()
+    model.train()(ids).logit.sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
-def test_dropout_goes_where_it_is_asked_for():
-    assert make_model("afm", options={"attention_dropout": (0.1, 0.2)}).backbone.attention.weight_dropout == 0.1
-    assert make_model("afm", options={"attention_dropout": (0.1, 0.2)}).backbone.attention.sum_dropout == 0.2
-    for backbone, name in [(name, "dnn_dropout") for name in ("wide_deep", "dcn", "xdeepfm", "pnn")] + [
-        ("afn", "afn_dropout")
-    ]:
-        dropouts = [part.p for part in make_model(backbone, options={name: 0.3}).backbone.dnn if hasattr(part, "p")]
-        assert dropouts == [0.3] * 3, backbone
-        assert not any(hasattr(part, "p") for part in make_model(backbone).backbone.dnn)
-
-
-# --- what is refused ---
-
-
-@pytest.mark.parametrize(
-    ("backbone", "known"),
-    [
-        ("lr", ""),
-        ("fm", ""),
-        ("wide_deep", "dnn_hidden_units, dnn_dropout"),
-        ("dcn", "num_cross_layers, dnn_hidden_units, dnn_dropout"),
-        ("xdeepfm", "cin_hidden_units, cin_split_half, cin_activation, dnn_hidden_units, dnn_dropout"),
-        ("pnn", "product_type, dnn_hidden_units, dnn_dropout"),
-        ("afm", "attention_dim, attention_dropout"),
-        ("afn", "logarithmic_neurons, afn_hidden_units, afn_dropout, batch_norm"),
-    ],
-)
-def test_an_unknown_hyper_parameter_is_answered_with_those_there_are(backbone, known):
-    with pytest.raises(ValueError, match=f"{backbone} has no hyper-parameter 'depth'; it has {known or 'none'}$"):
-        make_model(backbone, options={"depth": 3})
+def test_contexts_count_the_fields_that_have_ids():
+    fields = [{"name": "plot", "num_slots": 0}, {"name": "user"}, {"name": "item"}]
+    options = {"fs1_context": ["item"], "fs2_context": ["user"]}
+    config = FlipConfig(fields=fields, num_features=20, backbone="finalmlp", backbone_config=options)
+    assert [gate.context for gate in FlipTabularModel(config).backbone.gates] == [[1], [0]]
 
 
 @pytest.mark.parametrize("backbone", TABULAR_BACKBONES)
-def test_a_single_field_is_served_or_refused_with_a_reason(backbone):
-    if backbone in ("fm", "pnn", "afm"):
+def test_a_single_field_is_served_or_refused_with_a_reason_and_unknown_options_are_answered(backbone):
+    if backbone in ("fm", "pnn", "afm", "fibinet"):
         with pytest.raises(ValueError, match=f"backbone='{backbone}' multiplies pairs of fields, and there is one"):
             make_model(backbone, 1)
-    elif backbone == "fibinet":
-        with pytest.raises(ValueError, match="1 field makes no pair to cross"):
-            make_model(backbone, 1)
     else:
-        vector, logit = make_model(backbone, 1)(make_ids(1))
+        options = {} if backbone == "finalmlp" else None
+        vector, logit = make_model(backbone, 1, options).eval()(make_ids(5, 1))
         assert torch.isfinite(vector).all() and torch.isfinite(logit).all()
+    with pytest.raises(ValueError, match=f"{backbone} has no hyper-parameter 'depth'; it has (none|[a-z0-9_, ]+)$"):
+        make_model(backbone, options={"depth": 3})
 
 
-def test_a_product_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match='product_type=\'sum\' is not one of "inner", "outer", "both"'):
-        make_model("pnn", options={"product_type": "sum"})
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        ("fibinet", {"reduction_ratio": 0}, "reduction_ratio=0 is below 1"),
+        ("fibinet", {"bilinear_type": "all"}, "'all' is not one of field_all, field_each, field_interaction"),
+        ("fibinet", {"excitation_activation": "tanh"}, "'tanh' is not one of relu, sigmoid"),
+        ("fibinet", {"hidden_units": [8]}, "fibinet has no hyper-parameter 'hidden_units'; it has reduction_ratio, "),
+        ("fibinet", {"dnn_hidden_units": []}, r"dnn_hidden_units=\[\] has no layer"),
+        ("finalmlp", {"num_heads": 3}, "num_heads=3 does not divide the streams' last sizes, 128 and 128"),
+        ("finalmlp", {"fs1_context": ["town"]}, "fs1_context='town' is not one of user, item, genre"),
+        ("finalmlp", {"use_fs": False, "fs2_context": ["user"]}, r"fs2_context=\['user'\] are of the gates"),
+        ("masknet", {"model_type": "parallel"}, "'parallel' is not one of SerialMaskNet, ParallelMaskNet"),
+        ("masknet", {"parallel_num_blocks": 2}, "parallel_num_blocks=2 and .* are of ParallelMaskNet"),
+        ("masknet", {"reduction_ratio": 0.001}, "reduction_ratio=0.001 of 24 leaves the mask no hidden unit"),
+        ("masknet", {"dnn_hidden_units": []}, r"dnn_hidden_units=\[\] has no layer"),
+        ("gdcn", {"model_structure": "serial"}, "'serial' is not one of parallel, stacked"),
+        ("pnn", {"product_type": "sum"}, "product_type='sum' is not one of inner, outer, both"),
+        (
+            "dcnv2",
+            {"use_low_rank_mixture": False, "low_rank": 3},
+            "are of the mixture, and use_low_rank_mixture=False",
+        ),
+    ],
+)
+def test_hyper_parameters_that_make_no_sense_are_refused(backbone, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(backbone, options=options)

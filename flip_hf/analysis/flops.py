@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from ..modeling_flip import FlipForPreTraining
+from ..modeling_flip_base import evaluating
 
 
 def flops_per_row(
@@ -16,22 +17,15 @@ def flops_per_row(
     Floating-point operations of one forward pass, in evaluation mode, divided by the rows of the batch. A
     multiplication and an addition are two; a training step takes about three times as many (forward and backward).
 
-    Counted are matrix products and attention. Not counted are lookups in tables and all work on single elements
-    (activations, normalisations, softmax, products of embeddings element by element, noise), which has no matrix
-    product: a factorization machine in its linear-time form counts as nothing but the heads around it. What is
-    computed once for a whole batch is shared by its rows. Attention kernels that come from outside torch
-    (`attn_implementation="flash_attention_2"`) are not seen.
+    Counted are matrix products and attention; not lookups in tables and work on single elements (activations,
+    normalisations, products of embeddings): a factorization machine in its linear-time form counts as nothing but the
+    heads around it. Attention kernels from outside torch (`attn_implementation="flash_attention_2"`) are not seen.
 
     Args:
         model ([`FlipTabularModel`], [`FlipModel`], [`FlipForCTR`] or [`FlipForPreTraining`]): on any device.
         batch (`dict`, *optional*): what the model is called with, as a processor or collator returns it, on the
             model's device. Stage 1 needs one: its work depends on what is masked. Others take made-up rows instead.
-        num_rows (`int`): made-up rows.
-        num_tokens (`int`): tokens of each made-up row's text, for models that read one; the text tower's work grows
-            with it.
-
-    Raises:
-        ValueError: if stage 1 gets no batch.
+        num_rows, num_tokens (`int`): made-up rows, and tokens of the text of each.
 
     Example:
         ```python
@@ -40,15 +34,10 @@ def flops_per_row(
     """
     if batch is None:
         batch = _made_up_batch(model, num_rows, num_tokens)
-    was_training = model.training
-    model.eval()
-    try:
-        # this kernel's matrix products are seen on every device; the fused one of the CPU is unknown to the counter,
-        # which in turn fails in torch.no_grad where a module gives a parameter back
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**batch)
-    finally:
-        model.train(was_training)
+    # this kernel's matrix products are seen on every device; the fused one of the CPU is unknown to the counter,
+    # which in turn fails in torch.no_grad where a module gives a parameter back
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**batch)
     rows = next(value for key, value in batch.items() if key in ("feature_ids", "input_ids"))
     return counter.get_total_flops() / len(rows)
 
