@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,20 +31,6 @@ PLACE = "FOLDER"
 LIBRARY_NAME = "flip_hf"
 _TASK = "tabular-classification"
 _MODELS = {"FlipForCTR": FlipForCTR, "FlipForPreTraining": FlipForPreTraining}
-_WHAT = {
-    "tabular": (
-        "FLIP_ID: a click-through-rate model that reads ids alone{pretrained}. It serves at the cost of a plain ID "
-        "model."
-    ),
-    "text": "FLIP_PLM: a click-through-rate model that reads each row as a sentence{pretrained}.",
-    "joint": (
-        "FLIP: a click-through-rate model that reads ids and the row's sentence{pretrained}, and weighs both logits."
-    ),
-    "pretraining": (
-        "The first stage of FLIP: an ID tower and a language model that were pre-trained together. It predicts no "
-        "clicks yet; `FlipForCTR.from_pretrained` makes one of three click-through-rate models of it."
-    ),
-}
 _METRIC_NAMES = {
     "auc": "AUC",
     "gauc": "GAUC",
@@ -55,7 +41,6 @@ _METRIC_NAMES = {
     "loss": "training objective",
 }
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "huggingface_hub")
-_HIDDEN = "<hidden>"
 
 
 def write_model_card(
@@ -117,10 +102,6 @@ def write_model_card(
 
     Returns:
         `Path` of the card.
-
-    Raises:
-        ValueError: if a picture's name leads out of the folder, `evaluated_on` is neither of the two, `repo_id` is no
-            name, or the model is of another class than the two.
     """
     config = model if isinstance(model, FlipConfig) else model.config
     if evaluated_on not in (None, "test", "validation"):
@@ -160,21 +141,42 @@ def write_model_card(
     ]
     fields = [_field_row(field, rates.get(field["name"], {})) for field in config.fields]
     fields += [_field_row({"name": name}, rates[name]) for name in rates if name not in config.field_names]
-    figures = [
-        (
-            _METRIC_NAMES.get(name, name),
-            f"{value.value:.4f}",
-            *(["" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"] if has_intervals else []),
+    figures = []
+    for name, value in values.items():
+        interval = "" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"
+        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *([interval] if has_intervals else [])])
+    packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+    data_name = _line(dataset_name or "not named")
+    dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            dataset_type=dataset_id or data_name,
+            dataset_name=data_name,
+            dataset_split=evaluated_on,
+            metric_type=_line(name),
+            metric_name=_METRIC_NAMES.get(name, _line(name)),
+            metric_value=float(value.value),
+            metric_args=None if value.low is None else {"interval_95": [float(value.low), float(value.high)]},
         )
         for name, value in values.items()
+        if is_click_model and math.isfinite(value.value)  # others have no place in the metadata
     ]
+    metadata = ModelCardData(
+        library_name=LIBRARY_NAME,
+        pipeline_tag=_TASK,
+        tags=["click-through-rate", "flip", "recommender"],
+        base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+        datasets=dataset_id,
+        license=license,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
     card = ModelCard.from_template(
-        _metadata(title, base, license, dataset_id, dataset_name, evaluated_on, values if is_click_model else {}),
+        metadata,
         template_path=str(_TEMPLATE),
         title=_plain(title),
-        what=_WHAT[mode].format(
-            pretrained=", pre-trained together with a language model" if pretrained and is_click_model else ""
-        ),
+        pretrained=pretrained,
         mode=mode,
         place=repo_id or PLACE,
         class_name=kind,
@@ -194,55 +196,11 @@ def write_model_card(
         curves=None if curves is None else quote(curves),
         reliability=None if reliability is None else quote(reliability),
         data_section="" if report is None else report.to_markdown(),
-        versions=", ".join(
-            [
-                f"Python {platform.python_version()} on {platform.system()}",
-                *(f"{package} {metadata.version(package)}" for package in _PACKAGES),
-                f"flip_hf {__version__}",
-            ]
-        ),
+        versions=f"Python {platform.python_version()}, {packages}, flip_hf {__version__}",
     )
     path = Path(folder) / "README.md"
     card.save(path)
     return path
-
-
-def _metadata(
-    title: str,
-    base: str | None,
-    license: str | None,
-    dataset_id: str | None,
-    dataset_name: str | None,
-    split: str | None,
-    metrics: Mapping[str, BootstrapInterval],
-) -> ModelCardData:
-    """The part between the two lines of dashes. Numbers that are not finite have no place in it."""
-    name = _line(dataset_name or "not named")
-    dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
-    results = [
-        EvalResult(
-            task_type=_TASK,
-            dataset_type=dataset_id or name,
-            dataset_name=name,
-            dataset_split=split,
-            metric_type=_line(metric),
-            metric_name=_METRIC_NAMES.get(metric, _line(metric)),
-            metric_value=float(value.value),
-            metric_args=None if value.low is None else {"interval_95": [float(value.low), float(value.high)]},
-        )
-        for metric, value in metrics.items()
-        if math.isfinite(value.value)
-    ]
-    return ModelCardData(
-        library_name=LIBRARY_NAME,
-        pipeline_tag=_TASK,
-        tags=["click-through-rate", "flip", "recommender"],
-        base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
-        datasets=dataset_id,
-        license=license,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
 
 
 def _towers(config: FlipConfig, has_ids: bool) -> list[tuple[str, str]]:
@@ -285,16 +243,12 @@ def _table(rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def redact(text: str, tokens: Sequence[str] = ()) -> str:
-    """A text without access tokens: these, whatever looks like one of the Hub's, and values of `--*token`."""
+    """A text without access tokens: `tokens`, whatever looks like one of the Hub's, and values of `--*token`."""
     for token in tokens:
-        text = text.replace(token, _HIDDEN)
-    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", _HIDDEN, text)
-    return re.sub(
-        r"((?:--?|\b)[\w-]*token(?:\s*=\s*|\s+))(?!<hidden>)('[^']*'|\"[^\"]*\"|\S+)",
-        rf"\1{_HIDDEN}",
-        text,
-        flags=re.IGNORECASE,
-    )
+        text = text.replace(token, "<hidden>")
+    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", "<hidden>", text)
+    option = r"((?:--?|\b)[\w-]*token(?:\s*=\s*|\s+))(?!<hidden>)('[^']*'|\"[^\"]*\"|\S+)"
+    return re.sub(option, r"\1<hidden>", text, flags=re.IGNORECASE)
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -307,22 +261,18 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     """
     from matplotlib.figure import Figure
 
-    def points(name: str) -> tuple[list[int], list[float]]:
-        entries = [entry for entry in log_history if name in entry]
-        return [entry["step"] for entry in entries], [entry[name] for entry in entries]
-
     losses = {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL", "eval_loss": "validation"}
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, label in losses.items():
-        steps, values = points(name)
-        if steps:
-            left.plot(steps, values, label=label, marker="." if len(steps) < 30 else None)
-    left.set(xlabel="step", ylabel="loss (nats)")
-    left.legend(frameon=False)
-    right.plot(*points("eval_auc"), color="tab:green", marker="o")
-    right.set(xlabel="step", ylabel="validation AUC")
-    for axis in (left, right):
+    panels = [("loss (nats)", losses)]
+    if any("eval_auc" in entry for entry in log_history):
+        panels.append(("validation AUC", {"eval_auc": "AUC"}))
+    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    for axis, (ylabel, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, label in labels.items():
+            points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
+        axis.set(xlabel="step", ylabel=ylabel)
+        axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -109,23 +109,23 @@ def push_to_hub(
         raise ValueError("test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics=")
     else:
         folder = Path(source)
-    files = _model_files(folder)
+    model_files = _model_files(folder)
     if card or not _has_our_card(folder):
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
     text = (folder / _CARD).read_text(encoding="utf-8")
     present = {path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()}
     shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text))
     pictures = {name for name in shown if name in present and name.endswith((".png", ".svg", ".jpg"))}
-    files = {*files, _CARD, *(name for name in pictures if not (folder / name).is_symlink())}
+    files = {*model_files, _CARD, *(name for name in pictures if not (folder / name).is_symlink())}
     tokens = {known for known in (token, get_token()) if isinstance(known, str) and known}
     _refuse_tokens(folder, files, tokens)
     if present - files - set(_CODE):
         stays = ", ".join(sorted(present - files - set(_CODE)))
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
+    message = commit_message or "Upload FLIP model"
     for attempt in range(1, _NUM_TRIES + 1):
         try:
-            message = commit_message or "Upload FLIP model"
             return _push(api, folder, files, repo_id, private is not False, revision, message)
         except (_HUB_FAILURE, RuntimeError) as error:
             # large files are uploaded by threads of the client, which say so in a RuntimeError
@@ -287,7 +287,7 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
         intervals = {k: bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""] for k, metric in pairs}
         known["metrics"] = {**intervals, **{k: compute_ctr_metrics(labels, probabilities)[k] for k in ("ne", "rig")}}
         return known, (labels, probabilities)
-    not_shown = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    not_shown: tuple[str, ...] = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     if test_dataset is not None:
         found = trainer.evaluate(test_dataset)
     else:  # the first evaluation of the weights that are written

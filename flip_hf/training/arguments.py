@@ -25,9 +25,7 @@ class FlipTrainingArguments(TrainingArguments):
 
     learning_rate: float = _default(1e-3, "Learning rate of everything but the language model.")
     text_learning_rate: float = _default(1e-4, "Learning rate of the language model.")
-    freeze_text: str | None = _default(
-        None, "Parts of the language model that do not learn: all, embeddings or k layers."
-    )
+    freeze_text: str | None = _default(None, "Parts of it that do not learn: all, embeddings or k layers.")
     weight_decay: float = _default(1e-3, "Weight decay of matrices (never of embeddings).")
     per_device_train_batch_size: int = _default(128, "Rows per device and step.")
     per_device_eval_batch_size: int = _default(512, "Rows per device in evaluation.")
@@ -40,20 +38,21 @@ class FlipTrainingArguments(TrainingArguments):
     metrics: ClassVar[Mapping[str, bool]] = {}  # what is evaluated, and whether more of it is better
 
     def __post_init__(self) -> None:
-        name = self.metric_for_best_model
-        if name is not None and self.greater_is_better is None:
+        args: Any = self  # mypy cannot tell the types that TrainingArguments gives
+        name = args.metric_for_best_model
+        if name is not None and args.greater_is_better is None:
             # transformers takes all metrics but losses for those of which more is better
-            self.greater_is_better = greater_is_better(name, self.metrics)
-            if self.greater_is_better is None:
+            args.greater_is_better = greater_is_better(name, args.metrics)
+            if args.greater_is_better is None:
                 raise ValueError(
-                    f"metric_for_best_model={name!r} is none of {', '.join(self.metrics)}: for a metric of your own "
+                    f"metric_for_best_model={name!r} is none of {', '.join(args.metrics)}: for a metric of your own "
                     "compute_metrics say greater_is_better=True or False"
                 )
         super().__post_init__()
         # pinned memory serves copies to an accelerator; without one torch warns at every loader
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and self.greater_is_better:
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
+        args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+        if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and args.greater_is_better:
+            args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
 
 
 @dataclass
@@ -69,10 +68,9 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
             `"embeddings"`, or k for the embeddings and the k lowest layers.
         eval_mask_seed (`int`): evaluation masks the same batch in the same way every time.
 
-    The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate,
-    1e-3 here; unnormalised contrastive heads can collapse to chance at it and have the language model's. The last
-    incomplete training batch is dropped: a shorter one would ask an easier contrast. Batches hold rows of similar
-    length (`train_sampling_strategy="group_by_length"`), which spares the language model the padding.
+    The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate;
+    unnormalised contrastive heads can collapse to chance at it and have the language model's. The last incomplete
+    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
     """
 
     contrastive_learning_rate: float | None = _default(
@@ -120,15 +118,16 @@ class FlipCTRArguments(FlipTrainingArguments):
     metrics: ClassVar[Mapping[str, bool]] = CTR_METRICS
 
     def __post_init__(self) -> None:
-        evaluated, saved = self.eval_strategy, self.save_strategy
-        if self.load_best_model_at_end and "no" in (evaluated, saved):
+        args: Any = self
+        evaluated, saved = args.eval_strategy, args.save_strategy
+        if args.load_best_model_at_end and "no" in (evaluated, saved):
             name = "eval_strategy" if evaluated == "no" else "save_strategy"
             logger.warning(f"{name}='no': the last model stays, not the best, and nothing stops early")
-            self.load_best_model_at_end = False
-        elif self.load_best_model_at_end and saved not in ("best", evaluated):  # one is still "epoch", the default
-            steps = self.save_steps if evaluated == "epoch" else self.eval_steps or self.logging_steps
-            self.eval_strategy = self.save_strategy = "steps"
-            self.eval_steps = self.save_steps = steps
+            args.load_best_model_at_end = False
+        elif args.load_best_model_at_end and saved not in ("best", evaluated):  # one is still "epoch", the default
+            steps = args.save_steps if evaluated == "epoch" else args.eval_steps or args.logging_steps
+            args.eval_strategy = args.save_strategy = "steps"
+            args.eval_steps = args.save_steps = steps
             logger.warning(f"models are evaluated and saved every {steps:g} steps, so that the best one is found")
         super().__post_init__()
 

@@ -87,6 +87,11 @@ class DataCollatorForFlipCTR:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
 
+    @classmethod
+    def from_config(cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any) -> "DataCollatorForFlipCTR":
+        """Reads what a model of this configuration reads."""
+        return cls(processor, **{"mode": config.mode, **kwargs})
+
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         reads_text = self.mode != "tabular"
         batch = {"feature_ids": _ids(rows, *(["input_ids", "attention_mask"] if reads_text else []))}

@@ -34,7 +34,7 @@ def parameter_groups(
     contrastive = text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate
     rates = {"tabular and heads": learning_rate, "text": text_learning_rate, "contrastive": contrastive}
     prefixes = {"flip.text": "text", "icl_head": "contrastive"}
-    groups = {
+    groups: dict[tuple[str, bool], dict[str, Any]] = {
         (part, decay): {
             "name": part if decay else f"{part}, no decay",
             "params": [],

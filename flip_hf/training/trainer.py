@@ -65,19 +65,18 @@ def text_lengths(dataset: datasets.Dataset) -> list[int]:
 
 class FlipTrainer(Trainer):
     """
-    What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. The arguments are those of
-    `Trainer`.
+    What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`].
 
-    Args:
+    Args: as for `Trainer`, with
         args: of the stage, [`FlipPreTrainingArguments`] or [`FlipCTRArguments`].
-        data_collator: by default the stage's, as the model's configuration asks for.
+        data_collator, compute_metrics: by default the stage's.
         train_dataset, eval_dataset: of [`prepare_dataset`].
         processing_class ([`FlipProcessor`]): pads and masks, and is saved with the model.
-        compute_metrics: by default those that the stage reports.
     """
 
     _trains: type[nn.Module]
     _takes: type[FlipTrainingArguments]
+    _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     # set by Trainer
     args: Any
     model: Any
@@ -127,19 +126,19 @@ class FlipTrainer(Trainer):
         self._evaluated: Any = None  # the rows
         self._losses_of_step: dict[str, torch.Tensor] = {}
         super().__init__(
-            model,
-            self._checked_arguments(args, train_dataset, parts, compute_loss_func),
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            model_init,
-            compute_loss_func,
-            compute_metrics or self._own_metrics,
-            callbacks,
-            optimizers,
-            optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics,
+            model=model,
+            args=self._checked_arguments(args, train_dataset, parts, compute_loss_func),
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics or self._stage_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._take(self.model)
         patience = getattr(self.args, "early_stopping_patience", None)
@@ -149,10 +148,7 @@ class FlipTrainer(Trainer):
     def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
         raise NotImplementedError
 
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        raise NotImplementedError
-
-    def _make_collator(self, config: Any) -> Any:
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         raise NotImplementedError
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -166,9 +162,7 @@ class FlipTrainer(Trainer):
         if not isinstance(model, self._trains):
             raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
         model.config.check_processor(self._processor)
-        self.data_collator = (
-            self._make_collator(model.config) if self._given_collator is None else self._given_collator
-        )
+        self.data_collator = self._given_collator or self._collates.from_config(self._processor, model.config)
 
     # --- search and training -----------------------------------------------------------------------------------------
 
@@ -247,9 +241,8 @@ class FlipTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         # in the order of the rows: Trainer would group them by length too, and predictions would match no row
-        if eval_dataset is None or not hasattr(eval_dataset, "__len__") or self.args.world_size > 1:
-            return None
-        return torch.utils.data.SequentialSampler(eval_dataset)
+        in_order = hasattr(eval_dataset, "__len__") and self.args.world_size == 1
+        return torch.utils.data.SequentialSampler(eval_dataset) if in_order else None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         rows = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
@@ -370,7 +363,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         FloatingPointError: where a loss is not finite, in training and evaluation.
     """
 
-    _trains, _takes = FlipForPreTraining, FlipPreTrainingArguments
+    _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
     _step_of_last_log, _logs_at_chance, _warned_at_chance = 0, 0, False
 
@@ -384,9 +377,6 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
         return args
-
-    def _make_collator(self, config: Any) -> DataCollatorForFlipPreTraining:
-        return DataCollatorForFlipPreTraining.from_config(self._processor, config)
 
     def _take(self, model: Any) -> None:
         super()._take(model)
@@ -493,7 +483,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Returns the loss and one row `(1, 2, 8)`, from which `_own_metrics` makes means: sums, and over how many."""
+        """Returns the loss and one row `(1, 2, 8)`, for `_stage_metrics`: sums, and over how many."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs)
@@ -514,7 +504,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         sums = torch.stack(row, 1)[None]
         return output.loss.detach(), None if prediction_loss_only else sums, sums
 
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
         names = (*(name for name in self.args.metrics if name != "loss"), "icl_chance")
         return {name: sums[k] / counts[k] for k, name in enumerate(names) if counts[k]}
@@ -538,7 +528,7 @@ class FlipCTRTrainer(FlipTrainer):
         FloatingPointError: where a loss is not finite, in training and evaluation.
     """
 
-    _trains, _takes = FlipForCTR, FlipCTRArguments
+    _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
 
     def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in {"train_dataset": train_dataset, **parts}.items():
@@ -555,9 +545,6 @@ class FlipCTRTrainer(FlipTrainer):
             args = copy.copy(args)
             args.eval_strategy, args.load_best_model_at_end, args.metric_for_best_model = "no", False, None
         return args
-
-    def _make_collator(self, config: Any) -> DataCollatorForFlipCTR:
-        return DataCollatorForFlipCTR(self._processor, mode=config.mode)
 
     def _take(self, model: Any) -> None:
         super()._take(model)
@@ -587,7 +574,7 @@ class FlipCTRTrainer(FlipTrainer):
         self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss, {})
         return loss, logits, labels
 
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.from_numpy(_joined(prediction.predictions))
         probabilities = self.accelerator.unwrap_model(self.model).predict_probabilities(logits).numpy()
         groups = self._groups(self._evaluated)
@@ -598,7 +585,7 @@ class FlipCTRTrainer(FlipTrainer):
         """Numbers `(B,)` for the raw values of `args.group_field`, nan where missing: ids have one for all unseen."""
         name, columns = self.args.group_field, getattr(dataset, "column_names", None)
         is_unlabelled = columns is not None and "labels" not in columns
-        if name is None or dataset is None or is_unlabelled or self.compute_metrics != self._own_metrics:
+        if name is None or dataset is None or is_unlabelled or self.compute_metrics != self._stage_metrics:
             return None
         if not isinstance(dataset, datasets.Dataset) or name not in dataset.column_names:
             raise ValueError(
