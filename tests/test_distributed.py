@@ -44,7 +44,8 @@ def worker(rank: int, init_file: str, results) -> None:
 
 def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch(tmp_path):
     results = mp.Manager().dict()
-    mp.spawn(worker, args=(str(tmp_path / "init"), results), nprocs=2)
+    # forked: nothing is imported again
+    mp.start_processes(worker, args=(str(tmp_path / "init"), results), nprocs=2, start_method="fork")
     for name, cuts in CUTS.items():
         head = make_head()
         vectors, texts = make_rows()
