@@ -93,12 +93,6 @@ def push_to_hub(
             in place of a file, code that is not flip_hf's, or an access token; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
         OSError: if the Hub fails in the middle of it, repeatedly: then nothing of the push is to be seen there.
-
-    Example:
-        ```python
-        flip_hf.push_to_hub(trainer, "user/flip-restaurants", test_dataset=rows["test"], licenses="Data: CC BY 4.0.")
-        model = FlipForCTR.from_pretrained("user/flip-restaurants")
-        ```
     """
     if not isinstance(source, str | os.PathLike):
         folder = write_folder(source, test_dataset=test_dataset, **card)
@@ -273,7 +267,7 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     if hasattr(trainer.train_dataset, "__len__"):
         known["num_train_rows"] = len(trainer.train_dataset)
     rows = trainer.eval_dataset if test_dataset is None else test_dataset
-    if "feature_ids" in getattr(rows, "column_names", ()) and hasattr(rows, "__len__"):
+    if "feature_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
         known["num_test_rows"] = len(rows)
         batch = trainer.data_collator([rows[row] for row in range(min(64, len(rows)))])
         known["flops_per_row"] = flops_per_row(model, trainer._prepare_inputs(dict(batch)))

@@ -537,7 +537,8 @@ class FlipCTRTrainer(FlipTrainer):
             if negative_sampling_rate(rows) < 1.0:
                 logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
         follows_evaluations = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        if parts.get("eval_dataset", parts) is None and args.eval_strategy != "no" and not follows_evaluations:
+        has_rows = any(rows is not None for rows in parts.values())
+        if not has_rows and args.eval_strategy != "no" and not follows_evaluations:
             if train_dataset is not None:
                 logger.warning(
                     "no eval_dataset: no evaluation, no early stopping, and the last model stays, not the best"
@@ -615,7 +616,7 @@ def _check_labels(name: str, dataset: Any) -> None:
             f"{name} has no labels column (it has {dataset.column_names}): the raw table needs the label column that "
             "the feature extractor was fitted with"
         )
-    classes = dataset.unique("labels")
+    classes = np.unique(dataset.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
     if len(classes) < 2:
         raise ValueError(
             f"all {len(dataset)} rows of {name} have labels {classes}: nothing can be ranked; take a larger or "
