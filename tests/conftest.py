@@ -20,10 +20,11 @@ from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, pre
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(min(2, torch.get_num_threads()))
-gc.freeze()  # what was imported stays: every training collects garbage several times, and need not look at that
 
 GENRES = ["Drama", "Comedy", "Action, Thriller", "Horror"]
 WORDS = ["red", "blue", "green", "old", "new", "big", "small", "night", "day", "house"]
+
+gc.freeze()  # what was imported stays: every training collects garbage several times, and need not look at that
 
 
 def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
