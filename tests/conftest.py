@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from hub_server import HubServer, connect
+from hub_in_memory import Hub, connected
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, prepare_dataset
@@ -22,6 +23,8 @@ torch.set_num_threads(1)  # beside a second process of tests
 
 GENRES = ["Drama", "Comedy", "Action, Thriller", "Horror"]
 WORDS = ["red", "blue", "green", "old", "new", "big", "small", "night", "day", "house"]
+
+gc.freeze()  # what was imported stays: every training collects garbage several times, and need not look at that
 
 
 def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
@@ -129,11 +132,10 @@ def pretraining_model(text_model_dir, processor) -> FlipForPreTraining:
 
 
 @pytest.fixture()
-def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
-    """A Hub on 127.0.0.1 that this process talks to as the user `hub.owner`, with an empty cache."""
-    with HubServer() as server:
-        connect(server, tmp_path_factory.mktemp("hub"), monkeypatch)
-        yield server
+def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
+    """A Hub in memory that this process talks to as the user `hub.owner`, with an empty cache."""
+    with connected(tmp_path_factory.mktemp("hub"), monkeypatch) as hub:
+        yield hub
 
 
 def data_folder(name: str) -> Path:

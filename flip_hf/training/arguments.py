@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -15,8 +15,48 @@ from ..analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS, greater_is_bet
 logger = logging.get_logger(__name__)
 
 
+def _default(value: Any, help: str) -> Any:
+    return field(default=value, metadata={"help": help})
+
+
 @dataclass
-class FlipPreTrainingArguments(TrainingArguments):
+class FlipTrainingArguments(TrainingArguments):
+    """What the two stages share; use [`FlipPreTrainingArguments`] or [`FlipCTRArguments`]."""
+
+    learning_rate: float = _default(1e-3, "Learning rate of everything but the language model.")
+    text_learning_rate: float = _default(1e-4, "Learning rate of the language model.")
+    freeze_text: str | None = _default(None, "Parts of it that do not learn: all, embeddings or k layers.")
+    weight_decay: float = _default(1e-3, "Weight decay of matrices (never of embeddings).")
+    per_device_train_batch_size: int = _default(128, "Rows per device and step.")
+    per_device_eval_batch_size: int = _default(512, "Rows per device in evaluation.")
+    train_sampling_strategy: str = _default(
+        "group_by_length", "group_by_length (where text is read), random or sequential."
+    )
+    logging_steps: float = _default(50, "Log the losses every so many steps.")
+    hub_private_repo: bool | None = _default(True, "A repository that a push makes is a private one.")
+
+    metrics: ClassVar[Mapping[str, bool]] = {}  # what is evaluated, and whether more of it is better
+
+    def __post_init__(self) -> None:
+        args: Any = self  # mypy cannot tell the types that TrainingArguments gives
+        name = args.metric_for_best_model
+        if name is not None and args.greater_is_better is None:
+            # transformers takes all metrics but losses for those of which more is better
+            args.greater_is_better = greater_is_better(name, args.metrics)
+            if args.greater_is_better is None:
+                raise ValueError(
+                    f"metric_for_best_model={name!r} is none of {', '.join(args.metrics)}: for a metric of your own "
+                    "compute_metrics say greater_is_better=True or False"
+                )
+        super().__post_init__()
+        # pinned memory serves copies to an accelerator; without one torch warns at every loader
+        args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
+        if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and args.greater_is_better:
+            args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
+
+
+@dataclass
+class FlipPreTrainingArguments(FlipTrainingArguments):
     """
     Stage 1. Everything `TrainingArguments` has, and:
 
@@ -28,50 +68,31 @@ class FlipPreTrainingArguments(TrainingArguments):
             `"embeddings"`, or k for the embeddings and the k lowest layers.
         eval_mask_seed (`int`): evaluation masks the same batch in the same way every time.
 
-    The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate,
-    1e-3 here; unnormalised contrastive heads can collapse to chance at it and keep the language model's. The last
-    incomplete training batch is dropped: a shorter one would ask an easier contrast. Batches hold rows of similar
-    length (`train_sampling_strategy="group_by_length"`), which spares the language model the padding.
+    The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate;
+    unnormalised contrastive heads can collapse to chance at it and have the language model's. The last incomplete
+    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the ID tower and the heads."})
-    text_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the language model."})
-    contrastive_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the contrastive heads (default: text_learning_rate)."}
+    contrastive_learning_rate: float | None = _default(
+        None, "Learning rate of the contrastive heads (default: text_learning_rate)."
     )
-    freeze_text: str | None = field(
-        default=None, metadata={"help": "Parts of the language model that do not learn: all, embeddings or k layers."}
-    )
-    eval_mask_seed: int = field(default=0, metadata={"help": "Seed of the field masks in evaluation."})
-
-    weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of matrices (never of embeddings)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of all learning rates."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows per device and step."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows per device in evaluation."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete training batch."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "group_by_length, random or sequential."}
-    )
-    logging_steps: float = field(default=50, metadata={"help": "Log the losses every so many steps."})
+    eval_mask_seed: int = _default(0, "Seed of the field masks in evaluation.")
+    lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
+    per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")
+    dataloader_drop_last: bool = _default(True, "Drop the last incomplete training batch.")
 
     metrics: ClassVar[Mapping[str, bool]] = PRE_TRAINING_METRICS
 
-    def __post_init__(self) -> None:
-        _set_direction(self)
-        super().__post_init__()
-        _finish(self)
-
 
 @dataclass
-class FlipCTRArguments(TrainingArguments):
+class FlipCTRArguments(FlipTrainingArguments):
     """
     Stage 2. Everything `TrainingArguments` has, and:
 
     Args:
         learning_rate (`float`): of everything but the language model.
         text_learning_rate (`float`): of the language model (modes `"text"` and `"joint"`).
-        freeze_text (`str` or `int`, *optional*): parts of the language model that do not learn: `"all"`,
-            `"embeddings"`, or k for the embeddings and the k lowest layers.
+        freeze_text (`str` or `int`, *optional*): as in stage 1.
         early_stopping_patience (`int`, *optional*): stop after so many evaluations without a better
             `metric_for_best_model`; `None` never stops early. Counts only with an evaluation data set.
         group_field (`str`, *optional*): raw column whose values are GAUC's groups, `user_id` for instance; adds
@@ -82,81 +103,33 @@ class FlipCTRArguments(TrainingArguments):
     The best model by *validation* AUC is loaded at the end, for which models are saved when they are evaluated: of
     `eval_strategy` and `save_strategy`, one that is set to `"steps"` takes the other along. With `"no"` for one of
     them there is no best model to load, and no early stopping.
-
-    Raises:
-        ValueError: for a `metric_for_best_model` of a name that is not known, unless `greater_is_better` is given.
     """
 
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of everything but the language model."}
-    )
-    text_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the language model."})
-    freeze_text: str | None = field(
-        default=None, metadata={"help": "Parts of the language model that do not learn: all, embeddings or k layers."}
-    )
-    early_stopping_patience: int | None = field(
-        default=3, metadata={"help": "Evaluations without improvement before training stops."}
-    )
-    group_field: str | None = field(default=None, metadata={"help": "Raw column whose values are the groups of GAUC."})
-
-    weight_decay: float = field(default=1e-3, metadata={"help": "Weight decay of matrices (never of embeddings)."})
-    num_train_epochs: float = field(default=20, metadata={"help": "Most epochs to train."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows per device and step."})
-    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows per device in evaluation."})
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={"help": "group_by_length (only where text is read), random or sequential."},
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept (the best always is)."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "End with the best model on validation rows."}
-    )
-    metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best model is best at."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the loss every so many steps."})
+    text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
+    early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
+    group_field: str | None = _default(None, "Raw column whose values are the groups of GAUC.")
+    num_train_epochs: float = _default(20, "Most epochs to train.")
+    eval_strategy: str = _default("epoch", "no, steps or epoch.")
+    save_strategy: str = _default("epoch", "no, steps, epoch or best.")
+    save_total_limit: int | None = _default(2, "Number of checkpoints that stay (the best always does).")
+    load_best_model_at_end: bool = _default(True, "End with the best model on validation rows.")
+    metric_for_best_model: str | None = _default("auc", "What the best model is best at.")
 
     metrics: ClassVar[Mapping[str, bool]] = CTR_METRICS
 
     def __post_init__(self) -> None:
-        _set_direction(self)
-        if self.load_best_model_at_end:
-            _save_when_evaluating(self)
+        args: Any = self
+        evaluated, saved = args.eval_strategy, args.save_strategy
+        if args.load_best_model_at_end and "no" in (evaluated, saved):
+            name = "eval_strategy" if evaluated == "no" else "save_strategy"
+            logger.warning(f"{name}='no': the last model stays, not the best, and nothing stops early")
+            args.load_best_model_at_end = False
+        elif args.load_best_model_at_end and saved not in ("best", evaluated):  # one is still "epoch", the default
+            steps = args.save_steps if evaluated == "epoch" else args.eval_steps or args.logging_steps
+            args.eval_strategy = args.save_strategy = "steps"
+            args.eval_steps = args.save_steps = steps
+            logger.warning(f"models are evaluated and saved every {steps:g} steps, so that the best one is found")
         super().__post_init__()
-        _finish(self)
-
-
-def _save_when_evaluating(arguments: FlipCTRArguments) -> None:
-    for name in ("eval_strategy", "save_strategy"):
-        if getattr(arguments, name) == "no":
-            logger.warning(f"{name}='no': the last model is kept, not the best, and nothing stops early")
-            arguments.load_best_model_at_end = False
-            return
-    evaluated, saved = arguments.eval_strategy, arguments.save_strategy
-    if saved not in ("best", evaluated):  # so one of them is still at "epoch", the default
-        steps = arguments.save_steps if evaluated == "epoch" else arguments.eval_steps or arguments.logging_steps
-        arguments.eval_strategy = arguments.save_strategy = "steps"
-        arguments.eval_steps = arguments.save_steps = steps
-        logger.warning(f"models are evaluated and saved every {steps:g} steps, so that the best one is kept")
-
-
-def _set_direction(arguments: FlipPreTrainingArguments | FlipCTRArguments) -> None:
-    """Transformers takes all metrics but losses for those of which more is better."""
-    name = arguments.metric_for_best_model
-    if name is not None and arguments.greater_is_better is None:
-        arguments.greater_is_better = greater_is_better(name, arguments.metrics)
-        if arguments.greater_is_better is None:
-            raise ValueError(
-                f"metric_for_best_model={name!r} is none of {', '.join(arguments.metrics)}: for a metric of your own "
-                "compute_metrics say greater_is_better=True or False"
-            )
-
-
-def _finish(arguments: FlipPreTrainingArguments | FlipCTRArguments) -> None:
-    # pinned memory serves copies to an accelerator; without one torch warns at every loader
-    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and torch.accelerator.is_available()
-    if arguments.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and arguments.greater_is_better:
-        arguments.lr_scheduler_kwargs = {"mode": "max", **(arguments.lr_scheduler_kwargs or {})}
 
 
 __all__ = ["FlipCTRArguments", "FlipPreTrainingArguments"]

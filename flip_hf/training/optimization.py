@@ -17,9 +17,9 @@ def parameter_groups(
     Splits a FLIP model's trainable parameters into optimiser groups.
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
-    want a larger one; unnormalised contrastive heads can collapse at it, so they have a rate of their own.
-    Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
-    zero on every step that does not see the id.
+    want a larger one; unnormalised contrastive heads can collapse at it and have a third. Matrices decay; vectors
+    (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to zero on every step without
+    the id.
 
     Args:
         model ([`FlipForPreTraining`] or [`FlipForCTR`]): whose parameters.
@@ -31,36 +31,25 @@ def parameter_groups(
     Returns:
         `list[dict]`: groups with `name`, `params`, `lr` and `weight_decay`; no group is empty.
     """
-    rates = {
-        "tabular and heads": learning_rate,
-        "text": text_learning_rate,
-        "contrastive": text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate,
-    }
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {
-        (part, decays): [] for part in rates for decays in (True, False)
-    }
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
-        part = next(
-            (
-                part
-                for prefix, part in (("flip.text", "text"), ("icl_head", "contrastive"))
-                if module_name.startswith(prefix)
-            ),
-            "tabular and heads",
-        )
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:  # a tied weight belongs to its first owner
-                seen.add(id(parameter))
-                decays = parameter.dim() >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
-                groups[part, decays].append(parameter)
-    return [
-        {
-            "name": part if decays else f"{part}, no decay",
-            "params": parameters,
-            "lr": rates[part],
-            "weight_decay": weight_decay if decays else 0.0,
+    contrastive = text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate
+    rates = {"tabular and heads": learning_rate, "text": text_learning_rate, "contrastive": contrastive}
+    prefixes = {"flip.text": "text", "icl_head": "contrastive"}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {
+        (part, decay): {
+            "name": part if decay else f"{part}, no decay",
+            "params": [],
+            "lr": rate,
+            "weight_decay": weight_decay if decay else 0.0,
         }
-        for (part, decays), parameters in groups.items()
-        if parameters
-    ]
+        for part, rate in rates.items()
+        for decay in (True, False)
+    }
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        part = next((part for prefix, part in prefixes.items() if module_name.startswith(prefix)), "tabular and heads")
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:  # a tied weight is in the group of its first module
+                seen.add(parameter)
+                decay = parameter.dim() >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+                groups[part, decay]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

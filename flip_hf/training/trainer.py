@@ -6,11 +6,10 @@ mixed precision and several processes are transformers' and accelerate's.
 Letters: B rows, T tokens.
 """
 
-import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ from ..analysis.metrics import compute_ctr_metrics, greater_is_better
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
-from ..processing_flip import FlipProcessor
 from ..sharing.hub import push_to_hub, write_folder
 from ..values_flip import canonical_value
-from .arguments import FlipCTRArguments, FlipPreTrainingArguments
+from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
 from .collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .optimization import parameter_groups
 
@@ -41,16 +39,12 @@ from .optimization import parameter_groups
 logger = logging.get_logger(__name__)
 
 
-_PICKLING_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
-
-
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
     """Batches of similar length, in an order of (seed, epoch) alone: the same on all ranks and on resuming."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -70,11 +64,19 @@ def text_lengths(dataset: datasets.Dataset) -> list[int]:
 
 
 class FlipTrainer(Trainer):
-    """What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]."""
+    """
+    What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`].
+
+    Args: as for `Trainer`, with
+        args: of the stage, [`FlipPreTrainingArguments`] or [`FlipCTRArguments`].
+        data_collator, compute_metrics: by default the stage's.
+        train_dataset, eval_dataset: of [`prepare_dataset`].
+        processing_class ([`FlipProcessor`]): pads and masks, and is saved with the model.
+    """
 
     _trains: type[nn.Module]
-    _takes: type[FlipPreTrainingArguments] | type[FlipCTRArguments]
-    _set_aside: Any = None  # the processor, while `Trainer.train` begins
+    _takes: type[FlipTrainingArguments]
+    _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     # set by Trainer
     args: Any
     model: Any
@@ -87,178 +89,127 @@ class FlipTrainer(Trainer):
         self,
         model: Any = None,
         args: Any = None,
-        *,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
-        data_collator: Any = None,
-        **kwargs: Any,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
     ):
         args = self._takes() if args is None else args
         if not isinstance(args, self._takes):
-            raise TypeError(
-                f"{type(self).__name__} takes {self._takes.__name__}, not {type(args).__name__}: they have all of its "
-                "arguments, and the rates of the model's parts"
-            )
-        if processing_class is None:
-            raise ValueError(
-                f"{type(self).__name__} needs processing_class=processor: its collator pads and masks with it, and it "
-                "is saved with the model"
-            )
-        self._check_arguments(args, kwargs.get("compute_metrics"))
-        if model is not None:
-            self._check_model(model, processing_class)
-        for name in ("train_dataset", "eval_dataset"):
-            parts = kwargs.get(name)
-            for key, part in (parts if isinstance(parts, dict) else {name: parts}).items():
-                if hasattr(part, "__len__") and len(part) == 0:
-                    raise ValueError(
-                        f"{key} is empty: there is nothing to {'train' if 'train' in key else 'evaluate'} on"
-                    )
-                if isinstance(processing_class, FlipProcessor):
-                    check_encoded(part, processing_class, key)
-        self._given_collator = data_collator
-        self._losses_of_step: dict[str, torch.Tensor] = {}
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        self._take(self.model)
-        if self.compute_metrics is None:
-            self.compute_metrics = self._own_metrics
-            self._check_metric_for_best_model()
-
-    @staticmethod
-    def _check_arguments(args: Any, compute_metrics: Any) -> None:
-        if args.push_to_hub and args.hub_strategy in _PICKLING_STRATEGIES:
+            raise TypeError(f"{type(self).__name__} takes {self._takes.__name__}, not {type(args).__name__}")
+        if not hasattr(processing_class, "feature_extractor"):
+            raise ValueError(f"{type(self).__name__} needs processing_class=processor: its collator pads and masks")
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
                 f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, which is a pickle: use "
                 "'every_save' or 'end'"
             )
-        for name, allowed, why in (
-            ("label_smoothing_factor", (0.0,), "it would pull every click probability towards 1/2"),
-            ("label_names", (None, ["labels"]), "the collator makes labels alone"),
-            ("length_column_name", ("length",), "rows are grouped by the length of their input_ids"),
-            ("batch_eval_metrics", (False, compute_metrics is not None), "AUC is no mean of batches"),
-            (
-                "debug",
-                ([], ["tpu_metrics_debug"]),
-                "it cannot read boolean masks; a loss not finite is an error here",
-            ),
-        ):
-            if getattr(args, name) not in allowed:
-                raise ValueError(f"{name}={getattr(args, name)!r} has no use here, leave it out: {why}")
+        if args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor would pull every click probability towards 1/2: leave it out")
+        name, better = args.metric_for_best_model, args.greater_is_better
+        if compute_metrics is None and name and greater_is_better(name, args.metrics) not in (None, better):
+            raise ValueError(
+                f"greater_is_better={better!r} would choose the model with the worst {name}: leave it out, it follows "
+                "from metric_for_best_model"
+            )
+        parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for key, rows in {"train_dataset": train_dataset, **parts}.items():
+            check_encoded(rows, processing_class, key)
+        self._processor, self._given_collator = processing_class, data_collator
+        self._evaluated: Any = None  # the rows
+        self._losses_of_step: dict[str, torch.Tensor] = {}
+        super().__init__(
+            model=model,
+            args=self._checked_arguments(args, train_dataset, parts, compute_loss_func),
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics or self._stage_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self._take(self.model)
+        patience = getattr(self.args, "early_stopping_patience", None)
+        if patience is not None and self.args.load_best_model_at_end:
+            self.add_callback(EarlyStoppingCallback(patience))
 
-    def _check_model(self, model: Any, processor: Any) -> None:
-        if not isinstance(model, self._trains):
-            raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
-        if isinstance(processor, FlipProcessor):
-            model.config.check_processor(processor)
+    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
+        raise NotImplementedError
+
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        raise NotImplementedError
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
-        if hasattr(self, "data_collator"):  # in the constructor, which comes to it later, there is none yet
+        if hasattr(self, "state"):  # a trial; the constructor comes to its model later
             self._take(model)
         return model
 
     def _take(self, model: Any) -> None:
-        """Makes sure that a model, given or of `model_init`, can be trained, with the collator that it reads."""
-        processor = self._set_aside if self.processing_class is None else self.processing_class
-        self._check_model(model, processor)
-        if self.args.neftune_noise_alpha is not None and model.get_input_embeddings() is None:
-            raise ValueError(
-                f"neftune_noise_alpha={self.args.neftune_noise_alpha!r} is noise on word embeddings, and this model "
-                "reads no text: leave it out"
-            )
-        if self.model_init is None:
-            self._freeze_text()
-        if self._given_collator is not None:
-            self.data_collator = self._given_collator
-        elif isinstance(processor, FlipProcessor):
-            self.data_collator = self._make_collator(processor, model.config)
+        """Makes sure that a model, passed or of `model_init`, can be trained, with the collator that it reads."""
+        if not isinstance(model, self._trains):
+            raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
+        model.config.check_processor(self._processor)
+        self.data_collator = self._given_collator or self._collates.from_config(self._processor, model.config)
 
-    def _freeze_text(self) -> None:
-        if self.args.freeze_text is not None:
-            self.model.freeze_text(self.args.freeze_text)
-
-    def _make_collator(self, processor: FlipProcessor, config: Any) -> Any:
-        raise NotImplementedError
-
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        raise NotImplementedError
-
-    def _names_of_metrics(self) -> set[str]:
-        """What an evaluation reports, without `eval_`, unless `compute_metrics` is somebody else's."""
-        return {"loss"} if self.args.prediction_loss_only else set(self.args.metrics)
-
-    def _check_metric_for_best_model(self) -> None:
-        """Before the training, and not at its first evaluation."""
-        args, name = self.args, self.args.metric_for_best_model
-        if name is None or args.eval_strategy == "no":
-            return
-        keys = [f"{key}_" for key in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
-        known = [key + metric for key in keys for metric in args.metrics if metric in self._names_of_metrics()]
-        if name.removeprefix("eval_") not in known:
-            raise ValueError(
-                f"metric_for_best_model={name!r} is not evaluated here, which is what chooses the best model; take "
-                f"one of {', '.join(known)}"
-            )
-        if args.greater_is_better != greater_is_better(name, args.metrics):
-            raise ValueError(
-                f"greater_is_better={args.greater_is_better!r} would keep the model with the worst {name}: leave it "
-                "out, it follows from metric_for_best_model"
-            )
-
-    # --- search ---------------------------------------------------------------------------------------------------
+    # --- search and training -----------------------------------------------------------------------------------------
 
     def hyperparameter_search(
         self,
         hp_space: Any = None,
-        compute_objective: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
         direction: Any = None,
         **kwargs: Any,
     ) -> Any:
         """
-        As `Trainer.hyperparameter_search`, for a trainer with `model_init`. Without `compute_objective` it seeks the
-        best `args.metric_for_best_model` (or the lowest loss) in the direction of that metric: of the model that is
-        kept at the end of a trial, which is the best one with `load_best_model_at_end`.
+        As `Trainer`'s. Without `compute_objective` it seeks the best `args.metric_for_best_model` (or the lowest loss)
+        of the model that a trial ends with, which is the best one with `load_best_model_at_end`.
         """
-        if compute_objective is None:
-            name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-            better = max if self.args.greater_is_better else min
-            direction = direction or ("maximize" if self.args.greater_is_better else "minimize")
+        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        better, seeks = (max, "maximize") if self.args.greater_is_better else (min, "minimize")
 
-            def compute_objective(metrics: dict[str, float]) -> float:
-                best = self.state.best_metric if self.args.load_best_model_at_end else None
-                return metrics[name] if best is None else better(metrics[name], best)
+        def best(metrics: dict[str, float]) -> float:
+            earlier = self.state.best_metric if self.args.load_best_model_at_end else None
+            return metrics[name] if earlier is None else better(metrics[name], earlier)
 
-        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction or "minimize", **kwargs)
+        direction = direction or (seeks if compute_objective is None else "minimize")
+        return super().hyperparameter_search(hp_space, compute_objective or best, n_trials, direction, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies the special tokens of a processor into the configuration, which has no use for them, and
-        # falls over a processor without a tokenizer: there is none until it asks for the rows
-        self.processing_class, self._set_aside = None, self.processing_class
+        # falls over a processor without a tokenizer: it sees none until it asks for the rows
+        self.processing_class = None
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.processing_class = self._set_aside
+            self.processing_class = self._processor
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        if self.processing_class is None:
-            self.processing_class = self._set_aside
+        self.processing_class = self._processor
         return super().get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.model_init is not None:
-            self._freeze_text()  # a search has set the arguments of its trial only now
+        if self.args.freeze_text is not None:  # only now has a search set the arguments of its trial
+            self.model.freeze_text(self.args.freeze_text)
         if self.optimizer is None:
-            optimizer_class, optimizer_kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, self.model
-            )
-            groups = parameter_groups(
-                self.model if model is None else model,
-                self.args.learning_rate,
-                self.args.text_learning_rate,
-                self.args.weight_decay,
-                getattr(self.args, "contrastive_learning_rate", None),
-            )
-            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
+            args, model = self.args, self.model if model is None else model
+            kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            rates = (args.learning_rate, args.text_learning_rate, args.weight_decay)
+            groups = parameter_groups(model, *rates, getattr(args, "contrastive_learning_rate", None))
+            self.optimizer = kind(groups, **options)
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -276,12 +227,52 @@ class FlipTrainer(Trainer):
             "checkpoint, and take lower learning rates or a longer warm-up (or bf16 in place of fp16)"
         )
 
+    # --- which rows --------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, datasets.Dataset):
+            if "input_ids" not in dataset.column_names:
+                return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
+            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return ResumableLengthGroupedSampler(batch_size, text_lengths(dataset), seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        # in the order of the rows: Trainer would group them by length too, and predictions would match no row
+        in_order = hasattr(eval_dataset, "__len__") and self.args.world_size == 1
+        return torch.utils.data.SequentialSampler(eval_dataset) if in_order else None
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        rows = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        rows = self.eval_dataset if rows is None else rows
+        return super().get_eval_dataloader() if rows is None else self.get_test_dataloader(rows)
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """Masks are fixed, no row is left out, and workers end with the evaluation."""
+        check_encoded(test_dataset, self._processor, "the evaluation")
+        self._evaluated = test_dataset
+        args, collator = self.args, self.data_collator
+        self.args = copy.copy(args)
+        self.args.dataloader_drop_last = self.args.dataloader_persistent_workers = False
+        if isinstance(collator, DataCollatorForFlipPreTraining):
+            self.data_collator = dataclasses.replace(collator, seed=args.eval_mask_seed)
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.args, self.data_collator = args, collator
+
+    # --- folders and the Hub -----------------------------------------------------------------------------------------
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
-    # --- to the Hub -----------------------------------------------------------------------------------------------
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
+        """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
+        return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
 
     def push_to_hub(
         self,
@@ -293,20 +284,16 @@ class FlipTrainer(Trainer):
         **kwargs: Any,
     ) -> Any:
         """
-        As [`flip_hf.push_to_hub`], which says what is pushed, with `args.hub_model_id` (or the name of `output_dir`),
-        `hub_token`, `hub_revision` and `hub_private_repo` (private unless it is `False`).
+        As [`flip_hf.push_to_hub`], to `args.hub_model_id` or the name of `output_dir`.
 
         Args:
             blocking (`bool`): `False` sends in the background, and returns a `Future` of the URL.
             kwargs: `test_dataset`, and what [`write_model_card`] takes (`model_name` is its `title`).
-
-        Returns:
-            `str`: URL of the commit.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = self.create_model_card(**kwargs)
         if folder is None:
-            return None  # not the process that pushes
+            return None
         where: dict[str, Any] = {
             "repo_id": self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             "private": self.args.hub_private_repo if private is None else private,
@@ -316,64 +303,14 @@ class FlipTrainer(Trainer):
         }
         return push_to_hub(folder, **where) if blocking else HfApi().run_as_future(push_to_hub, folder, **where)
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        if self.args.hub_private_repo is None:  # a public one, to Trainer
-            self.args.hub_private_repo = True
-        super().init_hf_repo(*args, **kwargs)
-
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
-        """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
-        return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer's own would send the pickled arguments, and with some strategies the pickled state of the optimiser
+        # Trainer's would send the pickled arguments
         if self.args.hub_strategy == HubStrategy.END:
             return
         try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
         except (OSError, ValueError) as error:  # the training is worth more than one push of it
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, datasets.Dataset):
-            if "input_ids" in dataset.column_names:
-                batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-                seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-                return ResumableLengthGroupedSampler(batch_size, text_lengths(dataset), seed)
-            return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
-        return super()._get_train_sampler(train_dataset)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        # in the order of the rows: Trainer would group them by length too, and predictions would match no row
-        if eval_dataset is None or not hasattr(eval_dataset, "__len__") or self.args.world_size > 1:
-            return None
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Masks are fixed, and no row is left out."""
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        if isinstance(collator, DataCollatorForFlipPreTraining):
-            self.data_collator = dataclasses.replace(collator, seed=self.args.eval_mask_seed)
-        self.args.dataloader_drop_last = False
-        try:
-            yield
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            # with persistent workers Trainer would give the loader of its own evaluation rows
-            return self.get_test_dataloader(eval_dataset)
-        with self._evaluating():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        if isinstance(self.processing_class, FlipProcessor):
-            check_encoded(test_dataset, self.processing_class, "the evaluation")
-        with self._evaluating():
-            return super().get_test_dataloader(test_dataset)
 
 
 class MaskRatioCurriculum(TrainerCallback):
@@ -384,8 +321,7 @@ class MaskRatioCurriculum(TrainerCallback):
 
     def __init__(self, collator: Any, is_stream: bool):
         self.collator, self.is_stream = collator, is_stream
-        # a serial number of the epoch, its first step, steps of the training, batches of a step: in shared memory, for
-        # workers that stay from one epoch to the next
+        # serial number of the epoch, its first step, steps of the training, batches of a step: shared with workers
         self._plan = torch.tensor([0, 0, 1, 1]).share_memory_()
         self._serial, self._num_collated = 0, 0
 
@@ -411,8 +347,7 @@ class MaskRatioCurriculum(TrainerCallback):
 
 class FlipPreTrainingTrainer(FlipTrainer):
     """
-    Stage 1. Takes what `Trainer` takes; `processing_class` is the [`FlipProcessor`], data sets come from
-    [`prepare_dataset`]. Brings its own collator, with the mask settings of `model.config`.
+    Stage 1. Arguments as for [`FlipTrainer`]; the collator has the mask settings of `model.config`.
 
     Under gradient accumulation and on several processes, MLM and MTM are divided by the number of masked tokens and
     fields of *all* micro-batches and ranks, so the step equals that of one large batch with the same masks and noise.
@@ -424,109 +359,56 @@ class FlipPreTrainingTrainer(FlipTrainer):
     `eval_icl_recall` (recall@1 in the batch) and `eval_icl_chance` (ln B, where a collapsed contrast stands).
 
     Raises:
-        TypeError: if `model` is no [`FlipForPreTraining`].
-        ValueError: if the processor does not fit the model, or a training set is smaller than one batch.
+        TypeError, ValueError: if model, collator and processor do not fit, or a training set has not one whole batch.
+        FloatingPointError: where a loss is not finite, in training and evaluation.
     """
 
-    _trains, _takes = FlipForPreTraining, FlipPreTrainingArguments
+    _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
+    loss_is_scaled_for_ga = True
+    _step_of_last_log, _logs_at_chance, _warned_at_chance = 0, 0, False
 
-    def __init__(self, model: Any = None, args: FlipPreTrainingArguments | None = None, **kwargs: Any):
-        args = FlipPreTrainingArguments() if args is None else args
+    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
+        self._logged_losses: dict[str, torch.Tensor] = {}
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs in one process: instance contrast needs one process each. Launch with "
                 "'accelerate launch' or 'torchrun --nproc_per_node', or set CUDA_VISIBLE_DEVICES"
             )
-        if kwargs.get("compute_loss_func") is not None:
+        if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
-        super().__init__(model, args, **kwargs)
-        self._check_batch()
-        self.loss_is_scaled_for_ga = True
-        self._logged_losses: dict[str, torch.Tensor] = {}
-        self._step_of_last_log = 0
-        self._logs_at_chance, self._warned_at_chance = 0, False
+        return args
 
-    def _check_batch(self) -> None:
+    def _take(self, model: Any) -> None:
+        super()._take(model)
+        for name in ("text_passes", "hide_target_in_text"):  # what the model reads, and what may be asked of that
+            read = getattr(model.config, name)
+            asked = getattr(self.data_collator, name, read)
+            if asked != read:
+                raise ValueError(
+                    f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it with "
+                    "DataCollatorForFlipPreTraining.from_config(processor, model.config)"
+                )
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         rows, size = self.train_dataset, self.args.train_batch_size * self.args.world_size
         if hasattr(rows, "__len__") and len(rows) < size and self.args.dataloader_drop_last:
             raise ValueError(
                 f"train_dataset has {len(rows)} rows, fewer than one batch of {size}, and stage 1 drops incomplete "
                 "batches: lower per_device_train_batch_size"
             )
-
-    def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipPreTraining:
-        return DataCollatorForFlipPreTraining.from_config(processor, config)
-
-    def _take(self, model: Any) -> None:
-        super()._take(model)
-        if isinstance(self.data_collator, DataCollatorForFlipPreTraining):
-            # what the model reads, and what may be asked of that
-            for name in ("text_passes", "hide_target_in_text"):
-                asked, read = getattr(self.data_collator, name), getattr(model.config, name)
-                if asked != read:
-                    raise ValueError(
-                        f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it "
-                        "with DataCollatorForFlipPreTraining.from_config(processor, model.config)"
-                    )
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        self._check_batch()  # of a search, too
         collator = self.data_collator
-        if not getattr(collator, "has_curriculum", False):
-            return super().get_train_dataloader()
         self.remove_callback(MaskRatioCurriculum)
-        self.data_collator = MaskRatioCurriculum(collator, not hasattr(self.train_dataset, "__len__"))
-        self.add_callback(self.data_collator)
+        if getattr(collator, "has_curriculum", False):
+            self.data_collator = MaskRatioCurriculum(collator, not hasattr(rows, "__len__"))
+            self.add_callback(self.data_collator)
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
 
     def _set_signature_columns_if_needed(self) -> None:
-        # what the *collator* reads; Trainer would keep only what forward names and lose token_field_ids
-        if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
-
-    # --- evaluation ----------------------------------------------------------------------------------------------
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Returns the loss and one row `(1, 2, 8)`, from which `_own_metrics` makes means: sums, and over how many."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs)
-        parts = {"mlm_loss": output.mlm_loss, "mtm_loss": output.mtm_loss, "icl_loss": output.icl_loss}
-        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss, parts)
-        rows, nan = output.loss.new_tensor(len(inputs["input_ids"])), output.loss.new_tensor(torch.nan)
-        row = []  # in the order of `args.metrics`
-        for count, values in (
-            (output.num_masked_tokens, (output.mlm_loss, output.mlm_accuracy)),
-            (output.num_masked_features, (output.mtm_loss, output.mtm_accuracy, output.mtm_field_accuracy)),
-            (rows, (output.icl_loss, output.icl_recall, rows.log())),
-        ):
-            for value in values:
-                # what is not computed, and a share of nothing, count nothing
-                pair = torch.stack([nan if value is None else value.float(), nan if count is None else count.float()])
-                pair[0] *= pair[1]
-                row.append(pair.masked_fill(pair.isnan().any(), 0.0))
-        sums = torch.stack(row, 1)[None]
-        return output.loss.detach(), None if prediction_loss_only else sums, sums
-
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
-        names = (*(name for name in self.args.metrics if name != "loss"), "icl_chance")
-        own = {"loss", *self._names_of_metrics(), *(["icl_chance"] if self.model.config.icl_weight else [])}
-        return {name: sums[k] / counts[k] for k, name in enumerate(names) if counts[k] and name in own}
-
-    def _names_of_metrics(self) -> set[str]:
-        config = self.model.config
-        weights = {"mlm": config.mlm_weight, "mtm": config.mtm_weight, "icl": config.icl_weight}
-        return {name for name in super()._names_of_metrics() if weights.get(name[:3], 1.0)}
+        # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
+        self._signature_columns = ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
 
     # --- training: losses over what all micro-batches and ranks hold -------------------------------------------------
 
@@ -534,12 +416,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | None]:
         """The micro-batches of one optimiser step, and `(2,)`: masked tokens and features in them, over all ranks."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             counts[0] += (batch["masked_input_ids"] != batch["input_ids"]).sum().to(device)
@@ -577,14 +454,12 @@ class FlipPreTrainingTrainer(FlipTrainer):
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._logged_losses:
+        if "loss" in logs:
             steps = max(self.state.global_step - self._step_of_last_log, 1)
             for name, total in self._logged_losses.items():
                 logs[name] = self.accelerator.gather(total).mean().item() / steps
-            self._logged_losses = {}
+            self._logged_losses, self._step_of_last_log = {}, self.state.global_step
             self._warn_at_chance(logs)
-        if "loss" in logs:
-            self._step_of_last_log = self.state.global_step
         super().log(logs, start_time)
 
     def _warn_at_chance(self, logs: dict[str, float]) -> None:
@@ -599,60 +474,84 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 "with a lower icl_temperature in the configuration"
             )
 
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Returns the loss and one row `(1, 2, 8)`, for `_stage_metrics`: sums, and over how many."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs)
+        parts = {"mlm_loss": output.mlm_loss, "mtm_loss": output.mtm_loss, "icl_loss": output.icl_loss}
+        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss, parts)
+        nan, num_rows = output.loss.new_tensor(torch.nan), output.loss.new_tensor(len(inputs["input_ids"]))
+        row = []  # in the order of `args.metrics`
+        for count, values in (
+            (output.num_masked_tokens, (output.mlm_loss, output.mlm_accuracy)),
+            (output.num_masked_features, (output.mtm_loss, output.mtm_accuracy, output.mtm_field_accuracy)),
+            (None if output.icl_loss is None else num_rows, (output.icl_loss, output.icl_recall, num_rows.log())),
+        ):
+            for value in values:
+                # what is not computed, and a share of nothing, count nothing
+                pair = torch.stack([nan if value is None else value.float(), nan if count is None else count.float()])
+                pair[0] *= pair[1]
+                row.append(pair.masked_fill(pair.isnan().any(), 0.0))
+        sums = torch.stack(row, 1)[None]
+        return output.loss.detach(), None if prediction_loss_only else sums, sums
+
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
+        names = (*(name for name in self.args.metrics if name != "loss"), "icl_chance")
+        return {name: sums[k] / counts[k] for k, name in enumerate(names) if counts[k]}
+
 
 class FlipCTRTrainer(FlipTrainer):
     """
-    Stage 2: finetunes a [`FlipForCTR`] in any mode. Takes what `Trainer` takes; `processing_class` is the
-    [`FlipProcessor`], data sets come from [`prepare_dataset`]. Brings its own collator.
+    Stage 2: finetunes a [`FlipForCTR`] in any mode. Arguments as for [`FlipTrainer`].
 
     Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`) of the probabilities
-    that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated. They are
-    meant for *validation rows as they come in the world*: down-sample the training rows alone. (AUC and GAUC depend on
-    the order of the rows, which neither changes but for ties of an isotonic curve; `loss` is of the logits as they
-    are.) The model with the best AUC on `eval_dataset`, which has to be validation rows, is loaded at the end, and
-    training stops after `args.early_stopping_patience` evaluations without a better one. Losses are means over all
-    rows of an optimiser step, whatever the gradient accumulation. Without `eval_dataset` there is nothing to select
-    by: neither happens. Predictions are in the order of the rows. Training rows of `sample_negatives` set
-    `config.negative_sampling_rate`.
+    that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated; `loss` is
+    of the logits. They are meant for *validation rows as they come in the world*: down-sample the training rows alone,
+    with `sample_negatives`, whose rows set `config.negative_sampling_rate`. The model with the best AUC on
+    `eval_dataset` is loaded at the end, and training stops after `args.early_stopping_patience` evaluations without a
+    better one; without `eval_dataset` neither happens. Losses are means over all rows of an optimiser step, whatever
+    the gradient accumulation. Predictions are in the order of the rows.
 
     Raises:
-        TypeError: if `model` is no [`FlipForCTR`].
-        ValueError: if the processor does not fit the model, if a data set has no labels, or labels of one class, or
+        TypeError, ValueError: if model and processor do not fit, a data set has no labels, or labels of one class, or
             evaluation rows lack the column `args.group_field`.
         FloatingPointError: where a loss is not finite, in training and evaluation.
     """
 
-    _trains, _takes = FlipForCTR, FlipCTRArguments
+    _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
 
-    def __init__(self, model: Any = None, args: FlipCTRArguments | None = None, **kwargs: Any):
-        args = FlipCTRArguments() if args is None else args
-        train_dataset, evaluated = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
-        if evaluated is None and args.eval_strategy != "no":
+    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
+        for name, rows in {"train_dataset": train_dataset, **parts}.items():
+            _check_labels(name, rows)
+        for name, rows in parts.items():
+            if negative_sampling_rate(rows) < 1.0:
+                logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
+        follows_evaluations = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        has_rows = any(rows is not None for rows in parts.values())
+        if not has_rows and args.eval_strategy != "no" and not follows_evaluations:
             if train_dataset is not None:
                 logger.warning(
-                    "no eval_dataset: no evaluation, no early stopping, and the last model is kept, not the best"
+                    "no eval_dataset: no evaluation, no early stopping, and the last model stays, not the best"
                 )
             args = copy.copy(args)
-            if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-                raise ValueError(
-                    f"lr_scheduler_type={args.lr_scheduler_type.value!r} follows evaluations: give eval_dataset"
-                )
             args.eval_strategy, args.load_best_model_at_end, args.metric_for_best_model = "no", False, None
-        trained = _labels("train_dataset", train_dataset)
-        parts = evaluated if isinstance(evaluated, dict) else {"eval_dataset": evaluated}
-        labels = {name: _labels(name, dataset) for name, dataset in parts.items()}
-        self._evaluated: Any = None
-        super().__init__(model, args, **kwargs)
-        for name, dataset in parts.items():
-            if negative_sampling_rate(dataset) < 1.0:
-                logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
-            self._groups(dataset)
-            self._warn_of_labels(name, labels[name], trained)
-        if args.early_stopping_patience is not None and self.args.load_best_model_at_end:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        return args
 
     def _take(self, model: Any) -> None:
         super()._take(model)
+        parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for rows in parts.values():
+            self._groups(rows)
         rate, known = negative_sampling_rate(self.train_dataset), model.config.negative_sampling_rate
         if rate < 1.0 and known == 1.0:
             model.config.negative_sampling_rate = rate
@@ -665,43 +564,29 @@ class FlipCTRTrainer(FlipTrainer):
                 f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
             )
 
-    def _make_collator(self, processor: FlipProcessor, config: Any) -> DataCollatorForFlipCTR:
-        return DataCollatorForFlipCTR(processor, mode=config.mode)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.model.config.calibration is not None:
             logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
             self.model.set_calibration(None)
         return super().create_optimizer(model)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else self.eval_dataset
-        return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        self._groups(test_dataset)
-        self._evaluated = test_dataset
-        return super().get_test_dataloader(test_dataset)
-
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         loss, logits, labels = super().prediction_step(*args, **kwargs)
         self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss, {})
         return loss, logits, labels
 
-    def _names_of_metrics(self) -> set[str]:
-        return super()._names_of_metrics() - ({"gauc"} if self.args.group_field is None else set())
-
-    def _own_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.from_numpy(_joined(prediction.predictions))
         probabilities = self.accelerator.unwrap_model(self.model).predict_probabilities(logits).numpy()
-        metrics = compute_ctr_metrics(_joined(prediction.label_ids), probabilities, self._groups(self._evaluated))
-        return {name: value for name, value in metrics.items() if name in self._names_of_metrics()}
+        groups = self._groups(self._evaluated)
+        metrics = compute_ctr_metrics(_joined(prediction.label_ids), probabilities, groups)
+        return {name: value for name, value in metrics.items() if name != "gauc" or groups is not None}
 
     def _groups(self, dataset: Any) -> np.ndarray | None:
         """Numbers `(B,)` for the raw values of `args.group_field`, nan where missing: ids have one for all unseen."""
         name, columns = self.args.group_field, getattr(dataset, "column_names", None)
-        unlabelled = columns is not None and "labels" not in columns
-        if name is None or dataset is None or unlabelled or self.compute_metrics != self._own_metrics:
+        is_unlabelled = columns is not None and "labels" not in columns
+        if name is None or dataset is None or is_unlabelled or self.compute_metrics != self._stage_metrics:
             return None
         if not isinstance(dataset, datasets.Dataset) or name not in dataset.column_names:
             raise ValueError(
@@ -716,50 +601,27 @@ class FlipCTRTrainer(FlipTrainer):
         known = [numbers.setdefault(canonical_value(v, name), len(numbers)) for v in values.dictionary.to_pylist()]
         return np.array([*known, np.nan])[values.indices.fill_null(-1).to_numpy()]
 
-    def _warn_of_labels(self, name: str, labels: np.ndarray | None, trained: np.ndarray | None) -> None:
-        """Of rows that cannot tell which model is the best, or not how good its probabilities are."""
-        if labels is None or trained is None:
-            return
-        metric = (self.args.metric_for_best_model or "").removeprefix("eval_").removeprefix(f"{name}_")
-        num_clicks = int(labels.sum())
-        fewer = min(num_clicks, len(labels) - num_clicks)
-        if self.args.load_best_model_at_end and metric in self.args.metrics and fewer < 100:
-            logger.warning(
-                f"the best model is chosen on {name}, {len(labels)} rows with {fewer} "
-                f"{'clicks' if fewer == num_clicks else 'non-clicks'}: differences in AUC below about "
-                f"{fewer**-0.5:.2f} are chance. Take more validation rows, or a stratified split"
-            )
-        rate, clicks, clicks_trained = self.model.config.negative_sampling_rate, labels.mean(), trained.mean()
-        # their odds should be `rate` times those of the training rows
-        if rate < 0.5 and clicks / (1 - clicks) > rate**0.5 * clicks_trained / (1 - clicks_trained):
-            logger.warning(
-                f"{clicks:.2%} of {name} are clicks and {clicks_trained:.2%} of train_dataset, with "
-                f"negative_sampling_rate={rate:g}: the metrics need validation rows as they come, not down-sampled"
-            )
-
 
 def _joined(arrays: Any) -> np.ndarray:
     """Of all batches; with `eval_do_concat_batches=False` they come apart."""
     return np.concatenate(arrays) if isinstance(arrays, list) else np.asarray(arrays)
 
 
-def _labels(name: str, dataset: Any) -> np.ndarray | None:
-    """`(B,)` of a table, in which both classes are: a click model learns from, and is measured on, both."""
-    if not isinstance(dataset, datasets.Dataset) or not len(dataset):
-        return None
+def _check_labels(name: str, dataset: Any) -> None:
+    """A click model learns from both classes, and is measured on both. Streams are not looked into."""
+    if not isinstance(dataset, datasets.Dataset):
+        return
     if "labels" not in dataset.column_names:
         raise ValueError(
             f"{name} has no labels column (it has {dataset.column_names}): the raw table needs the label column that "
             "the feature extractor was fitted with"
         )
-    labels = np.asarray(dataset.with_format("numpy", columns=["labels"])["labels"][:])
-    classes = np.unique(labels)
-    if len(classes) == 1:
+    classes = np.unique(dataset.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
+    if len(classes) < 2:
         raise ValueError(
-            f"all {len(labels)} rows of {name} have label {classes[0]:g}: nothing can be ranked; take a larger or "
+            f"all {len(dataset)} rows of {name} have labels {classes}: nothing can be ranked; take a larger or "
             "stratified split"
         )
-    return labels
 
 
 __all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]

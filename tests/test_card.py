@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's card says, what a machine reads of it, and what text from data and files cannot do in it; and a saved
+folder where flip_hf is not importable.
+"""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import elsewhere
+from huggingface_hub import EvalResult, ModelCard
+
+from flip_hf import FlipConfig, FlipForCTR, write_model_card
+from flip_hf.analysis.metrics import BootstrapInterval
+from flip_hf.sharing.card import draw_training_curves, redact
+
+
+ELSEWHERE = """
+import json, sys
+sys.modules["flip_hf"] = None
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoProcessor
+folder, again, rows = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+out = []
+for where in (folder, again):
+    processor = AutoProcessor.from_pretrained(where, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=True).eval()
+    assert type(AutoFeatureExtractor.from_pretrained(where, trust_remote_code=True)).__name__ == "FlipFeatureExtractor"
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    output = model(**processor(rows, padding=True, return_tensors="pt"))
+    out.append(output.logits.sigmoid().tolist())
+    model.save_pretrained(again), processor.save_pretrained(again)
+print(json.dumps(out))
+"""
+
+ROWS = {
+    "user_id": ["101", "somebody new", "105"],
+    "gender": ["female", "male", None],
+    "item_id": ["203", "210", None],
+    "title": ["new night (1983)", "an unknown title", None],
+    "genre": ["Horror", "Drama", None],
+}
+
+
+@pytest.fixture()
+def model(processor) -> FlipForCTR:
+    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
+
+
+@pytest.fixture(scope="module")
+def joint(processor, text_model_dir) -> FlipForCTR:
+    torch.manual_seed(0)
+    options = {"mode": "joint", "alpha_init": 0.4, "text_model_name": "google/some-bert"}
+    return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **options).eval()
+
+
+def test_a_folder_says_the_same_in_a_process_without_flip_hf_and_when_saved_from_there(processor, joint, tmp_path):
+    folder, again = tmp_path / "model", tmp_path / "again"
+    joint.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".py", ".txt"}  # no pickle
+    with torch.no_grad():
+        expected = joint(**processor(ROWS, padding=True, return_tensors="pt")).logits.sigmoid().tolist()
+    for probabilities in json.loads(elsewhere(tmp_path, str(folder), str(again), json.dumps(ROWS), code=ELSEWHERE)):
+        assert probabilities == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_intervals(processor, tmp_path):
+    options = {"backbone": "dcnv2", "backbone_config": {"num_cross_layers": 3}, "feature_embedding_size": 8}
+    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
+    path = write_model_card(
+        tmp_path,
+        model,
+        title="FLIP_ID on clicks",
+        dataset_name="clicks",
+        dataset_id="somebody/clicks",
+        label_rule="rating > 3",
+        metrics={"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")},
+        num_test_rows=1234,
+        evaluated_on="test",
+        rates={"title": {"unseen": 0.125, "missing": 0.5}, "a|b<": {"unseen": 1e-4}},
+        training={"learning_rate": 0.001},
+        flops_per_row=1234567.0,
+        reliability="a picture.png",
+        licenses="Data: CC BY 4.0.",
+        pretrained=False,
+        repo_id="somebody/flip",
+    )
+    card = ModelCard.load(path)
+    shared = {
+        "task_type": "tabular-classification",
+        "dataset_type": "somebody/clicks",
+        "dataset_name": "clicks",
+        "dataset_split": "test",
+    }
+    interval = {"interval_95": [0.7, 0.8]}
+    assert card.data.eval_results == [
+        EvalResult(**shared, metric_type="auc", metric_name="AUC", metric_value=0.75, metric_args=interval),
+        EvalResult(**shared, metric_type="ece", metric_name="calibration error (ECE)", metric_value=0.01),
+    ]
+    assert card.data.tags == ["click-through-rate", "flip", "recommender"] and card.data.base_model is None
+    assert card.data.datasets == "somebody/clicks"
+    for part in (
+        "| mode | `tabular` |",
+        "num_cross_layers 3",
+        "| embeddings | 98 features of 5 fields, size 8 |",
+        "| text tower | none |",
+        f"| parameters | {model.num_parameters():,} |",
+        "| operations per row | 1,234,567 FLOPs |",
+        "| label | rating &gt; 3 |",
+        'FlipForCTR.from_pretrained("somebody/flip")',
+        'AutoModelForSequenceClassification.from_pretrained("somebody/flip", trust_remote_code=True)',
+        "return_text=False",
+        "| title | categorical | 12.5% | 50.0% |",
+        "| a\\|b&lt; |  | &lt;0.1% |  |",
+        "On 1,234 test rows that nothing was selected on.",
+        "| AUC | 0.7500 | 0.7000 to 0.8000 |",
+        "| normalised entropy | nan |  |",
+        "](a%20picture.png)",
+        "popular items",
+        "Fields about persons",
+        "Data: CC BY 4.0.",
+        "| learning_rate | 0.001 |",
+        f"torch {torch.__version__}",
+    ):
+        assert part in card.text, part
+    assert "pre-trained together" not in card.text
+
+
+def test_a_card_claims_no_figures_no_test_and_no_licence_that_nobody_spoke_of(model, tmp_path):
+    (tmp_path / "report.md").write_text("<script>somebody's values</script>")
+    card = ModelCard.load(write_model_card(tmp_path, model))
+    assert "No figures were given." in card.text and card.data.eval_results is None
+    assert "Those of the data and of the language model were not given" in card.text
+    assert "pre-trained" not in card.text.split("## Use")[0] and "somebody's values" not in card.text
+    card = ModelCard.load(write_model_card(tmp_path, model, metrics={"auc": 0.7}, num_test_rows=9))
+    assert "On 9 rows; whether anything was selected on them was not said." in card.text
+    assert card.data.eval_results[0].dataset_split is None and "| field | kind | unseen | missing |" in card.text
+
+
+def test_a_card_of_a_folder_counts_the_weights_that_are_in_it(pretraining_model, tmp_path):
+    pretraining_model.save_pretrained(tmp_path)
+    text = write_model_card(tmp_path, FlipConfig.from_pretrained(tmp_path)).read_text()
+    assert f"| parameters | {pretraining_model.num_parameters():,} |" in text
+    assert "FlipForPreTraining.from_pretrained" in text and "It predicts no clicks yet" in text
+
+
+def test_what_leads_out_of_the_folder_or_is_nothing_is_refused(model, tmp_path):
+    for picture in ("../curves.png", "/tmp/curves.png", "..\\curves.png", "a/b.png"):
+        for argument in ("curves", "reliability"):
+            with pytest.raises(ValueError, match="is no name of a file in the model's folder"):
+                write_model_card(tmp_path, model, **{argument: picture})
+    with pytest.raises(ValueError, match="evaluated_on='train' is neither"):
+        write_model_card(tmp_path, model, evaluated_on="train")
+    with pytest.raises(ValueError, match="Repo id must"):
+        write_model_card(tmp_path, model, repo_id="a/b c")
+    model.config.architectures = ["FlipForCTR\n```\n<script>"]
+    with pytest.raises(ValueError, match="there is no card for a model of class"):
+        write_model_card(tmp_path, model.config)
+
+
+MARKUP = ("<script", "http://evil", "![x]", "*bold*", " _it_", "`code`", "$x$", "\u202e")
+NASTY = [
+    "</td><script>alert(1)</script>",
+    "a | b\n| c",
+    "](http://evil) ![x](http://evil/x.png)",
+    "---\nlicense: mit\n---",
+    "{{ config }} {% raw %}",
+    "*bold* _it_ `code` $x$ #h\u202e",
+    "yes: no\n- 1\n&anchor *alias !!python/object:os.system",
+]
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_text_from_data_and_files_acts_as_markup_neither_in_the_card_nor_in_the_metadata(joint, tmp_path, nasty):
+    named = {
+        **dict.fromkeys(["title", "dataset_name", "label_rule", "command", "dataset_id", "license"], nasty),
+        "rates": {nasty: {"unseen": 0.0, "missing": 0.0}},
+        "training": {nasty: nasty},
+        "metrics": {"auc": 0.5, nasty: 0.5},
+    }
+    saved = joint.config.to_dict()
+    saved["text_model_name_or_path"] = nasty
+    saved["fields"][0] |= {"name": nasty, "kind": nasty}
+    config = FlipConfig.from_dict({**saved, "architectures": ["FlipForCTR"]})
+    path = write_model_card(tmp_path, config, **named)
+    card = ModelCard.load(path)
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in nasty).split())
+    assert card.data.eval_results[0].dataset_name == line and card.data.model_name == line
+    assert card.data.license == line and card.data.datasets == line
+    known = {"datasets", "library_name", "license", "model-index", "pipeline_tag", "tags"}
+    assert set(card.data.to_dict()) == known
+    body = re.sub(r"(`{3,})bash\n.*?\n\1\n", "", card.text, flags=re.DOTALL)
+    for markup in MARKUP:
+        assert markup not in body, markup
+    plain = write_model_card(tmp_path, config, **{**named, "title": "x", "command": None}).read_text()
+    tables = [row for row in plain.splitlines() if row.startswith("|")]
+    assert all(len(re.split(r"(?<!\\)\|", row)) in (4, 5, 6) for row in tables)
+
+
+def test_a_command_tells_no_token_and_cannot_end_its_own_block(model, tmp_path):
+    text = write_model_card(tmp_path, model, command="python a.py\n```\n# not a heading\n````").read_text()
+    assert "`````bash\npython a.py\n```\n# not a heading\n````\n`````\n" in text
+    hidden = redact(
+        "HF_TOKEN=abc python a.py --hub_token hf_abcDEF0123456 --token 'x y' --api-token=q --tokens_per_row 5 secret",
+        ["secret"],
+    )
+    assert hidden == (
+        "HF_TOKEN=<hidden> python a.py --hub_token <hidden> --token <hidden> --api-token=<hidden> --tokens_per_row 5 "
+        "<hidden>"
+    )
+
+
+def test_the_metadata_pass_a_schema_written_from_the_hubs_documentation(joint, tmp_path):
+    """The Hub checks cards when they are pushed; this is taken from its documentation, and is no more than that."""
+    metrics = {"auc": BootstrapInterval(0.7, 0.6, 0.8)}
+    path = write_model_card(tmp_path, joint, metrics=metrics, license="cc-by-4.0", dataset_id="a/b", pretrained=True)
+    assert "pre-trained together with a language model" in path.read_text()
+    found = yaml.safe_load(path.read_text().split("---\n")[1])
+    names = {"base_model", "datasets", "library_name", "license", "model-index", "pipeline_tag", "tags"}
+    assert set(found) == names and found["library_name"] == "flip_hf" and found["license"] == "cc-by-4.0"
+    assert found["base_model"] == "google/some-bert"
+    (entry,) = found["model-index"]
+    (result,) = entry["results"]
+    assert set(entry) == {"name", "results"} and set(result) == {"task", "dataset", "metrics"}
+    assert result["task"] == {"type": found["pipeline_tag"]}
+    assert set(result["dataset"]) <= {"name", "type", "config", "split", "revision", "args"}
+    assert set(result["metrics"][0]) <= {"type", "value", "name", "config", "args"}
+    assert type(result["metrics"][0]["value"]) is float
+
+
+def test_training_curves_are_drawn_from_a_trainers_log(tmp_path):
+    pytest.importorskip("matplotlib")
+    losses = [{"step": 10, "loss": 3.0, "mlm_loss": 1.0}, {"step": 20, "loss": 2.0, "mlm_loss": 0.5}]
+    for log in (losses, [*losses, {"step": 20, "eval_auc": 0.7}]):
+        draw_training_curves(log, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
