@@ -403,17 +403,22 @@ class MultivaluedField(CategoricalField):
         return (*self.columns, "lists", self.separator, self.type, self.classes)
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        values, indices = columns[0], None
-        lists = arrow_lists(values, self.name)
+        column, indices, is_set = columns[0], None, None
+        lists = arrow_lists(column, self.name)
         if lists is None:
-            if is_arrow(values):
-                values, indices, _ = code_scalars(values, self.name)
-            parts = [self.split(value, row) for row, value in enumerate(as_list(values), first_row)]
+            if is_arrow(column):
+                column, indices, _ = code_scalars(column, self.name)
+            column = as_list(column)
+            parts = [self.split(value, row) for row, value in enumerate(column, first_row)]
             elements = plain_values(list(itertools.chain.from_iterable(parts)), self.name)
             lists = code_values(elements), list(map(len, parts))
+            is_set = [isinstance(value, set | frozenset) for value in column]
         (values, places, _), lengths = lists
         texts = self.read(values, codes)
-        coded = code_values(tuples_of(list(map(texts.__getitem__, places.tolist())), lengths))
+        rows = tuples_of(list(map(texts.__getitem__, places.tolist())), lengths)
+        if is_set and any(is_set):
+            rows = [tuple(sorted(row)) if sort else row for row, sort in zip(rows, is_set, strict=True)]
+        coded = code_values(rows)
         return coded if indices is None else CodedColumn(coded.values, coded.indices[indices])
 
     def split(self, value: Any, row: int | None = None) -> Sequence[Any]:
@@ -424,8 +429,6 @@ class MultivaluedField(CategoricalField):
             return value.split(self.separator)
         if isinstance(value, Mapping):
             raise container_error(value, self.name, row)
-        if isinstance(value, set | frozenset):
-            return sorted(value, key=lambda element: canonical_value(element, self.name) or "")
         return as_list(value) if is_container(value) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:
