@@ -82,6 +82,7 @@ class Field:
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
+    read_by: ClassVar[tuple[str, ...]] = ()  # options that decide what values stand for
     name: str
     view: str = "joint"
     column: str | None = None
@@ -111,7 +112,8 @@ class Field:
     @property
     def coding(self) -> tuple:
         """Fields of equal coding have equal `CodedColumn`s."""
-        return (*self.columns, self.kind)
+        options = (getattr(self, name) for name in self.read_by)
+        return (type(self).code, type(self).read, *self.columns, *options)
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
         """
@@ -133,9 +135,8 @@ class Field:
 
     def to_dict(self) -> dict[str, Any]:
         """For json: kind, number of slots, and every option that is not at its default."""
-        options = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
-        defaults = {option.name: option.default for option in dataclasses.fields(self)}
-        changed = {name: value for name, value in options.items() if value != defaults[name]}
+        options = {option.name: (getattr(self, option.name), option.default) for option in dataclasses.fields(self)}
+        changed = {name: value for name, (value, default) in options.items() if value != default}
         return {"name": self.name, "kind": self.kind, "num_slots": self.num_slots, "view": self.view, **changed}
 
 
@@ -150,6 +151,7 @@ class ValueField(Field):
             rows hold no more than the numbers.
     """
 
+    read_by: ClassVar[tuple[str, ...]] = ("type", "classes")
     type: str = "text"
     classes: tuple[str, ...] | None = None
 
@@ -157,10 +159,6 @@ class ValueField(Field):
         super().__post_init__()
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "categorical", self.type, self.classes)
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         if self.classes is not None:
@@ -209,12 +207,9 @@ class DatePartField(CategoricalField):
     """
 
     kind: ClassVar[str] = "date_part"
+    read_by: ClassVar[tuple[str, ...]] = ("part", "format")
     part: str
     format: str | None = None
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, self.part, self.format)
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         seconds = read_times(values, self.name, self.format).tolist()
@@ -306,16 +301,13 @@ class AgeField(NumericField):
     """
 
     kind: ClassVar[str] = "age"
+    read_by: ClassVar[tuple[str, ...]] = ("format",)
     reference: str | None = None
     format: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         return super().columns if self.reference is None else (*super().columns, self.reference)
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "age", self.format)
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
         if self.reference is None:
@@ -385,6 +377,7 @@ class MultivaluedField(CategoricalField):
     """
 
     kind: ClassVar[str] = "multivalued"
+    read_by: ClassVar[tuple[str, ...]] = ("separator", "type", "classes")
     separator: str | None = None
     max_values: int = 20
     pooling: str = "mean"
@@ -397,10 +390,6 @@ class MultivaluedField(CategoricalField):
     @property
     def num_slots(self) -> int:
         return 0 if self.view == "text" else self.max_values
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "lists", self.separator, self.type, self.classes)
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
         column, indices, is_set = columns[0], None, None
@@ -496,15 +485,12 @@ def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None)
         lists = [value for value in values if is_container(value)]
         if any(isinstance(value, Mapping) for value in lists):
             return False, "text", "not one value"
-        if not lists:
-            values = code_scalars(piece, name).values
-        has_lists = has_lists or bool(lists)
-        has_scalars = has_scalars or any(
-            canonical_value(value) is not None for value in values if not is_container(value)
-        )
+        scalars = [value for value in values if not is_container(value)] if lists else code_scalars(piece, name).values
+        has_lists |= bool(lists)
+        has_scalars |= any(canonical_value(value) is not None for value in scalars)
         if lists or separator is not None:
-            values = plain_values([element for value in values for element in splitter.split(value)], name)
-        elements |= dict.fromkeys(values)
+            scalars = [element for value in (*lists, *scalars) for element in splitter.split(value)]
+        elements |= dict.fromkeys(plain_values(scalars, name))
     return has_lists and not has_scalars, *infer_type(list(elements))
 
 
@@ -522,22 +508,17 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
     options = {"kind": "categorical", **options}
     if options["kind"] == "datetime":
         parts = options.get("parts", ["hour", "weekday", "age"])
-        known = {"kind", "parts", "reference", "format", "view"}
-        if (
-            not options.keys() <= known
-            or isinstance(parts, str)
-            or not {*parts}
-            or not {*parts} <= {*DATE_PARTS, "age"}
-        ):
+        is_known = options.keys() <= {"kind", "parts", "reference", "format", "view"}
+        if not is_known or isinstance(parts, str) or not parts or not {*parts} <= {*DATE_PARTS, "age"}:
             raise ValueError(
                 f"field {name!r}: a datetime field has the options parts (some of {', '.join(DATE_PARTS)}, age), "
                 f"reference, format and view, not {dict(options, parts=parts)}"
             )
         common = {"column": name, **{option: options[option] for option in ("format", "view") if option in options}}
-        age = AgeField(name=f"{name}_age", reference=options.get("reference"), **common)
-        return [
-            age if part == "age" else DatePartField(name=f"{name}_{part}", part=part, **common) for part in parts
-        ], []
+        ages = {"age": {"kind": "age", "reference": options.get("reference")}}
+        specs = [ages.get(part, {"kind": "date_part", "part": part}) for part in parts]
+        names = [f"{name}_{part}" for part in parts]
+        return [field_from_dict({"name": n, **common, **spec}) for n, spec in zip(names, specs, strict=True)], []
     statistics = options.pop("statistics", [])
     moved = [option for option in ("smoothing", "num_buckets") if statistics and option in options]
     of_statistics = {option: options.pop(option) for option in moved}

@@ -81,11 +81,7 @@ def canonical_value(value: Any, field: str = "") -> str | None:
     The string that a value of a categorical field stands for; `None` where it is missing.
 
     Strings lose surrounding whitespace. `1` and `1.0` are the same value as `"1"` (a column of ints with a hole
-    becomes floats in pandas); `"1.0"` is another, and so are `True` and `False`. `None`, nan, `pandas.NA`, `NaT`, `""`
-    and whitespace are missing. Half a surrogate pair, which no encoding holds, becomes "?".
-
-    Raises:
-        TypeError: for a list, dict or other container, naming the field.
+    becomes floats in pandas); `"1.0"` is another. Half a surrogate pair, which no encoding holds, becomes "?".
     """
     value = plain_value(value, field)
     if isinstance(value, float):
@@ -104,12 +100,8 @@ def read_number(value: Any, field: str = "") -> float | None:
     """
     The number that a value of a numeric field stands for: nan where it is missing, `None` where it is no number.
 
-    Numbers are themselves, infinities included; `True` and "true" are 1. Of strings, "1,234.5" is 1234.5 (commas
-    between groups of three digits), "inf" an infinity; "-", "--", ".", "", "?", "na", "n/a", "nan", "none" and "null"
-    are missing, and everything else, "1,5", "0,123" and "$3" too, is no number.
-
-    Raises:
-        TypeError: for a list, dict or other container, naming the field.
+    `True` and "true" are 1, "1,234.5" is 1234.5 (commas between groups of three digits), "inf" an infinity, and "-",
+    "?", "n/a" and their like are missing; everything else, "1,5", "0,123" and "$3" too, is no number.
     """
     value = plain_value(value, field)
     if isinstance(value, str):
@@ -152,12 +144,8 @@ def number_text(number: float) -> str:
 
 # --- times -----------------------------------------------------------------------------------------------------------
 
-_1970 = datetime.datetime(1970, 1, 1)
 # from when to when a number is believed to be a time
-_FIRST_SECOND, _END_SECOND = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp() for year in (1990, 2101))
-# dates and times without dashes, by their number of digits; those of ten might be seconds as well
-_COMPACT = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
-_TEN_DIGITS = (1_990_010_100, 2_100_123_123)
+_BELIEVED = tuple(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp() for year in (1990, 2101))
 
 
 def read_times(values: Sequence[Any], field: str = "", format: str | None = None) -> np.ndarray:
@@ -165,39 +153,32 @@ def read_times(values: Sequence[Any], field: str = "", format: str | None = None
     Values `(n,)` -> seconds since 1970 in UTC, float64 `(n,)`, nan where missing: the one reader of times.
 
     Reads dates, datetimes (one without a zone is taken as UTC), `numpy.datetime64`, ISO strings, and numbers: seconds
-    since 1970, milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 on.
-
-    Args:
-        format (`str`, *optional*): as for `datetime.strptime`, `"%y%m%d%H"` say: numbers and strings are read so.
+    since 1970, milliseconds from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 on. With `format`, as for
+    `datetime.strptime`, numbers and strings are read so.
 
     Raises:
         ValueError: for what is no time, naming value and field: also for a number that would be a time before 1990 or
-            after 2100, or that spells a date without dashes (2014102100), which need a `format`.
+            after 2100, or that may be a date without dashes (2014102100).
     """
     seconds = np.empty(len(values), np.float64)
     is_number = np.zeros(len(values), bool)
     for place, value in enumerate(values):
         seconds[place], is_number[place] = _time_or_number(value, field, format)
     is_number &= ~np.isnan(seconds)
-    numbers = seconds[is_number]
-    size = np.abs(numbers)
-    seconds[is_number] = numbers / np.select([size >= 1e17, size >= 1e14, size >= 1e11], [1e9, 1e6, 1e3], 1.0)
-    is_early_or_late = ~((seconds[is_number] >= _FIRST_SECOND) & (seconds[is_number] < _END_SECOND))
-    may_be_date = (numbers >= _TEN_DIGITS[0]) & (numbers <= _TEN_DIGITS[1])
-    for place in np.flatnonzero(is_early_or_late | may_be_date).tolist():
-        shown, compact = number_text(numbers[place]), _compact_format(float(numbers[place]))
-        if compact is not None:
-            raise ValueError(
-                f"field {field!r}: {shown} is a date without dashes, or a number of seconds since 1970: say which "
-                f"with format={compact!r}, or write ISO dates"
-            )
-        if is_early_or_late[place]:
-            year = 1970 + seconds[is_number][place] / 31_556_952
-            raise ValueError(
-                f"field {field!r}: {shown} as a time since 1970 would be in the year {year:.0f}, and only 1990 to "
-                "2100 are believed: a date without dashes needs its format ('%y%m%d%H' for 14102100), another time "
-                "an ISO date"
-            )
+    numbers, size = seconds[is_number], np.abs(seconds[is_number])
+    epochs = numbers / np.select([size >= 1e17, size >= 1e14, size >= 1e11], [1e9, 1e6, 1e3], 1.0)
+    with np.errstate(invalid="ignore"):  # of infinities
+        year, month, day, hour = numbers // 1e6, numbers // 1e4 % 100, numbers // 1e2 % 100, numbers % 100
+    is_date = (1990 <= year) & (year <= 2100) & (1 <= month) & (month <= 12) & (1 <= day) & (day <= 31) & (hour < 24)
+    wrong = np.flatnonzero(is_date | ~((epochs >= _BELIEVED[0]) & (epochs < _BELIEVED[1])))
+    if len(wrong):
+        year_of_epoch = 1970 + epochs[wrong[0]] / 31_556_952
+        raise ValueError(
+            f"field {field!r}: {number_text(numbers[wrong[0]])} as a time since 1970 would be in the year "
+            f"{year_of_epoch:.0f}; only 1990 to 2100 are believed, and nothing that may be a date without dashes: "
+            "pass its format ('%Y%m%d%H' for 2014102100), or write ISO dates"
+        )
+    seconds[is_number] = epochs
     return seconds
 
 
@@ -225,19 +206,9 @@ def _time_or_number(value: Any, field: str, format: str | None) -> tuple[float, 
     return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp(), False
 
 
-def _compact_format(number: float) -> str | None:
-    """How a number, taken as digits, is a date without dashes; `None` if it is none."""
-    digits = str(int(number)) if number.is_integer() else ""
-    try:
-        year = datetime.datetime.strptime(digits, _COMPACT[len(digits)]).year
-    except (KeyError, ValueError):
-        return None
-    return _COMPACT[len(digits)] if (1900 if len(digits) == 8 else 1990) <= year <= 2100 else None
-
-
 def time_of(seconds: float) -> datetime.datetime:
     """Seconds since 1970 -> the time in UTC, without a zone."""
-    return _1970 + datetime.timedelta(seconds=seconds)
+    return datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
@@ -280,23 +251,19 @@ def _is_plain(text: str) -> bool:
 
 def _type_of(value: Any) -> str | None:
     """The type of one plain value; `None` for one that is missing in any type that is not text."""
-    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
-        return "boolean"
     if isinstance(value, datetime.date | np.datetime64):
         return "time"
-    if is_code(value):
-        return "text"
+    if str(value).strip().lower() in ("true", "false"):
+        return "boolean"
     number = read_number(value)
-    if number is not None:
-        if math.isnan(number):
-            return None
+    if number is not None and not is_code(value):
         is_exact = abs(number) <= _EXACT or not isinstance(value, float | str) or whole_number(value) is not None
-        return "integer" if number.is_integer() and is_exact else "number"
+        return None if math.isnan(number) else "integer" if number.is_integer() and is_exact else "number"
     try:
         datetime.datetime.fromisoformat(value.strip())
     except ValueError:
         return "text"
-    return "time"
+    return "text" if is_code(value) else "time"
 
 
 def read_values(
@@ -307,21 +274,15 @@ def read_values(
 ) -> list[str | None]:
     """
     Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` where it is
-    missing: the same whatever container they came in.
+    missing: the same whatever container they came in. What is no value of the type is the string that it is anyway.
 
     - `"integer"` and `"number"`: the shortest spelling (`7`, 7.0, "7.0" and "+7" are "7"); 3.50 is "3.5". A float
       beyond 2**53, which several whole numbers are, is no known integer.
     - `"boolean"`: "true" or "false", of 1 and 0 as well.
     - `"time"`: an ISO date, with the time of day where it is not midnight, in UTC.
-    - `"text"`: see `canonical_value`; of a number (12, 12.0, "12.0") the one known value that has that number
-      (`codes`), and of digits ("12") too where that is a code with zeros ("00012"): a csv that lost them and what
-      pandas reads of it are one table.
-
-    What is no value of the type is the string that it is in any case: no training row has it.
-
-    Args:
-        codes (`Callable`, *optional*): called if needed; a whole number, as Python writes it -> the known value that
-            is written so.
+    - `"text"`: see `canonical_value`; of a number (12, 12.0, "12.0") the one known value that is written so, and of
+      digits ("12") too where that is a code with zeros ("00012"): a csv that lost them and what pandas reads of it are
+      one table. `codes`, called if needed, maps whole numbers as Python writes them to those known values.
     """
     types = set(map(type, values))
     if value_type != "text":

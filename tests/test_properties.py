@@ -46,24 +46,8 @@ def run(max_examples: int) -> settings:
 
 ANY_TEXT = st.text(st.characters(), max_size=6)  # all of Unicode, halves of surrogate pairs too
 NAMES = ["a", "a.b", "it's", 'q"uote', "über uns", "{value}", "user_id", "x=1;y", ""]
-WORDS = [
-    "a",
-    "b",
-    "1",
-    "1.0",
-    "True",
-    "-",
-    "1,234",
-    "1,5",
-    "$3",
-    "nan",
-    "NULL",
-    " a ",
-    "a|b",
-    "|",
-    "inf",
-    "2024-05-31",
-]
+WORDS = ["a", "b", "1", "1.0", "True", "-", "1,234", "1,5", "$3", "nan", "NULL", " a ", "a|b", "|", "inf"]
+WORDS += ["2024-05-31"]
 SCALARS = st.one_of(
     st.none(), ANY_TEXT, st.sampled_from(WORDS), st.integers(), st.integers(-3, 3), st.floats(), st.booleans(),
     st.binary(max_size=4), st.sampled_from([0.5, 1.0, np.float32(0.5), np.int8(1), np.bool_(True), pd.NA, pd.NaT]),
@@ -199,16 +183,10 @@ def check_ids(extractor, ids: np.ndarray, num_rows: int) -> None:
         assert set(ids[:, slot].tolist()) <= (of_field if is_first else of_field | {0})
 
 
-@run(150)
+@run(60)
 @given(tables())
 @example(({"a": ["\ud800", "a"], "label": [0, 1]}, {"a": [b"\xff"], "label": [0]}, {"a": {"kind": "categorical"}}))
-@example(
-    (
-        {"a": [-math.inf, 7], "label": [0, 1]},
-        {"a": [math.inf], "label": [0]},
-        {"a": {"kind": "numeric", "bucketing": "log"}},
-    )
-)
+@example(({"a": [-math.inf, 7], "label": [0, 1]}, {"a": [math.inf], "label": [0]}, {"a": {"bucketing": "log"}}))
 def test_any_table_has_ids_in_range_and_known_values_and_rates(table):
     train, other, options = table
     extractor = FlipFeatureExtractor.fit(train, field_options=options)
@@ -235,7 +213,7 @@ def test_any_table_has_ids_in_range_and_known_values_and_rates(table):
                 assert decoded in ("[UNSEEN]", plain_text(value) or "[MISSING]"), name
 
 
-@run(80)
+@run(60)
 @given(tables())
 def test_the_text_of_any_table_is_a_plain_rendering(table):
     train, other, options = table
@@ -267,7 +245,7 @@ def test_the_text_of_any_table_is_a_plain_rendering(table):
             assert sentence == " ".join(parts)
 
 
-@run(80)
+@run(25)
 @given(tables(), st.data())
 def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data):
     train, other, options = table
@@ -320,7 +298,7 @@ TYPED = st.one_of(
 ).map(lambda field: (field[0], (st.one_of(st.none(), field[1][0]), field[1][1])))
 
 
-@run(100)
+@run(20)
 @given(tables(cells=TYPED))
 def test_every_form_of_a_table_has_the_same_ids_and_text(table):
     train, other, options = table
@@ -386,7 +364,7 @@ def forms_of(rows: dict[str, list], folder: Path) -> dict[str, object]:
     return forms
 
 
-@run(25)
+@run(8)
 @given(tables(cells=COLUMNS, max_rows=6))
 def test_one_table_is_one_model_from_every_container(table):
     train, other, options = table
@@ -417,7 +395,7 @@ def test_one_table_is_one_model_from_every_container(table):
         np.testing.assert_array_equal(np.array(series), expected)
 
 
-@run(50)
+@run(25)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=9, unique=True), st.integers(2, 9))
 def test_a_code_keeps_its_zeros_and_its_number_finds_it(numbers, width):
     codes = [f"{number:0{width}}" for number in numbers]
@@ -437,7 +415,7 @@ def test_a_number_that_two_codes_are_written_so_is_the_one_that_spells_it():
     assert FlipProcessor(extractor).render({"zip": [7]}) == ["zip is 7."]
 
 
-@run(100)
+@run(50)
 @given(
     st.lists(st.floats(allow_nan=False), min_size=1, max_size=30),
     st.lists(st.floats(allow_nan=False), min_size=2, max_size=10),
