@@ -32,13 +32,9 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     A batch in any of the forms users have it -> a mapping of columns.
 
     Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
-    `datasets.Dataset` (of a `ClassLabel` the names), an Arrow table, a pandas frame or one row of it (a Series), a
-    record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key that some of the dicts
-    lack is missing there. Classes of the column `label` stay numbers.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: if a list of rows is empty, or two columns of a table have one name.
+    `datasets.Dataset` (of a `ClassLabel` the names, but for the column `label`), an Arrow table, a pandas frame or one
+    row of it (a Series), a record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key
+    that some of the dicts lack is missing there.
     """
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
@@ -92,10 +88,8 @@ def class_names(features: Any) -> dict[str, list[str]]:
 
 
 def with_class_names(table: Any, features: Any, label: str | None = None) -> Mapping[str, Any]:
-    """
-    Columns of a table of a `datasets.Dataset`, with the names of classes instead of their numbers, also where a row is
-    a list of them, but for the column `label`.
-    """
+    """Columns of a table of a `datasets.Dataset`, with the names of classes in place of their numbers, also where a
+    row is a list of them, but for the column `label`."""
     columns = dict(as_columns(table))
     for name, names in class_names(features).items():
         if name in columns and name != label:
@@ -142,10 +136,7 @@ def gives_arrow(dataset: Any) -> bool:
 
 
 def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """
-    Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time. Classes of the
-    column `label` stay numbers.
-    """
+    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
         for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
             yield with_class_names(batch, dataset.features, label)
@@ -224,12 +215,8 @@ def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
 
 
 def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
-    """
-    A column of single values as they are: strings, numbers, truths, times, `None`.
-
-    Raises:
-        TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
-    """
+    """A column of single values as they are: strings, numbers, truths, times, `None`. Raises `TypeError` at the first
+    list or other container, naming the field and the row, counted from `first_row`."""
     if is_arrow(column):
         indices, values = _arrow_codes(column)
         values = plain_values(values, field)
@@ -261,10 +248,8 @@ def plain_values(column: Sequence[Any], field: str, first_row: int | None = None
 
 
 def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, np.ndarray] | None:
-    """
-    An Arrow column of lists -> the elements of all rows, end to end, and how many each row has `(B,)`, none where it
-    is null; `None` for every other column.
-    """
+    """An Arrow column of lists -> the elements of all rows, end to end, and how many each row has `(B,)`; `None` for
+    every other column."""
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
     is_map = hasattr(column, "keys")
@@ -291,7 +276,6 @@ def read_labels(column: Any, name: str) -> np.ndarray:
 
     Raises:
         ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
-        TypeError: if labels are lists.
     """
     if is_arrow(column) and not column.null_count and str(column.type).startswith(("int", "uint", "float", "bool")):
         values: Any = np.asarray(column)  # ten million labels are no list of Python numbers
@@ -307,8 +291,7 @@ def read_labels(column: Any, name: str) -> np.ndarray:
     if len(wrong):
         label = as_list(values)[int(wrong[0])]
         raise ValueError(
-            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so "
-            "(load_ctr_dataset has label_map for words and classes, label_threshold for a rating), or leave the "
-            "column out to predict"
+            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so (label_map or "
+            "label_threshold of load_ctr_dataset), or leave the column out to predict"
         )
     return array.astype(np.float32)

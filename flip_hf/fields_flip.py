@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a field is: its kind, its options, and how the raw values of its column are read and said in words.
 
-A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words,
-`None` where it is missing), and one entry of `FIELD_KINDS`. `Field.code` is the one door for raw values: whatever
-container they come in, behind it they are strings or numbers of the field's value type. What is learnt from rows lives
-elsewhere: counts in `fitting/counts.py`, ids in `feature_extraction_flip.py`.
+A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
+and one entry of `FIELD_KINDS`. What is learnt from rows lives elsewhere: counts in `fitting/counts.py`, ids in
+`feature_extraction_flip.py`.
 """
 
 import dataclasses
@@ -116,12 +115,8 @@ class Field:
         return (type(self).code, type(self).read, *self.columns, *options)
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        """
-        Raw columns -> distinct values, brought to the field's type, and indices.
-
-        Raises:
-            TypeError: for a container, naming field and row, counted from `first_row`.
-        """
+        """Raw columns -> distinct values, brought to the field's type, and indices. Errors count rows from
+        `first_row`."""
         raw = code_scalars(columns[0], self.name, first_row)
         return raw.mapped(self.read(raw.values, codes))
 
@@ -400,7 +395,7 @@ class MultivaluedField(CategoricalField):
             column = as_list(column)
             parts = [self.split(value, row) for row, value in enumerate(column, first_row)]
             elements = plain_values(list(itertools.chain.from_iterable(parts)), self.name)
-            lists = code_values(elements), list(map(len, parts))
+            lists = code_values(elements), np.array(list(map(len, parts)), np.int64)
             is_set = [isinstance(value, set | frozenset) for value in column]
         (values, places, _), lengths = lists
         texts = self.read(values, codes)
@@ -435,24 +430,18 @@ FIELD_KINDS: dict[str, type[Field]] = {
 
 
 def field_from_dict(spec: Mapping[str, Any]) -> Field:
-    """
-    The inverse of `Field.to_dict`.
-
-    Raises:
-        ValueError: for an unknown kind or option, naming those there are, or a value that an option does not take.
-    """
+    """The inverse of `Field.to_dict`. Raises `ValueError` for a kind, an option or a value that is not known."""
     options = {name: value for name, value in spec.items() if name not in ("kind", "num_slots")}
     kind, name = spec.get("kind", "categorical"), spec.get("name")
     if kind not in FIELD_KINDS:
         raise ValueError(f"field {name!r}: kind={kind!r} is not one of {', '.join([*FIELD_KINDS, 'datetime'])}")
     known = {option.name: option.default for option in dataclasses.fields(FIELD_KINDS[kind])}
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        others = ", ".join(sorted(known.keys() - {"name"}))
-        raise ValueError(f"field {name!r}: a {kind} field has no option {unknown[0]!r}; it has {others}")
-    needed = [option for option, default in known.items() if default is dataclasses.MISSING and option not in options]
-    if needed:
-        raise ValueError(f"field {name!r}: a {kind} field needs the option {needed[0]!r}")
+    for option in [*options, *known]:
+        if option not in known:
+            others = ", ".join(sorted(known.keys() - {"name"}))
+            raise ValueError(f"field {name!r}: a {kind} field has no option {option!r}; it has {others}")
+        if option not in options and known[option] is dataclasses.MISSING:
+            raise ValueError(f"field {name!r}: a {kind} field needs the option {option!r}")
     return FIELD_KINDS[kind](**options)
 
 
@@ -469,12 +458,8 @@ KIND_OF_OPTION = {
 
 
 def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None) -> tuple[bool, str, str]:
-    """
-    The first rows of a column, in pieces -> whether its rows are lists, the value type of what they hold, and why.
-
-    It follows from the values and not from how they are stored: a csv, a parquet file and a pandas frame of the same
-    table give the same.
-    """
+    """The first rows of a column, in pieces -> whether its rows are lists, the value type of what they hold, and why:
+    the same for a csv, a parquet file and a pandas frame of one table."""
     splitter = MultivaluedField(name=name, separator=separator)
     elements: dict[Any, None] = {}
     num_rows, has_lists, has_scalars = 0, False, False
@@ -498,12 +483,8 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
     """
     One column with its options -> its fields, and the statistics of it, which stand after all other fields.
 
-    `kind="datetime"` becomes a field for each of `parts` (`"hour"`, `"weekday"`, `"month"`, `"age"`; the age with
-    `reference`), read by `format`; `statistics=[...]` of a categorical field a `StatisticField` for each, with
-    `smoothing` and `num_buckets`.
-
-    Raises:
-        ValueError: for an option that is not there or does not take the value.
+    `kind="datetime"` becomes a field for each of `parts` (the age with `reference`), `statistics=[...]` of a
+    categorical field a `StatisticField` for each, with `smoothing` and `num_buckets`.
     """
     options = {"kind": "categorical", **options}
     if options["kind"] == "datetime":
@@ -515,13 +496,12 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
                 f"reference, format and view, not {dict(options, parts=parts)}"
             )
         common = {"column": name, **{option: options[option] for option in ("format", "view") if option in options}}
-        ages = {"age": {"kind": "age", "reference": options.get("reference")}}
-        specs = [ages.get(part, {"kind": "date_part", "part": part}) for part in parts]
-        names = [f"{name}_{part}" for part in parts]
-        return [field_from_dict({"name": n, **common, **spec}) for n, spec in zip(names, specs, strict=True)], []
+        age = {"kind": "age", "reference": options.get("reference")}
+        specs = {part: age if part == "age" else {"kind": "date_part", "part": part} for part in parts}
+        return [field_from_dict({"name": f"{name}_{part}", **common, **specs[part]}) for part in parts], []
     statistics = options.pop("statistics", [])
     moved = [option for option in ("smoothing", "num_buckets") if statistics and option in options]
-    of_statistics = {option: options.pop(option) for option in moved}
+    of_statistics: dict[str, Any] = {option: options.pop(option) for option in moved}
     field = field_from_dict({"name": name, **options})
     if statistics and (field.kind != "categorical" or field.view == "text" or isinstance(statistics, str)):
         raise ValueError(
@@ -544,11 +524,7 @@ def code_columns(
 ) -> list[CodedColumn]:
     """
     The column of each field, coded and brought to the field's type; fields that read the same column in the same way
-    share one result.
-
-    Args:
-        first_row (`int`): errors count rows from here.
-        codes (`Callable`, *optional*): name of a field -> number -> the known value that is written so.
+    share one result. Errors count rows from `first_row`; `codes` gives the `Codes` of the field of a name.
     """
     names = list(dict.fromkeys(name for field in fields for name in field.columns))
     of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]

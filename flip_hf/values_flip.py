@@ -188,8 +188,8 @@ def _time_or_number(value: Any, field: str, format: str | None) -> tuple[float, 
     if isinstance(value, np.datetime64):
         return float(value.astype("datetime64[us]").astype(np.int64)) / 1e6, False
     if isinstance(value, datetime.date):
-        is_day = not isinstance(value, datetime.datetime)
-        time = datetime.datetime.combine(value, datetime.time()) if is_day else value
+        midnight = datetime.time()
+        time = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, midnight)
     else:
         number = read_number(value)
         if number is not None and (format is None or math.isnan(number)):

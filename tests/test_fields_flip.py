@@ -3,6 +3,7 @@
 
 import datetime
 import decimal
+import json
 import math
 
 import numpy as np
@@ -86,9 +87,8 @@ def test_wrong_options_are_named_with_the_field_and_the_remedy(spec, message):
         field_from_dict({"name": "x", **spec})
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_options_of_what_becomes_several_fields():
+    for options, message in (
         ({"kind": "datetime", "part": ["hour"]}, "a datetime field has the options parts"),
         ({"kind": "datetime", "parts": "hour"}, "a datetime field has the options parts"),
         ({"kind": "datetime", "parts": []}, "a datetime field has the options parts"),
@@ -98,11 +98,9 @@ def test_wrong_options_are_named_with_the_field_and_the_remedy(spec, message):
         ({"statistics": ["frequency"], "view": "text"}, "has ids; this one is categorical with view='text'"),
         ({"kind": "numeric", "statistics": ["frequency"]}, "has ids; this one is numeric"),
         ({"smoothing": 3.0}, "a categorical field has no option 'smoothing'"),
-    ],
-)
-def test_wrong_options_of_what_becomes_several_fields(options, message):
-    with pytest.raises(ValueError, match=message):
-        expand_field("x", options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            expand_field("x", options)
 
 
 def test_json_gives_back_the_same_fields():
@@ -115,8 +113,6 @@ def test_json_gives_back_the_same_fields():
         AgeField(name="d_age", column="d", reference="shown"),
         StatisticField(name="a_mean", column="a", source="a", statistic="label_mean", smoothing=5.0),
     ]  # fmt: skip
-    import json
-
     for field in fields:
         assert field_from_dict(json.loads(json.dumps(field.to_dict()))) == field
     assert numeric().to_dict() == {"name": "price", "kind": "numeric", "num_slots": 1, "view": "joint"}
@@ -124,16 +120,8 @@ def test_json_gives_back_the_same_fields():
 
 
 def test_one_column_becomes_several_fields():
-    fields, statistics = expand_field(
-        "user",
-        {
-            "type": "integer",
-            "min_frequency": 2,
-            "statistics": ["frequency", "label_mean"],
-            "smoothing": 5.0,
-            "num_buckets": 8,
-        },
-    )
+    of_statistics = {"statistics": ["frequency", "label_mean"], "smoothing": 5.0, "num_buckets": 8}
+    fields, statistics = expand_field("user", {"type": "integer", "min_frequency": 2, **of_statistics})
     assert fields == [CategoricalField(name="user", min_frequency=2, type="integer")]
     common = {"column": "user", "source": "user", "type": "integer", "smoothing": 5.0, "num_buckets": 8}
     assert statistics == [
@@ -164,12 +152,10 @@ def test_the_text_says_a_number_in_one_way_however_it_is_held(value, text):
     assert said(numeric(), value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [("1,234.5", "1,234.50"), (1234.5, "1,234.50"), (-0.0, "0.00"), (0.0, "0.00"), ("$3", "$3"), (None, None)],
-)
-def test_the_text_has_the_format_one_asks_for(value, text):
-    assert said(numeric(text_format=",.2f"), value) == text
+def test_the_text_has_the_format_one_asks_for():
+    values = ["1,234.5", 1234.5, -0.0, 0.0, "$3", None]
+    expected = ["1,234.50", "1,234.50", "0.00", "0.00", "$3", None]
+    assert [said(numeric(text_format=",.2f"), value) for value in values] == expected
 
 
 def test_numbers_of_distinct_values():
@@ -204,25 +190,24 @@ def test_lists_in_all_their_forms(column):
     assert indices[0] == indices[1]
 
 
-@pytest.mark.parametrize("column", [["b|a", " b | a|", "", None, "||"], pa.array(["b|a", " b | a|", "", None, "||"])])
-def test_strings_with_a_separator(column):
-    values, indices, _ = lists(separator="|").code([column])
-    assert [values[k] for k in indices] == [("b", "a"), ("b", "a"), (), (), ()]
+def rows_of(field, column) -> list[tuple]:
+    values, indices, _ = field.code([column])
+    return [values[number] for number in indices]
 
 
-def test_a_matrix_is_a_column_of_lists_and_integers_may_stand_in_them():
-    for column in (
-        np.array([[1, 2], [3, 1]]),
-        pa.array([[1, 2], [3, 1]]),
-        pa.array([[1, 2], [3, 1]], pa.list_(pa.int8(), 2)),
-    ):
-        values, indices, _ = lists(type="integer").code([column])
-        assert [values[number] for number in indices] == [("1", "2"), ("3", "1")]
+def test_strings_with_a_separator_and_matrices_are_lists():
+    strings = ["b|a", " b | a|", "", None, "||"]
+    for column in (strings, pa.array(strings)):
+        assert rows_of(lists(separator="|"), column) == [("b", "a"), ("b", "a"), (), (), ()]
+    matrix = [[1, 2], [3, 1]]
+    for column in (np.array(matrix), pa.array(matrix), pa.array(matrix, pa.list_(pa.int8(), 2))):
+        assert rows_of(lists(type="integer"), column) == [("1", "2"), ("3", "1")]
 
 
 def test_the_latest_values_are_kept_in_their_order():
     assert lists(max_values=2).elements(("a", "b", "c")) == ("b", "c")
     assert said(lists(max_values=2), ("a", "b", None, " ")) == "a, b"
+    assert said(lists(joiner=" and ", max_values=2), ["a", "b", "c"]) == "b and c"
     assert said(lists(max_values=2, separator=" "), "a b c") == "b, c"
 
 
@@ -241,10 +226,6 @@ def test_a_set_has_one_order():
 )  # fmt: skip
 def test_the_text_joins_the_values(value, text):
     assert said(lists(), value) == text
-
-
-def test_the_joiner_and_the_number_of_values_hold_for_the_text():
-    assert said(lists(joiner=" and ", max_values=2), ["a", "b", "c"]) == "b and c"
 
 
 def test_lists_in_lists_and_dicts_are_named():
@@ -305,36 +286,26 @@ def test_what_is_no_date_is_named_with_its_field():
 # --- types and kinds of columns --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("feature", "values", "value_type", "kind"),
-    [
-        (Value("string"), ["a", "b"], "text", "categorical"), (Value("string"), ["3", "4"], "integer", "categorical"),
-        (Value("large_string"), ["3.5", "b"], "text", "categorical"),
-        (Value("bool"), [True, False], "boolean", "categorical"), (Value("int8"), [1, 2], "integer", "categorical"),
-        (Value("int64"), [1, None], "integer", "categorical"),
-        (Value("uint64"), [1, 2**63 - 1], "integer", "categorical"),
-        (Value("binary"), [b"a", b"b"], "text", "categorical"),
-        (ClassLabel(names=["no", "yes"]), [0, 1], "text", "categorical"),
-        (Value("time32[s]"), [datetime.time(1), datetime.time(2)], "text", "categorical"),
-        (Value("float16"), [0.5, 1.0], None, "numeric"), (Value("float32"), [0.5, None], None, "numeric"),
-        (Value("float64"), [2.0, None], "integer", "categorical"),
-        (Value("decimal128(5, 2)"), [decimal.Decimal("1.50"), None], None, "numeric"),
-        (List(Value("string")), [["a"], []], "text", "multivalued"),
-        (List(Value("int64"), length=2), [[1, 2], [3, 4]], "integer", "multivalued"),
-        (List(Value("float32")), [[0.5], [1.0]], "number", "multivalued"),
-        (Value("timestamp[ns]"), [datetime.datetime(2024, 5, 31), None], None, "datetime"),
-        (Value("timestamp[s, tz=UTC]"), [datetime.datetime(2024, 5, 31, tzinfo=datetime.UTC), None], None, "datetime"),
-        (Value("date32"), [datetime.date(2024, 5, 31), None], None, "datetime"),
-        (Value("string"), ["2024-05-31", "2024-06-01T10:00Z"], None, "datetime"),
-    ],
-)  # fmt: skip
-def test_types_and_kinds_of_the_columns_of_a_data_set(feature, values, value_type, kind):
-    dataset = Dataset.from_dict({"x": values, "y": ["a", "b"]}, features=Features(x=feature, y=Value("string")))
+def test_types_and_kinds_of_the_columns_of_a_data_set():
+    day, names = datetime.datetime(2024, 5, 31), ["no", "yes"]
+    columns = {
+        "text": (Value("large_string"), ["3.5", "b"]), "bytes": (Value("binary"), [b"a", b"b"]),
+        "digits": (Value("string"), ["3", "4"]), "big": (Value("uint64"), [1, 2**63 - 1]),
+        "truth": (Value("bool"), [True, False]), "class": (ClassLabel(names=names), [0, 1]),
+        "clock": (Value("time32[s]"), [datetime.time(1), datetime.time(2)]), "half": (Value("float16"), [0.5, 1.0]),
+        "whole": (Value("float64"), [2.0, None]), "cash": (Value("decimal128(5, 2)"), [decimal.Decimal("1.50"), None]),
+        "words": (List(Value("string")), [["a"], []]), "pair": (List(Value("int64"), length=2), [[1, 2], [3, 4]]),
+        "floats": (List(Value("float32")), [[0.5], [1.0]]), "day": (Value("date32"), [day.date(), None]),
+        "when": (Value("timestamp[ns]"), [day, None]), "iso": (Value("string"), ["2024-05-31", "2024-06-01T10:00Z"]),
+    }  # fmt: skip
+    features = Features({name: feature for name, (feature, _) in columns.items()})
+    dataset = Dataset.from_dict({name: values for name, (_, values) in columns.items()}, features)
     extractor = FlipFeatureExtractor.fit(dataset)
-    if kind == "datetime":
-        assert extractor.field_names == ["y"]
-        return
-    assert (extractor.fields[0].kind, getattr(extractor.fields[0], "type", None)) == (kind, value_type)
+    assert {field.name: f"{field.kind} {getattr(field, 'type', '')}".strip() for field in extractor.fields} == {
+        **dict.fromkeys(("text", "bytes", "class", "clock"), "categorical text"), "truth": "categorical boolean",
+        **dict.fromkeys(("digits", "big", "whole"), "categorical integer"), "half": "numeric", "cash": "numeric",
+        "words": "multivalued text", "pair": "multivalued integer", "floats": "multivalued number",
+    }  # fmt: skip
     ids = extractor(dataset)
     assert ids.min() >= 0 and ids.max() < extractor.num_features
 

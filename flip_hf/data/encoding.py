@@ -97,11 +97,11 @@ def prepare_dataset(
 ) -> Any:
     """
     Encodes a table once, for any number of epochs: `dataset.map(processor, batched=True, remove_columns=...)`, several
-    times faster, since columns go from Arrow to Arrow. Cached like any `map`, also for the next process.
+    times faster. Cached like any `map`, also for the next process.
 
     Args:
-        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; splits are encoded one by one, a stream
-            as it is read. Or a table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
+        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; a stream is encoded as it is read. Or a
+            table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
         processor ([`FlipProcessor`]): fitted on the training rows.
         return_text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
