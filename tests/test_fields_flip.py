@@ -20,10 +20,9 @@ from flip_hf.fields_flip import (
     MultivaluedField,
     NumericField,
     StatisticField,
-    expand_field,
     field_from_dict,
-    infer_column,
 )
+from flip_hf.fitting.schema import expand_field, infer_column
 
 
 def numeric(**options) -> NumericField:
@@ -364,7 +363,7 @@ def test_types_of_columns_without_a_schema(column, is_list, value_type):
 
 
 def test_the_first_rows_decide_in_however_many_pieces_they_come(monkeypatch):
-    monkeypatch.setattr("flip_hf.fields_flip.BATCH_SIZE", 3)
+    monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 3)
     for pieces in ([["1", "2", "3", "x"]], [["1"], ["2", "3"], ["x"]], [["1", "2"], ["3", "x"]]):
         assert infer_column(pieces, "x") == (False, "integer", "whole numbers")
     assert infer_column([["1|2", "3"]], "x", separator="|") == (False, "integer", "whole numbers")
