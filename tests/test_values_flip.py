@@ -121,24 +121,16 @@ def test_one_time_in_all_the_ways_it_is_written(value):
     assert read_times([value]).tolist() == [NOON]
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
+def test_dates_before_1970_numbers_at_the_borders_and_missing_times():
+    for value, seconds in (
         (datetime.date(1970, 1, 2), 86400.0), ("1970-01-02", 86400.0), (np.datetime64("1970-01-02"), 86400.0),
         ("1969-12-31T23:59:59", -1.0), (datetime.datetime(1969, 12, 31), -86400.0),
         (datetime.date(1, 1, 1), -62135596800.0), (631_152_000, 631_152_000.0), (631_152_000_000, 631_152_000.0),
         (4_133_980_799.5, 4_133_980_799.5),
-    ],
-)  # fmt: skip
-def test_dates_before_1970_and_numbers_at_the_borders(value, seconds):
-    assert read_times([value]).tolist() == [seconds]
-
-
-@pytest.mark.parametrize(
-    "value", [None, "", " ", b"", math.nan, "nan", "-", "NULL", pd.NaT, pd.NA, np.datetime64("NaT", "ns")]
-)
-def test_missing_times(value):
-    assert np.isnan(read_times([value])).all()
+    ):  # fmt: skip
+        assert read_times([value]).tolist() == [seconds]
+    missing = [None, "", " ", b"", math.nan, "nan", "-", "NULL", pd.NaT, pd.NA, np.datetime64("NaT", "ns")]
+    assert np.isnan(read_times(missing)).all()
 
 
 @pytest.mark.parametrize(

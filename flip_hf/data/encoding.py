@@ -163,7 +163,7 @@ def prepare_dataset(
         return dataset.with_format("arrow").map(encoder, **settings).with_format(None)
     if extractor.label in raw:  # all at once, so that an error counts rows of the table and not of a batch
         processor.encode_labels(dataset.select_columns([extractor.label]).with_format("arrow")[:])
-    parts = [dataset._fingerprint, processor.digest(), return_text, out_of_fold, keep_columns, raw, batch_size]
+    parts = [dataset._fingerprint, processor.digest(), return_text, out_of_fold, [*keep_columns], raw, batch_size]
     fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         if num_proc is not None and num_proc > 1:

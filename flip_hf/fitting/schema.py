@@ -57,12 +57,19 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
         if not is_known or isinstance(parts, str) or not parts or not {*parts} <= {*DATE_PARTS, "age"}:
             raise ValueError(
                 f"field {name!r}: a datetime field has the options parts (some of {', '.join(DATE_PARTS)}, age), "
-                f"reference, format and view, not {dict(rest, parts=parts)}"
+                f"reference, format and view, not {rest | {'parts': parts}}"
             )
-        common = {"column": name, **{option: rest[option] for option in ("format", "view") if option in rest}}
-        age = {"kind": "age", "reference": rest.get("reference")}
-        specs = {part: age if part == "age" else {"kind": "date_part", "part": part} for part in parts}
-        return [field_from_dict({"name": f"{name}_{part}", **common, **specs[part]}) for part in parts], []
+        common: dict[str, Any] = {
+            "column": name,
+            **{option: rest[option] for option in ("format", "view") if option in rest},
+        }
+        fields = []
+        for part in parts:
+            spec = {"kind": "date_part", "part": part}
+            if part == "age":
+                spec = {"kind": "age", "reference": rest.get("reference")}
+            fields.append(field_from_dict({"name": f"{name}_{part}", **common, **spec}))
+        return fields, []
     statistics = rest.pop("statistics", [])
     moved = [option for option in ("smoothing", "num_buckets") if statistics and option in rest]
     of_statistics: dict[str, Any] = {option: rest.pop(option) for option in moved}
@@ -72,9 +79,6 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
             f"field {name!r}: statistics={statistics!r} has to be a list of {', '.join(STATISTICS)}, and of a "
             f"categorical field that has ids; this one is {field.kind} with view={field.view!r}"
         )
-    for option in ("type", "classes"):
-        of_statistics[option] = getattr(field, option, None)
-    return [field], [
-        StatisticField(name=f"{name}_{statistic}", source=name, column=name, statistic=statistic, **of_statistics)
-        for statistic in statistics
-    ]
+    of_statistics |= {"source": name, "column": name}
+    of_statistics |= {option: getattr(field, option) for option in ("type", "classes") if statistics}
+    return [field], [StatisticField(name=f"{name}_{word}", statistic=word, **of_statistics) for word in statistics]
