@@ -59,10 +59,7 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
                 f"field {name!r}: a datetime field has the options parts (some of {', '.join(DATE_PARTS)}, age), "
                 f"reference, format and view, not {rest | {'parts': parts}}"
             )
-        common: dict[str, Any] = {
-            "column": name,
-            **{option: rest[option] for option in ("format", "view") if option in rest},
-        }
+        common = {"column": name, "view": rest.get("view", "joint"), "format": rest.get("format")}
         fields = []
         for part in parts:
             spec = {"kind": "date_part", "part": part}
