@@ -4,8 +4,6 @@
 Letters: B rows.
 """
 
-import datetime
-import decimal
 import importlib
 import itertools
 import operator
@@ -14,14 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .values_flip import canonical_value, container_message, is_container
+from .values_flip import canonical_value, plain_value
 
 
 # rows read at a time from what is larger than memory
 BATCH_SIZE = 100_000
 
 
-def _is_column(value: Any) -> bool:
+# --- rows -> columns -------------------------------------------------------------------------------------------------
+
+
+def is_column(value: Any) -> bool:
+    """Whether a value holds one value for each row, and is not the value of one row itself."""
     return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
 
 
@@ -30,19 +32,13 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     A batch in any of the forms users have it -> a mapping of columns.
 
     Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
-    `datasets.Dataset` (of a `ClassLabel` the names), an Arrow table, a pandas frame or one row of it (a Series), a
-    record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key that some of the dicts
-    lack is missing there. Classes of the column `label` stay numbers.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: if a list of rows is empty, or two columns of a table have one name.
+    `datasets.Dataset` (of a `ClassLabel` the names, but for the column `label`), an Arrow table, a pandas frame or one
+    row of it (a Series), a record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key
+    that some of the dicts lack is missing there.
     """
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
-        if any(_is_column(rows[name]) for name in rows):
-            return rows
-        return {name: [rows[name]] for name in rows}
+        return rows if any(is_column(rows[name]) for name in rows) else {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
         return with_class_names(rows.with_format("arrow")[:], rows.features, label)
     if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
@@ -52,11 +48,11 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
             return _by_name(rows.columns, lambda number: rows.iloc[:, number])
         return as_columns(rows.to_dict())
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
-        return as_columns(
-            {name: rows[name] if np.ndim(rows) else np.asarray(rows)[name].item() for name in rows.dtype.names}
-        )
+        records = np.asarray(rows)
+        return as_columns({name: records[name] if records.ndim else records[name].item() for name in rows.dtype.names})
     if hasattr(rows, "__arrow_c_stream__"):
-        return {name: _signed(column) for name, column in as_columns(_pyarrow().table(rows)).items()}
+        arrow = importlib.import_module("pyarrow")  # which what travels with a checkpoint does not ask for
+        return {name: _signed(column, arrow) for name, column in as_columns(arrow.table(rows)).items()}
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         if not len(rows):
             raise ValueError("no rows: the list is empty")
@@ -69,49 +65,39 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     )
 
 
-def _pyarrow() -> Any:
-    """For those who bring Arrow tables: what travels with a checkpoint does not ask for it."""
-    return importlib.import_module("pyarrow")
-
-
-def _signed(column: Any) -> Any:
-    """Categories of polars, whose numbers have no sign and whose values are views, as those of Arrow's own."""
-    if not hasattr(column.type, "index_type"):
-        return column
-    chunks = [
-        type(chunk).from_arrays(chunk.indices.cast("int64"), chunk.dictionary.cast("string"))
-        for chunk in column.chunks
-    ]
-    return _pyarrow().chunked_array(chunks) if chunks else column
-
-
-def with_class_names(table: Any, features: Any, label: str | None = None) -> Mapping[str, Any]:
-    """
-    Columns of an Arrow table of a `datasets.Dataset`, with the names of classes instead of their numbers, also where a
-    row is a list of them, but for the column `label`.
-    """
-    columns = dict(as_columns(table))
-    for name, names in class_names(features).items():
-        if name in columns and name != label:
-            by_number = dict(enumerate(names))
-            columns[name] = [
-                [by_number.get(number) for number in value] if isinstance(value, list) else by_number.get(value)
-                for value in as_list(columns[name])
-            ]
-    return columns
-
-
-def class_names(features: Any) -> dict[str, list[str]]:
-    """Of `datasets.Features`: the names of the classes of each column that has some, alone or in lists."""
-    names = {name: getattr(getattr(one, "feature", one), "names", None) for name, one in (features or {}).items()}
-    return {name: of_column for name, of_column in names.items() if of_column is not None}
-
-
 def _by_name(names: Sequence[Any], column: Callable[[int], Any]) -> dict[str, Any]:
     columns = {str(name): column(number) for number, name in enumerate(names)}
     if len(columns) < len(names):
         twice = [name for name in columns if list(map(str, names)).count(name) > 1]
         raise ValueError(f"two columns of the table are named {twice[0]!r}: rename one")
+    return columns
+
+
+def _signed(column: Any, arrow: Any) -> Any:
+    """Categories of polars, whose numbers have no sign and whose names are views, as those of Arrow's own."""
+    if not hasattr(column.type, "index_type") or not column.num_chunks:
+        return column
+    chunks = ((chunk.indices.cast("int64"), chunk.dictionary.cast("string")) for chunk in column.chunks)
+    return arrow.chunked_array([arrow.DictionaryArray.from_arrays(*chunk) for chunk in chunks])
+
+
+def class_names(features: Any) -> dict[str, list[str]]:
+    """Of `datasets.Features`: the names of the classes of each column that has some, alone or in lists."""
+    kinds = {name: getattr(feature, "feature", feature) for name, feature in (features or {}).items()}
+    return {name: kind.names for name, kind in kinds.items() if getattr(kind, "names", None) is not None}
+
+
+def with_class_names(table: Any, features: Any, label: str | None = None) -> Mapping[str, Any]:
+    """Columns of a table of a `datasets.Dataset`, with the names of classes in place of their numbers, also where a
+    row is a list of them, but for the column `label`."""
+    columns = dict(as_columns(table))
+    for name, names in class_names(features).items():
+        if name in columns and name != label:
+            spell = dict(enumerate(names)).get
+            columns[name] = [
+                list(map(spell, value)) if isinstance(value, list) else spell(value)
+                for value in as_list(columns[name])
+            ]
     return columns
 
 
@@ -126,19 +112,19 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: S
             f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
             "value may be missing (None), a column may not"
         )
-    selected = [columns[name] for name in names]
-    single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
+    selected = {name: columns[name] for name in names}
+    single = [name for name, column in selected.items() if not is_column(column)]
     if single and {*single, *of_lists} >= {*names}:  # one row; no field is a column, or it holds lists
-        return [[value] for value in selected]
+        return [[value] for value in selected.values()]
     if single:
         raise ValueError(
             f"field {single[0]!r} is the one value {str(columns[single[0]])[:40]!r} and others are columns: pass a "
             "list for every field, or one value for every field"
         )
-    sizes = {name: len(column) for name, column in zip(names, selected, strict=True)}
+    sizes = {name: len(column) for name, column in selected.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
-    return selected
+    return list(selected.values())
 
 
 def gives_arrow(dataset: Any) -> bool:
@@ -150,20 +136,18 @@ def gives_arrow(dataset: Any) -> bool:
 
 
 def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """
-    Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time. Classes of the
-    column `label` stay numbers.
-    """
+    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
         for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
             yield with_class_names(batch, dataset.features, label)
     elif isinstance(dataset, Iterator):
         for batch in dataset:
             yield as_columns(batch, label)
-    elif isinstance(dataset, Sequence) and not len(dataset):
-        return
-    else:
+    elif not isinstance(dataset, Sequence) or len(dataset):
         yield as_columns(dataset, label)
+
+
+# --- a column -> its distinct values ---------------------------------------------------------------------------------
 
 
 class CodedColumn(NamedTuple):
@@ -213,39 +197,29 @@ def code_values(values: Sequence[Any]) -> CodedColumn:
 
 def is_arrow(column: Any) -> bool:
     """An Arrow column whose distinct values Arrow itself can find: lists, structs and extensions are none."""
-    return (
-        hasattr(column, "dictionary_encode")
-        and not column.type.num_fields
-        and not hasattr(column.type, "extension_name")
-    )
+    is_scalar = hasattr(column, "dictionary_encode") and not column.type.num_fields
+    return is_scalar and not hasattr(column.type, "extension_name")
 
 
 def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
     """An Arrow column -> index of each row's value in the list of distinct values (-1 where it is null), that list."""
     if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-        if hasattr(column, "num_chunks"):  # more than one array can hold
-            column = column.chunk(0) if column.num_chunks == 1 else column
-    if hasattr(column, "num_chunks"):
-        column = column.unify_dictionaries() if hasattr(column.type, "index_type") else column.dictionary_encode()
-        dictionary = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
-        parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        return np.concatenate([np.zeros(0, np.int64), *parts]), dictionary
-    encoded = column.dictionary_encode() if not hasattr(column, "indices") else column
-    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+        column = column.combine_chunks()  # still chunked if it is more than one array can hold
+    if not hasattr(column.type, "index_type"):
+        column = column.dictionary_encode()
+    elif hasattr(column, "unify_dictionaries"):
+        column = column.unify_dictionaries()
+    chunks = getattr(column, "chunks", [column])
+    parts = [chunk.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks]
+    return np.concatenate(parts), chunks[0].dictionary.to_pylist()
 
 
 def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
-    """
-    A column of single values as they are: strings, numbers, truths, times, `None`.
-
-    Raises:
-        TypeError: at the first list or other container, naming the field and the row, counted from `first_row`.
-    """
+    """A column of single values as they are: strings, numbers, truths, times, `None`. Raises `TypeError` at the first
+    list or other container, naming the field and the row, counted from `first_row`."""
     if is_arrow(column):
         indices, values = _arrow_codes(column)
         values = plain_values(values, field)
-        indices = indices.astype(np.int64)
         is_null = indices < 0
         if is_null.any():
             values, indices = [*values, None], np.where(is_null, len(values), indices)
@@ -261,53 +235,36 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     return coded.mapped([None if value != value else value for value in printed])
 
 
-def list_rows(column: Any, field: str, read: Callable[[Sequence[Any]], list[str | None]]) -> list[tuple] | None:
-    """
-    Rows of an Arrow column of lists, as tuples of the strings that `read` makes of their distinct elements, missing
-    ones left out, and empty where the row is null; `None` for every other column.
-    """
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-    is_map = hasattr(column, "keys")
-    if is_map or not hasattr(column, "value_lengths") or not is_arrow(column.flatten()):
-        return None
-    elements = code_scalars(column.flatten(), field)
-    return tuples_of(elements, column.value_lengths().fill_null(0).to_numpy(), read)
-
-
-def tuples_of(
-    elements: CodedColumn, lengths: Sequence[int] | np.ndarray, read: Callable[[Sequence[Any]], list[str | None]]
-) -> list[tuple]:
-    """Elements of all rows, end to end, and how many each row has `(B,)` -> a tuple of strings for each row."""
-    texts = read(elements.values)
-    flat = list(map(texts.__getitem__, elements.indices.tolist()))
-    bounds = np.append(0, np.cumsum(lengths, dtype=np.int64)).tolist()
-    rows = [tuple(flat[start:end]) for start, end in itertools.pairwise(bounds)]
-    return rows if None not in texts else [tuple(text for text in row if text is not None) for row in rows]
-
-
-def plain_values(column: Sequence[Any], field: str, first_row: int = 0) -> Sequence[Any]:
+def plain_values(column: Sequence[Any], field: str, first_row: int | None = None) -> Sequence[Any]:
     """Values as Python has them, fit to be keys. Beside numbers a truth becomes a word: 1 and `True` are one key."""
     types = set(map(type, column))
     if types <= {str, int, float, type(None)} or types <= {bool, type(None)}:
         return column
-    for row, value in enumerate(column):
-        if is_container(value):
-            raise TypeError(container_message(value, field, first_row + row))
-    plain = [_plain_value(value) for value in column]
+    rows = itertools.repeat(None) if first_row is None else itertools.count(first_row)
+    plain = list(map(plain_value, column, itertools.repeat(field), rows))
     if {bool} < set(map(type, plain)) - {str, type(None)}:
         return [str(value) if type(value) is bool else value for value in plain]
     return plain
 
 
-def _plain_value(value: Any) -> Any:
-    if hasattr(value, "item") and not isinstance(value, np.datetime64):  # of numpy or torch
-        value = value.item()
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, datetime.date | np.datetime64 | decimal.Decimal):
-        return None if canonical_value(value) is None else value
-    return canonical_value(value)
+def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, np.ndarray] | None:
+    """An Arrow column of lists -> the elements of all rows, end to end, and how many each row has `(B,)`; `None` for
+    every other column."""
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    is_map = hasattr(column, "keys")
+    if is_map or not hasattr(column, "value_lengths") or not is_arrow(column.flatten()):
+        return None
+    return code_scalars(column.flatten(), field), column.value_lengths().fill_null(0).to_numpy()
+
+
+def tuples_of(texts: Sequence[str | None], lengths: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
+    """What the elements of all rows stand for, end to end, and how many each row has `(B,)` -> a tuple for each row,
+    missing elements left out."""
+    bounds = itertools.pairwise(np.append(0, np.cumsum(lengths, dtype=np.int64)).tolist())
+    if None in texts:
+        return [tuple(text for text in texts[start:end] if text is not None) for start, end in bounds]
+    return [tuple(texts[start:end]) for start, end in bounds]
 
 
 _LABELS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
@@ -319,12 +276,11 @@ def read_labels(column: Any, name: str) -> np.ndarray:
 
     Raises:
         ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
-        TypeError: if labels are lists.
     """
     if is_arrow(column) and not column.null_count and str(column.type).startswith(("int", "uint", "float", "bool")):
         values: Any = np.asarray(column)  # ten million labels are no list of Python numbers
     else:
-        values = as_list(column) if hasattr(column, "__len__") and not isinstance(column, str | bytes) else [column]
+        values = as_list(column) if is_column(column) else [column]
     array = np.asarray(values)
     if array.ndim > 1:
         raise TypeError(f"column {name!r} holds lists ({str(values[0])[:60]}) and not one label, 0 or 1, per row")
@@ -335,8 +291,7 @@ def read_labels(column: Any, name: str) -> np.ndarray:
     if len(wrong):
         label = as_list(values)[int(wrong[0])]
         raise ValueError(
-            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make "
-            "it so (load_ctr_dataset has label_map for words and classes, label_threshold for a rating), or leave the "
-            "column out to predict"
+            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so (label_map or "
+            "label_threshold of load_ctr_dataset), or leave the column out to predict"
         )
     return array.astype(np.float32)

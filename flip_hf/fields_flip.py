@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a field is: its kind, its options, and how the raw values of its column are read and said in words.
 
-A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words,
-`None` where it is missing), and one entry of `FIELD_KINDS`. `Field.code` is the one door for raw values: whatever
-container they come in, behind it they are strings or numbers of the field's value type. What is learnt from rows lives
-elsewhere: counts in `fitting/counts.py`, ids in `feature_extraction_flip.py`.
+A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
+and one entry of `FIELD_KINDS`. What is learnt from rows lives elsewhere: counts in `fitting/counts.py`, ids in
+`feature_extraction_flip.py`.
 """
 
 import dataclasses
-import difflib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .columns_flip import (
-    BATCH_SIZE,
     CodedColumn,
+    arrow_lists,
     as_list,
     code_scalars,
     code_values,
     is_arrow,
-    list_rows,
     plain_values,
     select_columns,
     tuples_of,
@@ -33,27 +31,38 @@ from .configuration_flip import POOLINGS
 from .values_flip import (
     VALUE_TYPES,
     canonical_value,
-    container_message,
-    infer_type,
+    container_error,
     is_container,
     number_text,
     read_number,
     read_times,
     read_values,
+    time_of,
 )
 
 
-VIEWS = ("joint", "tabular", "text")
 BUCKETINGS = ("quantile", "log", "fixed")
+DATE_PARTS = ("hour", "weekday", "month")
+STATISTICS = ("frequency", "label_mean")
+# what options of any kind may be: one of these, or at least 1
+_CHOICES = {
+    "view": ("joint", "tabular", "text"),
+    "type": VALUE_TYPES,
+    "part": DATE_PARTS,
+    "bucketing": BUCKETINGS,
+    "statistic": STATISTICS,
+    "pooling": POOLINGS,
+}
+_SIZES = ("min_frequency", "vocabulary_size", "hash_buckets", "num_buckets", "max_values")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 _POWERS = tuple(2.0**exponent for exponent in range(-20, 64))
 LOG_EDGES = (*(-power for power in reversed(_POWERS)), 0.0, *_POWERS)
-DATE_PARTS = ("hour", "weekday", "month")
-STATISTICS = ("frequency", "label_mean")
 
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = "January February March April May June July August September October November December".split()
 SECONDS_PER_DAY = 86_400.0
+# whole numbers, as Python writes them -> the known values that are written so (see `read_values`)
+Codes = Callable[[], Mapping[Any, str]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +79,22 @@ class Field:
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
+    read_by: ClassVar[tuple[str, ...]] = ()  # options that decide what values stand for
     name: str
     view: str = "joint"
     column: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_choice("view", VIEWS)
+        for option in dataclasses.fields(self):
+            value, allowed = getattr(self, option.name), _CHOICES.get(option.name)
+            shown = f"{option.name}={value!r}"
+            self._check(allowed is None or value in allowed, f"{shown} is not one of {', '.join(allowed or ())}")
+            if option.name in _SIZES and value != option.default:
+                self._check(isinstance(value, int) and value >= 1, f"{shown} has to be an integer of at least 1")
 
-    def _check_choice(self, option: str, allowed: Sequence[str]) -> None:
-        if getattr(self, option) not in allowed:
-            raise ValueError(
-                f"field {self.name!r}: {option}={getattr(self, option)!r} is not one of {', '.join(allowed)}"
-            )
-
-    def _check_at_least(self, option: str, least: int) -> None:
-        value = getattr(self, option)
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"field {self.name!r}: {option}={value!r} has to be an integer of at least {least}")
+    def _check(self, is_right: bool, message: str) -> None:
+        if not is_right:
+            raise ValueError(f"field {self.name!r}: {message}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -101,25 +109,16 @@ class Field:
     @property
     def coding(self) -> tuple:
         """Fields of equal coding have equal `CodedColumn`s."""
-        return (*self.columns, self.kind)
+        options = (getattr(self, name) for name in self.read_by)
+        return (type(self).code, type(self).read, *self.columns, *options)
 
-    def code(
-        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
-    ) -> CodedColumn:
-        """
-        Raw columns -> distinct values, brought to the field's type, and indices.
-
-        Args:
-            codes (`Callable`, *optional*): see `read_values`.
-            first_row (`int`): errors count rows from here.
-
-        Raises:
-            TypeError: for a container, naming field and row.
-        """
+    def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
+        """Raw columns -> distinct values, brought to the field's type, and indices. Errors count rows from
+        `first_row`."""
         raw = code_scalars(columns[0], self.name, first_row)
         return raw.mapped(self.read(raw.values, codes))
 
-    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[Any]:
+    def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         """Distinct raw values -> what they stand for, `None` where that is missing."""
         raise NotImplementedError
 
@@ -129,16 +128,40 @@ class Field:
 
     def to_dict(self) -> dict[str, Any]:
         """For json: kind, number of slots, and every option that is not at its default."""
-        given = {
-            option.name: getattr(self, option.name)
-            for option in dataclasses.fields(self)
-            if getattr(self, option.name) != option.default
-        }
-        return {"name": self.name, "kind": self.kind, "num_slots": self.num_slots, "view": self.view, **given}
+        options = {option.name: (getattr(self, option.name), option.default) for option in dataclasses.fields(self)}
+        changed = {name: value for name, (value, default) in options.items() if value != default}
+        return {"name": self.name, "kind": self.kind, "num_slots": self.num_slots, "view": self.view, **changed}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalField(Field):
+class ValueField(Field):
+    """
+    What reads one value of a vocabulary: a categorical field, and the statistics of one.
+
+    Args:
+        type (`str`): what values are, one of `VALUE_TYPES` (see `read_values`).
+        classes (`tuple[str, ...]`, *optional*): what the whole numbers from 0 on stand for, of a `ClassLabel`, where
+            rows hold no more than the numbers.
+    """
+
+    read_by: ClassVar[tuple[str, ...]] = ("type", "classes")
+    type: str = "text"
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))
+
+    def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
+        if self.classes is not None:
+            names = dict(enumerate(self.classes))
+            values = [value if isinstance(value, str | bool) else names.get(value, value) for value in values]
+        return read_values(values, self.type, self.name, codes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalField(ValueField):
     """
     One value of a vocabulary.
 
@@ -147,49 +170,23 @@ class CategoricalField(Field):
         vocabulary_size (`int`, *optional*): at most so many values, the most frequent ones.
         hash_buckets (`int`, *optional*): values are hashed to so many ids and no vocabulary is stored: nothing is
             unseen, and values share ids.
-        type (`str`): what values are, one of `VALUE_TYPES` (see `read_values`).
-        classes (`tuple[str, ...]`, *optional*): what the whole numbers from 0 on stand for, of a `ClassLabel`.
     """
 
     kind: ClassVar[str] = "categorical"
-    type: str = "text"
-    classes: tuple[str, ...] | None = None
     min_frequency: int | None = None
     vocabulary_size: int | None = None
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("type", VALUE_TYPES)
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
-        for option in ("min_frequency", "vocabulary_size", "hash_buckets"):
-            if getattr(self, option) is not None:
-                self._check_at_least(option, 1)
-        if self.hash_buckets and (self.min_frequency or self.vocabulary_size):
-            raise ValueError(
-                f"field {self.name!r}: hash_buckets stores no vocabulary that min_frequency or vocabulary_size could "
-                "limit"
-            )
+        self._check(
+            not self.hash_buckets or not (self.min_frequency or self.vocabulary_size),
+            "hash_buckets stores no vocabulary that min_frequency or vocabulary_size could limit",
+        )
 
     @property
     def has_vocabulary(self) -> bool:  # type: ignore[override]
         return not self.hash_buckets
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "categorical", self.type, self.classes)
-
-    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:
-        return _read_values(self, values, codes)
-
-
-def _read_values(field: Any, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None) -> list[str | None]:
-    """What a categorical field, or a statistic of one, makes of raw values."""
-    if field.classes is not None:
-        names = dict(enumerate(field.classes))
-        values = [value if isinstance(value, str | bool) else names.get(value, value) for value in values]
-    return read_values(values, field.type, field.name, codes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,29 +200,18 @@ class DatePartField(CategoricalField):
     """
 
     kind: ClassVar[str] = "date_part"
+    read_by: ClassVar[tuple[str, ...]] = ("part", "format")
     part: str
     format: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_choice("part", DATE_PARTS)
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, self.part, self.format)
-
-    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:
-        return [
-            None if math.isnan(seconds) else self._part_of(*divmod(seconds, SECONDS_PER_DAY))
-            for seconds in read_times(values, self.name, self.format).tolist()
-        ]
-
-    def _part_of(self, days: float, second: float) -> str:
+    def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
+        seconds = read_times(values, self.name, self.format).tolist()
+        times = (None if math.isnan(second) else time_of(second) for second in seconds)
         if self.part == "hour":
-            return str(int(second // 3600))
+            return [time and str(time.hour) for time in times]
         if self.part == "weekday":
-            return _WEEKDAYS[(int(days) + 3) % 7]  # 1970 began on a Thursday
-        return _MONTHS[np.datetime64(int(days), "D").astype("datetime64[M]").astype(int) % 12]
+            return [time and _WEEKDAYS[time.weekday()] for time in times]
+        return [time and _MONTHS[time.month - 1] for time in times]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,42 +240,35 @@ class NumericField(Field):
         super().__post_init__()
         if self.edges is not None:
             try:
-                object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+                edges = tuple(map(float, self.edges))
             except (TypeError, ValueError):
-                raise ValueError(f"field {self.name!r}: edges={self.edges!r} is no list of numbers") from None
+                edges = (math.nan,)
+            is_right = all(map(math.isfinite, edges)) and all(a < b for a, b in itertools.pairwise(edges))
+            self._check(is_right, f"edges={self.edges!r} have to be a list of finite numbers that increase")
+            object.__setattr__(self, "edges", edges)
             if self.bucketing == "quantile":
                 object.__setattr__(self, "bucketing", "fixed")
-        self._check_choice("bucketing", BUCKETINGS)
-        self._check_at_least("num_buckets", 1)
-        if (self.bucketing == "fixed") != (self.edges is not None):
-            raise ValueError(f"field {self.name!r}: bucketing='fixed' and edges=[...] go together")
-        if self.edges is not None and not (np.isfinite(self.edges).all() and (np.diff(self.edges) > 0).all()):
-            raise ValueError(f"field {self.name!r}: edges {list(self.edges)} do not increase, or are not finite")
-        if self.text_format is not None:
-            try:
-                format(1.5, self.text_format)
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"field {self.name!r}: text_format={self.text_format!r} formats no number ({error}): ',.2f' say"
-                ) from None
+        is_fixed = self.bucketing == "fixed"
+        self._check(is_fixed == (self.edges is not None), "bucketing='fixed' and edges=[...] go together")
+        try:
+            format(1.5, self.text_format or "")
+        except (ValueError, TypeError):
+            self._check(False, f"text_format={self.text_format!r} formats no number: ',.2f' say")
 
     @property
     def known_edges(self) -> tuple[float, ...] | None:
         """Edges that training rows do not decide."""
         return LOG_EDGES if self.bucketing == "log" else self.edges
 
-    def read(
-        self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None
-    ) -> list[float | str | None]:
+    def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         """Numbers; what is none, as the string that it is."""
-        if set(map(type, values)) <= {float, type(None)}:
-            return [None if value is None or math.isnan(value) else value for value in values]
         numbers: list[float | str | None] = []
         for value in values:
             number = value if type(value) is float else read_number(value, self.name)
-            numbers.append(
-                canonical_value(value, self.name) if number is None else None if math.isnan(number) else number
-            )
+            if number is None:
+                numbers.append(canonical_value(value))
+            else:
+                numbers.append(None if math.isnan(number) else number)
         return numbers
 
     def numbers(self, values: Sequence[float | str | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +276,7 @@ class NumericField(Field):
         unreadable = np.array([type(value) is str for value in values], bool)
         return np.array([math.nan if type(value) is str else value for value in values], np.float64), unreadable
 
-    def text(self, value: float | str | None) -> str | None:
+    def text(self, value: Any) -> str | None:
         if value is None or isinstance(value, str):
             return value
         return number_text(value) if self.text_format is None else format(value + 0.0, self.text_format)  # no "-0"
@@ -315,33 +294,23 @@ class AgeField(NumericField):
     """
 
     kind: ClassVar[str] = "age"
+    read_by: ClassVar[tuple[str, ...]] = ("format",)
     reference: str | None = None
     format: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        own = super().columns
-        return own if self.reference is None else (*own, self.reference)
+        return super().columns if self.reference is None else (*super().columns, self.reference)
 
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "age", self.format)
-
-    def code(
-        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
-    ) -> CodedColumn:
+    def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
         if self.reference is None:
             return super().code(columns, codes, first_row)
-        start, end = (
-            read_times(coded.values, self.name, self.format)[coded.indices]
-            for coded in (code_scalars(column, self.name, first_row) for column in columns)
-        )
+        coded = [code_scalars(column, self.name, first_row) for column in columns]
+        start, end = (read_times(column.values, self.name, self.format)[column.indices] for column in coded)
         days = ((end - start) / SECONDS_PER_DAY).tolist()
         return code_values([None if math.isnan(age) else age for age in days])
 
-    def read(
-        self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None
-    ) -> list[float | str | None]:
+    def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         """Whole hours since 1970, where the age is counted from the newest training row."""
         hours = np.floor(read_times(values, self.name, self.format) / 3600).tolist()
         return [None if math.isnan(hour) else hour for hour in hours]
@@ -360,17 +329,16 @@ class AgeField(NumericField):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticField(NumericField):
+class StatisticField(ValueField, NumericField):
     """
     What the training rows say of the value of a categorical field: how often it occurs, or the mean label of its rows.
 
     Args:
-        source (`str`): the categorical field.
+        source (`str`): the categorical field, whose `type` and `classes` it has.
         statistic (`str`): `"frequency"` (other training rows with the value) or `"label_mean"`, smoothed: (sum of
             labels + smoothing x mean of all labels) / (rows + smoothing). A training row sees the mean over the folds
             it is not in, so never its own label; an unseen value has the mean of all labels.
         smoothing (`float`): see above.
-        type, classes: those of its source.
     """
 
     kind: ClassVar[str] = "statistic"
@@ -378,25 +346,11 @@ class StatisticField(NumericField):
     source: str
     statistic: str
     smoothing: float = 20.0
-    type: str = "text"
-    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choice("statistic", STATISTICS)
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
-        if self.view != "tabular":
-            raise ValueError(f"field {self.name!r}: view={self.view!r}, and a statistic is for the ID tower alone")
-        if not self.smoothing > 0:
-            raise ValueError(f"field {self.name!r}: smoothing={self.smoothing!r} has to be above 0")
-
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "categorical", self.type, self.classes)
-
-    def read(self, values: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None) -> list[str | None]:  # type: ignore[override]
-        return _read_values(self, values, codes)
+        self._check(self.view == "tabular", f"view={self.view!r}, and a statistic is for the ID tower alone")
+        self._check(self.smoothing > 0, f"smoothing={self.smoothing!r} has to be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,6 +370,7 @@ class MultivaluedField(CategoricalField):
     """
 
     kind: ClassVar[str] = "multivalued"
+    read_by: ClassVar[tuple[str, ...]] = ("separator", "type", "classes")
     separator: str | None = None
     max_values: int = 20
     pooling: str = "mean"
@@ -423,44 +378,30 @@ class MultivaluedField(CategoricalField):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least("max_values", 1)
-        self._check_choice("pooling", POOLINGS)
-        if self.separator == "":
-            raise ValueError(f"field {self.name!r}: separator='' splits nothing; leave it out for lists")
+        self._check(self.separator != "", "separator='' splits nothing; leave it out for lists")
 
     @property
     def num_slots(self) -> int:
         return 0 if self.view == "text" else self.max_values
 
-    @property
-    def coding(self) -> tuple:
-        return (*self.columns, "lists", self.separator, self.type, self.classes)
-
-    def code(
-        self, columns: Sequence[Any], codes: Callable[[], Mapping[Any, str]] | None = None, first_row: int = 0
-    ) -> CodedColumn:
-        def read(values: Sequence[Any]) -> list[str | None]:
-            return self.read(values, codes)
-
-        rows = list_rows(columns[0], self.name, read)
-        if rows is not None:
-            return code_values(rows)
-        if is_arrow(columns[0]):
-            coded = code_scalars(columns[0], self.name, first_row)
-            values, indices = coded.values, coded.indices
-        else:
-            values = as_list(columns[0])
-            indices = np.arange(len(values))
-        lists = [self.split(value, row) for row, value in enumerate(values, first_row)]
-        elements = code_values(plain_values([element for parts in lists for element in parts], self.name, first_row))
-        rows = tuples_of(elements, list(map(len, lists)), read)
-        if any(isinstance(value, set | frozenset) for value in values):
-            rows = [
-                tuple(sorted(row)) if isinstance(value, set | frozenset) else row
-                for value, row in zip(values, rows, strict=True)
-            ]
+    def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
+        column, indices, is_set = columns[0], None, None
+        lists = arrow_lists(column, self.name)
+        if lists is None:
+            if is_arrow(column):
+                column, indices, _ = code_scalars(column, self.name)
+            column = as_list(column)
+            parts = [self.split(value, row) for row, value in enumerate(column, first_row)]
+            elements = plain_values(list(itertools.chain.from_iterable(parts)), self.name)
+            lists = code_values(elements), np.array(list(map(len, parts)), np.int64)
+            is_set = [isinstance(value, set | frozenset) for value in column]
+        (values, places, _), lengths = lists
+        texts = self.read(values, codes)
+        rows = tuples_of(list(map(texts.__getitem__, places.tolist())), lengths)
+        if is_set and any(is_set):
+            rows = [tuple(sorted(row)) if sort else row for row, sort in zip(rows, is_set, strict=True)]
         coded = code_values(rows)
-        return CodedColumn(coded.values, coded.indices[indices])
+        return coded if indices is None else CodedColumn(coded.values, coded.indices[indices])
 
     def split(self, value: Any, row: int | None = None) -> Sequence[Any]:
         """A raw value -> its elements."""
@@ -469,14 +410,14 @@ class MultivaluedField(CategoricalField):
         if isinstance(value, str) and self.separator:
             return value.split(self.separator)
         if isinstance(value, Mapping):
-            raise TypeError(container_message(value, self.name, row))
+            raise container_error(value, self.name, row)
         return as_list(value) if is_container(value) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:
         """The last `max_values` values of one row, in order."""
         return value[-self.max_values :]
 
-    def text(self, value: tuple[str, ...] | str) -> str | None:
+    def text(self, value: Any) -> str | None:
         return value if isinstance(value, str) else self.joiner.join(self.elements(value)) or None
 
 
@@ -487,131 +428,19 @@ FIELD_KINDS: dict[str, type[Field]] = {
 
 
 def field_from_dict(spec: Mapping[str, Any]) -> Field:
-    """
-    The inverse of `Field.to_dict`.
-
-    Raises:
-        ValueError: for an unknown kind or option, naming the closest one, or a value that an option does not take.
-    """
+    """The inverse of `Field.to_dict`. Raises `ValueError` for a kind, an option or a value that is not known."""
     options = {name: value for name, value in spec.items() if name not in ("kind", "num_slots")}
-    kind = spec.get("kind", "categorical")
-    name = spec.get("name")
+    kind, name = spec.get("kind", "categorical"), spec.get("name")
     if kind not in FIELD_KINDS:
         raise ValueError(f"field {name!r}: kind={kind!r} is not one of {', '.join([*FIELD_KINDS, 'datetime'])}")
-    cls = FIELD_KINDS[kind]
-    known = {option.name for option in dataclasses.fields(cls)}
-    for needed in dataclasses.fields(cls):
-        if needed.default is dataclasses.MISSING and needed.name not in options:
-            raise ValueError(f"field {name!r}: a {kind} field needs the option {needed.name!r}")
-    for option in options:
+    known = {option.name: option.default for option in dataclasses.fields(FIELD_KINDS[kind])}
+    for option in [*options, *known]:
         if option not in known:
-            close = difflib.get_close_matches(option, known, 1)
-            raise ValueError(
-                f"field {name!r}: a {kind} field has no option {option!r}"
-                + (f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known - {'name'}))}")
-            )
-    return cls(**options)
-
-
-# the kind of a field whose values are of a type, unless its options say otherwise
-KIND_OF_TYPE = {
-    "integer": "categorical",  # ids more often than amounts
-    "number": "numeric",
-    "boolean": "categorical",
-    "time": "datetime",
-    "text": "categorical",
-}
-
-
-# and the kind that an option asks for, since no other has it
-KIND_OF_OPTION = {
-    **dict.fromkeys(("bucketing", "edges", "num_buckets", "text_format"), "numeric"),
-    **dict.fromkeys(("separator", "max_values", "pooling", "joiner"), "multivalued"),
-    **dict.fromkeys(("parts", "reference", "format"), "datetime"),
-    **dict.fromkeys(("min_frequency", "vocabulary_size", "hash_buckets"), "categorical"),
-    "statistics": "categorical",
-}
-
-
-def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None) -> tuple[bool, str, str]:
-    """
-    The first rows of a column, in pieces -> whether its rows are lists, the value type of what they hold, and why.
-
-    It follows from the values and not from how they are stored: a csv, a parquet file and a pandas frame of the same
-    table give the same.
-    """
-    splitter = MultivaluedField(name=name, separator=separator)
-    values: dict[Any, None] = {}
-    rows, has_lists, has_scalars = 0, False, False
-    for piece in pieces:
-        piece = piece[: BATCH_SIZE - rows]
-        rows += len(piece)
-        if not is_arrow(piece) and any(map(is_container, listed := as_list(piece))):
-            has_lists = True
-            if any(isinstance(value, Mapping) for value in listed):
-                return False, "text", "not one value"
-            scalars: Sequence[Any] = [value for value in listed if not is_container(value)]
-            elements: Sequence[Any] = [e for value in listed if is_container(value) for e in splitter.split(value)]
-        else:
-            elements = scalars = code_scalars(piece, name).values
-            if separator is not None:
-                elements = [element for value in scalars for element in splitter.split(value)]
-        has_scalars = has_scalars or any(canonical_value(value) is not None for value in scalars)
-        values |= dict.fromkeys(plain_values(elements, name))
-    return has_lists and not has_scalars, *infer_type(list(values))
-
-
-def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], list[Field]]:
-    """
-    One column with its options -> its fields, and the statistics of it, which stand after all other fields.
-
-    `kind="datetime"` becomes a field for each of `parts` (`"hour"`, `"weekday"`, `"month"`, `"age"`; the age with
-    `reference`), read by `format`; `statistics=[...]` of a categorical field a `StatisticField` for each, with
-    `smoothing` and `num_buckets`.
-
-    Raises:
-        ValueError: for an option that is not there or does not take the value.
-    """
-    options = dict(options)
-    kind = options.pop("kind", "categorical")
-    if kind == "datetime":
-        parts = options.pop("parts", ["hour", "weekday", "age"])
-        reference, view = options.pop("reference", None), options.pop("view", "joint")
-        format = options.pop("format", None)
-        if options or isinstance(parts, str) or not parts or not set(parts) <= {*DATE_PARTS, "age"}:
-            raise ValueError(
-                f"field {name!r}: a datetime field has the options parts (some of {', '.join(DATE_PARTS)}, age), "
-                f"reference, format and view, not {dict(options, parts=parts)}"
-            )
-        fields: list[Field] = []
-        for part in parts:
-            common = {"name": f"{name}_{part}", "column": name, "view": view, "format": format}
-            if part == "age":
-                fields.append(AgeField(reference=reference, **common))
-            else:
-                fields.append(DatePartField(part=part, **common))
-        return fields, []
-    wanted = options.pop("statistics", [])
-    given = [option for option in ("smoothing", "num_buckets") if wanted and option in options]
-    statistic_options = {option: options.pop(option) for option in given}
-    field = field_from_dict({"name": name, "kind": kind, **options})
-    if wanted and (kind != "categorical" or field.view == "text" or isinstance(wanted, str)):
-        raise ValueError(
-            f"field {name!r}: statistics={wanted!r} has to be a list of {', '.join(STATISTICS)}, and of a categorical "
-            f"field that has ids; this one is {kind} with view={field.view!r}"
-        )
-    return [field], [
-        StatisticField(
-            name=f"{name}_{statistic}",
-            source=name,
-            column=name,
-            statistic=statistic,
-            type=field.type,  # type: ignore[attr-defined]
-            classes=field.classes,  # type: ignore[attr-defined]
-            **statistic_options,
-        )
-        for statistic in wanted
-    ]
+            others = ", ".join(sorted(known.keys() - {"name"}))
+            raise ValueError(f"field {name!r}: a {kind} field has no option {option!r}; it has {others}")
+        if option not in options and known[option] is dataclasses.MISSING:
+            raise ValueError(f"field {name!r}: a {kind} field needs the option {option!r}")
+    return FIELD_KINDS[kind](**options)
 
 
 def code_columns(
@@ -622,11 +451,7 @@ def code_columns(
 ) -> list[CodedColumn]:
     """
     The column of each field, coded and brought to the field's type; fields that read the same column in the same way
-    share one result.
-
-    Args:
-        first_row (`int`): errors count rows from here.
-        codes (`Callable`, *optional*): name of a field -> number -> the known value that is written so.
+    share one result. Errors count rows from `first_row`; `codes` gives the `Codes` of the field of a name.
     """
     names = list(dict.fromkeys(name for field in fields for name in field.columns))
     of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
@@ -634,6 +459,6 @@ def code_columns(
     coded: dict[tuple, CodedColumn] = {}
     for field in fields:
         if field.coding not in coded:
-            own = None if codes is None else functools.partial(codes, field.name)
-            coded[field.coding] = field.code([raw[name] for name in field.columns], own, first_row)
+            known = None if codes is None else functools.partial(codes, field.name)
+            coded[field.coding] = field.code([raw[name] for name in field.columns], known, first_row)
     return [coded[field.coding] for field in fields]

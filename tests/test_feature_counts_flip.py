@@ -262,7 +262,7 @@ def test_statistics_stand_behind_all_other_fields(whole):
             "'when_hour' is both a column and made",
         ),
         ({"field_options": {"a": {"statistics": ["frequency"] * 2}}}, "field 'a_frequency' is both"),
-        ({"field_options": {"a": {"min_frequencies": 2}}}, "field 'a': .*did you mean 'min_frequency'"),
+        ({"field_options": {"a": {"min_frequencies": 2}}}, "field 'a': .*it has .*min_frequency"),
         ({"fields": []}, "no field is left"),
         (
             {"field_options": {"a": {"type": "text", "kind": "numeric"}}},
@@ -479,7 +479,7 @@ def test_what_pandas_calls_its_index_is_no_field_and_a_named_date_is_not_left_ou
 
 
 def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch):
-    monkeypatch.setattr("flip_hf.fields_flip.BATCH_SIZE", 2)
+    monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 2)
     counts = FeatureCounts.count({"zip": ["7", "8", "007", "008"], "label": [0, 1, 0, 1]})
     assert counts.of_field[0].counts == {"7": 2, "8": 2}
     assert "field 'zip' is read as numbers and has '007' in its later rows" in caplog.text

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import pickle
-import re
 import tempfile
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset
 from flip_hf.fitting.counts import FeatureCounts
+from flip_hf.values_flip import canonical_value
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,37 +46,18 @@ def run(max_examples: int) -> settings:
 
 ANY_TEXT = st.text(st.characters(), max_size=6)  # all of Unicode, halves of surrogate pairs too
 NAMES = ["a", "a.b", "it's", 'q"uote', "über uns", "{value}", "user_id", "x=1;y", ""]
-WORDS = [
-    "a",
-    "b",
-    "1",
-    "1.0",
-    "True",
-    "-",
-    "1,234",
-    "1,5",
-    "$3",
-    "nan",
-    "NULL",
-    " a ",
-    "a|b",
-    "|",
-    "inf",
-    "2024-05-31",
-]
+WORDS = ["a", "b", "1", "1.0", "True", "-", "1,234", "1,5", "$3", "nan", "NULL", " a ", "a|b", "|", "inf"]
+WORDS += ["2024-05-31"]
 SCALARS = st.one_of(
     st.none(), ANY_TEXT, st.sampled_from(WORDS), st.integers(), st.integers(-3, 3), st.floats(), st.booleans(),
     st.binary(max_size=4), st.sampled_from([0.5, 1.0, np.float32(0.5), np.int8(1), np.bool_(True), pd.NA, pd.NaT]),
 )  # fmt: skip
 NUMBERS = st.one_of(st.none(), st.sampled_from(WORDS), ANY_TEXT, st.integers(), st.floats(), st.booleans())
+LETTERS = st.lists(st.sampled_from("abc"), max_size=5)
 LISTS = st.one_of(
-    st.lists(SCALARS, max_size=5),
-    st.none(),
-    ANY_TEXT,
-    st.sampled_from(["a|b", "b||a", math.nan]),
-    st.lists(st.sampled_from("abc"), max_size=5).map(tuple),
-    st.lists(st.sampled_from("abc"), max_size=5).map(lambda values: np.array(values, dtype=object)),
-)
+    st.lists(SCALARS, max_size=5), st.none(), ANY_TEXT, st.sampled_from(["a|b", "b||a", math.nan]), LETTERS.map(tuple),
+    LETTERS.map(lambda values: np.array(values, dtype=object)),
+)  # fmt: skip
 VIEWS = st.sampled_from(["joint", "joint", "tabular", "text"])
 CATEGORICAL = st.fixed_dictionaries(
     {"kind": st.just("categorical"), "type": st.just("text")},
@@ -121,75 +102,6 @@ def tables(draw, cells=FIELDS, max_rows=8):
     return train, other, options
 
 
-A_WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
-A_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf", re.ASCII | re.IGNORECASE)
-
-
-def plain_text(value, known=()) -> str | None:
-    """What a value of a vocabulary says, written out: a number as the one of the `known` values that is written so."""
-    is_spelled = isinstance(value, str) and A_WHOLE_NUMBER.fullmatch(value.strip())
-    if is_spelled or (isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)):
-        number = float(value)
-        written = [text for text in known if A_WHOLE_NUMBER.fullmatch(text) and float(text) == number]
-        if len(written) == 1:
-            return written[0]
-    if value is None or value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        return "".join("?" if 0xD800 <= ord(letter) <= 0xDFFF else letter for letter in value.strip()) or None
-    if isinstance(value, bool | np.bool_):
-        return "True" if value else "False"
-    if isinstance(value, int | np.integer):
-        return f"{int(value)}"
-    value = float(value)
-    if math.isnan(value):
-        return None
-    return f"{int(value)}" if math.isfinite(value) and value.is_integer() else repr(value)
-
-
-MISSING_NUMBERS = ["", "-", "--", ".", "?", "na", "n/a", "nan", "<na>", "nat", "none", "null"]
-
-
-def says_the_number(text: str, value) -> bool:
-    """No exponent, and six digits right or as many as stand before the point."""
-    try:
-        value = float(value)
-    except OverflowError:
-        value = math.copysign(math.inf, value)
-    if math.isinf(value):
-        return text == ("infinity" if value > 0 else "-infinity")
-    if value.is_integer() and abs(value) < 1e15:
-        return text == f"{int(value)}"
-    return "e" not in text and abs(float(text) - value) <= abs(value) * 5.1e-6 + 5e-324
-
-
-def elements(value, options, known=()) -> list[str]:
-    if isinstance(value, str) and "separator" in options:
-        value = value.strip().split("|")
-    elif not isinstance(value, list | tuple | np.ndarray):
-        value = [value]
-    texts = [text for text in (plain_text(element, known) for element in value) if text is not None]
-    return texts[-options.get("max_values", 20) :]
-
-
-def expected_text(value, options, known=()) -> str | None:
-    if options.get("kind") == "numeric":
-        if isinstance(value, str):
-            word = value.strip().lower()
-            if word in ("true", "false"):
-                return word == "true"
-            is_number = A_NUMBER.fullmatch(word.replace("1,234", "1234"))
-            return (
-                None if word in MISSING_NUMBERS else float(word.replace(",", "")) if is_number else plain_text(value)
-            )
-        return None if value is None or math.isnan(value) else value
-    if options.get("kind") == "multivalued":
-        return options.get("joiner", ", ").join(elements(value, options, known)) or None
-    return plain_text(value, known)
-
-
 def check_ids(extractor, ids: np.ndarray, num_rows: int) -> None:
     slot_fields = extractor.slot_fields
     assert ids.shape == (num_rows, len(slot_fields)) and ids.dtype == np.int32
@@ -199,16 +111,10 @@ def check_ids(extractor, ids: np.ndarray, num_rows: int) -> None:
         assert set(ids[:, slot].tolist()) <= (of_field if is_first else of_field | {0})
 
 
-@run(150)
+@run(60)
 @given(tables())
 @example(({"a": ["\ud800", "a"], "label": [0, 1]}, {"a": [b"\xff"], "label": [0]}, {"a": {"kind": "categorical"}}))
-@example(
-    (
-        {"a": [-math.inf, 7], "label": [0, 1]},
-        {"a": [math.inf], "label": [0]},
-        {"a": {"kind": "numeric", "bucketing": "log"}},
-    )
-)
+@example(({"a": [-math.inf, 7], "label": [0, 1]}, {"a": [math.inf], "label": [0]}, {"a": {"bucketing": "log"}}))
 def test_any_table_has_ids_in_range_and_known_values_and_rates(table):
     train, other, options = table
     extractor = FlipFeatureExtractor.fit(train, field_options=options)
@@ -228,46 +134,14 @@ def test_any_table_has_ids_in_range_and_known_values_and_rates(table):
         elif field.num_slots:
             assert (seen[own] <= extractor.feature_counts[own]).all()
     # a value that the vocabulary holds is decoded to itself
-    for index, (name, column) in enumerate(zip(options, map(train.__getitem__, options), strict=True)):
+    for index, name in enumerate(options):
         if extractor.fields[index].has_vocabulary and extractor.fields[index].kind == "categorical":
             slots = [slot for slot, field in enumerate(extractor.slot_fields) if field == index]
-            for value, decoded in zip(column, extractor.decode(counted[:, slots]), strict=False):
-                assert decoded in ("[UNSEEN]", plain_text(value) or "[MISSING]"), name
+            for value, decoded in zip(train[name], extractor.decode(counted[:, slots]), strict=False):
+                assert decoded in ("[UNSEEN]", canonical_value(value) or "[MISSING]"), name
 
 
-@run(80)
-@given(tables())
-def test_the_text_of_any_table_is_a_plain_rendering(table):
-    train, other, options = table
-    extractor = FlipFeatureExtractor.fit(train, field_options=options)
-    processor = FlipProcessor(extractor)
-    said = [name for name, field in options.items() if field.get("view") != "tabular"]
-    for name, field in options.items():  # a field that has slots has no more than the longest training row
-        if field.get("kind") == "multivalued" and field.get("view") != "text":
-            longest = max(len(elements(value, field)) for value in train[name])
-            options[name] = {**field, "max_values": longest}
-    for rows in (train, other):
-        if not said:
-            assert set(processor.render(rows)) == {""}
-            continue
-        coded = extractor.select_columns(rows)
-        for number, sentence in enumerate(processor.render(rows)):
-            parts = []
-            for name in said:
-                column = coded[extractor.field_names.index(name)]
-                own = extractor.feature_fields == extractor.field_names.index(name)
-                known = extractor.decode(np.flatnonzero(own)[2:]) if not options[name].get("hash_buckets") else ()
-                text = expected_text(rows[name][number], options[name], known)
-                if text is not None and not isinstance(text, str):  # a number, whose digits are checked apart
-                    index = extractor.field_names.index(name)
-                    spelled = extractor.value_text(index, column.values[column.indices[number]])
-                    assert says_the_number(spelled, text)
-                    text = spelled
-                parts.append(f"{name.replace('_', ' ')} is {'missing' if text is None else text}.")
-            assert sentence == " ".join(parts)
-
-
-@run(80)
+@run(25)
 @given(tables(), st.data())
 def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data):
     train, other, options = table
@@ -303,44 +177,9 @@ def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data)
         check_ids(again, again(other), len(other["label"]))
 
 
-# columns of one type each, as Arrow has them; pandas makes floats of integers with holes
-WHOLE = st.integers(-(2**53), 2**53)
-STRINGS, FLOATS, BOOLEANS, INTEGERS = (st.text(max_size=4), "a"), (st.floats(), 7.5), (st.booleans(), True), (WHOLE, 7)
-LISTS_OF_STRINGS = (st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=4), ["a", "b"])
-LISTS_OF_INTEGERS = (st.lists(WHOLE, max_size=3), [1, 2])
-TYPED = st.one_of(
-    st.tuples(
-        st.one_of(CATEGORICAL, HASHED, COUNTED),
-        st.sampled_from([STRINGS, FLOATS, BOOLEANS, INTEGERS, (st.binary(max_size=3), b"a")]),
-    ),
-    st.tuples(st.one_of(NUMERIC, FIXED), st.sampled_from([INTEGERS, FLOATS, BOOLEANS, (st.sampled_from(WORDS), "7")])),
-    st.tuples(
-        MULTIVALUED, st.sampled_from([LISTS_OF_STRINGS, LISTS_OF_INTEGERS, (st.text("ab|", max_size=5), "a|b")])
-    ),
-).map(lambda field: (field[0], (st.one_of(st.none(), field[1][0]), field[1][1])))
-
-
-@run(100)
-@given(tables(cells=TYPED))
-def test_every_form_of_a_table_has_the_same_ids_and_text(table):
-    train, other, options = table
-    extractor = FlipFeatureExtractor.fit(train, field_options=options)
-    for rows in (train, other):
-        arrow = pa.table(rows)
-        records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        forms = [records, arrow, pd.DataFrame(rows, dtype=object), arrow.to_pandas(), Dataset(arrow)]
-        forms.append(pa.concat_tables([arrow.slice(0, 1), arrow.slice(1)]))
-        expected = extractor(rows, out_of_fold=True)
-        texts = FlipProcessor(extractor).render(rows)
-        for form in forms:
-            np.testing.assert_array_equal(extractor(form, out_of_fold=True), expected)
-            if rows is train:
-                assert FlipFeatureExtractor.fit(form, field_options=options) == extractor, type(form)
-        assert FlipProcessor(extractor).render(records) == FlipProcessor(extractor).render(arrow) == texts
-
-
 # --- one table, whoever brings it ------------------------------------------------------------------------------------
 
+WHOLE = st.integers(-(2**53), 2**53)
 PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 CODES = st.from_regex(r"0?[0-9]{1,3}", fullmatch=True)
 TIMES = st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2099, 1, 1)).map(
@@ -386,7 +225,7 @@ def forms_of(rows: dict[str, list], folder: Path) -> dict[str, object]:
     return forms
 
 
-@run(25)
+@run(8)
 @given(tables(cells=COLUMNS, max_rows=6))
 def test_one_table_is_one_model_from_every_container(table):
     train, other, options = table
@@ -417,7 +256,7 @@ def test_one_table_is_one_model_from_every_container(table):
         np.testing.assert_array_equal(np.array(series), expected)
 
 
-@run(50)
+@run(25)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=9, unique=True), st.integers(2, 9))
 def test_a_code_keeps_its_zeros_and_its_number_finds_it(numbers, width):
     codes = [f"{number:0{width}}" for number in numbers]
@@ -437,7 +276,7 @@ def test_a_number_that_two_codes_are_written_so_is_the_one_that_spells_it():
     assert FlipProcessor(extractor).render({"zip": [7]}) == ["zip is 7."]
 
 
-@run(100)
+@run(50)
 @given(
     st.lists(st.floats(allow_nan=False), min_size=1, max_size=30),
     st.lists(st.floats(allow_nan=False), min_size=2, max_size=10),

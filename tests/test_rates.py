@@ -41,7 +41,8 @@ def test_what_is_expected_is_what_each_training_row_is_without_itself(min_freque
 
 
 def occurrences(unseen: np.ndarray, missing: np.ndarray, num_rows: int) -> np.ndarray:
-    return np.stack([np.full(len(unseen), num_rows), np.full(len(unseen), num_rows), unseen, missing], axis=1)
+    all_rows = np.full(len(unseen), num_rows)
+    return np.stack([all_rows, all_rows, unseen, missing], axis=1)
 
 
 @pytest.mark.parametrize("num_rows", [100, 1000, 30_000])

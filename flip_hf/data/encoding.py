@@ -7,13 +7,12 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
-from datasets.fingerprint import Hasher
-from datasets.utils._dill import pklregister
 from transformers.utils import logging
 
 from ..columns_flip import gives_arrow, with_class_names
@@ -24,41 +23,25 @@ from .readers.tables import as_dataset
 
 logger = logging.get_logger(__name__)
 
-_IDS = re.compile(r"^feature_ids=(\d+):(\w+)$", re.MULTILINE)
+_TEXT = {"input_ids": "int32", "attention_mask": "int8", "token_field_ids": "int16"}
+# what encoded rows say of the ids that they were made with
+_MADE = re.compile(r"^feature_ids=(\d+):\w+$", re.MULTILINE)
 
 
-@pklregister(FlipProcessor)
-def _hash_by_content(pickler: Any, processor: FlipProcessor) -> None:
-    """For `datasets`' fingerprints, and for them alone: what a processor is. Workers still unpickle it whole."""
-    pickler.save_reduce(str, (processor.digest(),), obj=processor)
-
-
-class _EncodeTable:
+@dataclass
+class _Encoder:
     """
-    Arrow table of raw columns -> Arrow table of model inputs, without a Python object per row.
+    Raw columns -> model inputs, from Arrow to Arrow without a Python object per row.
 
-    Worker processes get the path of the vocabulary, not the vocabulary: they map the same file into memory.
+    Worker processes get the folder of the vocabulary, where there is one: they map the same file into memory.
     """
 
-    def __init__(
-        self,
-        processor: FlipProcessor,
-        text: bool,
-        out_of_fold: bool,
-        keep_columns: Sequence[str],
-        features: Mapping[str, Any],
-    ):
-        self.processor, self.text, self.out_of_fold = processor, text, out_of_fold
-        self.keep_columns = list(keep_columns)
-        # classes are read by their names, as the processor was fitted; a label stays 0 or 1
-        label = processor.feature_extractor.label
-        self.classes = {name: feature for name, feature in features.items() if name != label}
-        self.vocabulary_folder: str | None = None
-
-    def share_vocabulary(self, folder: str) -> None:
-        """Writes the vocabulary to `folder`; from now on a pickle of this object names it."""
-        self.processor.feature_extractor.save_vocabulary(folder)
-        self.vocabulary_folder = folder
+    processor: FlipProcessor
+    return_text: bool
+    out_of_fold: bool
+    keep_columns: Sequence[str]
+    features: Mapping[str, Any]
+    vocabulary_folder: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         if self.vocabulary_folder is None:
@@ -73,31 +56,33 @@ class _EncodeTable:
             path = os.path.join(self.vocabulary_folder, VOCABULARY_NAME)
             self.processor.feature_extractor.load_vocabulary(path)
 
+    def _named(self, table: Any) -> Mapping[str, Any]:
+        """Classes are read by their names, as the processor was fitted; a label stays 0 or 1."""
+        return with_class_names(table, self.features, self.processor.feature_extractor.label)
+
     def __call__(self, table: pa.Table) -> pa.Table:
         table = table.combine_chunks()  # rows of a selection come in a chunk each
-        encoded = self.processor.encode(with_class_names(table, self.classes), self.text, self.out_of_fold)
-        columns: dict[str, pa.Array] = {}
-        if self.text:
-            offsets = pa.array(np.concatenate([[0], np.cumsum(encoded.lengths)]).astype(np.int32))
-            ones = np.ones(len(encoded.tokens), np.int8)
-            columns["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.tokens))
-            columns["attention_mask"] = pa.ListArray.from_arrays(offsets, pa.array(ones))
-            columns["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.token_fields))
+        encoded = self.processor.encode(self._named(table), self.return_text, self.out_of_fold)
+        columns: dict[str, Any] = {}
+        if self.return_text:
+            columns["input_ids"] = _lists(encoded.tokens, encoded.lengths)
+            columns["attention_mask"] = _lists(np.ones(len(encoded.tokens), np.int8), encoded.lengths)
+            columns["token_field_ids"] = _lists(encoded.token_fields, encoded.lengths)
         size, num_slots = encoded.feature_ids.shape
-        offsets = pa.array(np.arange(size + 1, dtype=np.int32) * num_slots)
-        columns["feature_ids"] = pa.ListArray.from_arrays(offsets, pa.array(encoded.feature_ids.reshape(-1)))
+        columns["feature_ids"] = _lists(encoded.feature_ids.reshape(-1), np.full(size, num_slots))
         if encoded.labels is not None:
             columns["labels"] = pa.array(encoded.labels)
-        for name in self.keep_columns:
-            columns[name] = table.column(name)
-        return pa.table(columns)
+        return pa.table({**columns, **{name: table.column(name) for name in self.keep_columns}})
 
     def encode_lists(self, batch: dict[str, list]) -> dict[str, list]:
         """The same, of a stream that has no Arrow tables."""
-        encoded = self.processor(
-            with_class_names(batch, self.classes), return_text=self.text, out_of_fold=self.out_of_fold
-        )
+        encoded = self.processor(self._named(batch), self.return_text, out_of_fold=self.out_of_fold)
         return {**encoded, **{name: batch[name] for name in self.keep_columns}}
+
+
+def _lists(flat: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
 def prepare_dataset(
@@ -112,11 +97,11 @@ def prepare_dataset(
 ) -> Any:
     """
     Encodes a table once, for any number of epochs: `dataset.map(processor, batched=True, remove_columns=...)`, several
-    times faster, since columns go from Arrow to Arrow. Cached like any `map`, also for the next process.
+    times faster. Cached like any `map`, also for the next process.
 
     Args:
-        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; splits are encoded one by one, a stream
-            as it is read. Or a table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
+        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; a stream is encoded as it is read. Or a
+            table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
         processor ([`FlipProcessor`]): fitted on the training rows.
         return_text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
@@ -138,71 +123,65 @@ def prepare_dataset(
     """
     if text is not None:
         return_text = old_word("text", text, "return_text")
-    has_statistics = processor.feature_extractor.has_label_statistics
     if isinstance(dataset, dict) and all(
         hasattr(split, "columns") or hasattr(split, "column_names") for split in dataset.values()
     ):
-        empty = [name for name, split in dataset.items() if hasattr(split, "__len__") and not len(split)]
-        if empty:
-            raise ValueError(f"{empty[0]} has no rows: there is nothing to encode")
-        return (DatasetDict if type(dataset) is dict else type(dataset))(
-            {
-                name: prepare_dataset(
-                    split, processor, return_text, num_proc, batch_size, keep_columns, _is_fitted_on(name, out_of_fold)
-                )
-                for name, split in dataset.items()
-            }
-        )
-    if has_statistics and out_of_fold is None:
+        options = (return_text, num_proc, batch_size, keep_columns)
+        encoded = {
+            name: prepare_dataset(split, processor, *options, name == "train" if out_of_fold is None else out_of_fold)
+            for name, split in dataset.items()
+        }
+        return DatasetDict(encoded) if type(dataset) is dict else type(dataset)(encoded)
+    extractor = processor.feature_extractor
+    if extractor.has_label_statistics and out_of_fold is None:
         raise ValueError(
             "the processor has label statistics, in which a row that it was fitted on must not find its own label: "
             "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
         )
     is_stream = isinstance(dataset, IterableDataset)
-    if not is_stream:
-        dataset = as_dataset(dataset)
-    if is_stream and dataset.features is None:
-        dataset = dataset._resolve_features()
-    names = dataset.column_names
+    dataset = dataset if is_stream else as_dataset(dataset)
     if not is_stream and not len(dataset):
         raise ValueError("the table has no rows: there is nothing to encode")
-    absent = [column for column in keep_columns if column not in names]
-    if absent:
-        raise ValueError(f"keep_columns names {', '.join(map(repr, absent))}, and the table has {', '.join(names)}")
-    label = processor.feature_extractor.label
-    if label in names and not is_stream:  # all at once, so that an error counts rows of the table and not of a batch
-        processor.encode_labels(dataset.select_columns([label]).with_format("arrow")[:])
-    features = _features(return_text, label in names)
-    clash = [column for column in keep_columns if column in features]
-    if clash:
-        raise ValueError(
-            f"keep_columns names {', '.join(map(repr, clash))}, which the processor makes: rename it first"
-        )
-    features |= {column: dataset.features[column] for column in keep_columns}
-    encode = _EncodeTable(processor, return_text, bool(out_of_fold and has_statistics), keep_columns, dataset.features)
-    settings = {"batched": True, "batch_size": batch_size, "remove_columns": names, "features": Features(features)}
+    raw = dataset.features or Dataset.from_list(list(dataset.take(5))).features
+    lists = {**(_TEXT if return_text else {}), "feature_ids": "int32"}
+    features: dict[str, Any] = {name: List(Value(dtype)) for name, dtype in lists.items()}
+    if extractor.label in raw:
+        features["labels"] = Value("float32")
+    for column in keep_columns:
+        if column not in raw:
+            raise ValueError(f"keep_columns names {column!r}, and the table has {', '.join(raw)}")
+        if column in features:
+            raise ValueError(f"keep_columns names {column!r}, which the processor makes: rename it first")
+        features[column] = raw[column]
+    out_of_fold = bool(out_of_fold and extractor.has_label_statistics)
+    encoder = _Encoder(processor, return_text, out_of_fold, list(keep_columns), raw)
+    settings = {"batched": True, "batch_size": batch_size, "remove_columns": list(raw), "features": Features(features)}
     if is_stream:  # which drops what is made under a name that is removed
-        settings["remove_columns"] = [name for name in names if name not in keep_columns]
+        settings["remove_columns"] = [name for name in raw if name not in keep_columns]
         if not gives_arrow(dataset):
-            return dataset.with_format(None).map(encode.encode_lists, **settings)
-        return dataset.with_format("arrow").map(encode, **settings).with_format(None)
-    fingerprint = Hasher.hash([dataset._fingerprint, encode, batch_size])
+            return dataset.with_format(None).map(encoder.encode_lists, **settings)
+        return dataset.with_format("arrow").map(encoder, **settings).with_format(None)
+    if extractor.label in raw:  # all at once, so that an error counts rows of the table and not of a batch
+        processor.encode_labels(dataset.select_columns([extractor.label]).with_format("arrow")[:])
+    parts = [dataset._fingerprint, processor.digest(), return_text, out_of_fold, [*keep_columns], raw, batch_size]
+    fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         if num_proc is not None and num_proc > 1:
-            encode.share_vocabulary(folder)
-        encoded = dataset.with_format("arrow").map(
-            encode, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings
-        )
-    _log_rates(encoded, processor)
+            extractor.save_vocabulary(folder)
+            encoder.vocabulary_folder = folder
+        dataset = dataset.with_format("arrow")
+        encoded = dataset.map(encoder, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings)
+    _log_rates(encoded, extractor)
     encoded = encoded.with_format(None)
-    extractor = processor.feature_extractor
-    recorded = f"feature_ids={extractor.num_features}:{_digest_of_ids(extractor, extractor.num_features)}"
-    encoded.info.description = f"{_IDS.sub('', encoded.info.description or '').strip()}\n{recorded}".strip()
+    before = _MADE.sub("", encoded.info.description or "").strip()
+    encoded.info.description = f"{before}\n{_made_by(extractor, extractor.num_features)}".strip()
     return encoded
 
 
-def _digest_of_ids(extractor: Any, num_features: int) -> str:
-    return hashlib.blake2b("".join(extractor.field_digests(num_features)).encode(), digest_size=8).hexdigest()
+def _made_by(extractor: Any, num_features: int) -> str:
+    """What encoded rows say of the first `num_features` ids that they were made with."""
+    digests = "".join(extractor.field_digests(num_features))
+    return f"feature_ids={num_features}:{hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()}"
 
 
 def check_encoded(dataset: Any, processor: Any, name: str) -> None:
@@ -213,36 +192,18 @@ def check_encoded(dataset: Any, processor: Any, name: str) -> None:
     Raises:
         ValueError: if they were made by another one.
     """
-    recorded = _IDS.search(getattr(getattr(dataset, "info", None), "description", None) or "")
+    made = _MADE.search(getattr(getattr(dataset, "info", None), "description", None) or "")
     extractor = processor.feature_extractor
-    if recorded is None:
-        return
-    num_features = int(recorded[1])
-    if num_features > extractor.num_features or recorded[2] != _digest_of_ids(extractor, num_features):
+    num_features = int(made[1]) if made else 0
+    if made and (num_features > extractor.num_features or made[0] != _made_by(extractor, num_features)):
         raise ValueError(
             f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
             "them with this one (prepare_dataset)"
         )
 
 
-def _is_fitted_on(split: str, out_of_fold: bool | None) -> bool:
-    return split == "train" if out_of_fold is None else out_of_fold
-
-
-def _features(text: bool, has_labels: bool) -> dict[str, Any]:
-    features: dict[str, Any] = {}
-    if text:
-        for column, dtype in (("input_ids", "int32"), ("attention_mask", "int8"), ("token_field_ids", "int16")):
-            features[column] = List(Value(dtype))
-    features["feature_ids"] = List(Value("int32"))
-    if has_labels:
-        features["labels"] = Value("float32")
-    return features
-
-
-def _log_rates(encoded: Dataset, processor: FlipProcessor) -> None:
+def _log_rates(encoded: Dataset, extractor: Any) -> None:
     """Shares of unseen and missing values, a piece at a time: the ids of a large table need not fit into memory."""
-    extractor = processor.feature_extractor
     occurrences = np.zeros((extractor.num_fields, 4), np.int64)
     for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
         ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)

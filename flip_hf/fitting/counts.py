@@ -23,8 +23,6 @@ from transformers.utils import logging
 from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, read_labels
 from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets, row_folds
 from ..fields_flip import (
-    KIND_OF_OPTION,
-    KIND_OF_TYPE,
     AgeField,
     CategoricalField,
     Field,
@@ -32,11 +30,10 @@ from ..fields_flip import (
     NumericField,
     StatisticField,
     code_columns,
-    expand_field,
     field_from_dict,
-    infer_column,
 )
 from ..values_flip import VALUE_TYPES, is_code
+from .schema import KIND_OF_OPTION, KIND_OF_TYPE, expand_field, infer_column
 
 
 logger = logging.get_logger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
-from ..columns_flip import CodedColumn, _is_column, as_columns, with_class_names
+from ..columns_flip import CodedColumn, as_columns, is_column, with_class_names
 from ..configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from ..processing_flip import EncodedRows
 from .ranking import Ranking, rank
@@ -248,7 +248,7 @@ class ClickThroughRatePipeline(Pipeline):
             is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
             return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
         # a value may be a list itself, where others are not
-        return not all(_is_column(rows[name]) for name in self._raw_names() if name in rows)
+        return not all(is_column(rows[name]) for name in self._raw_names() if name in rows)
 
     # --- reasons -----------------------------------------------------------------------------------------------------
 

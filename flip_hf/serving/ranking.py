@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..columns_flip import CodedColumn, _is_column, as_columns, as_list, select_columns, with_class_names
+from ..columns_flip import CodedColumn, as_columns, as_list, is_column, select_columns, with_class_names
 from ..fields_flip import MultivaluedField
 from .rates import RateWatch
 from .scoring import as_stream, check_click_model, score
@@ -96,7 +96,7 @@ def _one_row(row: Any) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     columns = as_columns(row)
-    if any(not _is_column(column) for column in columns.values()):  # a row with lists
+    if any(not is_column(column) for column in columns.values()):  # a row with lists
         return columns
     if {len(column) for column in columns.values()} != {1}:
         raise ValueError("user_row is not one row: pass a dict of one value for each field of the user")

@@ -21,9 +21,6 @@ shares_of = FlipFeatureExtractor.shares_of
 
 # fewer rows say too little of a share
 MIN_ROWS = 100
-# shares are far apart if they differ by more than this, and by more than so many standard errors
-_MIN_DIFFERENCE = 0.1
-_NUM_ERRORS = 5.0
 
 
 def expected_occurrences(extractor: Any) -> np.ndarray:
@@ -32,16 +29,14 @@ def expected_occurrences(extractor: Any) -> np.ndarray:
     the training rows *without its own* would not have had it often enough (Good, 1953: the share of values that occur
     once is that of new ones among what comes).
     """
-    counts, fields = (array[unseen_id(0) :] for array in (extractor.feature_counts, extractor.feature_fields))
-    num_fields = extractor.num_fields
-    reserved, real = counts[: 2 * num_fields].reshape(-1, 2).copy(), counts[2 * num_fields :]
-    owners = fields[2 * num_fields :]
-    values = (reserved.sum(1) + np.bincount(owners, real, num_fields)).astype(np.int64)
+    num_fields, first = extractor.num_fields, extractor.num_reserved_features
+    reserved = extractor.feature_counts[unseen_id(0) : first].reshape(-1, 2).copy()  # unseen, missing
+    counts, fields = extractor.feature_counts[first:], extractor.feature_fields[first:]
+    values = (reserved.sum(1) + np.bincount(fields, counts, num_fields)).astype(np.int64)
     # a bucket, of hashes or of numbers, is there whatever rows it had
-    least = [
-        (field.min_frequency or extractor.min_frequency) if field.has_vocabulary else 0 for field in extractor.fields
-    ]
-    reserved[:, 0] += np.bincount(owners, np.where(real == np.array(least)[owners], real, 0), num_fields).astype(int)
+    least = [field.has_vocabulary and (field.min_frequency or extractor.min_frequency) for field in extractor.fields]
+    is_rarest = counts == np.array(least, np.int64)[fields]
+    reserved[:, 0] += np.bincount(fields, counts * is_rarest, num_fields).astype(np.int64)
     # rows of lists are not counted: as many as the other fields have, 0 if there are none
     is_list = np.array([isinstance(field, MultivaluedField) for field in extractor.fields])
     rows = np.where(is_list, values[~is_list].max(initial=0), values)
@@ -61,7 +56,7 @@ def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     # the elements of a list are no rows of their own
     errors = np.sqrt(variances * (1 / np.maximum(found[:, :1], 1) + 1 / np.maximum(expected[:, 1:2], 1)))
     is_known = (found[:, :1] > 0) & (expected[:, [1, 0]] > 0)
-    return is_known & (difference > np.maximum(_MIN_DIFFERENCE, _NUM_ERRORS * errors))
+    return is_known & (difference > np.maximum(0.1, 5.0 * errors))
 
 
 # of the extractor that was asked last: `rank` has one for many calls, and counts of millions of features take a while
@@ -77,42 +72,38 @@ class RateWatch:
     def __init__(self, extractor: Any):
         self.extractor = extractor
         self._lock = threading.Lock()
-        self._recent: np.ndarray | int = 0
-        self._said: set[int] = set()
+        self._recent = np.zeros((extractor.num_fields, 4), np.int64)
+        # what is said of a statistic is said of its source
+        self._said = set(np.flatnonzero(extractor.statistic_sources >= 0).tolist())
 
     def __reduce__(self) -> Any:
         return RateWatch, (self.extractor,)
 
     @property
     def expected(self) -> np.ndarray:
-        """[`expected_occurrences`], computed once per fit."""
         global _last
-        of_counts, expected = _last
-        if of_counts() is not self.extractor.feature_counts:
+        counts, expected = _last
+        if counts() is not self.extractor.feature_counts:
             expected = expected_occurrences(self.extractor)
             _last = (weakref.ref(self.extractor.feature_counts), expected)
         return expected
 
     def add(self, occurrences: np.ndarray) -> None:
         with self._lock:
-            recent = self._recent = self._recent + occurrences
-            is_due = recent[:, 0] >= MIN_ROWS
-            if not is_due.any():
-                return
-            self._recent = np.where(is_due[:, None], 0, recent)
-            is_new = is_far(recent, self.expected) & is_due[:, None]
+            recent = self._recent + occurrences
+            is_due = recent[:, :1] >= MIN_ROWS
+            self._recent = np.where(is_due, 0, recent)
+            is_new = is_far(recent, self.expected) & is_due if is_due.any() else is_due
             fields = [field for field in np.flatnonzero(is_new.any(1)).tolist() if field not in self._said]
             self._said.update(fields)
-        # what is said of a statistic is said of its source
         for field in fields:
-            if self.extractor.statistic_sources[field] < 0:
-                kind = int(is_new[field].argmax())
-                share, usual = (float(shares_of(counts)[field, kind]) for counts in (recent, self.expected))
-                logger.warning(
-                    f"field {self.extractor.field_names[field]!r}: {share:.1%} are {('unseen', 'missing')[kind]} in "
-                    f"the last {recent[field, 0]:,} rows, {usual:.1%} in rows like those of the training: does the "
-                    "column hold what it held there, in the same spelling? (said once per field)"
-                )
+            kind = int(is_new[field].argmax())
+            share, usual = (shares_of(counts)[field, kind] for counts in (recent, self.expected))
+            logger.warning(
+                f"field {self.extractor.field_names[field]!r}: {share:.1%} are {('unseen', 'missing')[kind]} in the "
+                f"last {recent[field, 0]:,} rows, {usual:.1%} in rows like those of the training: does the column "
+                "hold what it held there, in the same spelling? (said once per field)"
+            )
 
     def rates(self, occurrences: np.ndarray) -> dict[str, dict[str, float]]:
         """For each field with ids the shares `unseen`, `missing`, and `expected_unseen`, `expected_missing` (nan where
@@ -120,10 +111,8 @@ class RateWatch:
         names = ("unseen", "missing", "expected_unseen", "expected_missing")
         usual = np.where(self.expected[:, [1, 0]] > 0, shares_of(self.expected), np.nan)
         shares = np.hstack([shares_of(occurrences), usual]).tolist()
-        return {
-            self.extractor.field_names[field]: dict(zip(names, shares[field], strict=True))
-            for field in sorted(set(self.extractor.slot_fields))
-        }
+        with_ids = sorted(set(self.extractor.slot_fields))
+        return {self.extractor.field_names[field]: dict(zip(names, shares[field], strict=True)) for field in with_ids}
 
 
 __all__ = ["RateWatch"]
