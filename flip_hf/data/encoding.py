@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..columns_flip import gives_arrow, with_class_names
 from ..feature_extraction_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor, old_word
+from .private_datasets import fingerprint_of
 from .readers.tables import as_dataset
 
 
@@ -163,7 +164,7 @@ def prepare_dataset(
         return dataset.with_format("arrow").map(encoder, **settings).with_format(None)
     if extractor.label in raw:  # all at once, so that an error counts rows of the table and not of a batch
         processor.encode_labels(dataset.select_columns([extractor.label]).with_format("arrow")[:])
-    parts = [dataset._fingerprint, processor.digest(), return_text, out_of_fold, [*keep_columns], raw, batch_size]
+    parts = [fingerprint_of(dataset), processor.digest(), return_text, out_of_fold, [*keep_columns], raw, batch_size]
     fingerprint = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         if num_proc is not None and num_proc > 1:
