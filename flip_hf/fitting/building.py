@@ -173,7 +173,7 @@ class FeatureBuilder:
     def _check_any(self, field: Field, num_values: int) -> None:
         if not num_values:
             raise ValueError(
-                f"field {field.name!r} has no value in any of the {self.counts.num_rows} rows: leave it out of `fields`"
+                f"field {field.name!r} has no value in any of the {self.counts.num_rows} rows: leave it out"
             )
 
     def _add_values(self, index: int, field: CategoricalField, counts: Counts) -> None:

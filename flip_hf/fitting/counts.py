@@ -342,7 +342,8 @@ class FeatureCounts:
         rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             counts = counts._read_checkpoint(checkpoint, dataset)
-            rest = batches(dataset.skip(counts.num_rows), label)
+            is_complete = hasattr(dataset, "__len__") and len(dataset) == counts.num_rows
+            rest = iter(()) if is_complete else batches(dataset.skip(counts.num_rows), label)
         saved_rows = counts.num_rows
         for columns in rest:
             counts.add(columns)
