@@ -692,7 +692,7 @@ def _digest(size: int, *parts: bytes | np.ndarray) -> str:
     """Hexadecimal, of `size` bytes."""
     content = hashlib.blake2b(digest_size=size)
     for part in parts:
-        content.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+        content.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return content.hexdigest()
 
 

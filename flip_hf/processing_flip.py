@@ -9,6 +9,7 @@ and rows are put together from pieces by array operations. Whether a tokenizer m
 is tried out, not assumed.
 """
 
+import copy
 import itertools
 import json
 import operator
@@ -50,32 +51,51 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
-class _PieceStore:
+class _TextEncoder:
     """
-    Tokens of pieces, end to end in one array, each piece a prefix, the value's tokens and a suffix.
+    Columns -> tokens, by pieces where the tokenizer may be cut, and else by whole rows.
 
-    `codes[f]` maps a value of field f to the number of its piece. Two pieces more, `opening` and `closing`, hold the
-    special tokens around a row. Threads share a store: it only grows, and a piece has its number once all of it is
-    there, so that a reader who takes the arrays *after* a number needs no lock.
+    The tokens of pieces stand end to end in one array, each piece a prefix, the value's tokens and a suffix.
+    `codes[f]` maps a value of field f to the number of its piece. Two pieces more hold the special tokens around a
+    row. Threads share all this: it only grows, and a piece has its number once all of it is there, so that a reader
+    who takes the arrays *after* a number needs no lock.
+
+    Args:
+        settings (`tuple`): of the processor, by which it knows whether this is still the right encoder.
+        around (`list[tuple[str, str]]`): what stands before and after the value of each field of the text.
     """
 
     can_be_cut: bool | None = None  # not tried yet
 
-    def __init__(self, settings: tuple, backend: Tokenizer, num_fields: int, around: tuple[list[int], list[int]]):
-        self.settings, self.backend, self.around = settings, backend, around
-        self.codes: list[dict[Any, int]] = [{} for _ in range(num_fields)]
+    def __init__(
+        self,
+        settings: tuple,
+        extractor: FlipFeatureExtractor,
+        backend: Tokenizer,
+        around: list[tuple[str, str]],
+        missing_text: str,
+    ):
+        self.settings, self.extractor, self.backend = settings, extractor, backend
+        self.fields, self.around, self.missing_text = extractor.text_fields, around, missing_text
+        # what the tokenizer puts before and after a text is found out by asking it
+        plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+        starts = [k for k in range(len(whole) - len(plain) + 1) if whole[k : k + len(plain)] == plain]
+        if not starts:
+            raise ValueError("the tokenizer changes a text when it adds special tokens: it cannot be used here")
+        self.special_tokens = whole[: starts[0]], whole[starts[0] + len(plain) :]
+        self._empty()
+
+    def _empty(self) -> None:
+        self.codes: dict[int, dict[Any, int]] = {field: {} for field in self.fields}
         self.tokens, self.token_fields = np.zeros(1 << 12, np.int32), np.zeros(1 << 12, np.int16)
         self.parts = np.zeros((1 << 8, 4), np.int64)  # of each piece the start, and lengths of prefix, value, suffix
         self.size = self.count = self.num_bytes = 0
-        self.opening, self.closing = (self.add(tokens, -1, 0, 0) for tokens in around)
+        self.opening, self.closing = (self.add(tokens, -1, 0, 0) for tokens in self.special_tokens)
 
-    def emptied(self) -> "_PieceStore":
-        other = _PieceStore(self.settings, self.backend, len(self.codes), self.around)
-        other.can_be_cut = self.can_be_cut
+    def emptied(self) -> "_TextEncoder":
+        other = copy.copy(self)
+        other._empty()
         return other
-
-    def encode(self, texts: list[str]) -> list[Any]:
-        return self.backend.encode_batch(texts, add_special_tokens=False)
 
     def add(self, tokens: Sequence[int], field: int, first: int, last: int) -> int:
         """Appends a piece whose tokens `first` to `last` (exclusive) spell the value; returns its number."""
@@ -89,11 +109,177 @@ class _PieceStore:
         self.num_bytes += _BYTES_PER_PIECE + 6 * len(tokens)
         return self.count - 1
 
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        return self.backend.encode_batch(texts, add_special_tokens=False)
+
+    def _piece_codes(self, position: int, column: CodedColumn) -> np.ndarray:
+        """The column of a field -> number of the piece of each row `(B,)`; new values are tokenised, all at once."""
+        field, (before, after) = self.fields[position], self.around[position]
+        known = self.codes[field]
+        new = [value for value in column.values if value not in known]
+        if new:
+            texts = [self.extractor.value_text(field, value) for value in new]
+            shown = [self.missing_text if text is None else text for text in texts]
+            encodings = self._encodings([f"{before}{text}{after}" for text in shown])
+            ends = [len(before) + len(text or "") for text in texts]
+            spans = [_touching(one.offsets, len(before), end) for one, end in zip(encodings, ends, strict=True)]
+            with _LOCK:
+                for value, text, encoding, span in zip(new, texts, encodings, spans, strict=True):
+                    if value not in known:  # another thread may have been faster
+                        self.num_bytes += len(text or "")
+                        known[value] = self.add(encoding.ids, field, *span)
+        return np.array([known[value] for value in column.values], np.int64).take(column.indices)
+
+    def by_pieces(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, their fields, and lengths, as in `EncodedRows`."""
+        codes = np.empty((columns[0].num_rows, len(self.fields) + 2), np.int64)  # opening, a piece per field, closing
+        codes[:, 0], codes[:, -1] = self.opening, self.closing
+        for position, field in enumerate(self.fields):
+            codes[:, position + 1] = self._piece_codes(position, columns[field])
+        start, prefix, value, suffix = np.moveaxis(self.parts[codes], -1, 0)  # (B, F + 2) each
+        kept = value
+        lengths = (prefix + value + suffix).sum(1)
+        too_long = np.flatnonzero(lengths > max_length)
+        if len(too_long):
+            kept = value.copy()
+            kept[too_long] = _fit(value[too_long], (prefix + suffix)[too_long].sum(1), max_length)
+            lengths = (prefix + kept + suffix).sum(1)
+        # each piece contributes two runs of the store: its head up to the last value token kept, and its suffix
+        run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
+        run_length = np.stack([prefix + kept, suffix], axis=-1).reshape(-1)
+        run_end = np.cumsum(run_length)
+        source = np.repeat(run_start - (run_end - run_length), run_length)
+        source += np.arange(len(source))
+        return self.tokens.take(source), self.token_fields.take(source), lengths
+
+    def render(self, columns: Sequence[CodedColumn]) -> list[tuple[list[str], list[int]]]:
+        return _render(columns, self.extractor, self.around, self.missing_text)
+
+    def by_rows(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same as `by_pieces`, slower, of any tokenizer."""
+        rendered = self.render(columns)
+        opening, closing = self.special_tokens
+        text_fields = np.array(self.fields)
+        rows, owners = [], []
+        encodings = self._encodings(["".join(parts) for parts, _ in rendered])
+        for (parts, present), encoding in zip(rendered, encodings, strict=True):
+            ids = np.array([*opening, *encoding.ids, *closing], np.int32)
+            owner = np.full(len(ids), -1, np.int16)
+            ends = list(itertools.accumulate(map(len, parts)))
+            for position in present:  # a value is the second of the three parts of its field
+                first, last = _touching(encoding.offsets, *ends[3 * position : 3 * position + 2])
+                owner[len(opening) + first : len(opening) + last] = text_fields[position]
+            if len(ids) > max_length:
+                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
+                kept = _fit(sizes[None], (owner < 0).sum(keepdims=True), max_length)[0]
+                keep = np.ones(len(ids), bool)
+                for position in np.flatnonzero(kept < sizes).tolist():
+                    keep[np.flatnonzero(owner == text_fields[position])[kept[position] :]] = False
+                ids, owner = ids[keep], owner[keep]
+            rows.append(ids)
+            owners.append(owner)
+        return np.concatenate(rows), np.concatenate(owners), np.array(list(map(len, rows)), np.int64)
+
+    def try_cutting(self, columns: Sequence[CodedColumn]) -> bool:
+        """
+        Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
+        and of the first rows of `columns`.
+
+        Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
+        those, whatever the values.
+        """
+        count = len(_PROBE_VALUES)
+        probes = []
+        for position, (column, field) in enumerate(zip(columns, self.extractor.fields, strict=True)):
+            first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
+            made_up: list[Any] = [_PROBE_VALUES[(row + 3 * position) % count] for row in range(count)]
+            if isinstance(field, AgeField | DatePartField):  # which read times alone
+                made_up = first[:1] * count
+            probes.append(code_values([*made_up, *first]))
+        # what is made up does not stay
+        if not all(map(np.array_equal, self.emptied().by_pieces(probes, _NO_LIMIT), self.by_rows(probes, _NO_LIMIT))):
+            return False
+        rendered = [parts for parts, _ in self.render(probes)]
+        for parts, encoding in zip(rendered, self._encodings(list(map("".join, rendered))), strict=True):
+            words = [
+                (word, high)
+                for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
+                if low < high
+            ]
+            for border in list(itertools.accumulate(map(len, parts)))[2:-1:3]:  # a piece has three parts
+                before = [word for word, high in words if high <= border]
+                after = [word for word, high in words if high > border]
+                if before and after and before[-1] == after[0]:
+                    return False
+        return True
+
 
 def _with_room(array: np.ndarray, size: int) -> np.ndarray:
     if size <= len(array):
         return array
     return np.concatenate([array, np.zeros((max(size - len(array), len(array)), *array.shape[1:]), array.dtype)])
+
+
+def _render(
+    columns: Sequence[CodedColumn], extractor: FlipFeatureExtractor, around: Sequence[tuple[str, str]], missing: str
+) -> list[tuple[list[str], list[int]]]:
+    """For each row the words before, of and after each value, and the positions of values that are not missing."""
+    fields = extractor.text_fields
+    if not fields:
+        return [([], [])] * columns[0].num_rows
+    texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
+    rows = []
+    for numbers in zip(*(columns[field].indices.tolist() for field in fields), strict=True):
+        values = [spelled[number] for spelled, number in zip(texts, numbers, strict=True)]
+        parts: list[str] = []
+        for (before, after), value in zip(around, values, strict=True):
+            parts += [before, missing if value is None else value, after]
+        rows.append((parts, [position for position, value in enumerate(values) if value is not None]))
+    return rows
+
+
+def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
+    """
+    Shortens values so that each row fits: lengths of values `(R, F)` and tokens of the template `(R,)` -> lengths
+    `(R, F)`, as [`FlipProcessor`] says.
+    """
+    budget = max_length - fixed
+    if (budget < 0).any():
+        raise ValueError(
+            f"max_length={max_length} does not even hold the template and the names of the fields: it has to be at "
+            f"least {fixed.max()}"
+        )
+    ascending = np.sort(lengths, axis=1)
+    num_fields = lengths.shape[1]
+    spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
+    share = (budget[:, None] - spent) // (num_fields - np.arange(num_fields))
+    first_cut = (share < ascending).argmax(1)
+    cap = share[np.arange(len(lengths)), first_cut]
+    kept = np.minimum(lengths, cap[:, None])
+    shortened = lengths > kept
+    left_over = (budget - kept.sum(1))[:, None]
+    return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
+
+
+def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """First and last (exclusive) of the tokens that touch a character of [start, end); an empty range if none does."""
+    touching = [number for number, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
+    return (touching[0], touching[-1] + 1) if touching else (len(offsets), len(offsets))
+
+
+def _private_copy(backend: Tokenizer) -> Tokenizer:
+    """
+    A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
+    what special tokens are in the one that they share, at each call. Its vocabulary is the same object.
+    """
+    copied = Tokenizer(backend.model)
+    copied.normalizer, copied.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    copied.post_processor = backend.post_processor
+    in_order = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]  # the same ids again
+    for is_special, tokens in itertools.groupby(in_order, operator.attrgetter("special")):
+        (copied.add_special_tokens if is_special else copied.add_tokens)(list(tokens))
+    copied.encode_special_tokens = True  # as any other characters
+    return copied
 
 
 class EncodedRows(NamedTuple):
@@ -139,7 +325,7 @@ class FlipProcessor(ProcessorMixin):
 
     feature_extractor: FlipFeatureExtractor
     tokenizer: Any
-    _pieces: _PieceStore | None
+    _pieces: _TextEncoder | None
 
     def __init__(
         self,
@@ -240,6 +426,9 @@ class FlipProcessor(ProcessorMixin):
         self, encoded: EncodedRows, padding: bool | str, max_length: int, return_tensors: str | None
     ) -> dict[str, Any]:
         tokens, token_fields, lengths = encoded[:3]
+        input_ids: Any
+        token_field_ids: Any
+        attention_mask: Any
         width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
         differ = bool((lengths < width).any())
         if padding and padding != "do_not_pad":
@@ -276,10 +465,12 @@ class FlipProcessor(ProcessorMixin):
         max_length: int | None = None,
     ) -> EncodedRows:
         """What `feature_extractor.select_columns` gives -> rows without labels."""
-        text: tuple = (None, None, None)
+        tokens = token_fields = lengths = None
         if return_text:
-            text = self._encode_text(columns, self.max_length if max_length is None else max_length)
-        return EncodedRows(*text, self.feature_extractor.encode_columns(columns, out_of_fold), None)
+            limit = self.max_length if max_length is None else max_length
+            tokens, token_fields, lengths = self._encode_text(columns, limit)
+        feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
+        return EncodedRows(tokens, token_fields, lengths, feature_ids, None)
 
     def encode_labels(self, rows: Any) -> np.ndarray | None:
         """The label column `(B,)`, float32; `None` if the rows have none. See [`read_labels`] for what it refuses."""
@@ -295,22 +486,24 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError('all fields are for the ID tower alone (view="tabular"): pass return_text=False')
         if not columns[0].num_rows:
             return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros(0, np.int64)
-        store = self._store()
-        if store.can_be_cut is None:
-            can_be_cut = self._try_cutting(store, columns)
+        encoder = self._store()
+        if encoder.can_be_cut is None:
+            can_be_cut = encoder.try_cutting(columns)
             with _LOCK:  # of threads that try at once, one whose rows cannot be cut is enough
-                store.can_be_cut = can_be_cut and store.can_be_cut is not False
+                encoder.can_be_cut = can_be_cut and encoder.can_be_cut is not False
             if not can_be_cut:
                 logger.warning(
                     f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template "
                     f"{self.template!r} and separator {self.separator!r}: whole rows are tokenised, which is right "
                     "and several times slower"
                 )
-        return (self._assemble if store.can_be_cut else self._encode_whole)(store, columns, max_length)
+        return (encoder.by_pieces if encoder.can_be_cut else encoder.by_rows)(columns, max_length)
 
     def render(self, rows: Any) -> list[str]:
         """The sentence of each row, as the text tower would read it untruncated."""
-        return ["".join(parts) for parts, _ in self._render_parts(self.feature_extractor.select_columns(rows))]
+        extractor = self.feature_extractor
+        rendered = _render(extractor.select_columns(rows), extractor, self._around_values(), self.missing_text)
+        return ["".join(parts) for parts, _ in rendered]
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """As [`FlipFeatureExtractor.describe`], with what the tokenizer makes of texts and `max_length` cuts off."""
@@ -336,162 +529,27 @@ class FlipProcessor(ProcessorMixin):
         is_first = field == self.feature_extractor.text_fields[0]
         return ("" if is_first else self.separator) + before, after
 
-    def _store(self) -> _PieceStore:
+    def _around_values(self) -> list[tuple[str, str]]:
+        return [self._around_value(field) for field in self.feature_extractor.text_fields]
+
+    def _store(self) -> _TextEncoder:
         """
-        The store for the settings as they are now, an empty one after a full one. Calls that read another one go on
+        The encoder for the settings as they are now, an empty one after a full one. Calls that read another one go on
         with it.
         """
         extractor, tokenizer = self.feature_extractor, self.tokenizer
         settings = (self.template, self.separator, self.missing_text, extractor, tokenizer, len(tokenizer))
-        store = self._pieces
-        if store is None or store.settings != settings or store.num_bytes > _MAX_STORED_BYTES:
+        encoder = self._pieces
+        if encoder is None or encoder.settings != settings or encoder.num_bytes > _MAX_STORED_BYTES:
             with _LOCK:
-                store = self._pieces  # perhaps another thread's by now
-                if store is None or store.settings != settings:
+                encoder = self._pieces  # perhaps another thread's by now
+                if encoder is None or encoder.settings != settings:
                     backend = _private_copy(tokenizer.backend_tokenizer)
-                    store = _PieceStore(settings, backend, extractor.num_fields, self._special_tokens(backend))
-                elif store.num_bytes > _MAX_STORED_BYTES:
-                    store = store.emptied()
-                self._pieces = store
-        return store
-
-    def _special_tokens(self, backend: Tokenizer) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text, found out by asking it."""
-        plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
-        for start in range(len(whole) - len(plain) + 1):
-            if whole[start : start + len(plain)] == plain:
-                return whole[:start], whole[start + len(plain) :]
-        raise ValueError(
-            f"{type(self.tokenizer).__name__} changes a text when it adds special tokens: it cannot be used here"
-        )
-
-    def _piece_codes(self, store: _PieceStore, field: int, column: CodedColumn) -> np.ndarray:
-        """A column -> number of the piece of each row `(B,)`; new values are tokenised first, all at once."""
-        known = store.codes[field]
-        new = [value for value in column.values if value not in known]
-        if new:
-            before, after = self._around_value(field)
-            texts = [self.feature_extractor.value_text(field, value) for value in new]
-            encodings = store.encode([f"{before}{self._shown(text)}{after}" for text in texts])
-            ends = [len(before) + len(text or "") for text in texts]
-            spans = [
-                _touching(encoding.offsets, len(before), end) for encoding, end in zip(encodings, ends, strict=True)
-            ]
-            with _LOCK:
-                for value, text, encoding, span in zip(new, texts, encodings, spans, strict=True):
-                    if value not in known:  # another thread may have been faster
-                        store.num_bytes += len(text or "")
-                        known[value] = store.add(encoding.ids, field, *span)
-        return np.array([known[value] for value in column.values], np.int64).take(column.indices)
-
-    def _shown(self, text: str | None) -> str:
-        return self.missing_text if text is None else text
-
-    def _assemble(
-        self, store: _PieceStore, columns: list[CodedColumn], max_length: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        text_fields = self.feature_extractor.text_fields
-        codes = np.empty((columns[0].num_rows, len(text_fields) + 2), np.int64)  # opening, a piece per field, closing
-        codes[:, 0], codes[:, -1] = store.opening, store.closing
-        for position, field in enumerate(text_fields, 1):
-            codes[:, position] = self._piece_codes(store, field, columns[field])
-        start, prefix, value, suffix = np.moveaxis(store.parts[codes], -1, 0)  # (B, F + 2) each
-        kept = value
-        lengths = (prefix + value + suffix).sum(1)
-        too_long = np.flatnonzero(lengths > max_length)
-        if len(too_long):
-            kept = value.copy()
-            kept[too_long] = _fit(value[too_long], (prefix + suffix)[too_long].sum(1), max_length)
-            lengths = (prefix + kept + suffix).sum(1)
-        # each piece contributes two runs of the store: its head up to the last value token kept, and its suffix
-        run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
-        run_length = np.stack([prefix + kept, suffix], axis=-1).reshape(-1)
-        run_end = np.cumsum(run_length)
-        source = np.repeat(run_start - (run_end - run_length), run_length)
-        source += np.arange(len(source))
-        return store.tokens.take(source), store.token_fields.take(source), lengths
-
-    # --- whole rows, where pieces are not possible -----------------------------------------------------------------
-
-    def _render_parts(self, columns: list[CodedColumn]) -> list[tuple[list[str], list[int]]]:
-        """For each row the words before, of and after each value, and the positions of values that are not missing."""
-        text_fields = self.feature_extractor.text_fields
-        if not text_fields:
-            return [([], [])] * columns[0].num_rows
-        around = [self._around_value(field) for field in text_fields]
-        texts = [
-            [self.feature_extractor.value_text(field, value) for value in columns[field].values]
-            for field in text_fields
-        ]
-        rows = []
-        for numbers in zip(*(columns[field].indices.tolist() for field in text_fields), strict=True):
-            values = [of_field[number] for of_field, number in zip(texts, numbers, strict=True)]
-            parts = [
-                (before, self._shown(value), after) for (before, after), value in zip(around, values, strict=True)
-            ]
-            present = [position for position, value in enumerate(values) if value is not None]
-            rows.append((list(itertools.chain.from_iterable(parts)), present))
-        return rows
-
-    def _encode_whole(
-        self, store: _PieceStore, columns: list[CodedColumn], max_length: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rendered = self._render_parts(columns)
-        opening, closing = store.around
-        text_fields = np.array(self.feature_extractor.text_fields)
-        rows, owners = [], []
-        encodings = store.encode(["".join(parts) for parts, _ in rendered])
-        for (parts, present), encoding in zip(rendered, encodings, strict=True):
-            ids = np.array([*opening, *encoding.ids, *closing], np.int32)
-            owner = np.full(len(ids), -1, np.int16)
-            ends = list(itertools.accumulate(map(len, parts)))
-            for position in present:  # a value is the second of the three parts of its field
-                first, last = _touching(encoding.offsets, *ends[3 * position : 3 * position + 2])
-                owner[len(opening) + first : len(opening) + last] = text_fields[position]
-            if len(ids) > max_length:
-                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
-                kept = _fit(sizes[None], (owner < 0).sum(keepdims=True), max_length)[0]
-                keep = np.ones(len(ids), bool)
-                for position in np.flatnonzero(kept < sizes).tolist():
-                    keep[np.flatnonzero(owner == text_fields[position])[kept[position] :]] = False
-                ids, owner = ids[keep], owner[keep]
-            rows.append(ids)
-            owners.append(owner)
-        return np.concatenate(rows), np.concatenate(owners), np.array(list(map(len, rows)), np.int64)
-
-    def _try_cutting(self, store: _PieceStore, columns: list[CodedColumn]) -> bool:
-        """
-        Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
-        and of the first rows of `columns`.
-
-        Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
-        those, whatever the values.
-        """
-        count = len(_PROBE_VALUES)
-        probes = []
-        for position, (column, field) in enumerate(zip(columns, self.feature_extractor.fields, strict=True)):
-            first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
-            made_up: list[Any] = [_PROBE_VALUES[(row + 3 * position) % count] for row in range(count)]
-            if isinstance(field, AgeField | DatePartField):  # which read times alone
-                made_up = first[:1] * count
-            probes.append(code_values([*made_up, *first]))
-        store = store.emptied()  # what is made up does not stay
-        pieces, whole = (encode(store, probes, _NO_LIMIT) for encode in (self._assemble, self._encode_whole))
-        if not all(map(np.array_equal, pieces, whole)):
-            return False
-        rendered = [parts for parts, _ in self._render_parts(probes)]
-        for parts, encoding in zip(rendered, store.encode(list(map("".join, rendered))), strict=True):
-            words = [
-                (word, high)
-                for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
-                if low < high
-            ]
-            for border in list(itertools.accumulate(map(len, parts)))[2:-1:3]:  # a piece has three parts
-                before = [word for word, high in words if high <= border]
-                after = [word for word, high in words if high > border]
-                if before and after and before[-1] == after[0]:
-                    return False
-        return True
+                    encoder = _TextEncoder(settings, extractor, backend, self._around_values(), self.missing_text)
+                elif encoder.num_bytes > _MAX_STORED_BYTES:
+                    encoder = encoder.emptied()
+                self._pieces = encoder
+        return encoder
 
     # --- the rest of a processor ----------------------------------------------------------------------------------
 
@@ -565,48 +623,10 @@ class FlipProcessor(ProcessorMixin):
         return cls(FlipFeatureExtractor.from_pretrained(name, **where), tokenizer, **options)
 
 
-def _private_copy(backend: Tokenizer) -> Tokenizer:
-    """
-    A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
-    what special tokens are in the one that they share, at each call. Its vocabulary is the same object.
-    """
-    copied = Tokenizer(backend.model)
-    copied.normalizer, copied.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    copied.post_processor = backend.post_processor
-    in_order = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]  # the same ids again
-    for is_special, tokens in itertools.groupby(in_order, operator.attrgetter("special")):
-        (copied.add_special_tokens if is_special else copied.add_tokens)(list(tokens))
-    copied.encode_special_tokens = True  # as any other characters
-    return copied
-
-
 def old_word(old: str, value: Any, new: str) -> Any:
     """The value of an argument that has another name now, with a warning."""
     warnings.warn(f"{old}={value!r} is called {new}={value!r} now", FutureWarning, stacklevel=3)
     return value
-
-
-def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
-    """
-    Shortens values so that each row fits: lengths of values `(R, F)` and tokens of the template `(R,)` -> lengths
-    `(R, F)`, as [`FlipProcessor`] says.
-    """
-    budget = max_length - fixed
-    if (budget < 0).any():
-        raise ValueError(
-            f"max_length={max_length} does not even hold the template and the names of the fields: it has to be at "
-            f"least {fixed.max()}"
-        )
-    ascending = np.sort(lengths, axis=1)
-    num_fields = lengths.shape[1]
-    spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
-    share = (budget[:, None] - spent) // (num_fields - np.arange(num_fields))
-    first_cut = (share < ascending).argmax(1)
-    cap = share[np.arange(len(lengths)), first_cut]
-    kept = np.minimum(lengths, cap[:, None])
-    shortened = lengths > kept
-    left_over = (budget - kept.sum(1))[:, None]
-    return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
 
 
 def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
@@ -614,12 +634,6 @@ def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     values = flat.tolist()
     bounds = np.concatenate([[0], np.cumsum(lengths)]).tolist()
     return [values[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """First and last (exclusive) of the tokens that touch a character of [start, end); an empty range if none does."""
-    touching = [number for number, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
-    return (touching[0], touching[-1] + 1) if touching else (len(offsets), len(offsets))
 
 
 FlipProcessor.register_for_auto_class("AutoProcessor")

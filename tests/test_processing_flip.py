@@ -123,10 +123,10 @@ def test_both_ways_to_encode_agree_on_everything(tokenizer):
     for max_length in (128, 40, 31):
         processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer, max_length=max_length)
         columns = processor.feature_extractor.select_columns(ROWS)
-        fast, slow = (
-            way(processor._store(), columns, max_length) for way in (processor._assemble, processor._encode_whole)
-        )
-        for of_pieces, of_rows in zip(fast, slow, strict=True):
+        encoder = processor._store()
+        for of_pieces, of_rows in zip(
+            encoder.by_pieces(columns, max_length), encoder.by_rows(columns, max_length), strict=True
+        ):
             np.testing.assert_array_equal(of_pieces, of_rows)
 
 
@@ -441,7 +441,7 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
     columns = kinds.select_columns(KINDS)
-    slow_way = processor._encode_whole(processor._store(), columns, 10**6)
+    slow_way = processor._store().by_rows(columns, 10**6)
     for fast, slow in zip(processor._encode_text(columns, 10**6), slow_way, strict=True):
         np.testing.assert_array_equal(fast, slow)
     # ids alone, statistics and what is missing spell nothing

@@ -76,8 +76,8 @@ def warm_start(
                 into = torch.from_numpy(position[start : start + batch_size]).to(device)
                 tokens = np.concatenate([texts[number] for number in batch])
                 input_ids, attention_mask = pad_rows(tokens, encoded.lengths[batch], processor.pad_token_id)
-                inputs = (hidden_ids[batch], input_ids, attention_mask)
-                scores = _scores(model, *(torch.from_numpy(array).to(device) for array in inputs), field, known)
+                inputs = [torch.from_numpy(one).to(device) for one in (hidden_ids[batch], input_ids, attention_mask)]
+                scores = _scores(model, inputs, field, known)
                 weights = scores.float().softmax(-1)  # (batch, n)
                 for total, table in zip(sums, tables, strict=True):
                     total.index_add_(0, into, weights.to(total.dtype) @ table.weight[known])
@@ -87,10 +87,9 @@ def warm_start(
     return started
 
 
-def _scores(
-    model: Any, ids: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, field: int, known: torch.Tensor
-) -> torch.Tensor:
+def _scores(model: Any, inputs: list[torch.Tensor], field: int, known: torch.Tensor) -> torch.Tensor:
     """How well each known feature `(n,)` fits into the hidden field of each row -> `(batch, n)`."""
+    ids, tokens, mask = inputs
     states, _ = model.flip.encode_text(tokens, mask)
     predicted = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[:, field]  # (batch, E)
     return predicted @ model.mtm_head.feature_embeddings.weight[known].T
