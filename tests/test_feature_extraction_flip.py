@@ -43,11 +43,6 @@ def test_ids_are_laid_out_as_documented(extractor):
     ]  # fmt: skip
 
 
-def test_the_order_of_rows_does_not_matter(extractor):
-    order = [3, 1, 4, 0, 2]
-    assert FlipFeatureExtractor.fit({name: [column[k] for k in order] for name, column in ROWS.items()}) == extractor
-
-
 @pytest.mark.parametrize("missing", [None, float("nan"), "", "   ", "\t\n", np.nan])
 def test_holes_are_missing_and_not_unseen(extractor, missing):
     assert extractor({"user": [missing], "age": [missing]}).tolist() == [[3, 5]]
@@ -76,13 +71,6 @@ def test_every_form_of_rows_gives_the_same_ids(extractor):
     for batched in (True, False):
         mapped = dataset.map(lambda batch: {"ids": extractor(batch).tolist()}, batched=batched)
         assert np.array(mapped["ids"][:]).reshape(-1, 2).tolist() == expected
-
-
-def test_min_frequency_makes_rare_values_unseen():
-    extractor = FlipFeatureExtractor.fit(ROWS, min_frequency=2)
-    assert extractor.num_features == 6 + 1 + 2
-    assert extractor({"user": ["b", "a", "c"], "age": [30, 30, 30]})[:, 0].tolist() == [6, 2, 2]
-    assert extractor.feature_counts[2] == 2
 
 
 def test_rates_count_unseen_and_missing(extractor):
@@ -340,17 +328,6 @@ def test_extending_adds_ids_behind_all_others_and_moves_none(tmp_path):
     assert pickle.loads(pickle.dumps(extractor)) == extractor
     assert again.extend(NEW) == {} and again.num_features == size + 4
     assert again.feature_counts[size] == 4
-
-
-def test_extending_twice_is_extending_by_both():
-    one, two = fit_old(), fit_old()
-    parts = [{name: column[start:end] for name, column in NEW.items()} for start, end in ((0, 2), (2, 5))]
-    assert one.extend(parts[0]) == {"user": 1, "tags": 1} and one.extend(parts[1]) == {"user": 1, "tags": 1}
-    two.extend(NEW)
-    assert one.decode(one(NEW)) == two.decode(two(NEW))
-    assert sorted(zip(one.decode(range(one.num_features)), one.feature_counts, strict=True)) == sorted(
-        zip(two.decode(range(two.num_features)), two.feature_counts, strict=True)
-    )
 
 
 def test_extending_takes_every_form_of_rows_and_needs_every_column():

@@ -19,11 +19,7 @@ from tokenizers import processors as post_processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from flip_hf import (
-    DataCollatorForFlipCTR,
-    DataCollatorForFlipPreTraining,
     FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
     FlipProcessor,
     prepare_dataset,
 )
@@ -117,17 +113,6 @@ def test_pieces_give_the_ids_of_the_whole_sentence(any_tokenizer, request):
     assert processor(empty)["input_ids"] == processor(empty)["feature_ids"] == []
     assert processor(ROWS)["input_ids"] == whole(processor, ROWS)
     assert processor._pieces.can_be_cut is ("uncuttable" not in request.node.name)
-
-
-def test_both_ways_to_encode_agree_on_everything(tokenizer):
-    for max_length in (128, 40, 31):
-        processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), tokenizer, max_length=max_length)
-        columns = processor.feature_extractor.select_columns(ROWS)
-        encoder = processor._store()
-        for of_pieces, of_rows in zip(
-            encoder.by_pieces(columns, max_length), encoder.by_rows(columns, max_length), strict=True
-        ):
-            np.testing.assert_array_equal(of_pieces, of_rows)
 
 
 VALUES = st.one_of(
@@ -441,9 +426,11 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
     columns = kinds.select_columns(KINDS)
-    slow_way = processor._store().by_rows(columns, 10**6)
-    for fast, slow in zip(processor._encode_text(columns, 10**6), slow_way, strict=True):
-        np.testing.assert_array_equal(fast, slow)
+    longest = max(map(len, output["input_ids"]))
+    for max_length in (longest, longest - 2, longest - 9):
+        by_rows = processor._store().by_rows(columns, max_length)
+        for fast, slow in zip(processor._encode_text(columns, max_length), by_rows, strict=True):
+            np.testing.assert_array_equal(fast, slow)
     # ids alone, statistics and what is missing spell nothing
     owners = [set(row) - {-1} for row in output["token_field_ids"]]
     assert owners[0] == {0, 1, 2, 4, 5, 6, 7, 8} and owners[2] == {0, 5}
@@ -460,40 +447,12 @@ def test_one_row_of_every_kind(kinds, tokenizer):
     assert FlipProcessor(extractor, tokenizer).render({"x": [-0.0, 0.0, False, 0]}) == ["x is 0.00."] * 4
 
 
-def test_every_kind_goes_through_both_stages(kinds, tokenizer, text_model_dir):
-    table = Dataset.from_dict(KINDS)
-    processor = FlipProcessor(kinds, tokenizer, max_length=128)
-    encoded = prepare_dataset(table, processor, out_of_fold=True)
-    rows = [encoded[k] for k in range(6)]
-    pretraining = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
-    output = pretraining(
-        **DataCollatorForFlipPreTraining(processor, text_mask_ratio=0.5, feature_mask_ratio=0.5)(rows)
-    )
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
-    assert [name for name, p in pretraining.named_parameters() if p.grad is None] == []
-    for mode in ("tabular", "text", "joint"):
-        model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode)
-        output = model(**DataCollatorForFlipCTR(processor, mode=mode)(rows))
-        output.loss.backward()
-        assert output.logits.shape == (6,) and torch.isfinite(output.loss)
-
-
 def test_a_table_of_ids_alone_has_no_text(tokenizer):
     rows = {"a": ["x", "y"], "label": [0, 1]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"a": {"view": "tabular"}}), tokenizer)
     with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
         processor(rows)
     assert processor(rows, return_text=False)["feature_ids"] == [[4], [5]]
-
-
-def test_the_disk_gives_back_every_kind(kinds, tokenizer, tmp_path):
-    processor = FlipProcessor(kinds, tokenizer, max_length=128)
-    processor.save_pretrained(tmp_path)
-    again = FlipProcessor.from_pretrained(tmp_path)
-    assert again.feature_extractor == kinds and again.digest() == processor.digest()
-    assert again.feature_extractor.field_specs == kinds.field_specs
-    assert dict(again(KINDS, out_of_fold=True)) == dict(processor(KINDS, out_of_fold=True))
 
 
 READ_ELSEWHERE = """

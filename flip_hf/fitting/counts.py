@@ -83,21 +83,17 @@ class Counts:
         self._sums = np.zeros((64, *shape), np.int64)
         self.largest = -np.inf
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     @property
     def sums(self) -> np.ndarray:
         """Of the keys in `rows`, in order."""
         return self._sums[: len(self.rows)]
 
-    def add(self, keys: Iterable[Any], sums: Any) -> np.ndarray:
-        """Adds `(n, *shape)` to what is under keys, of which some may be equal; returns their rows `(n,)`."""
+    def add(self, keys: Iterable[Any], sums: Any) -> None:
+        """Adds `(n, *shape)` to what is under keys, of which some may be equal."""
         rows = np.array([self.rows.setdefault(key, len(self.rows)) for key in keys], np.int64)
         while len(self.rows) > len(self._sums):
             self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
         np.add.at(self._sums, rows, sums)
-        return rows
 
     def merge(self, other: "Counts") -> None:
         self.add(other.rows, other.sums)
@@ -260,7 +256,7 @@ class FeatureCounts:
     Attributes:
         num_rows (`int`): rows counted so far.
         of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
-        of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold.
+        of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
 
     Example:
         ```python
