@@ -2,6 +2,7 @@
 """Processor, extractor, pipeline and model are shared by threads: each row as one thread gives it, forks included."""
 
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS
-from test_hub import elsewhere
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor
+from flip_hf.feature_extraction_flip import Vocabulary
 from flip_hf.serving.pipeline import ClickThroughRatePipeline
 from flip_hf.serving.scoring import score
 
 
-NUM_THREADS = 16
+NUM_THREADS = 8
 
 
 def make_rows(num_rows: int, seed: int = 0) -> list[dict]:
@@ -60,7 +61,7 @@ def eager_switching():
 
 def keep_little(monkeypatch, number: int) -> None:
     """Whatever is kept is thrown away and built anew again and again."""
-    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_PIECES", number)
+    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_BYTES", 250 * number)
     monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_VALUES", number)
 
 
@@ -90,32 +91,25 @@ def wrong_rows(
     return wrong
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_trials", "sizes"),
-    [(120, 2, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 1, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)],
-    ids=["short", "long"],
-)
-def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_trials, sizes):
-    if num_rows > 1000:  # chance has time enough
-        sys.setswitchinterval(5e-3)
-    bound = num_rows // 2
+def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch):
+    num_rows, bound, sizes = 60, 30, (1, 1, 2, 5, 1, 3)
     keep_little(monkeypatch, bound)
     rows = make_rows(num_rows)
     fitted = make_processor(rows, tokenizer)
     expected = list(zip(*pickle.loads(pickle.dumps(fitted))(rows).values(), strict=True))
     assert max(len(row[0]) for row in expected) == 48  # some rows were cut
-    for _ in range(num_trials):
-        shared = pickle.loads(pickle.dumps(fitted))  # which nobody has used: the first calls meet
+    shared = pickle.loads(pickle.dumps(fitted))  # which nobody has used: the first calls meet
 
-        def work(number, shared=shared):
-            return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows), sizes)
+    def work(number):
+        return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows), sizes)
 
-        assert set().union(*run_together(work)) == set()
-        # and nothing wrong has stayed
-        assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows), sizes) == set()
-        # beyond the bound only what the running calls, of 5 fields, may add
-        assert shared._pieces.count <= bound + NUM_THREADS * max(sizes) * 5
-        assert sum(map(len, shared.feature_extractor._caches.values())) <= bound
+    assert set().union(*run_together(work)) == set()
+    # and nothing wrong has stayed
+    assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows), sizes) == set()
+    # beyond the bound only what the running calls, of 5 fields, may add
+    most = bound + NUM_THREADS * max(sizes) * 5
+    assert shared._pieces.count <= most
+    assert sum(map(len, shared.feature_extractor.vocabulary._cached_ids)) <= most
 
 
 def test_the_first_use_of_label_statistics_meets_that_of_others(monkeypatch):
@@ -123,52 +117,41 @@ def test_the_first_use_of_label_statistics_meets_that_of_others(monkeypatch):
     rows = {"user_id": list("abcdefgh") * 20, "label": labels}
     extractor = FlipFeatureExtractor.fit(rows, field_options={"user_id": {"statistics": ["label_mean"]}})
     expected = extractor(rows)
-    array = FlipFeatureExtractor._array
+    array = Vocabulary.__getitem__
 
     def slow_array(self, name):
         time.sleep(0.01 if name == "label_features" else 0)  # while what is made of it is not filled yet
         return array(self, name)
 
-    monkeypatch.setattr(FlipFeatureExtractor, "_array", slow_array)
+    monkeypatch.setattr(Vocabulary, "__getitem__", slow_array)
     shared = pickle.loads(pickle.dumps(extractor))
     for found in run_together(lambda number: time.sleep(number / 1000) or shared(rows)):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.fixture()
-def scorer(tokenizer, text_config) -> ClickThroughRatePipeline:
-    processor = make_processor(make_rows(200), tokenizer)
-    torch.manual_seed(0)
+def test_a_shared_pipeline_gives_the_probabilities_of_one_thread_and_switches_no_module(
+    tokenizer, text_config, eager_switching, monkeypatch
+):
+    processor = make_processor(make_rows(60), tokenizer)
     config = FlipConfig.from_processor(processor, mode="joint", text_config=text_config.to_dict())
-    return ClickThroughRatePipeline(FlipForCTR(config).eval(), processor, device="cpu")
-
-
-def test_a_shared_pipeline_gives_the_probabilities_of_one_thread(scorer, eager_switching, monkeypatch):
-    keep_little(monkeypatch, 50)
-    rows = make_rows(64, seed=1)
+    model = FlipForCTR(config).train()
+    encoded = processor.encode(make_rows(4))
+    expected = score(model, processor, encoded).logits
+    assert model.training and torch.equal(score(model, processor, encoded).logits, expected)
+    model.eval()
+    model.flip.text.train()  # a part of it alone is not in evaluation mode either
+    assert torch.equal(score(model, processor, encoded).logits, expected)
+    model.eval()
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    monkeypatch.setattr(type(model), "train", lambda *_: pytest.fail("switched"))
+    keep_little(monkeypatch, 20)
+    rows = make_rows(16, seed=1)
     batches = [rows[start : start + 4] for start in range(0, len(rows), 4)]
-    expected = [scorer(batch, return_towers=True) for batch in batches]
-    scorer.processor = pickle.loads(pickle.dumps(scorer.processor))
-
-    def work(number):
-        order = np.random.default_rng(number).permutation(len(batches)).tolist()
-        return [(place, scorer(batches[place], return_towers=True)) for place in order]
-
-    for place, found in itertools.chain.from_iterable(run_together(work)):
-        for row, row_of_one in zip(found, expected[place], strict=True):
-            assert row == pytest.approx(row_of_one, rel=1e-5)
-
-
-def test_scoring_a_model_in_evaluation_mode_switches_no_module(scorer, monkeypatch):
-    encoded = scorer.processor.encode(make_rows(4))
-    expected = score(scorer.model, scorer.processor, encoded).logits
-    scorer.model.train()
-    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected) and scorer.model.training
-    scorer.model.eval()
-    scorer.model.flip.text.train()  # a part of it alone is not in evaluation mode either
-    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected)
-    monkeypatch.setattr(type(scorer.model), "train", lambda *_: pytest.fail("switched"))
-    assert torch.equal(score(scorer.model, scorer.processor, encoded).logits, expected)
+    alone = [scorer(batch) for batch in batches]
+    scorer.processor = pickle.loads(pickle.dumps(processor))
+    for results in run_together(lambda number: [scorer(batch) for batch in batches]):
+        for found, of_one in zip(itertools.chain(*results), itertools.chain(*alone), strict=True):
+            assert found == pytest.approx(of_one, rel=1e-5)
 
 
 def test_the_tokenizer_may_be_used_for_something_else_meanwhile(tokenizer, eager_switching):
@@ -192,50 +175,44 @@ def test_the_tokenizer_may_be_used_for_something_else_meanwhile(tokenizer, eager
     assert shared.tokenizer.backend_tokenizer.truncation["max_length"] == 3  # not ours to take off
 
 
-FORKS = """
-import os, pickle, sys, threading, time
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_while_others_add_inherits_a_store_that_is_whole_and_not_locked(tokenizer, monkeypatch):
+    known = {"user_id": ["7", "8"], "title": ["red", "old house"]}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(known), pickle.loads(pickle.dumps(tokenizer)))
+    expected = processor(known)["input_ids"]
+    store = type(processor._pieces)
+    add = store.add  # most of the time somebody holds the lock
+    monkeypatch.setattr(store, "add", lambda *piece: time.sleep(0.002) or add(*piece))
+    done = threading.Event()
 
-with open(sys.argv[1], "rb") as file:
-    processor = pickle.load(file)
-known = {"user_id": ["7", "8"], "title": ["red", "old house"]}
-expected = processor(known)["input_ids"]
-store = type(processor._pieces)
-add = store.add
-store.add = lambda *piece: time.sleep(0.002) or add(*piece)  # most of the time somebody holds the lock
-count, done = 0, False
+    def add_for_ever(thread):
+        for number in itertools.count():
+            if done.is_set():
+                return
+            processor({"user_id": [f"{thread} {number}"], "title": ["red"]})
 
-def add_for_ever(thread):
-    global count
-    while not done:
-        count += 1
-        processor({"user_id": [f"{thread} {count}"], "title": ["red"]})
-
-threads = [threading.Thread(target=add_for_ever, args=(number,)) for number in range(4)]
-for thread in threads:
-    thread.start()
-codes = []
-for number in range(20):
-    child = os.fork()
-    if not child:
-        processor({"user_id": ["new here"], "title": ["new"]})
-        os._exit(int(processor(known)["input_ids"] != expected))
-    for _ in range(500):
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        time.sleep(0.01)
-    else:
+    def fork() -> int | None:
+        """Exit status of a child that adds a piece and reads others; `None` if it hangs."""
+        child = os.fork()
+        if not child:
+            processor({"user_id": ["new here"], "title": ["new"]})
+            os._exit(int(processor(known)["input_ids"] != expected))
+        for _ in range(500):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return status
+            time.sleep(0.01)
         os.kill(child, 9)
         os.waitpid(child, 0)
-        codes.append("hangs")
-        break
-    codes.append(status)
-done = True
-print(codes)
-"""
+        return None
 
-
-def test_a_fork_while_others_add_inherits_a_store_that_is_whole_and_not_locked(tokenizer, tmp_path):
-    extractor = FlipFeatureExtractor.fit({"user_id": ["7", "8"], "title": ["red", "old house"]})
-    (tmp_path / "processor").write_bytes(pickle.dumps(FlipProcessor(extractor, tokenizer)))
-    assert elsewhere(tmp_path, str(tmp_path / "processor"), code=FORKS) == str([0] * 20)
+    threads = [threading.Thread(target=add_for_ever, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert [fork() for _ in range(10)] == [0] * 10
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()

@@ -15,11 +15,10 @@ from flip_hf import (
     FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
-    FlipModel,
     FlipProcessor,
-    FlipTabularModel,
     prepare_dataset,
 )
+from flip_hf.training.warm_start import warm_start
 
 
 NEW_ROWS = {
@@ -142,10 +141,14 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
             if int(ids[0, other]) >= first_new:
                 ids[0, other] = extractor.unseen_id(other)
         ids[0, field] = 1
-        tokens = inputs["input_ids"].clone()
-        tokens[inputs["token_field_ids"] == field] = processor.tokenizer.mask_token_id
-        states = model.flip.text(input_ids=tokens, attention_mask=inputs["attention_mask"]).last_hidden_state
-        hidden = model.mtm_head.predict(model.flip.tabular(ids).vector, states, inputs["attention_mask"])[0, field]
+        tokens, mask = inputs["input_ids"].clone(), inputs["attention_mask"].clone()
+        is_hidden = inputs["token_field_ids"] == field
+        if processor.tokenizer.mask_token_id is None:  # left out
+            mask[is_hidden] = 0
+        else:
+            tokens[is_hidden] = processor.tokenizer.mask_token_id
+        states = model.flip.text(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[0, field]
         known = [
             feature
             for feature in range(extractor.num_reserved_features, first_new)
@@ -158,9 +161,17 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
     return sums / count
 
 
-def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says_of_the_hidden_value(pretraining_model, extended):
+@pytest.mark.parametrize("mask_token", ["[MASK]", None])
+def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says_of_the_hidden_value(
+    pretraining_model, extended, mask_token
+):
     model = pretraining_model.train()
-    started = model.warm_start_features(extended, NEW_ROWS, batch_size=2)
+    extended.tokenizer = copy.deepcopy(extended.tokenizer)
+    extended.tokenizer.mask_token = mask_token
+    model.resize_feature_embeddings(extended)
+    tables = [model.mtm_head.feature_embeddings, model.flip.tabular.embeddings]
+    new = np.arange(len(tables[0].weight) - 5, len(tables[0].weight))
+    started = warm_start(model, extended, NEW_ROWS, new, tables, batch_size=2)
     assert model.training
     size = extended.feature_extractor.num_features
     assert started.tolist() == list(range(size - 5, size))
@@ -179,20 +190,16 @@ def test_a_finetuned_model_is_started_from_its_own_rows(pretraining_model, proce
     with torch.no_grad():  # as if it had been trained further
         finetuned.flip.tabular.embeddings.weight.mul_(2.0)
         finetuned.flip.tabular.first_order.weight.normal_()
-    pretraining_model.warm_start_features(extended, NEW_ROWS, into=finetuned)
-    ours, theirs = pretraining_model.flip.tabular, finetuned.flip.tabular
-    torch.testing.assert_close(theirs.embeddings.weight[-5:], 2.0 * ours.embeddings.weight[-5:])
-    assert (theirs.first_order.weight[-5:] != 0).all()
-    assert finetuned.config.num_features == extended.feature_extractor.num_features
-
-
-def test_features_that_no_row_has_keep_their_start(pretraining_model, extended):
     rows = {name: column[2:] for name, column in NEW_ROWS.items()}  # neither the new user nor item 900
-    started = pretraining_model.warm_start_features(extended, rows)
-    weight = pretraining_model.flip.tabular.embeddings.weight
+    started = pretraining_model.warm_start_features(extended, rows, into=finetuned)
     extractor = extended.feature_extractor
     assert extractor.decode(started) == ["901", "old house (2001)"]
-    assert torch.equal(weight[len(weight) - 5], weight[extractor.unseen_id(0)])
+    ours, theirs = pretraining_model.flip.tabular, finetuned.flip.tabular
+    torch.testing.assert_close(theirs.embeddings.weight[started], 2.0 * ours.embeddings.weight[started])
+    assert (theirs.first_order.weight[started] != 0).all()
+    weight = ours.embeddings.weight
+    assert torch.equal(weight[-5], weight[extractor.unseen_id(0)]), "what no row has keeps its start"
+    assert finetuned.config.num_features == extended.feature_extractor.num_features
 
 
 def test_what_cannot_be_grown_or_started_is_refused(pretraining_model, processor, extended, text_model_dir):
@@ -206,15 +213,6 @@ def test_what_cannot_be_grown_or_started_is_refused(pretraining_model, processor
     without = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_weight=0.0)
     with pytest.raises(ValueError, match="mtm_weight=0: without masked tabular modelling"):
         without.warm_start_features(extended, NEW_ROWS)
-
-
-def test_every_model_with_an_id_tower_grows(processor, extended):
-    config = FlipConfig.from_processor(processor)
-    for model in (FlipTabularModel(copy.deepcopy(config)), FlipModel(copy.deepcopy(config))):
-        assert model.resize_feature_embeddings(extended) == 5
-        ids = extended(NEW_ROWS, return_text=False, return_tensors="pt")["feature_ids"]
-        model(feature_ids=ids)
-        assert model.config.num_features == extended.feature_extractor.num_features
 
 
 def test_a_statistic_of_the_hidden_value_is_hidden_as_well(splits, tokenizer, text_model_dir):

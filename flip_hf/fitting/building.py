@@ -13,24 +13,11 @@ import numpy as np
 from transformers.utils import logging
 
 from ..columns_flip import batches
-from ..feature_extraction_flip import (
-    ARRAYS,
-    MAX_HASHED_BYTES,
-    NUM_FOLDS,
-    FlipFeatureExtractor,
-    hash_buckets,
-    statistics,
-    value_hashes,
-)
+from ..configuration_flip import missing_id, num_reserved_features, unseen_id
+from ..feature_extraction_flip import MAX_HASHED_BYTES, NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
 from ..fields_flip import AgeField, CategoricalField, Field, MultivaluedField, NumericField, StatisticField
 from ..values_flip import number_text
-from .counts import (
-    FeatureCounts,
-    HashCounts,
-    LabelCounts,
-    NumberCounts,
-    ValueCounts,
-)
+from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, number_keys
 
 
 logger = logging.get_logger(__name__)
@@ -39,16 +26,16 @@ logger = logging.get_logger(__name__)
 _LATEST_HOUR = 1_148_328
 
 
-def most_frequent(
-    counts: Mapping[str | None, int], least: int, most: int | None = None
-) -> tuple[list[bytes], np.ndarray]:
+def most_frequent(counts: Counts, least: int, most: int | None = None) -> tuple[list[bytes], np.ndarray]:
     """
     Values that occur at least `least` times, and how often each does, int64 `(n,)`: the frequent ones first, equally
     frequent ones in the order of their bytes, so that the order of the rows does not matter.
     """
-    values = [value.encode() for value, count in counts.items() if value is not None and count >= least]
-    kept = (count for value, count in counts.items() if value is not None and count >= least)
-    occurrences = np.fromiter(kept, np.int64, len(values))
+    is_frequent = counts.sums >= least
+    if None in counts.rows:
+        is_frequent[counts.rows[None]] = False
+    values = [value.encode() for value in itertools.compress(counts.rows, is_frequent.tolist())]
+    occurrences = counts.sums[is_frequent]
     # arrays are sorted fast, by the first bytes of values and as if zeros at their end were not there: a last key
     # tells apart what is alike then
     last = np.fromiter(map(len, values), np.int64, len(values))
@@ -62,55 +49,51 @@ def most_frequent(
 def build(counts: FeatureCounts, min_frequency: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Counts -> what an extractor is made of: the fields' specs, and its arrays."""
     fields = list(counts.fields)
-    for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
-        if isinstance(field, MultivaluedField) and counter is not None:
-            fields[index] = dataclasses.replace(field, max_values=min(field.max_values, counter.longest))
-    specs = [field.to_dict() for field in fields]
-    builder = FeatureBuilder(FlipFeatureExtractor(specs, counts.label, min_frequency), counts)
-    for index, (field, counter) in enumerate(zip(fields, counts.of_field, strict=True)):
-        if field.num_slots or counter is not None:
-            builder.add(index, field, counter)
-    return specs, builder.arrays()
+    for index, (field, of_field) in enumerate(zip(fields, counts.of_field, strict=True)):
+        if isinstance(field, MultivaluedField) and of_field is not None:
+            longest = int(max(of_field.largest, 1))
+            fields[index] = dataclasses.replace(field, max_values=min(field.max_values, longest))
+    builder = FeatureBuilder(fields, counts, min_frequency)
+    for index in range(len(fields)):
+        builder.add(index)
+    return [field.to_dict() for field in fields], builder.arrays()
 
 
 def installed(extractor: Any) -> FlipFeatureExtractor:
     """An extractor as the installed package's own class: one that was loaded from a folder's code is of another."""
     if isinstance(extractor, FlipFeatureExtractor):
         return extractor
-    own = FlipFeatureExtractor(extractor.field_specs, extractor.label, extractor.min_frequency)
-    own._set_arrays(**{name: extractor._array(name) for name in ARRAYS})
-    return own
+    copied = FlipFeatureExtractor(extractor.field_specs, extractor.label, extractor.min_frequency)
+    copied._set_arrays(**extractor.vocabulary.arrays)
+    return copied
 
 
 def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """[`FlipFeatureExtractor.extend`]: the arrays that change, and for each field that grew its new features."""
     extractor = installed(extractor)
     # statistics would need labels, and are not extended
-    kept = [index for index, field in enumerate(extractor.fields) if not isinstance(field, StatisticField)]
-    counts = FeatureCounts([extractor.fields[index] for index in kept], extractor.label)
+    indices = [index for index, field in enumerate(extractor.fields) if not isinstance(field, StatisticField)]
+    counts = FeatureCounts([extractor.fields[index] for index in indices], extractor.label)
     for columns in batches(rows):
         counts.add(columns, extractor.known_by_number)
     totals = extractor.feature_counts.copy()
-    features = FeatureList({**{name: extractor._array(name) for name in FeatureList.NAMES}, "feature_counts": totals})
+    features = FeatureList({**extractor.vocabulary.arrays, "feature_counts": totals})
     grown: dict[str, int] = {}
-    for index, counter in zip(kept, counts.of_field, strict=True):
-        if not isinstance(counter, ValueCounts):
-            continue
+    for index, of_field in zip(indices, counts.of_field, strict=True):
         field = extractor.fields[index]
-        assert isinstance(field, CategoricalField)
-        totals[extractor.missing_id(index)] += counter.counts.pop(None, 0)
-        ids = extractor._find(index, [value.encode() for value in counter.counts])
-        occurrences = np.fromiter(counter.counts.values(), np.int64, len(ids))
-        known = ids >= extractor.num_reserved_features
-        totals[ids[known]] += occurrences[known]  # distinct values have distinct ids
-        totals[extractor.unseen_id(index)] += occurrences[~known].sum()
+        if of_field is None or not isinstance(field, CategoricalField) or field.hash_buckets:
+            continue
+        ids = extractor.vocabulary.lookup(index, list(of_field.rows))
+        is_new = ids == unseen_id(index)
+        np.add.at(totals, ids, of_field.sums)
         if field.vocabulary_size is not None:
             continue
-        unknown = dict(itertools.compress(counter.counts.items(), (~known).tolist()))
-        new, of_new = most_frequent(unknown, field.min_frequency or extractor.min_frequency)
+        unknown = Counts()
+        unknown.add(itertools.compress(of_field.rows, is_new.tolist()), of_field.sums[is_new])
+        new, occurrences = most_frequent(unknown, field.min_frequency or extractor.min_frequency)
         if new:
-            totals[extractor.unseen_id(index)] -= of_new.sum()
-            features.add(index, new, of_new, can_be_found=True)
+            totals[unseen_id(index)] -= occurrences.sum()
+            features.add(index, new, occurrences, can_be_found=True)
             grown[field.name] = len(new)
     return features.arrays(), grown
 
@@ -156,132 +139,121 @@ class FeatureList:
 class FeatureBuilder:
     """Counts of training rows, field by field -> the arrays of an extractor."""
 
-    def __init__(self, extractor: Any, counts: FeatureCounts):
-        self.extractor = extractor
-        self.sources = {counts.field_names.index(name): found for name, found in counts.of_source.items()}
-        self.num_rows = counts.num_rows
-        reserved, num_fields = extractor.num_reserved_features, extractor.num_fields
-        self.counts = np.zeros(reserved, np.int64)  # of reserved ids
-        fields = np.repeat(np.arange(-1, num_fields, dtype=np.int32), 2)
-        empty: dict[str, np.ndarray] = {"value_bytes": np.zeros(0, np.uint8), "value_offsets": np.zeros(1, np.int64)}
-        empty |= {"sorted_hashes": np.zeros(0, np.int64), "sorted_ids": np.zeros(0, np.int32)}
-        self.features = FeatureList({**empty, "feature_counts": self.counts, "feature_fields": fields})
-        self.edges: list[np.ndarray] = [np.zeros(0)] * num_fields
-        self.references = np.full(num_fields, np.nan)
-        self.label_features: list[np.ndarray] = [np.zeros(0, np.int32)]
-        self.label_sums: list[np.ndarray] = [np.zeros((0, NUM_FOLDS, 2), np.int64)]
-        self.sum_numbers: dict[int, int] = {}  # where the sums of a source stand in these two lists
-        self.label_totals = np.zeros((num_fields, NUM_FOLDS, 2), np.int64)
-        self.missing_rows = np.zeros((num_fields, NUM_FOLDS), np.int64)
+    def __init__(self, fields: Sequence[Field], counts: FeatureCounts, min_frequency: int):
+        self.fields, self.counts, self.min_frequency = fields, counts, min_frequency
+        self.reserved = np.zeros(num_reserved_features(len(fields)), np.int64)  # how often each reserved id occurs
+        self.features = FeatureList(
+            {
+                "value_bytes": np.zeros(0, np.uint8),
+                "value_offsets": np.zeros(1, np.int64),
+                "sorted_hashes": np.zeros(0, np.int64),
+                "sorted_ids": np.zeros(0, np.int32),
+                "feature_counts": self.reserved,
+                "feature_fields": np.repeat(np.arange(-1, len(fields), dtype=np.int32), 2),
+            }
+        )
+        self.edges = [np.zeros(0) for _ in fields]
+        self.references = np.full(len(fields), np.nan)
+        self.label_features = [np.zeros(0, np.int32)]
+        self.label_sums: dict[int, np.ndarray] = {}  # of the values of each source
+        self.label_totals = np.zeros((len(fields), NUM_FOLDS, 2), np.int64)
 
-    def add(self, index: int, field: Field, counter: Any) -> None:
+    def add(self, index: int) -> None:
         """The features of field number `index`."""
+        field, counts = self.fields[index], self.counts.of_field[index]
+        if counts is not None:
+            self.reserved[missing_id(index)] = counts.of([None])[0]
         if isinstance(field, StatisticField):
             self._add_statistic(index, field)
-        elif isinstance(counter, NumberCounts):
-            assert isinstance(field, NumericField)
-            self._add_buckets(index, field, counter)
-        else:
-            assert isinstance(field, CategoricalField)
-            first = self.features.num_features
-            if isinstance(counter, HashCounts):
-                self._add_hashed(index, counter)
-                sums = self._hashed_sums(field, self.sources[index]) if index in self.sources else None
-            else:
-                values = self._add_vocabulary(index, field, counter)
-                sums = self.sources[index].of([value.decode() for value in values]) if index in self.sources else None
-            if sums is not None:
-                self.sum_numbers[index] = len(self.label_sums)
-                self.label_features.append(np.arange(first, self.features.num_features, dtype=np.int32))
-                self.label_sums.append(sums)
-                self.label_totals[index] = self.sources[index].totals
-                self.missing_rows[index] = self.sources[index].of([""])[0, :, 0]
+        elif isinstance(field, NumericField) and counts is not None:
+            self._add_numbers(index, field, counts)
+        elif isinstance(field, CategoricalField) and counts is not None:
+            self._add_values(index, field, counts)
 
-    def _nothing(self, field: Field) -> ValueError:
-        return ValueError(
-            f"field {field.name!r} has no value in any of the {self.num_rows} rows: leave it out of `fields`"
-        )
-
-    def _add_vocabulary(self, index: int, field: CategoricalField, counter: ValueCounts) -> list[bytes]:
-        occurrences = counter.counts
-        missing = occurrences.get(None, 0)
-        num_values = len(occurrences) - (None in occurrences)
+    def _check_any(self, field: Field, num_values: int) -> None:
         if not num_values:
-            raise self._nothing(field)
-        if num_values == 1:
-            (value,) = set(occurrences) - {None}
-            logger.warning(f"field {field.name!r} has the one value {value[:40]!r} in all rows: it says nothing")
-        least = field.min_frequency or self.extractor.min_frequency
-        kept, counts = most_frequent(occurrences, least, field.vocabulary_size)
-        self.counts[self.extractor.missing_id(index)] = missing
-        self.counts[self.extractor.unseen_id(index)] = sum(occurrences.values()) - missing - counts.sum()
-        self.features.add(index, kept, counts, can_be_found=True)
-        return kept
-
-    def _add_hashed(self, index: int, counter: HashCounts) -> None:
-        self.counts[self.extractor.missing_id(index)] = counter.counts[-1]
-        counts = counter.counts[:-1]
-        self.features.add(index, [b"hash %d" % number for number in range(len(counts))], counts, can_be_found=False)
-
-    @staticmethod
-    def _hashed_sums(field: CategoricalField, label_counts: LabelCounts) -> np.ndarray:
-        sums = np.zeros((field.hash_buckets, NUM_FOLDS, 2), np.int64)
-        values = [value for value in label_counts.rows if value]  # "" is a missing one
-        np.add.at(sums, hash_buckets(values, field.hash_buckets), label_counts.of(values))
-        return sums
-
-    def _add_buckets(self, index: int, field: NumericField, counter: NumberCounts) -> None:
-        self.counts[self.extractor.missing_id(index)] = counter.missing
-        self.counts[self.extractor.unseen_id(index)] = counter.unreadable
-        if counter.unreadable:
-            logger.warning(
-                f"field {field.name!r}: {counter.unreadable} of {self.num_rows} rows hold no number: they take the id "
-                "of unseen values"
+            raise ValueError(
+                f"field {field.name!r} has no value in any of the {self.counts.num_rows} rows: leave it out"
             )
-        keys, counts = counter.bins()
-        if not len(keys):
-            raise self._nothing(field)
+
+    def _add_values(self, index: int, field: CategoricalField, counts: Counts) -> None:
+        keys: list[Any]
+        if field.hash_buckets:
+            keys = list(range(field.hash_buckets))
+            names, occurrences = [b"hash %d" % key for key in keys], counts.of(keys)
+        else:
+            values = counts.rows.keys() - {None}
+            self._check_any(field, len(values))
+            if len(values) == 1:
+                (value,) = values
+                logger.warning(f"field {field.name!r} has the one value {value[:40]!r} in all rows: it says nothing")
+            least = field.min_frequency or self.min_frequency
+            names, occurrences = most_frequent(counts, least, field.vocabulary_size)
+            keys = [name.decode() for name in names]
+            known = occurrences.sum() + self.reserved[missing_id(index)]
+            self.reserved[unseen_id(index)] = counts.sums.sum() - known
+        first = self.features.num_features
+        self.features.add(index, names, occurrences, can_be_found=not field.hash_buckets)
+        if field.name in self.counts.of_source:
+            source = self.counts.of_source[field.name]
+            self.label_features.append(np.arange(first, self.features.num_features, dtype=np.int32))
+            self.label_sums[index] = source.of(keys)
+            self.label_totals[index] = source.sums.sum(0)
+
+    def _add_numbers(self, index: int, field: NumericField, counts: Counts) -> None:
+        (num_unreadable,) = counts.of([UNREADABLE]).tolist()
+        self.reserved[unseen_id(index)] = num_unreadable
+        if num_unreadable:
+            logger.warning(
+                f"field {field.name!r}: {num_unreadable} of {self.counts.num_rows} rows hold no number: they take the "
+                "id of unseen values"
+            )
+        bins, occurrences = counts.bins()
+        self._check_any(field, len(bins))
         if isinstance(field, AgeField) and field.reference is None:
-            if counter.newest > _LATEST_HOUR:
-                year = 1970 + counter.newest / 8_765.8
+            newest = counts.largest
+            if newest > _LATEST_HOUR:
                 raise ValueError(
                     f"field {field.name!r}: ages are counted to the newest time of the training rows, and that is in "
-                    f"the year {year:.0f}: make times that stand for none missing (None)"
+                    f"the year {1970 + newest / 8_765.8:.0f}: make times that stand for none missing (None)"
                 )
-            self.references[index] = counter.newest
+            self.references[index] = newest
             if not field.num_slots:
                 return
-            ages = NumberCounts(field.known_edges)
-            ages.add_numbers(field.ages(counter.starts(), counter.newest), counts)
-            counter = ages
-            keys, counts = counter.bins()
-        if counter.edges is not None:
-            edges, of_bucket = counter.edges, keys
-            if field.bucketing == "log":  # those between the smallest and the largest number
-                edges, of_bucket = edges[keys[0] : keys[-1]], keys - keys[0]
-        else:
-            starts = counter.starts()
-            edges = quantile_edges(starts, counts, field.num_buckets)
-            of_bucket = np.searchsorted(edges, starts, side="right")
-        self.edges[index] = edges
-        of_buckets = np.bincount(of_bucket, counts, len(edges) + 1).astype(np.int64)
-        self.features.add(index, bucket_names(edges), of_buckets, can_be_found=False)
+            ages = Counts()
+            ages.add(
+                number_keys(field.ages(bin_starts(bins, HOUR_BITS), newest), field.known_edges).tolist(), occurrences
+            )
+            bins, occurrences = ages.bins()
+        self._add_buckets(index, field, bins, occurrences)
 
     def _add_statistic(self, index: int, field: StatisticField) -> None:
         """Buckets of what training rows will read, which follows from the counts: no second pass."""
-        extractor = self.extractor
-        source = extractor.field_names.index(field.source)
-        number = self.sum_numbers[source]
-        rows, clicks = self.label_sums[number][:, :, 0], self.label_sums[number][:, :, 1]
-        totals = self.label_totals[source]
+        source = self.counts.field_names.index(field.source)
+        sums, totals = self.label_sums[source], self.label_totals[source]
+        missing = self.counts.of_source[field.source].of([None])[0]
         # values that are too rare for the vocabulary are read as unseen
-        rare = totals[:, 0] - rows.sum(0) - self.missing_rows[source]
-        rows_seen, weights = np.vstack([rows, np.zeros_like(rare)]), np.vstack([rows, rare])
-        of_rows = statistics(field, rows_seen, np.vstack([clicks, np.zeros_like(rare)]), totals)[:, :NUM_FOLDS]
-        counter = NumberCounts()
-        counter.add_numbers(of_rows[weights > 0], weights[weights > 0])
-        counter.missing = self.counts[extractor.missing_id(source)]
-        self._add_buckets(index, field, counter)
+        num_rows = np.vstack([sums, (totals - sums.sum(0) - missing)[None]])[:, :, 0]
+        numbers = statistics(field, np.vstack([sums, np.zeros_like(missing)[None]]), totals)[:, :NUM_FOLDS]
+        counts = Counts()
+        counts.add(number_keys(numbers[num_rows > 0], None).tolist(), num_rows[num_rows > 0])
+        self.reserved[missing_id(index)] = self.reserved[missing_id(source)]
+        bins, occurrences = counts.bins()
+        self._check_any(field, len(bins))
+        self._add_buckets(index, field, bins, occurrences)
+
+    def _add_buckets(self, index: int, field: NumericField, bins: np.ndarray, occurrences: np.ndarray) -> None:
+        if field.known_edges is None:
+            starts = bin_starts(bins)
+            edges = quantile_edges(starts, occurrences, field.num_buckets)
+            buckets = np.searchsorted(edges, starts, side="right")
+        else:
+            edges, buckets = np.array(field.known_edges), bins
+            if field.bucketing == "log":  # the edges between the smallest and the largest number
+                edges, buckets = edges[bins[0] : bins[-1]], bins - bins[0]
+        self.edges[index] = edges
+        counts = np.bincount(buckets, occurrences, len(edges) + 1).astype(np.int64)
+        self.features.add(index, bucket_names(edges), counts, can_be_found=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {
@@ -290,7 +262,7 @@ class FeatureBuilder:
             "edge_offsets": np.cumsum([0, *map(len, self.edges)]).astype(np.int64),
             "references": self.references,
             "label_features": np.concatenate(self.label_features),
-            "label_sums": np.concatenate(self.label_sums),
+            "label_sums": np.concatenate([self.label_totals[:0], *self.label_sums.values()]),
             "label_totals": self.label_totals,
         }
 

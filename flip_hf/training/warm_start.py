@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings for ids that no training row had, out of what an aligned model already knows.
 
-Letters: M pairs of a row and a new feature in it, n known features of a field, T tokens, S slots, D size of a row of a
-table.
+Letters: M pairs of a row and a new feature in it, n known features of a field, S slots, E size of a feature embedding.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+from ..masking_flip import hide_features, hide_tokens, pad_rows
+from ..modeling_flip_base import evaluating
 
 
 @torch.no_grad()
@@ -44,84 +44,52 @@ def warm_start(
     Returns:
         `np.ndarray`: the features that were started; one that no row has keeps the row it has.
     """
-    extractor = processor.feature_extractor
+    extractor, device = processor.feature_extractor, model.device
     encoded = processor.encode(rows)
     slot_fields = np.asarray(extractor.slot_fields)
-    ends = np.cumsum(encoded.lengths)
-    starts = ends - encoded.lengths
     is_new = np.isin(encoded.feature_ids, features)
-    # to the model a new id is one that it has never seen
-    unseen = np.array([extractor.unseen_id(field) for field in slot_fields])
-    clean_ids = np.where(is_new, unseen, encoded.feature_ids)
-
     row, slot = np.nonzero(is_new)
     feature = encoded.feature_ids[row, slot]
     order = np.argsort(feature, kind="stable")
-    row, slot, feature = row[order], slot[order], feature[order]
-    _, first, count = np.unique(feature, return_index=True, return_counts=True)
-    rank = np.arange(len(feature)) - np.repeat(first, count)
-    row, slot, feature = (array[rank < max_rows] for array in (row, slot, feature))  # (M,)
+    row, field_of, feature = row[order], slot_fields[slot][order], feature[order]
+    started, first, count = np.unique(feature, return_index=True, return_counts=True)
+    is_read = np.arange(len(feature)) - np.repeat(first, count) < max_rows
+    row, field_of, feature = row[is_read], field_of[is_read], feature[is_read]  # (M,)
 
-    was_training = model.training
-    model.eval()
-    try:
-        for field in np.unique(slot_fields[slot]).tolist():
-            known = (extractor.feature_fields == field) & (extractor.feature_counts > 0)
-            known[: extractor.num_reserved_features] = False
-            known[features] = False
-            candidates = torch.from_numpy(np.flatnonzero(known)).to(model.device)  # (n,)
-            asked = slot_fields[slot] == field
-            new, position = np.unique(feature[asked], return_inverse=True)
+    # to the model a new id is one that it has never seen
+    unseen = np.array([extractor.unseen_id(field) for field in slot_fields])
+    feature_ids = np.where(is_new, unseen, encoded.feature_ids).astype(np.int64)
+    text_ends = np.cumsum(encoded.lengths)[:-1]
+    with evaluating(model):
+        for field in np.unique(field_of).tolist():
+            is_known = (extractor.feature_fields == field) & (extractor.feature_counts > 0)
+            is_known[: extractor.num_reserved_features] = is_known[features] = False
+            known = torch.from_numpy(np.flatnonzero(is_known)).to(device)  # (n,)
+            hidden_ids = hide_features(feature_ids, np.arange(extractor.num_fields) == field, extractor)
+            is_hidden = encoded.token_fields == field
+            hidden_tokens = hide_tokens(encoded.tokens, is_hidden, processor.tokenizer.mask_token_id)
+            texts = np.split(hidden_tokens, text_ends)
+            new, position = np.unique(feature[field_of == field], return_inverse=True)
             sums = [table.weight.new_zeros(len(new), table.weight.shape[1]) for table in tables]
-            num_rows = torch.from_numpy(np.bincount(position)).to(model.device)
             for start in range(0, len(position), batch_size):
-                part = row[asked][start : start + batch_size]
-                ids = clean_ids[part].astype(np.int64)
-                ids[:, slot_fields == field] = np.where(
-                    ids[:, slot_fields == field] == PAD_FEATURE_ID, PAD_FEATURE_ID, MASK_FEATURE_ID
-                )
-                for statistic in np.flatnonzero(extractor.statistic_sources == field).tolist():
-                    ids[:, slot_fields == statistic] = extractor.missing_id(statistic)
-                texts = [slice(begin, end) for begin, end in zip(starts[part], ends[part], strict=True)]
-                tokens, attention_mask = _hidden_texts(processor, encoded, texts, field)
-                scores = _scores(model, ids, tokens, attention_mask, field, candidates)
+                batch = row[field_of == field][start : start + batch_size]
+                into = torch.from_numpy(position[start : start + batch_size]).to(device)
+                tokens = np.concatenate([texts[number] for number in batch])
+                input_ids, attention_mask = pad_rows(tokens, encoded.lengths[batch], processor.pad_token_id)
+                inputs = [torch.from_numpy(one).to(device) for one in (hidden_ids[batch], input_ids, attention_mask)]
+                scores = _scores(model, inputs, field, known)
                 weights = scores.float().softmax(-1)  # (batch, n)
-                into = torch.from_numpy(position[start : start + batch_size]).to(model.device)
                 for total, table in zip(sums, tables, strict=True):
-                    total.index_add_(0, into, weights.to(total.dtype) @ table.weight[candidates])
+                    total.index_add_(0, into, weights.to(total.dtype) @ table.weight[known])
+            num_rows = torch.from_numpy(np.bincount(position)).to(device)
             for total, table in zip(sums, tables, strict=True):
-                table.weight[torch.from_numpy(new).to(model.device).long()] = total / num_rows[:, None]
-    finally:
-        model.train(was_training)
-    return np.unique(feature)
+                table.weight[torch.from_numpy(new).to(device).long()] = total / num_rows[:, None]
+    return started
 
 
-def _hidden_texts(processor: Any, encoded: Any, texts: list[slice], field: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of rows with one field's value hidden, padded `(batch, T)`, and their attention mask."""
-    lengths = np.array([text.stop - text.start for text in texts])
-    is_real = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.full(is_real.shape, processor.tokenizer.pad_token_id, np.int64)
-    hidden = [
-        np.where(encoded.token_fields[text] == field, processor.tokenizer.mask_token_id, encoded.tokens[text])
-        for text in texts
-    ]
-    tokens[is_real] = np.concatenate(hidden)
-    return tokens, is_real.astype(np.int64)
-
-
-def _scores(
-    model: Any,
-    ids: np.ndarray,
-    tokens: np.ndarray,
-    attention_mask: np.ndarray,
-    field: int,
-    candidates: torch.Tensor,
-) -> torch.Tensor:
-    """How well each candidate `(n,)` fits into the masked field of each row -> `(batch, n)`."""
-    head = model.mtm_head
-    feature_ids, input_ids, mask = (
-        torch.from_numpy(array).to(model.device) for array in (ids, tokens, attention_mask)
-    )
-    states, _ = model.flip.encode_text(input_ids, mask)
-    hidden = head.predict(model.flip.tabular(feature_ids).vector, states, mask)[:, field]  # (batch, E)
-    return hidden @ head.feature_embeddings.weight[candidates].T
+def _scores(model: Any, inputs: list[torch.Tensor], field: int, known: torch.Tensor) -> torch.Tensor:
+    """How well each known feature `(n,)` fits into the hidden field of each row -> `(batch, n)`."""
+    ids, tokens, mask = inputs
+    states, _ = model.flip.encode_text(tokens, mask)
+    predicted = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[:, field]  # (batch, E)
+    return predicted @ model.mtm_head.feature_embeddings.weight[known].T
