@@ -16,7 +16,7 @@ from conftest import make_table
 from transformers import PreTrainedConfig
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel
-from flip_hf.feature_extraction_flip import _ARRAYS
+from flip_hf.feature_extraction_flip import ARRAYS
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_other_label_statistics_make_another_processor():
 def test_every_number_that_decides_an_id_is_in_the_digests():
     extractor = fit(**STATISTICS)
     config, user = FlipConfig.from_processor(extractor, mode="tabular"), extractor.field_names.index("user")
-    for name in _ARRAYS:
+    for name in ARRAYS:
         array = getattr(extractor, f"_{name}")
         without_use = np.zeros(array.shape, bool)
         if name == "feature_counts":

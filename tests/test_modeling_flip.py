@@ -223,7 +223,7 @@ def test_a_small_query_begins_with_soft_attention_and_keeps_what_was_learnt(
 def test_stage_1_without_masks_says_where_batches_come_from(pretraining_model, batch):
     batch.pop("labels")
     with pytest.raises(
-        ValueError, match="stage 1 needs masked_input_ids, masked_feature_ids.*DataCollatorForFlipPreTraining"
+        ValueError, match="stage 1 needs .*DataCollatorForFlipPreTraining"
     ):
         pretraining_model(**batch)
 
@@ -525,7 +525,7 @@ def test_auto_classes_open_their_folders_and_name_the_right_one_for_others(
     make_ctr("joint", processor, text_model_dir).save_pretrained(tmp_path / "ctr")
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "stage1"), FlipForPreTraining)
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(tmp_path / "ctr"), FlipForCTR)
-    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained or AutoModelForSeq"):
+    with pytest.raises(ValueError, match="holds a FlipForCTR.*use FlipForCTR.from_pretrained, or its Auto class.*AutoModelForSeq"):
         AutoModelForPreTraining.from_pretrained(tmp_path / "ctr")
 
 
