@@ -387,7 +387,8 @@ def _is_within(value: Any, interval: str, default: Any) -> bool:
     """Whether a number is in an interval, "(0, 1]" say, and whole where the default is, or `None` where that is."""
     if value is None or isinstance(value, bool):
         return value is None and default is None
-    if not isinstance(value, numbers.Integral if isinstance(default, int) else numbers.Real):
+    kind: Any = numbers.Integral if isinstance(default, int) else numbers.Real
+    if not isinstance(value, kind):
         return False
     low, high = map(float, interval[1:-1].split(","))
     is_above = value > low or (value == low and interval[0] == "[")
