@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the two towers meet in stage 1: the heads of masked language modelling (MLM), masked tabular modelling
-(MTM) and instance contrast (ICL), each with its loss.
+"""Where the two towers meet: in stage 1 three heads, each with its loss, masked language modelling (MLM), masked
+tabular modelling (MTM) and instance contrast (ICL); in stage 2 the fusion of both towers into one logit.
 
 Letters: B rows, F fields, S slots, T tokens, N features, V word pieces, K noise features, M masked (row, position)
 pairs of a batch, E size of a masked-feature output row, P size of a contrastive projection, d_v and d_w sizes of a
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_flip import MASK_FEATURE_ID, FlipConfig
@@ -23,6 +24,18 @@ from .text_tower_flip import TextMLMHead, mlm_activation
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
 MAX_FIELD_VOCABULARY_SCORED = 100_000
+
+
+class StartedLayerNorm(nn.LayerNorm):
+    """LayerNorm whose weights start at `start`, in place of 1."""
+
+    def __init__(self, size: int, start: float):
+        super().__init__(size)
+        self.start = start
+
+    def init_weights(self) -> None:
+        init.constant_(self.weight, self.start)
+        init.zeros_(self.bias)
 
 
 class FlipMLMHead(nn.Module):
@@ -50,6 +63,16 @@ class FlipMLMHead(nn.Module):
         self.dropout = nn.Dropout(config.mlm_dropout_prob)
         self.decoder = nn.Linear(size, text_config.vocab_size)
 
+    @torch.no_grad()
+    def start_from(self, head: TextMLMHead) -> None:
+        """Copies the weights of a language model's own head; what reads the tabular vector starts at zero."""
+        for name, weight in head.weights.items():
+            parameter = self.get_parameter(name)
+            if name == "dense.weight":
+                parameter[:, self.text_size :] = 0.0
+                parameter = parameter[:, : self.text_size]
+            parameter.copy_(weight)
+
     def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
         """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""
         hidden = self.activation(self.dense(torch.cat([token_states, tabular_vectors], dim=-1)))
@@ -57,15 +80,24 @@ class FlipMLMHead(nn.Module):
             hidden = self.layer_norm(hidden)
         return self.decoder(self.dropout(hidden))
 
-    @torch.no_grad()
-    def start_from(self, head: TextMLMHead) -> None:
-        """Copies the weights of a language model's own head; what reads the tabular vector starts at zero."""
-        for name, weight in head.weights.items():
-            own = self.get_parameter(name)
-            if name == "dense.weight":
-                own[:, self.text_size :] = 0.0
-                own = own[:, : self.text_size]
-            own.copy_(weight)
+    def loss(
+        self,
+        masked_states: torch.Tensor,
+        tabular_vectors: torch.Tensor,
+        input_ids: torch.LongTensor,
+        masked_input_ids: torch.LongTensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        W~ `(B, T, d_w)`, v `(B, d_v)`, tokens and masked tokens `(B, T)` -> cross-entropy summed over masked tokens
+        `()`, how many these are `()`, and in evaluation mode what [`FlipForPreTrainingOutput`] says of them.
+        """
+        row, position = (masked_input_ids != input_ids).nonzero(as_tuple=True)
+        targets = input_ids[row, position]  # (M,)
+        logits = self(masked_states[row, position], tabular_vectors[row]).float()  # (M, V)
+        total, count = F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(row), device=row.device)
+        if self.training:
+            return total, count, {}
+        return total, count, {"num_masked_tokens": count, "mlm_accuracy": share(logits.argmax(-1) == targets)}
 
 
 class FlipMTMHead(nn.Module):
@@ -74,8 +106,8 @@ class FlipMTMHead(nn.Module):
 
     The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W
     over real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
-    s(j) = h_f . e_j + b_j - ln N with an output table of its own. b starts at ln p(j) + ln N, so that before any
-    training the scores are the log frequencies of the training rows.
+    s(j) = h_f . e_j + b_j - ln N with an output table e. b starts at ln p(j) + ln N, so that before any training the
+    scores are the log frequencies of the training rows.
 
     The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; what
     follows from them (log p, and the cumulative distribution noise is drawn from) is computed when first needed.
@@ -86,7 +118,7 @@ class FlipMTMHead(nn.Module):
         self.config = config
         text_size = config.text_config.hidden_size
         self.query = nn.Linear(tabular_size, text_size)
-        self.query_norm = nn.LayerNorm(text_size)
+        self.query_norm = StartedLayerNorm(text_size, config.mtm_query_init)
         self.dense = nn.Linear(tabular_size + text_size, config.num_fields * config.mtm_embedding_size)
         self.feature_embeddings = nn.Embedding(config.num_features, config.mtm_embedding_size)
         self.feature_bias = nn.Parameter(torch.zeros(config.num_features))
@@ -94,52 +126,42 @@ class FlipMTMHead(nn.Module):
         self.register_buffer("feature_fields", torch.full((config.num_features,), -1, dtype=torch.long))
         self._noise: tuple[torch.Tensor, ...] | None = None
 
-    @torch.no_grad()
-    def set_feature_counts(self, counts: np.ndarray | torch.Tensor, fields: np.ndarray | torch.Tensor) -> None:
-        """
-        Takes the training frequencies over and starts the output bias from them.
+    def init_weights(self) -> None:
+        init.zeros_(self.feature_bias)
+        init.zeros_(self.feature_counts)
+        init.constant_(self.feature_fields, -1)
 
-        Args:
-            counts (`(N,)`): how often each feature occurs in the training rows.
-            fields (`(N,)`): the field of each feature, -1 for pad and mask.
+    @torch.no_grad()
+    def set_feature_counts(
+        self, counts: np.ndarray | torch.Tensor, fields: np.ndarray | torch.Tensor, num_known: int = 0
+    ) -> None:
+        """
+        Takes over how often each feature occurs in the training rows `(N,)`, and the field of each, -1 for pad and
+        mask `(N,)`. The output bias starts from them; that of the first `num_known` features stays.
 
         Raises:
             ValueError: if there are not N of them.
         """
-        counts, fields = torch.as_tensor(counts), torch.as_tensor(fields)
         if len(counts) != self.config.num_features or len(fields) != self.config.num_features:
             raise ValueError(
                 f"{len(counts)} feature counts for a model of {self.config.num_features} features: "
                 "build its configuration from the same processor (FlipConfig.from_processor)"
             )
-        self.feature_counts.copy_(counts)
-        self.feature_fields.copy_(fields)
-        self._noise = None
-        log_probs = self.noise_distribution()[0]
-        self.feature_bias.copy_(log_probs + math.log(self.config.num_features))
+        bias, self._noise = self.feature_bias, None
+        self.feature_counts = torch.as_tensor(counts).long().to(bias.device)
+        self.feature_fields = torch.as_tensor(fields).long().to(bias.device)
+        start = self.noise_distribution()[0].to(bias.dtype) + math.log(len(counts))
+        bias.data, bias.grad = torch.cat([bias[:num_known], start[num_known:]]), None
 
-    def grow_features(self, fields: torch.Tensor, feature_fields: torch.Tensor, start: str) -> None:
+    def grow_features(self, counts: torch.Tensor, fields: torch.Tensor, start: str) -> None:
         """
-        New rows `(num_new,)` behind the output table's own, as [`FlipTabularModel.grow_features`] does for input
-        tables; ids for unseen values are never asked for and have no row to copy, so `"unseen"` is `"mean"` here.
-        `add_feature_counts` has to follow.
+        As [`FlipTabularModel.grow_features`]; ids for unseen values are never asked for and have no row to copy, so
+        `"unseen"` is `"mean"` here. The noise follows all counts, and the bias of new features starts from theirs.
         """
-        std, reserved = self.config.initializer_range, self.config.num_reserved_features
-        start = "mean" if start == "unseen" else start
-        grow_table(self.feature_embeddings, fields, feature_fields, start, std, reserved)
-
-    @torch.no_grad()
-    def add_feature_counts(self, counts: torch.Tensor, fields: torch.Tensor) -> None:
-        """
-        Takes frequencies `(N,)` and fields `(N,)` over that were extended: the noise distribution follows all of them,
-        the bias of old features stays, that of new ones starts at ln p(j) + ln N.
-        """
-        old_bias, device = self.feature_bias, self.feature_bias.device
-        self.feature_counts, self.feature_fields = counts.long().to(device), fields.long().to(device)
-        self._noise = None
-        log_probs = self.noise_distribution()[0].to(old_bias.dtype) + math.log(len(counts))
-        bias = torch.cat([old_bias, log_probs[len(old_bias) :]])
-        self.feature_bias = nn.Parameter(bias, requires_grad=old_bias.requires_grad)
+        num_known = len(self.feature_bias)
+        std, start = self.config.initializer_range, "mean" if start == "unseen" else start
+        grow_table(self.feature_embeddings, fields, start, std, self.config.num_reserved_features)
+        self.set_feature_counts(counts, fields, num_known)
 
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -229,8 +251,7 @@ class FlipMTMHead(nn.Module):
             return losses
 
         candidates = torch.cat([targets[:, None], noise], dim=1)  # (M, 1 + K), the target in column 0
-        log_probs = self.noise_distribution()[0][candidates]
-        logits = self.score(hidden, candidates).float() - log_probs
+        logits = self.score(hidden, candidates).float() - self.noise_distribution()[0][candidates]
         if self.config.mtm_loss == "nce":
             # a noise draw stays 0 even where it equals the target: with label 1 there NCE would not be consistent
             labels = torch.zeros_like(logits)
@@ -257,17 +278,46 @@ class FlipMTMHead(nn.Module):
         """
         best_noise = self.score(hidden, noise).masked_fill(noise == targets[:, None], -torch.inf).amax(1)
         beats_noise = self.score(hidden, targets[:, None]).squeeze(1) > best_noise
-        is_best, weights_scored = [], []
+        is_best, weights_scored = [beats_noise[:0]], [weights[:0]]
         for field in fields.unique().tolist():
-            asked = fields == field
-            if int((self.feature_fields == field).sum()) > MAX_FIELD_VOCABULARY_SCORED:
-                continue
-            features, scores = self.score_field(hidden[asked], field)
-            is_best.append(features[scores.argmax(1)] == targets[asked])
-            weights_scored.append(weights[asked])
-        if not is_best:
-            is_best, weights_scored = [beats_noise[:0]], [weights[:0]]
+            if int((self.feature_fields == field).sum()) <= MAX_FIELD_VOCABULARY_SCORED:
+                asked = fields == field
+                features, scores = self.score_field(hidden[asked], field)
+                is_best.append(features[scores.argmax(1)] == targets[asked])
+                weights_scored.append(weights[asked])
         return share(beats_noise, weights), share(torch.cat(is_best), torch.cat(weights_scored))
+
+    def loss(
+        self,
+        masked_vectors: torch.Tensor,
+        text_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        feature_ids: torch.LongTensor,
+        masked_feature_ids: torch.LongTensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids and masked ids `(B, S)` -> the loss summed over
+        masked (row, field) pairs `()`, how many these are `()`, and in evaluation mode what
+        [`FlipForPreTrainingOutput`] says of them. A multivalued field counts as one, its loss is the mean over its
+        values.
+        """
+        slots = masked_slots(feature_ids, masked_feature_ids, self.config)  # (B, S)
+        num_values = slots_per_field(slots, self.config)  # (B, F)
+        row, slot = slots.nonzero(as_tuple=True)
+        fields = torch.tensor(self.config.slot_fields, device=slot.device)[slot]  # (M,)
+        weights = 1.0 / num_values[row, fields]
+        hidden = self.predict(masked_vectors, text_states, attention_mask)[row, fields]  # (M, E)
+        targets, noise, count = feature_ids[row, slot], None, (num_values > 0).sum()
+        if self.config.mtm_loss != "full_softmax" or not self.training:
+            # evaluation asks the same questions every time
+            generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
+            noise = self.draw_noise(fields, generator)  # (M, K)
+        total = (self.losses(hidden, fields, targets, noise) * weights).sum()
+        if self.training:
+            return total, count, {}
+        against_noise, against_field = self.accuracies(hidden, fields, targets, noise, weights)
+        metrics = {"mtm_accuracy": against_noise, "mtm_field_accuracy": against_field}
+        return total, count, {"num_masked_features": count, **metrics}
 
 
 class FlipProjectionHead(nn.Module):
@@ -275,10 +325,11 @@ class FlipProjectionHead(nn.Module):
 
     def __init__(self, size: int, config: FlipConfig):
         super().__init__()
-        self.projection = nn.Linear(size, config.icl_projection_size)
-        self.dense = nn.Linear(config.icl_projection_size, config.icl_projection_size)
+        projection_size, start = config.icl_projection_size, config.icl_projection_init
+        self.projection = nn.Linear(size, projection_size)
+        self.dense = nn.Linear(projection_size, projection_size)
         self.dropout = nn.Dropout(config.icl_dropout_prob)
-        self.norm = nn.LayerNorm(config.icl_projection_size)
+        self.norm = StartedLayerNorm(projection_size, projection_size**-0.5 if start is None else start)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """`(B, d)` -> `(B, P)`."""
@@ -291,9 +342,9 @@ class FlipICLHead(nn.Module):
     Instance contrast (FLIP, instance-level contrast): S = G_id G_text^T / tau, cross-entropy against the diagonal,
     mean of both directions.
 
-    With several processes every rank scores its own rows against the rows of all ranks; the gather's backward sums
-    over ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is
-    the one of a single process on the joined batch, also where ranks hold different numbers of rows.
+    With several processes every rank scores its rows against the rows of all ranks; the gather's backward sums over
+    ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is the one
+    of a single process on the joined batch, also where ranks hold different numbers of rows.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
@@ -304,10 +355,9 @@ class FlipICLHead(nn.Module):
         # log(1 / tau) as a parameter, so that no step can make tau negative
         self.log_scale = nn.Parameter(torch.zeros(())) if config.icl_learnable_temperature else None
 
-    @property
-    def norms(self) -> tuple[nn.LayerNorm, nn.LayerNorm]:
-        """What the lengths of the projections depend on."""
-        return self.tabular_projection.norm, self.text_projection.norm
+    def init_weights(self) -> None:
+        if self.log_scale is not None:
+            init.constant_(self.log_scale, -math.log(self.config.icl_temperature))
 
     def scale(self) -> torch.Tensor | float:
         """1 / tau."""
@@ -324,12 +374,12 @@ class FlipICLHead(nn.Module):
         to_text = (tabular @ all_text.T).float() * self.scale()  # (B, rows of all ranks)
         to_tabular = (text @ all_tabular.T).float() * self.scale()
         loss = (F.cross_entropy(to_text, targets) + F.cross_entropy(to_tabular, targets)) / 2
-        world_size = torch.distributed.get_world_size() if _is_distributed() else 1
-        return loss * (world_size * len(tabular) / len(all_tabular)), share(to_text.argmax(1) == targets)
+        return loss * (_world_size() * len(tabular) / len(all_tabular)), share(to_text.argmax(1) == targets)
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _world_size() -> int:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
 
 
 class _GatherRows(torch.autograd.Function):
@@ -353,14 +403,14 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`(B, P)` of this rank -> rows of all ranks in rank order, and where its own begin."""
-    if not _is_distributed() or torch.distributed.get_world_size() == 1:
+    """`(B, P)` of this rank -> rows of all ranks in rank order, and where this rank's begin."""
+    if _world_size() == 1:
         return rows, 0
     rank = torch.distributed.get_rank()
     size = torch.tensor([len(rows)], device=rows.device)
-    sizes_of_ranks = [torch.empty_like(size) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(sizes_of_ranks, size)
-    sizes = [int(other) for other in sizes_of_ranks]
+    gathered = [torch.empty_like(size) for _ in range(_world_size())]
+    torch.distributed.all_gather(gathered, size)
+    sizes = [int(size) for size in gathered]
     return _GatherRows.apply(rows, sizes, rank), sum(sizes[:rank])
 
 
@@ -378,3 +428,50 @@ def slots_per_field(slots: torch.Tensor, config: FlipConfig) -> torch.Tensor:
     """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
     slot_fields = torch.tensor(config.slot_fields, device=slots.device)
     return slots.new_zeros(len(slots), config.num_fields, dtype=torch.long).index_add(1, slot_fields, slots.long())
+
+
+class FlipFusion(nn.Module):
+    """
+    The joint logit of stage 2, by `config.fusion`:
+
+    - `"alpha"` (FLIP, arXiv 2310.19453, adaptive finetuning): alpha x logit_id + (1 - alpha) x logit_text, alpha one
+      unconstrained scalar;
+    - `"gate"`: the same with alpha = sigmoid(Linear([v ; w])) for each row, which starts at 0.5 for all;
+    - `"stack"`: Linear(relu(Linear([v ; w]))), whose hidden layer has `config.fusion_hidden_size` units.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int):
+        super().__init__()
+        self.config = config
+        size = tabular_size + config.text_config.hidden_size
+        if config.fusion == "alpha":
+            self.alpha = nn.Parameter(torch.tensor(float(config.alpha_init)))
+        elif config.fusion == "gate":
+            self.gate = nn.Linear(size, 1)
+        else:
+            self.dense = nn.Linear(size, config.fusion_hidden_size)
+            self.classifier = nn.Linear(config.fusion_hidden_size, 1)
+
+    def init_weights(self) -> None:
+        if self.config.fusion == "alpha":
+            init.constant_(self.alpha, self.config.alpha_init)
+
+    def forward(
+        self,
+        tabular_vector: torch.Tensor,
+        text_vector: torch.Tensor,
+        tabular_logits: torch.Tensor,
+        text_logits: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        v `(B, d_v)`, w `(B, d_w)` and the towers' logits `(B,)` -> the joint logit `(B,)`, and the weight of the
+        tabular one in it `(B,)` (`None` for a stack).
+        """
+        if self.config.fusion == "alpha":
+            weights = self.alpha.expand_as(tabular_logits)
+        else:
+            vectors = torch.cat([tabular_vector, text_vector.to(tabular_vector.dtype)], dim=1)  # (B, d_v + d_w)
+            if self.config.fusion == "stack":
+                return self.classifier(torch.relu(self.dense(vectors))).squeeze(-1), None
+            weights = torch.sigmoid(self.gate(vectors)).squeeze(-1)
+        return weights * tabular_logits + (1 - weights) * text_logits, weights

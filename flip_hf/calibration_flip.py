@@ -10,26 +10,16 @@ from typing import Any
 import torch
 
 
-CALIBRATION_METHODS = ("temperature", "platt", "isotonic")
-_KEYS = {
-    "temperature": ("temperature",),
-    "platt": ("scale", "bias"),
-    "isotonic": ("logits", "probabilities"),
-}
+# what a calibration of each method says
+_SETTINGS = {"temperature": ("temperature",), "platt": ("scale", "bias"), "isotonic": ("logits", "probabilities")}
+CALIBRATION_METHODS = tuple(_SETTINGS)
 
 
-def check_calibration(
-    calibration: dict[str, Any] | None, negative_sampling_rate: float, positive_weight: float = 1.0
-) -> None:
+def check_calibration(calibration: dict[str, Any] | None, positive_weight: float = 1.0) -> None:
     """
-    Raises `ValueError` for a calibration or a sampling rate that [`predict_probabilities`] cannot apply, or that would
-    turn the order of the rows around, or for a calibration that was fitted for another weight of clicks.
+    Raises `ValueError` for a calibration that [`predict_probabilities`] cannot apply, that would turn the order of the
+    rows around, or that was fitted for another weight of clicks.
     """
-    if not 0.0 < negative_sampling_rate <= 1.0:
-        raise ValueError(
-            f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]: it is the share of the non-clicks "
-            "that were kept for training, 1 for all of them"
-        )
     if calibration is None:
         return
     method = calibration.get("method") if isinstance(calibration, dict) else calibration
@@ -38,7 +28,7 @@ def check_calibration(
             f"calibration method {method!r} is not one of {', '.join(CALIBRATION_METHODS)}: "
             "flip_hf.fit_calibration(labels, logits, method) makes a calibration"
         )
-    absent = [key for key in _KEYS[method] if key not in calibration]
+    absent = [key for key in _SETTINGS[method] if key not in calibration]
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
     fitted_for = calibration.get("positive_weight", 1.0)
@@ -47,38 +37,22 @@ def check_calibration(
             f"the calibration was fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}: "
             "flip_hf.fit_calibration(..., positive_weight=model.config.positive_weight)"
         )
-    for key in {"temperature": ("temperature",), "platt": ("scale",), "isotonic": ()}[method]:
-        if not 0.0 < calibration[key] < math.inf:
-            raise ValueError(
-                f"calibration {key}={calibration[key]!r} is not above 0: the order of the rows would change"
-            )
-    if method == "platt" and not math.isfinite(calibration["bias"]):
-        raise ValueError(f"calibration bias={calibration['bias']!r} is no finite number")
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
         if not logits or len(logits) != len(probabilities):
             raise ValueError(
-                f"the isotonic calibration has {len(logits)} logits and {len(probabilities)} probabilities: a curve "
-                "needs one of each for every knot"
+                f"the isotonic calibration has {len(logits)} logits and {len(probabilities)} probabilities: each knot "
+                "has one of both"
             )
         if sorted(set(logits)) != logits or sorted(probabilities) != probabilities:
             raise ValueError("the knots of the isotonic calibration do not ascend: the order of the rows would change")
         if not 0.0 <= probabilities[0] <= probabilities[-1] <= 1.0:
             raise ValueError("a probability of the isotonic calibration is outside [0, 1]")
-
-
-def correct_for_sampling(
-    logits: torch.Tensor, negative_sampling_rate: float, positive_weight: float = 1.0
-) -> torch.Tensor:
-    """
-    Logits of a model whose training kept a share w of the non-clicks, and multiplied the loss of a click by c ->
-    logits for all rows: z + ln w - ln c.
-
-    With p = sigmoid(z) and c = 1 that is p' = p / (p + (1 - p) / w) (He et al., Practical lessons from predicting
-    clicks on ads at Facebook, 2014, section 6.3): keeping w of the non-clicks made the odds of a click 1 / w times as
-    large. So does a weight c: the loss of rows with click rate p' is least where the odds are c p' / (1 - p').
-    """
-    return logits + math.log(negative_sampling_rate) - math.log(positive_weight)
+        return
+    for key in _SETTINGS[method]:
+        low, problem = (-math.inf, "no finite number") if key == "bias" else (0.0, "not above 0 and finite")
+        if not low < calibration[key] < math.inf:
+            raise ValueError(f"calibration {key}={calibration[key]!r} is {problem}")
 
 
 def predict_probabilities(
@@ -88,8 +62,10 @@ def predict_probabilities(
     positive_weight: float = 1.0,
 ) -> torch.Tensor:
     """
-    Probabilities of a click: first the correction for down-sampled non-clicks and weighted clicks, then the
-    calibration, which was fitted on logits corrected in the same way.
+    Probabilities of a click. A training that kept a share w of the non-clicks, and multiplied the loss of a click by
+    c, made its odds c / w times as large: logits are corrected first, z + ln w - ln c (He et al., Practical lessons
+    from predicting clicks on ads at Facebook, 2014, section 6.3). Then comes the calibration, which was fitted on
+    logits corrected in the same way.
 
     Args:
         logits (`torch.Tensor` of any shape): as the model gives them, in any type.
@@ -106,13 +82,14 @@ def predict_probabilities(
         has no float64), in [0, 1].
     """
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate, positive_weight)
-    if calibration is None:
+    logits = logits.detach().to(dtype) + math.log(negative_sampling_rate) - math.log(positive_weight)
+    method = None if calibration is None else calibration["method"]
+    if method == "temperature":
+        logits = logits / calibration["temperature"]
+    elif method == "platt":
+        logits = calibration["scale"] * logits + calibration["bias"]
+    if method != "isotonic":
         return torch.sigmoid(logits)
-    if calibration["method"] == "temperature":
-        return torch.sigmoid(logits / calibration["temperature"])
-    if calibration["method"] == "platt":
-        return torch.sigmoid(calibration["scale"] * logits + calibration["bias"])
     knots, values = (
         torch.tensor(calibration[key], dtype=dtype, device=logits.device) for key in ("logits", "probabilities")
     )  # (K,) each
@@ -123,4 +100,4 @@ def predict_probabilities(
     return torch.lerp(values[right - 1], values[right], share)
 
 
-__all__ = ["check_calibration", "correct_for_sampling", "predict_probabilities"]
+__all__ = ["check_calibration", "predict_probabilities"]

@@ -1,69 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """FlipConfig: everything that decides the shape and the losses of a FLIP model, and nothing learnt from data.
 
-Vocabularies and training frequencies live in the feature extractor's own file and in buffers of the model, never here:
+Vocabularies and training frequencies live in the feature extractor's file and in buffers of the model, never here:
 transformers writes configurations as json with sorted keys, so anything ordered is a *list*.
 """
 
 import dataclasses
 import difflib
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .calibration_flip import check_calibration
 
 
-try:  # transformers >= 5.20
-    from transformers.configuration_utils import SubConfigSpec
-except ImportError:
-    SubConfigSpec = None
-
-
 MODES = ("tabular", "text", "joint")
-TEXT_POOLINGS = ("cls", "mean", "last")
+TEXT_MASK_LEVELS = ("field", "token")
+POOLINGS = ("mean", "sum", "attention")
+_MLM_TRANSFORM_SETTINGS = ("hidden_size", "hidden_act", "layer_norm_eps")
 # their positions start behind the id of the pad token, and tell pads from text by it
 _POSITIONS_AFTER_PAD = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "esm"),
     *("ibert", "lilt", "longformer", "luke", "mpnet", "xmod"),
 )
-MLM_TRANSFORMS = ("tanh", "text_model")
-MLM_TRANSFORM_SETTINGS = ("hidden_size", "hidden_act", "layer_norm_eps")
-MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
-MTM_NOISES = ("global", "field")
-TEXT_MASK_LEVELS = ("field", "token")
-FUSIONS = ("alpha", "gate", "stack")
-POOLINGS = ("mean", "sum", "attention")
-# what each number may be; whole where the default is, and `None` where that is
-_INTERVALS = {
-    "num_features": "[2, inf)",
-    "feature_embedding_size": "[1, inf)",
-    "tabular_initializer_range": "(0, inf)",
-    "initializer_range": "[0, inf)",
-    "id_dropout": "[0, 1)",
-    "mlm_weight": "[0, inf)",
-    "mtm_weight": "[0, inf)",
-    "icl_weight": "[0, inf)",
-    "text_mask_ratio": "(0, 1]",
-    "feature_mask_ratio": "(0, 1]",
-    "final_text_mask_ratio": "(0, 1]",
-    "final_feature_mask_ratio": "(0, 1]",
-    "mlm_dropout_prob": "[0, 1)",
-    "num_noise_features": "[1, inf)",
-    "mtm_query_init": "(0, inf)",
-    "mtm_embedding_size": "[1, inf)",
-    "icl_projection_size": "[1, inf)",
-    "icl_projection_init": "(0, inf)",
-    "icl_dropout_prob": "[0, 1)",
-    "icl_temperature": "(0, inf)",
-    "alpha_init": "(-inf, inf)",
-    "fusion_hidden_size": "[1, inf)",
-    "tabular_bce_weight": "[0, inf)",
-    "text_bce_weight": "[0, inf)",
-    "l2_coefficient": "[0, inf)",
-    "positive_weight": "(0, inf)",
-}
 
 # Reserved feature ids: two that mean the same in every FLIP model, then two of each field.
 PAD_FEATURE_ID = 0
@@ -86,9 +48,7 @@ def num_reserved_features(num_fields: int) -> int:
 
 
 def check_masks(settings: Any) -> None:
-    """
-    Raises `ValueError` for mask settings (of a configuration or a collator) that contradict one another.
-    """
+    """Raises `ValueError` for mask settings (of a configuration or a collator) that contradict one another."""
     together = settings.share_field_masks or settings.hide_target_in_text
     if settings.text_mask_level == "token" and together:
         raise ValueError(
@@ -100,6 +60,11 @@ def check_masks(settings: Any) -> None:
             "text_passes=1 asks the ids of no field that is hidden in the text, and share_field_masks hides the same "
             "fields in both: nothing would be asked. Take text_passes=2, or hide_target_in_text=True"
         )
+
+
+def within(allowed: str | tuple, default: Any) -> Any:
+    """A field that may be one of a few values, or a number of an interval: a whole one where the default is."""
+    return dataclasses.field(default=default, metadata={"allowed": allowed})
 
 
 class FlipConfig(PreTrainedConfig):
@@ -116,26 +81,25 @@ class FlipConfig(PreTrainedConfig):
             field, none for one of text alone), `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued field,
             and `hash_buckets` of a hashed one.
         num_features (`int`): N, size of the global id space, reserved ids included.
-        feature_digests (`list[str]`, *optional*): of each field, by which a processor is known as the one whose ids
+        feature_digests (`list[str]`, *optional*): one per field, by which a processor is known as the one whose ids
             the model reads ([`FlipFeatureExtractor.field_digests`]). `None`: any processor of as many features passes.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
-        text_config (`dict` or `PreTrainedConfig`, *optional*): configuration of the text tower; `None` for a model of
-            ids alone.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): of the text tower; `None` for a model of ids alone.
         text_model_name_or_path (`str`, *optional*): where the text tower's first weights came from; for the card.
         text_pooling (`str`): `"cls"` (first token), `"mean"` (over real tokens) or `"last"` (real token: decoders).
         text_adapter (`dict`, *optional*): LoRA in the text tower: settings of peft's `LoraConfig`. The language
-            model's own weights are then frozen, and not saved ([`FlipPreTrainedModel.add_text_adapter`]).
+            model's weights are then frozen, and not saved ([`FlipPreTrainedModel.add_text_adapter`]).
         text_model_digest (`str`, *optional*): by which a language model is known as the one an adapter belongs to.
         backbone (`str`): body of the tabular tower, a key of `TABULAR_BACKBONES`.
-        backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class; what is
-            absent takes that class's default, an unknown name is refused when the model is built.
-        use_first_order (`bool`): the ID tower's logit has the first-order term, a weight of its own for every feature
-            (as FLIP's towers have; the papers of DCN, PNN and others do without).
+        backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class.
+        use_first_order (`bool`): the ID tower's logit has the first-order term, a weight for every feature (as FLIP's
+            towers have; the papers of DCN, PNN and others do without).
         feature_embedding_size (`int`): size of one feature's embedding (32 in the paper).
         tabular_initializer_range (`float`): standard deviation of embeddings and DNN weights of the tabular tower.
         initializer_range (`float`): standard deviation of the heads' linear layers.
-        mlm_weight, mtm_weight, icl_weight (`float`): weights of the three stage 1 losses; a loss of weight 0 is not
-            computed.
+        id_dropout (`float`): in training, the share of ids of categorical and multivalued fields that are replaced by
+            their field's id for unseen values, which no training row has and which would stay untrained otherwise.
+        mlm_weight, mtm_weight, icl_weight (`float`): weights of the three stage 1 losses; 0: not computed.
         text_mask_ratio, feature_mask_ratio (`float`): share of the fields masked in a row's text and in its ids; at
             least one field is masked.
         text_mask_level (`str`): what is hidden in the text as one: a `"field"` (all tokens of its value), or a
@@ -143,40 +107,34 @@ class FlipConfig(PreTrainedConfig):
         final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): a curriculum: the ratios move in equal
             steps from those above to these, over all steps of the training.
         text_passes (`int`): 2, as the paper has it: MLM reads the masked text, MTM and ICL the clean one. With 1 the
-            masked text is read once and serves all three at about half the cost; a field that is hidden in it is not
-            asked of it.
+            masked text serves all three at about half the cost; a field that is hidden in it is not asked of it.
         share_field_masks (`bool`): both views mask the same fields.
         hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
-            among those hidden in it, so that the rest of the row must explain them. Implies `share_field_masks`.
+            among those hidden in it: the rest of the row must explain them. Implies `share_field_masks`.
         mlm_transform (`str`): what stands before the decoder of the MLM head: `"tanh"`, as in the release, or
-            `"text_model"`, activation and LayerNorm as in BERT's own head.
-        mlm_transform_config (`dict`, *optional*): `hidden_size` (that of the text states by default, or the language
-            model's size of word embeddings), and of `"text_model"` `hidden_act` (the language model's) and
+            `"text_model"`, activation and LayerNorm as in BERT's head.
+        mlm_transform_config (`dict`, *optional*): `hidden_size` (by default that of the text states, or the language
+            model's size of word embeddings), and of `"text_model"` `hidden_act` (by default the language model's) and
             `layer_norm_eps` (1e-12).
         mlm_dropout_prob, icl_dropout_prob (`float`): dropout inside the two heads (0.2 in the paper).
-        mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's own vocabulary).
+        mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's vocabulary).
         mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
         num_noise_features (`int`): K, noise draws per (row, masked field).
-        mtm_query_init (`float`): what the weights of the masked-feature query's LayerNorm start at. With 1, as
-            LayerNorm starts everywhere, the unscaled attention begins saturated on a token or two; about 1 / sqrt(d_w)
-            lets it look around first.
+        mtm_query_init (`float`): what the weights of the masked-feature query's LayerNorm start at. With LayerNorm's
+            usual 1 the unscaled attention begins saturated on a token or two; 1 / sqrt(d_w) lets it look around first.
         mtm_embedding_size (`int`): size of a row of the masked-feature output table (32 in the paper).
         icl_projection_size (`int`): size of the contrastive projections (128 in the paper).
-        icl_projection_init (`float`, *optional*): what the weights of the projections' LayerNorms start at; by default
+        icl_projection_init (`float`, *optional*): what the weights of the projections' LayerNorms start at; `None`:
             1 / sqrt(size), so that projections start with length 1 and the contrast near ln(batch size). With 1, as in
             the release and in configurations saved before there was a choice, it starts at 10 to 30 nats.
         icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).
         icl_learnable_temperature (`bool`): learn tau (as the logarithm of its inverse).
         icl_normalize (`bool`): L2-normalise both projections first.
-        id_dropout (`float`): in training, the share of ids of categorical and multivalued fields that are replaced by
-            their field's id for unseen values, which no training row has and which would stay untrained otherwise.
-        fusion (`str`): stage 2, how the joint logit is made of both towers: `"alpha"`, one learnable weight between
-            their logits (the paper); `"gate"`, a weight per row, sigmoid of a linear function of both vectors;
-            `"stack"`, an MLP with one hidden layer on both vectors.
+        fusion (`str`): stage 2, how the joint logit is made: see [`FlipFusion`].
         alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
         fusion_hidden_size (`int`): of the MLP of `fusion="stack"`.
-        tabular_bce_weight, text_bce_weight (`float`): weights of the towers' own losses beside that of the joint
-            logit (1 each in the paper; a term of weight 0 is not computed).
+        tabular_bce_weight, text_bce_weight (`float`): weights of the towers' losses beside that of the joint logit (1
+            each in the paper; 0: not computed).
         l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
             tables, added to the training loss (never to `eval_loss`).
         positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
@@ -193,73 +151,66 @@ class FlipConfig(PreTrainedConfig):
     """
 
     model_type = "flip"
-    if SubConfigSpec is not None:
-        sub_configs_defaults = {
-            "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)
-        }
-    else:
-        sub_configs = {"text_config": AutoConfig}
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
     keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights", "hidden_states", "attentions"]
 
     fields: list[dict[str, Any]] | None = None
-    num_features: int = 2
+    num_features: int = within("[2, inf)", 2)
     feature_digests: list[str] | None = None
-    mode: str = "joint"
+    mode: str = within(MODES, "joint")
 
     text_config: Any = None  # dict or PreTrainedConfig
     text_model_name_or_path: str | None = None
-    text_pooling: str = "cls"
+    text_pooling: str = within(("cls", "mean", "last"), "cls")
     text_adapter: dict[str, Any] | None = None
     text_model_digest: str | None = None
 
     backbone: str = "dcnv2"
     backbone_config: dict[str, Any] | None = None
     use_first_order: bool = True
-    feature_embedding_size: int = 32
-    tabular_initializer_range: float = 0.05
-    initializer_range: float = 0.02
-    id_dropout: float = 0.0
+    feature_embedding_size: int = within("[1, inf)", 32)
+    tabular_initializer_range: float = within("(0, inf)", 0.05)
+    initializer_range: float = within("[0, inf)", 0.02)
+    id_dropout: float = within("[0, 1)", 0.0)
 
-    mlm_weight: float = 1.0
-    mtm_weight: float = 1.0
-    icl_weight: float = 1.0
-    text_mask_ratio: float = 0.15
-    feature_mask_ratio: float = 0.15
-    text_mask_level: str = "field"
-    final_text_mask_ratio: float | None = None
-    final_feature_mask_ratio: float | None = None
-    text_passes: int = 2
+    mlm_weight: float = within("[0, inf)", 1.0)
+    mtm_weight: float = within("[0, inf)", 1.0)
+    icl_weight: float = within("[0, inf)", 1.0)
+    text_mask_ratio: float = within("(0, 1]", 0.15)
+    feature_mask_ratio: float = within("(0, 1]", 0.15)
+    text_mask_level: str = within(TEXT_MASK_LEVELS, "field")
+    final_text_mask_ratio: float | None = within("(0, 1]", None)
+    final_feature_mask_ratio: float | None = within("(0, 1]", None)
+    text_passes: int = within((1, 2), 2)
     share_field_masks: bool = False
     hide_target_in_text: bool = False
-    mlm_transform: str = "tanh"
+    mlm_transform: str = within(("tanh", "text_model"), "tanh")
     mlm_transform_config: dict[str, Any] | None = None
-    mlm_dropout_prob: float = 0.2
-    mtm_loss: str = "nce"
-    mtm_noise: str = "global"
-    num_noise_features: int = 25
-    mtm_query_init: float = 1.0
-    mtm_embedding_size: int = 32
-    icl_projection_size: int = 128
-    icl_projection_init: float | None = None
-    icl_dropout_prob: float = 0.2
-    icl_temperature: float = 0.7
+    mlm_dropout_prob: float = within("[0, 1)", 0.2)
+    mtm_loss: str = within(("nce", "sampled_softmax", "full_softmax"), "nce")
+    mtm_noise: str = within(("global", "field"), "global")
+    num_noise_features: int = within("[1, inf)", 25)
+    mtm_query_init: float = within("(0, inf)", 1.0)
+    mtm_embedding_size: int = within("[1, inf)", 32)
+    icl_projection_size: int = within("[1, inf)", 128)
+    icl_projection_init: float | None = within("(0, inf)", None)
+    icl_dropout_prob: float = within("[0, 1)", 0.2)
+    icl_temperature: float = within("(0, inf)", 0.7)
     icl_learnable_temperature: bool = False
     icl_normalize: bool = False
 
-    fusion: str = "alpha"
-    alpha_init: float = 0.0
-    fusion_hidden_size: int = 128
-    tabular_bce_weight: float = 1.0
-    text_bce_weight: float = 1.0
-    l2_coefficient: float = 1e-5
-    positive_weight: float = 1.0
-    negative_sampling_rate: float = 1.0
+    fusion: str = within(("alpha", "gate", "stack"), "alpha")
+    alpha_init: float = within("(-inf, inf)", 0.0)
+    fusion_hidden_size: int = within("[1, inf)", 128)
+    tabular_bce_weight: float = within("[0, inf)", 1.0)
+    text_bce_weight: float = within("[0, inf)", 1.0)
+    l2_coefficient: float = within("[0, inf)", 1e-5)
+    positive_weight: float = within("(0, inf)", 1.0)
+    negative_sampling_rate: float = within("(0, 1]", 1.0)
     newly_initialized: list[str] | None = None
     calibration: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if SubConfigSpec is None and isinstance(self.text_config, dict):
-            self.text_config = AutoConfig.for_model(**{"model_type": "bert", **self.text_config})
         self.fields = [{"kind": "categorical", "num_slots": 1, **field} for field in self.fields or []]
         self.backbone_config = dict(self.backbone_config or {})
         self.mlm_transform_config = dict(self.mlm_transform_config or {})
@@ -270,51 +221,32 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "FlipConfig":
-        """As `PreTrainedConfig.from_dict`; what a configuration of before does not say is what was so then."""
+        """As `PreTrainedConfig.from_dict`; what an old configuration does not say is what was so then."""
         return super().from_dict({"icl_projection_init": 1.0, **config_dict}, **kwargs)
 
     def check(self) -> None:
         """Raises `ValueError` for a value that is not allowed, naming it and what is."""
-        for key, allowed in (
-            ("mode", MODES),
-            ("text_pooling", TEXT_POOLINGS),
-            ("mlm_transform", MLM_TRANSFORMS),
-            ("mtm_loss", MTM_LOSSES),
-            ("mtm_noise", MTM_NOISES),
-            ("text_mask_level", TEXT_MASK_LEVELS),
-            ("text_passes", (1, 2)),
-            ("fusion", FUSIONS),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(map(str, allowed))}")
         for field in dataclasses.fields(self):
-            interval, value = _INTERVALS.get(field.name), getattr(self, field.name)
-            if interval is None or (value is None and field.default is None):
-                continue
-            low, high = map(float, interval[1:-1].split(","))
-            kind = numbers.Integral if isinstance(field.default, int) else numbers.Real
-            fits = isinstance(value, kind) and not isinstance(value, bool)
-            fits = fits and (value > low or (value == low and interval[0] == "["))
-            fits = fits and (value < high or (value == high and interval[-1] == "]"))
-            if not fits:
-                raise ValueError(f"{field.name}={value!r} is not in {interval}")
+            allowed, value = field.metadata.get("allowed"), getattr(self, field.name)
+            if isinstance(allowed, tuple) and value not in allowed:
+                raise ValueError(f"{field.name}={value!r} is not one of {', '.join(map(str, allowed))}")
+            if isinstance(allowed, str) and not _is_within(value, allowed, field.default):
+                raise ValueError(f"{field.name}={value!r} is not in {allowed}")
         if not (self.mlm_weight or self.mtm_weight or self.icl_weight):
             raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
-        check_calibration(self.calibration, self.negative_sampling_rate, self.positive_weight)
+        check_calibration(self.calibration, self.positive_weight)
         for key in self.mlm_transform_config:
-            if key not in MLM_TRANSFORM_SETTINGS:
-                raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {MLM_TRANSFORM_SETTINGS}")
+            if key not in _MLM_TRANSFORM_SETTINGS:
+                raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {_MLM_TRANSFORM_SETTINGS}")
         for key, value in self.backbone_config.items():
             shares = value if isinstance(value, list | tuple) else [value]
-            if "dropout" in key and not all(isinstance(p, int | float) and 0.0 <= p < 1.0 for p in shares):
+            if "dropout" in key and not all(_is_within(share, "[0, 1)", 0.0) for share in shares):
                 raise ValueError(f"backbone_config has {key}={value!r}, which is not in [0, 1)")
         for entry in self.fields:
             if entry.get("pooling", "mean") not in POOLINGS:
                 raise ValueError(f"field {entry['name']!r}: pooling={entry['pooling']!r} is not one of {POOLINGS}")
         names = self.field_names
-        if self.feature_digests is not None and len(self.feature_digests) != len(names):
-            raise ValueError(f"feature_digests has {len(self.feature_digests)} entries for {len(names)} fields")
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
         if self.num_features < self.num_reserved_features:
@@ -326,27 +258,32 @@ class FlipConfig(PreTrainedConfig):
     @property
     def field_names(self) -> list[str]:
         """Names of the fields, in order."""
-        return [field["name"] for field in self.fields or []]
+        return [field["name"] for field in self.fields]
 
     @property
     def num_fields(self) -> int:
         """F, the number of fields."""
-        return len(self.fields or [])
+        return len(self.fields)
 
     @property
     def slot_fields(self) -> list[int]:
         """Field index of every column of `feature_ids` (length S)."""
-        return [index for index, field in enumerate(self.fields or []) for _ in range(field["num_slots"])]
+        return [index for index, field in enumerate(self.fields) for _ in range(field["num_slots"])]
 
     @property
     def tabular_fields(self) -> list[int]:
         """Fields that the ID tower reads: those that have slots."""
-        return [index for index, field in enumerate(self.fields or []) if field["num_slots"]]
+        return [index for index, field in enumerate(self.fields) if field["num_slots"]]
 
     @property
     def num_slots(self) -> int:
         """S, the number of columns of `feature_ids`."""
         return len(self.slot_fields)
+
+    @property
+    def num_reserved_features(self) -> int:
+        """Ids below this one are no real features: pad, mask, and two per field."""
+        return num_reserved_features(self.num_fields)
 
     @property
     def max_text_length(self) -> int | None:
@@ -366,45 +303,29 @@ class FlipConfig(PreTrainedConfig):
             return None
         return 1 if self.text_config.model_type == "mpnet" else self.text_config.pad_token_id  # MPNet's is fixed
 
-    @property
-    def num_reserved_features(self) -> int:
-        """Ids below this one are no real features: pad, mask, and two per field."""
-        return num_reserved_features(self.num_fields)
-
     @classmethod
     def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":
         """
-        Builds the configuration that fits a fitted processor, so that the two cannot disagree.
-
-        Args:
-            processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): the fitted field list and id space.
-            text_model (`PreTrainedModel` or `PreTrainedConfig`, *optional*): the text tower.
-            kwargs: any other field of this class (`mode`, `backbone`, `text_config`, ...).
+        Builds the configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]), so that the two
+        cannot disagree; `text_model` is the text tower, or its configuration, `kwargs` any other field of this class.
 
         Raises:
             ValueError: if a keyword is no field, naming the closest one.
-
-        Example:
-            ```python
-            config = FlipConfig.from_processor(processor, mode="tabular", backbone="dcnv2")
-            ```
         """
         extractor = getattr(processor, "feature_extractor", processor)
         known = {field.name for field in dataclasses.fields(cls)}
-        for name in kwargs:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                raise ValueError(
-                    f"{name!r} is no field of FlipConfig" + (f"; did you mean {close[0]!r}?" if close else "")
-                )
+        for name in kwargs.keys() - known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise ValueError(
+                f"{name!r} is no field of FlipConfig" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
         if text_model is not None:
             text_config = getattr(text_model, "config", text_model)
             kwargs.setdefault("text_config", text_config)
-            # a configuration hands its attention implementation down to its parts: without this it would hand down
-            # None
+            # a configuration hands its attention implementation down to its parts, `None` too
             kwargs["attn_implementation"] = text_config._attn_implementation
-        kept = ("name", "kind", "num_slots", "pooling", "hash_buckets")
-        fields = [{key: spec[key] for key in kept if key in spec} for spec in extractor.field_specs]
+        settings = ("name", "kind", "num_slots", "pooling", "hash_buckets")
+        fields = [{key: spec[key] for key in settings if key in spec} for spec in extractor.field_specs]
         kwargs.setdefault("feature_digests", extractor.field_digests())
         return cls(fields=fields, num_features=extractor.num_features, **kwargs)
 
@@ -412,61 +333,66 @@ class FlipConfig(PreTrainedConfig):
         """Fields whose first `num_features` ids mean something else to an extractor than to this configuration."""
         if self.feature_digests is None:
             return []
-        pairs = zip(self.field_names, self.feature_digests, extractor.field_digests(self.num_features), strict=True)
-        return [name for name, own, other in pairs if own != other]
+        digests = extractor.field_digests(self.num_features)
+        pairs = zip(self.field_names, self.feature_digests, digests, strict=True)
+        return [name for name, digest, other in pairs if digest != other]
 
     def check_processor(self, processor: Any) -> None:
         """
         Makes sure that a processor writes the ids that a model of this configuration reads.
 
         Raises:
-            ValueError: if fields, number of features or vocabulary differ, saying how.
+            ValueError: if fields, number of features or vocabulary differ, or text and text tower, saying how.
         """
+        for misfit in self._misfits(processor):
+            raise ValueError(f"the processor does not fit the model: {misfit}")
+
+    def _misfits(self, processor: Any) -> Iterator[str]:
         extractor = getattr(processor, "feature_extractor", processor)
+        remedy = "load the processor from the model's own folder"
         if list(extractor.field_names) != self.field_names:
-            raise ValueError(
-                f"the processor does not fit the model: it has the fields {list(extractor.field_names)}, the model "
-                f"{self.field_names}; load the processor from the model's own folder"
-            )
+            yield f"it has the fields {list(extractor.field_names)}, the model {self.field_names}; {remedy}"
         if list(extractor.slot_fields) != self.slot_fields:
-            raise ValueError(
-                f"the processor does not fit the model: its ids have {len(extractor.slot_fields)} columns, the model "
-                f"reads {self.num_slots}; load the processor from the model's own folder"
-            )
+            yield f"its ids have {len(extractor.slot_fields)} columns, the model reads {self.num_slots}; {remedy}"
         if extractor.num_features != self.num_features:
-            raise ValueError(
-                f"the processor does not fit the model: it knows {extractor.num_features} features, the model "
-                f"{self.num_features}; load the processor from the model's own folder, or, if it was extended, "
-                "grow the model with resize_feature_embeddings(processor)"
+            yield (
+                f"it knows {extractor.num_features} features, the model {self.num_features}; {remedy}, or, if it was "
+                "extended, grow the model with resize_feature_embeddings(processor)"
             )
-        changed = self.fields_that_differ(extractor)
-        if changed:
-            raise ValueError(
-                f"the processor does not fit the model: its ids of {', '.join(changed)} stand for other values than "
-                "those the model has learnt, or are read with other options; load the processor from the model's own "
-                "folder (if you know that the ids mean the same: config.feature_digests = None)"
+        if changed := self.fields_that_differ(extractor):
+            yield (
+                f"its ids of {', '.join(changed)} stand for other values than those the model has learnt, or are read "
+                f"with other options; {remedy} (if you know that the ids mean the same: config.feature_digests = None)"
             )
-        tokenizer = getattr(processor, "tokenizer", None)
-        if self.text_config is not None and tokenizer is not None and len(tokenizer) > self.text_config.vocab_size:
-            raise ValueError(
-                f"the processor does not fit the model: its tokenizer has {len(tokenizer)} tokens, the text tower "
-                f"embeds {self.text_config.vocab_size}; take the tokenizer of "
-                f"{self.text_model_name_or_path or 'the same model'}"
-            )
-        if self.text_config is None or tokenizer is None:
+        text_config, tokenizer = self.text_config, getattr(processor, "tokenizer", None)
+        if text_config is None or tokenizer is None:
             return
+        remedy = f"take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+        if len(tokenizer) > text_config.vocab_size:
+            yield f"its tokenizer has {len(tokenizer)} tokens, the model embeds {text_config.vocab_size}; {remedy}"
         if self._position_pad_id is not None and tokenizer.pad_token_id not in (None, self._position_pad_id):
-            raise ValueError(
-                f"the processor does not fit the model: its tokenizer pads with {tokenizer.pad_token_id}, and this "
-                f"{self.text_config.model_type} knows pads by {self._position_pad_id}, from which it counts positions;"
-                f" take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+            yield (
+                f"its tokenizer pads with {tokenizer.pad_token_id}, and this {text_config.model_type} knows pads by "
+                f"{self._position_pad_id}, from which it counts positions; {remedy}"
             )
-        if self.max_text_length is not None and processor.max_length > self.max_text_length:
-            raise ValueError(
-                f"the processor does not fit the model: its rows have up to max_length={processor.max_length} tokens, "
-                f"and this {self.text_config.model_type} has positions for {self.max_text_length}; build the "
-                f"processor with max_length={self.max_text_length} or less"
+        limit = self.max_text_length
+        if limit is not None and processor.max_length > limit:
+            yield (
+                f"its rows have up to max_length={processor.max_length} tokens, and this {text_config.model_type} has "
+                f"positions for {limit}; build the processor with max_length={limit} or less"
             )
+
+
+def _is_within(value: Any, interval: str, default: Any) -> bool:
+    """Whether a number is in an interval, "(0, 1]" say, and whole where the default is, or `None` where that is."""
+    if value is None or isinstance(value, bool):
+        return value is None and default is None
+    kind: Any = numbers.Integral if isinstance(default, int) else numbers.Real
+    if not isinstance(value, kind):
+        return False
+    low, high = map(float, interval[1:-1].split(","))
+    is_above = value > low or (value == low and interval[0] == "[")
+    return is_above and (value < high or (value == high and interval[-1] == "]"))
 
 
 __all__ = ["FlipConfig"]

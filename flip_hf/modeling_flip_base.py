@@ -60,10 +60,13 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    # classes whose folders this class can read, beside its own
+    # other classes whose folders this class can read
     _reads_folders_of: tuple[str, ...] = ()
 
     def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
+            module.init_weights()  # a layer that knows how it starts
+            return
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
@@ -107,15 +110,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     def freeze_text(self, parts: str | int) -> int:
         """
-        Takes the text tower, or the lower part of it, out of training: no gradient, and nothing kept to compute one.
-        Its dropout stays.
-
-        Args:
-            parts (`str` or `int`): `"all"`; `"embeddings"`, all that stands before the layers; or k, the embeddings
-                and the k lowest layers.
-
-        Returns:
-            `int`: how many weights are frozen.
+        Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
+        weights are frozen: `"all"`; `"embeddings"`, all that stands before the layers; or those and the k lowest
+        layers.
 
         Raises:
             ValueError: without a text tower, if `parts` is none of these, or if layers share weights (ALBERT).
@@ -234,10 +231,10 @@ class FlipPreTrainedModel(PreTrainedModel):
                 `local_files_only`, `dtype`, ...
 
         Raises:
-            ValueError: if the folder holds another kind of model, if a weight is missing beyond those that are fresh
-                in stage 2 (those are named in a warning, and in `config.newly_initialized` until they are trained),
-                if a weight is not finite, if the file of weights is cut off, or if the language model of an adapter is
-                not found or is another one; if the weights would be a pickle, or a file outside the folder.
+            ValueError: if the folder holds another kind of model, if a weight is not finite or missing beyond those
+                that are fresh in stage 2 (those are named in a warning, and in `config.newly_initialized` until they
+                are trained), if the weights are cut off, would be a pickle or a file outside the folder, or if the
+                language model of an adapter is not found or is another one.
             OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
@@ -261,12 +258,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         source = (config.architectures or [None])[0]
         if source not in (None, cls.__name__, *cls._reads_folders_of):
             raise ValueError(
-                f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: use {source}.from_pretrained"
-                + {
-                    "FlipForCTR": " or AutoModelForSequenceClassification",
-                    "FlipForPreTraining": " or AutoModelForPreTraining",
-                    "FlipModel": " or AutoModel",
-                }.get(source, "")
+                f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: use {source}.from_pretrained, "
+                f"or its Auto class in {CONFIG_NAME}: {getattr(config, 'auto_map', None)}"
             )
         config = cls._prepare_config(config, source, mode)
         # a language model may be stored in another type than the rest, which transformers would make one
@@ -304,8 +297,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 continue  # float8 has no isfinite
             if not bool(weight.isfinite().all()):
                 raise ValueError(
-                    f"{name}: the weight {key} is not finite (nan or inf), so neither is what the model says: the "
-                    "training that wrote it had diverged; take an earlier checkpoint"
+                    f"{name}: the weight {key} is not finite (nan or inf): the training that wrote it had diverged; "
+                    "take an earlier checkpoint"
                 )
         untrained = info["missing_keys"] | (model.state_dict().keys() & (config.newly_initialized or []))
         model.config.newly_initialized = sorted(untrained) or None  # a copy of `config`
@@ -335,7 +328,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             processor ([`FlipProcessor`]): fitted; decides fields and number of features, in stage 1 also the noise.
             num_hidden_layers (`int`, *optional*): keep only so many of the lowest layers.
             text_model_name (`str`, *optional*): what the model card calls the language model, where it comes from a
-                folder; default: the folder's own name, never its path.
+                folder; default: the folder's name, never its path.
             kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `text_adapter=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
                 (float32 by default), `attn_implementation`.
@@ -343,11 +336,6 @@ class FlipPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if the language model lacks weights, the tokenizer has tokens it does not embed, or a keyword
                 is no field of the configuration.
-
-        Example:
-            ```python
-            model = FlipForPreTraining.from_text_pretrained("bert-base-uncased", processor=processor)
-            ```
         """
         loading = {key: kwargs.pop(key) for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)
@@ -367,74 +355,65 @@ class FlipPreTrainedModel(PreTrainedModel):
     def resize_feature_embeddings(self, processor: Any, start: str = "unseen") -> int:
         """
         Grows every table that has a row per feature to the features of a processor that was extended
-        (`extractor.extend(new_rows)`): embeddings, first-order weights, and in stage 1 the output table, its bias and
-        the noise distribution. Old rows stay bit by bit what they are. Optimisers have to be made anew.
+        (`extractor.extend(new_rows)`), and returns how many are new: embeddings, first-order weights, and in stage 1
+        the output table, its bias and the noise distribution. Old rows stay bit by bit what they are. Optimisers have
+        to be made anew.
 
         Args:
-            processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): with the model's fields and at least as many
-                features.
+            processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): with the model's fields.
             start (`str`): what a new row starts as: `"unseen"`, a copy of the row that stands for unseen values of its
                 field, so that a new id scores at first as it did before it had an id; `"mean"` of the field's rows; or
                 `"random"`. See also [`FlipForPreTraining.warm_start_features`].
 
-        Returns:
-            How many features are new.
-
         Raises:
-            ValueError: if fields differ, features are fewer, an id of before means something else, or `start` is none
-                of the three.
+            ValueError: if fields differ, features are fewer, an old id means something else, or `start` is none of
+                the three.
         """
         if start not in ("unseen", "mean", "random"):
             raise ValueError(f"start={start!r} is not one of unseen, mean, random")
         extractor = getattr(processor, "feature_extractor", processor)
         old, new = self.config.num_features, extractor.num_features
+        problem = "the processor was not extended from that of this model"
         if list(extractor.field_names) != self.config.field_names or new < old:
             raise ValueError(
-                f"the processor was not extended from that of this model: it has the fields "
-                f"{list(extractor.field_names)} and {new} features, the model {self.config.field_names} and {old}"
+                f"{problem}: it has the fields {list(extractor.field_names)} and {new} features, the model "
+                f"{self.config.field_names} and {old}"
             )
-        changed = self.config.fields_that_differ(extractor)
-        if changed:
+        if changed := self.config.fields_that_differ(extractor):
             raise ValueError(
-                "the processor was not extended from that of this model: ids that the model has learnt stand for other"
-                f" values of {', '.join(changed)}; extend the processor from the model's own folder"
+                f"{problem}: ids that the model has learnt stand for other values of {', '.join(changed)}; extend the "
+                "processor from the model's own folder"
             )
-        counts, fields = (
-            torch.from_numpy(array.copy()) for array in (extractor.feature_counts, extractor.feature_fields)
-        )
         for module in self.modules():
-            if hasattr(module, "grow_features") and new > old:
-                module.grow_features(fields[old:].long(), fields[:old].long(), start)
             if isinstance(module, FlipPreTrainedModel):
                 module.config.num_features = new
                 module.config.feature_digests = extractor.field_digests()
+        counts, fields = torch.tensor(extractor.feature_counts), torch.tensor(extractor.feature_fields).long()
         for module in self.modules():
-            if hasattr(module, "add_feature_counts"):
-                module.add_feature_counts(counts, fields)
+            if hasattr(module, "grow_features"):
+                module.grow_features(counts, fields, start)
         return new - old
 
 
-def grow_table(
-    table: nn.Embedding,
-    fields: torch.Tensor,
-    feature_fields: torch.Tensor,
-    start: str,
-    std: float,
-    num_reserved_features: int,
-) -> None:
-    """Appends a row for each of `fields` `(num_new,)` to a table, as [`FlipTabularModel.grow_features`] says."""
+def grow_table(table: nn.Embedding, fields: torch.Tensor, start: str, std: float, num_reserved_features: int) -> None:
+    """
+    Appends rows to a table until it has one for each feature, whose `fields` are `(N,)`, that start as
+    [`FlipPreTrainedModel.resize_feature_embeddings`] says.
+    """
     weight = table.weight
-    fields, feature_fields = fields.to(weight.device), feature_fields.to(weight.device)
+    if len(weight) == len(fields):
+        return
+    known, new = fields.to(weight.device).split([len(weight), len(fields) - len(weight)])
     if start == "random":
-        rows = torch.randn(len(fields), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
+        rows = torch.randn(len(new), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
     elif start == "unseen":
-        rows = weight[unseen_id(fields)]
+        rows = weight[unseen_id(new)]
     else:
         is_real = torch.arange(len(weight), device=weight.device) >= num_reserved_features
-        group = torch.where(is_real, feature_fields, -1) + 1  # 0 for what is no value of a field
-        num_groups = int(feature_fields.max()) + 2
+        group = torch.where(is_real, known, -1) + 1  # 0 for what is no value of a field
+        num_groups = int(known.max()) + 2
         sums = weight.new_zeros(num_groups, weight.shape[1]).index_add(0, group, weight)
         sizes = torch.bincount(group, minlength=num_groups).clamp(min=1)
-        rows = (sums / sizes[:, None])[fields + 1]
+        rows = (sums / sizes[:, None])[new + 1]
     table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
     table.num_embeddings = len(table.weight)

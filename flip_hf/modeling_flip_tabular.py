@@ -18,11 +18,7 @@ from .tabular_layers_flip import SumToLogit
 
 
 class FlipTabularOutput(NamedTuple):
-    """
-    Args:
-        vector (`torch.FloatTensor` of shape `(batch_size, d_v)`): the row, before the logit layer.
-        logit (`torch.FloatTensor` of shape `(batch_size,)`): log-odds of a click; `None` without logit layers.
-    """
+    """The row before the logit layer, `(B, d_v)`, and its log-odds of a click `(B,)`, `None` without logit layers."""
 
     vector: torch.Tensor
     logit: torch.Tensor | None
@@ -35,7 +31,7 @@ class FlipTabularModel(FlipPreTrainedModel):
     - first-order term (the sum over fields of the features' own weights, several slots pooled as embeddings are) +
       Linear(v), whose bias is the only one; without the first-order term where `config.use_first_order` is off;
     - for a backbone whose v holds the first-order term (DeepFM): Linear(v) alone, so that it is not counted twice;
-    - for a backbone whose own logit has no weights (LR, FM): the sum of v and a bias in place of Linear(v).
+    - for a backbone whose logit has no weights (LR, FM): the sum of v and a bias in place of Linear(v).
 
     A backbone that reads no embeddings (LR) has none, unless the slots of a field are pooled by attention to them.
 
@@ -49,12 +45,6 @@ class FlipTabularModel(FlipPreTrainedModel):
 
     Raises:
         ValueError: if the configuration has no fields, or for an unknown backbone or hyper-parameter of it.
-
-    Example:
-        ```python
-        model = FlipTabularModel(FlipConfig.from_processor(processor, backbone="autoint"))
-        vector, logit = model(processor(rows, return_text=False, return_tensors="pt")["feature_ids"])
-        ```
     """
 
     def __init__(self, config: FlipConfig, add_logit_layers: bool = True):
@@ -133,25 +123,21 @@ class FlipTabularModel(FlipPreTrainedModel):
         return FlipTabularOutput(vector, logit)
 
     @torch.no_grad()
-    def grow_features(self, fields: torch.Tensor, feature_fields: torch.Tensor, start: str) -> None:
+    def grow_features(self, counts: torch.Tensor, fields: torch.Tensor, start: str) -> None:
         """
-        New rows behind the tables' own, which stay as they are.
+        New rows behind those of the tables, for features that [`FlipPreTrainedModel.resize_feature_embeddings`] adds:
+        `fields` `(N,)` of all features; their `counts` `(N,)` in the training rows are not read.
+        """
+        for table in self.tables():
+            grow_table(table, fields, start, self.config.tabular_initializer_range, self.config.num_reserved_features)
 
-        Args:
-            fields (`torch.LongTensor` of shape `(num_new,)`): field of each new feature.
-            feature_fields (`torch.LongTensor` of shape `(N,)`): of each feature there is.
-            start (`str`): what a new row starts as: `"unseen"`, the row of its field's id for unseen values; `"mean"`
-                of its field's rows; or `"random"`.
-        """
-        for table in (self.embeddings, self.first_order):
-            if table is not None:
-                std = self.config.tabular_initializer_range
-                grow_table(table, fields, feature_fields, start, std, self.config.num_reserved_features)
+    def tables(self) -> list[nn.Embedding]:
+        """Those with a row per feature: embeddings and first-order weights, as far as the backbone reads them."""
+        return [table for table in (self.embeddings, self.first_order) if table is not None]
 
     def sum_of_squares(self) -> torch.Tensor:
         """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies."""
-        tables = [table for table in (self.embeddings, self.first_order) if table is not None]
-        return torch.stack([table.weight.square().sum() for table in tables]).sum()
+        return torch.stack([table.weight.square().sum() for table in self.tables()]).sum()
 
     def _check(self, feature_ids: torch.LongTensor) -> None:
         if not isinstance(feature_ids, torch.Tensor):

@@ -8,12 +8,8 @@ import os
 from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils.hub import resolve_revision
 
-
-try:
-    from transformers.utils.hub import resolve_revision
-except ImportError:  # an older transformers
-    resolve_revision = None
 
 # arguments of from_pretrained that say where files come from, not what is loaded
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
@@ -21,27 +17,17 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
-    Those arguments of a `from_pretrained` that every file of the model is asked for with.
-
-    A branch moves when somebody pushes, between two files of a model as well: it is looked up once, and what comes
-    back as `revision` stands for the commit that it was at.
+    Those arguments of a `from_pretrained` that every file of the model is asked for with. A branch moves when somebody
+    pushes, between two files of a model as well: it is looked up once, and `revision` is the commit that it was at.
     """
     where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
-    if resolve_revision is not None:
-        asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
-        commit = resolve_revision(name, **asked)
-        if commit is not None:
-            where["revision"] = commit
-    return where
+    asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
+    commit = resolve_revision(name, **asked)
+    return where if commit is None else {**where, "revision": commit}
 
 
 def fetch(name: str, file: str, where: dict[str, Any]) -> str:
-    """
-    Path of a file of a folder or of a repository, in the cache then.
-
-    Raises:
-        OSError: if it is not there, or does not arrive whole.
-    """
+    """Path of a file of a folder or of a repository; `OSError` if it is not there, or does not arrive whole."""
     try:
         return cached_file(name, file, **where)
     except (OSError, ValueError):
@@ -52,10 +38,8 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> str:
 
 def check_shard_names(name: str, where: dict[str, Any]) -> None:
     """
-    Weights in several files are named by an index: one that leads out of the folder, or to a pickle, is refused.
-
-    Raises:
-        ValueError: naming the file.
+    Weights in several files are named by an index: one that leads out of the folder, or to a pickle, raises
+    `ValueError`.
     """
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
     if index is None:

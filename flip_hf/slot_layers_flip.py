@@ -50,8 +50,7 @@ class FeatureEmbedding(nn.Embedding):
 class IdDropout(nn.Module):
     """
     In training, replaces a share of the ids by their field's id for unseen values, so that this id means something
-    when a value is new: `(B, S)` -> `(B, S)`. Numbers and statistics stay: they are never unseen. Nor is what is
-    hashed.
+    when a value is new: `(B, S)` -> `(B, S)`. Numbers, statistics and hashed values are never unseen, and stay.
     """
 
     def __init__(self, config: FlipConfig):
@@ -62,21 +61,16 @@ class IdDropout(nn.Module):
     def _unseen_ids(self) -> torch.Tensor:
         """Of each slot `(S,)`; 0 where nothing is replaced."""
         fields = self.config.fields
-        return torch.tensor(
-            [
-                unseen_id(field)
-                if fields[field]["kind"] in ("categorical", "multivalued") and not fields[field].get("hash_buckets")
-                else 0
-                for field in self.config.slot_fields
-            ],
-            dtype=torch.long,
-        )
+        can_be_unseen = [
+            field["kind"] in ("categorical", "multivalued") and not field.get("hash_buckets") for field in fields
+        ]
+        return torch.tensor([unseen_id(field) * can_be_unseen[field] for field in self.config.slot_fields]).long()
 
     def init_weights(self) -> None:
         """A buffer that no folder holds comes out of from_pretrained as whatever was in memory."""
         init.copy_(self.unseen_ids, self._unseen_ids())
 
-    def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, feature_ids: torch.LongTensor) -> torch.Tensor:
         if not self.training or not self.config.id_dropout:
             return feature_ids
         dropped = torch.rand(feature_ids.shape, device=feature_ids.device) < self.config.id_dropout
@@ -97,10 +91,9 @@ class SlotPooling(nn.Module):
         self.num_fields = len(config.tabular_fields)
         for name, values in self._layout().items():
             self.register_buffer(name, values, persistent=False)
-        has_attention = any(field.get("pooling") == "attention" for field in config.fields)
-        self.queries = (
-            nn.Parameter(torch.zeros(self.num_fields, config.feature_embedding_size)) if has_attention else None
-        )
+        self.queries = None
+        if any(field.get("pooling") == "attention" for field in config.fields):
+            self.queries = nn.Parameter(torch.zeros(self.num_fields, config.feature_embedding_size))
 
     def _layout(self) -> dict[str, torch.Tensor]:
         """Of each slot `(S,)`: its field, counted among those that have slots, and how that is pooled."""
@@ -114,11 +107,11 @@ class SlotPooling(nn.Module):
         }
 
     def init_weights(self) -> None:
-        """Buffers that no folder holds come out of from_pretrained as whatever was in memory."""
+        """As in `IdDropout`; attention starts as the mean."""
         for name, values in self._layout().items():
             init.copy_(getattr(self, name), values)
         if self.queries is not None:
-            init.zeros_(self.queries)  # attention starts as the mean
+            init.zeros_(self.queries)
 
     def weights(self, embeddings: torch.Tensor | None, feature_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`(B, S, D)`, which only attention reads, and `(B, S)` -> weight of each slot in its field `(B, S)`."""

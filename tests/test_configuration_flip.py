@@ -7,102 +7,104 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_table
-from transformers import PreTrainedConfig
+from transformers import BertConfig, PreTrainedConfig
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel
-from flip_hf.feature_extraction_flip import _ARRAYS
+from flip_hf.feature_extraction_flip import ARRAYS
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
-# of each number what is still allowed, and what is not
-RATIO, SHARE, WEIGHT, ABOVE_0, SIZE = (
-    ((1e-9, 1.0), (0.0, 1.1, -0.1)),
-    ((0.0, 0.99), (1.0, 1.5, -0.1)),
-    ((0.0, 1e9), (-1e-9, math.inf)),
-    ((1e-9, 1e9), (0.0, -1.0, math.inf)),
-    ((1, 4096), (0, -1, 2.5, True)),
-)
-NUMBERS = {
-    "num_features": ((2, 1 << 31), (1, 2.5)),
-    "feature_embedding_size": SIZE,
-    "tabular_initializer_range": ABOVE_0,
-    "initializer_range": WEIGHT,
-    "id_dropout": SHARE,
-    "mlm_weight": WEIGHT,
-    "mtm_weight": WEIGHT,
-    "icl_weight": WEIGHT,
-    "text_mask_ratio": RATIO,
-    "feature_mask_ratio": RATIO,
-    "final_text_mask_ratio": ((None, *RATIO[0]), RATIO[1]),
-    "final_feature_mask_ratio": ((None, *RATIO[0]), RATIO[1]),
-    "text_passes": ((1, 2), (0, 3)),
-    "mlm_dropout_prob": SHARE,
-    "num_noise_features": SIZE,
-    "mtm_query_init": ABOVE_0,
-    "mtm_embedding_size": SIZE,
-    "icl_projection_size": SIZE,
-    "icl_projection_init": ((None, *ABOVE_0[0]), ABOVE_0[1]),
-    "icl_dropout_prob": SHARE,
-    "icl_temperature": (ABOVE_0[0], (*ABOVE_0[1], None, "0.7")),
-    "alpha_init": ((-1e9, 0.0, 1e9), (math.inf, -math.inf)),
-    "fusion_hidden_size": SIZE,
-    "tabular_bce_weight": WEIGHT,
-    "text_bce_weight": WEIGHT,
-    "l2_coefficient": WEIGHT,
-    "positive_weight": ABOVE_0,
-    "negative_sampling_rate": RATIO,
+# of each interval what is still allowed, and what is not
+ENDS = {
+    "[2, inf)": ((2, 1 << 31), (1, 2.5)),
+    "[1, inf)": ((1, 4096), (0, -1, 2.5, True)),
+    "(-inf, inf)": ((-1e9, 0.0, 1e9), (math.inf, -math.inf)),
+    "[0, inf)": ((0.0, 1e9), (-1e-9, math.inf)),
+    "(0, inf)": ((1e-9, 1e9), (0.0, -1.0, math.inf, "0.7")),
+    "[0, 1)": ((0.0, 0.99), (1.0, 1.5, -0.1)),
+    "(0, 1]": ((1e-9, 1.0), (0.0, 1.1, -0.1)),
 }
-# names, flags, what is looked up elsewhere, and what the processor or the training writes
-NO_NUMBERS = """fields feature_digests mode text_config text_model_name_or_path text_pooling text_adapter
-text_model_digest backbone backbone_config use_first_order text_mask_level share_field_masks hide_target_in_text
-mlm_transform mlm_transform_config mtm_loss mtm_noise icl_learnable_temperature icl_normalize fusion newly_initialized
-calibration""".split()
+OPTIONAL = {"final_text_mask_ratio", "final_feature_mask_ratio", "icl_projection_init"}
+FIELDS = {field.name: field for field in dataclasses.fields(FlipConfig)}
+NUMBERS = {name: field.metadata["allowed"] for name, field in FIELDS.items() if "allowed" in field.metadata}
+NUMBERS = {name: allowed for name, allowed in NUMBERS.items() if isinstance(allowed, str)}
 
 
-def test_every_field_has_a_range_or_is_no_number():
-    own = {field.name for field in dataclasses.fields(FlipConfig)}
-    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    assert own == NUMBERS.keys() | set(NO_NUMBERS)
+def test_every_number_has_the_range_that_its_name_says():
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    for name, field in FIELDS.items():
+        if name not in inherited and type(field.default) in (int, float):
+            assert "allowed" in field.metadata, name
+    for ending, interval in {
+        "_size": "[1, inf)",
+        "_weight": "[0, inf)",
+        "_prob": "[0, 1)",
+        "_ratio": "(0, 1]",
+    }.items():
+        assert {NUMBERS[name] for name in NUMBERS if name.endswith(ending)} - {"(0, inf)"} == {interval}
+    ranges = {"alpha_init": "(-inf, inf)", "positive_weight": "(0, inf)", "icl_temperature": "(0, inf)"}
+    ranges |= {"negative_sampling_rate": "(0, 1]", "id_dropout": "[0, 1)", "l2_coefficient": "[0, inf)"}
+    ranges |= {"num_features": "[2, inf)", "num_noise_features": "[1, inf)", "initializer_range": "[0, inf)"}
+    assert ranges.items() <= NUMBERS.items() and FIELDS["text_passes"].metadata["allowed"] == (1, 2)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_every_number_has_a_range_and_what_is_outside_is_refused_by_name(name, tmp_path):
-    allowed, refused = NUMBERS[name]
-    for value in allowed:
-        assert getattr(FlipConfig(**{name: value}), name) == value
+def test_what_is_outside_of_a_range_is_refused_by_name_also_in_a_folder(tmp_path):
     FlipConfig().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    for value in (*refused, math.nan):
-        with pytest.raises(ValueError, match=f"{name}={value!r} is "):
-            FlipConfig(**{name: value})
-        (tmp_path / "config.json").write_text(json.dumps({**saved, name: value}))
+    for name, interval in NUMBERS.items():
+        allowed, refused = ENDS[interval]
+        for value in (*allowed, *([None] if name in OPTIONAL else [])):
+            assert getattr(FlipConfig(**{name: value}), name) == value
+        for value in (*refused, math.nan, *([] if name in OPTIONAL else [None])):
+            with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} is not in {interval}")):
+                FlipConfig(**{name: value})
+        (tmp_path / "config.json").write_text(json.dumps({**saved, name: refused[0]}))
         with pytest.raises(ValueError, match=f"{name}="):
             FlipConfig.from_pretrained(tmp_path)
 
 
-def test_a_stage_1_without_any_loss_and_a_pooling_that_is_none_are_refused():
-    with pytest.raises(ValueError, match="mlm_weight, mtm_weight and icl_weight are all 0"):
-        FlipConfig(mlm_weight=0, mtm_weight=0, icl_weight=0.0)
-    with pytest.raises(ValueError, match="field 'tags': pooling='max' is not one of"):
-        FlipConfig(fields=[{"name": "tags", "num_slots": 2, "pooling": "max"}], num_features=9)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mlm_weight": 0, "mtm_weight": 0, "icl_weight": 0.0}, "mlm_weight, mtm_weight and icl_weight are all 0"),
+        ({"text_passes": 3}, "text_passes=3 is not one of 1, 2"),
+        ({"fusion": "sum"}, "fusion='sum' is not one of alpha, gate, stack"),
+        ({"mlm_transform_config": {"size": 3}}, "mlm_transform_config has 'size', which is not one of"),
+        ({"text_mask_level": "token", "share_field_masks": True}, 'take text_mask_level="field"'),
+        ({"text_passes": 1, "share_field_masks": True}, "nothing would be asked"),
+        *(
+            ({"backbone_config": {"dnn_dropout": value}}, "backbone_config has dnn_dropout=.*, which is not in ")
+            for value in (1.5, -0.1, math.nan, "0.1", [0.1, 1.0])
+        ),
+        ({"fields": [{"name": "a", "pooling": "max"}], "num_features": 9}, "field 'a': pooling='max' is not one of"),
+        ({"fields": [{"name": "a"}, {"name": "a"}], "num_features": 9}, r"field names repeat: \['a', 'a'\]"),
+        ({"fields": [{"name": "a"}], "num_features": 3}, "num_features=3 is too small: 1 fields reserve 4"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FlipConfig(**settings)
+    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})
 
 
-def test_a_click_model_has_one_label_also_in_folders_of_before(tmp_path):
-    config = FlipConfig()
-    assert config.num_labels == 1 and len(config.id2label) == 1
+def test_a_click_model_has_one_label_also_in_old_folders_and_fields_keep_their_order(processor, tmp_path):
+    config = FlipConfig.from_processor(processor)
     config.save_pretrained(tmp_path)
-    assert FlipConfig.from_pretrained(tmp_path).num_labels == 1
+    again = FlipConfig.from_pretrained(tmp_path)
+    assert again.num_labels == len(again.id2label) == 1
+    assert again.field_names == ["user_id", "gender", "item_id", "title", "genre"]
     saved = json.loads((tmp_path / "config.json").read_text())
-    of_before = {key: value for key, value in saved.items() if key not in ("id2label", "label2id")}
+    old = {key: value for key, value in saved.items() if key not in ("id2label", "label2id")}
     for entries, expected in ({}, 1), ({"id2label": {"0": "no click", "1": "click"}}, 2):
-        (tmp_path / "config.json").write_text(json.dumps({**of_before, **entries}))
+        (tmp_path / "config.json").write_text(json.dumps({**old, **entries}))
         assert FlipConfig.from_pretrained(tmp_path).num_labels == expected
 
 
@@ -123,12 +125,11 @@ OPTIONS = {
     "seen": {"kind": "datetime", "parts": ["weekday", "age"]},
     "note": {"view": "text"},
 }
-FIELDS = ["user", "tags", "price", "shop", "seen", "note"]
 
 
 def fit(table=TABLE, **options) -> FlipFeatureExtractor:
     field_options = {**OPTIONS, **{name: {**OPTIONS.get(name, {}), **value} for name, value in options.items()}}
-    return FlipFeatureExtractor.fit(table, fields=FIELDS, field_options=field_options)
+    return FlipFeatureExtractor.fit(table, fields=list(TABLE)[:-1], field_options=field_options)
 
 
 def replaced(column: str, function) -> dict[str, list]:
@@ -153,12 +154,30 @@ def replaced(column: str, function) -> dict[str, list]:
 def test_a_processor_of_equal_size_whose_ids_mean_something_else_is_refused_and_the_fields_are_named(changed, other):
     config, other = FlipConfig.from_processor(fit(), mode="tabular"), other()
     assert config.num_features == other.num_features and config.fields_that_differ(other) == changed
-    with pytest.raises(
-        ValueError, match=f"ids of {', '.join(changed)} stand for other values.*feature_digests = None"
-    ):
+    message = f"ids of {', '.join(changed)} stand for other values.*feature_digests = None"
+    with pytest.raises(ValueError, match=message):
         config.check_processor(other)
-    config.feature_digests = None  # of whoever knows better, and of folders of before
+    config.feature_digests = None  # of whoever knows better, and of old folders
     config.check_processor(other)
+
+
+def test_a_processor_of_another_size_is_refused(processor, splits, text_config):
+    config = FlipConfig.from_processor(processor, text_model=text_config)
+    config.check_processor(processor)
+    for extractor, message in (
+        (FlipFeatureExtractor.fit(splits["train"], fields=["user_id", "title"]), "it has the fields"),
+        (FlipFeatureExtractor.fit(splits["train"].select(range(10))), "it knows .* features"),
+    ):
+        with pytest.raises(ValueError, match=f"does not fit the model: {message}"):
+            config.check_processor(FlipProcessor(extractor, processor.tokenizer))
+    config.text_config = BertConfig(vocab_size=7)
+    with pytest.raises(ValueError, match="its tokenizer has .* tokens, .*embeds 7; take the tokenizer of"):
+        config.check_processor(processor)
+    extractor = fit()
+    config = FlipConfig.from_processor(extractor)
+    config.fields[1]["num_slots"] += 1
+    with pytest.raises(ValueError, match="its ids have .* columns, the model reads"):
+        config.check_processor(extractor)
 
 
 def test_the_order_of_the_rows_and_how_often_values_occur_do_not_make_another_processor(tmp_path):
@@ -195,24 +214,19 @@ def test_a_model_grows_with_its_own_processor_alone():
 STATISTICS = {"user": {"statistics": ["frequency", "label_mean"]}}
 
 
-def test_other_label_statistics_make_another_processor():
-    config = FlipConfig.from_processor(fit(**STATISTICS), mode="tabular")
-    other = fit({**TABLE, "label": [1 - label for label in TABLE["label"]]}, **STATISTICS)
-    assert config.fields_that_differ(other)[-1] == "user_label_mean" and "user" not in config.fields_that_differ(other)
-
-
 def test_every_number_that_decides_an_id_is_in_the_digests():
     extractor = fit(**STATISTICS)
     config, user = FlipConfig.from_processor(extractor, mode="tabular"), extractor.field_names.index("user")
-    for name in _ARRAYS:
+    other = fit({**TABLE, "label": [1 - label for label in TABLE["label"]]}, **STATISTICS)
+    assert config.fields_that_differ(other)[-1] == "user_label_mean" and "user" not in config.fields_that_differ(other)
+    for name in ARRAYS.keys() - {"feature_counts"}:
         array = getattr(extractor, f"_{name}")
-        without_use = np.zeros(array.shape, bool)
-        if name == "feature_counts":
-            without_use[:] = True
-        elif name == "label_totals":  # of fields that there are no statistics of
-            without_use[:] = True
-            without_use[user] = False
-        for position in np.flatnonzero(~without_use).tolist():
+        decides = np.ones(array.shape, bool)
+        if name == "label_totals":  # only of fields that there are statistics of
+            decides[:] = False
+            decides[user] = True
+        positions = np.flatnonzero(decides)
+        for position in positions[:: len(positions) // 25 + 1].tolist():
             damaged = array.copy()
             entry = damaged.reshape(-1)[position : position + 1].view(np.uint8)
             entry[:] = 255 - entry
@@ -221,16 +235,17 @@ def test_every_number_that_decides_an_id_is_in_the_digests():
             assert config.fields_that_differ(other), f"{name}[{position}]"
 
 
-@pytest.mark.parametrize("damage", [lambda part: bytes(len(part)), lambda part: bytes(255 - byte for byte in part)])
-def test_512_bytes_of_a_vocabulary_that_are_not_what_they_were_are_found_wherever_they_stand(damage, tmp_path):
+def test_512_bytes_of_a_vocabulary_that_are_not_what_they_were_are_found_wherever_they_stand(tmp_path):
     fit(**STATISTICS).save_pretrained(tmp_path)
     path = tmp_path / "feature_vocabulary.safetensors"
     whole = path.read_bytes()
-    for start in range(0, len(whole), 256):
-        path.unlink()  # and not written over: it is mapped
-        path.write_bytes(whole[:start] + damage(whole[start : start + 512]) + whole[start + 512 :])
-        with pytest.raises(ValueError, match="cut off or|is corrupt|does not belong"):
-            FlipFeatureExtractor.from_pretrained(tmp_path)
+    for start in range(0, len(whole), 512):
+        part = whole[start : start + 512]
+        for damaged in (bytes(len(part)), bytes(255 - byte for byte in part)):
+            path.unlink()  # and not written over: it is mapped
+            path.write_bytes(whole[:start] + damaged + whole[start + 512 :])
+            with pytest.raises(ValueError, match="cut off or|is corrupt|does not belong"):
+                FlipFeatureExtractor.from_pretrained(tmp_path)
 
 
 def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_run(tmp_path, monkeypatch):
@@ -275,10 +290,3 @@ def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_
             assert not (tmp_path / "rows").exists() and not (tmp_path / "processor").exists()
     prepare(1)
     assert is_one_run() and not (tmp_path / "unfinished").exists()
-
-
-@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "0.1", [0.1, 1.0]])
-def test_a_dropout_of_the_backbone_has_a_range(value):
-    with pytest.raises(ValueError, match="backbone_config has dnn_dropout=.*, which is not in "):
-        FlipConfig(backbone_config={"dnn_dropout": value})
-    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})

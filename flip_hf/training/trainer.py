@@ -436,22 +436,20 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if not isinstance(num_items_in_batch, torch.Tensor):
             output = model(**inputs)
             return (output.loss, output) if return_outputs else output.loss
-        output = model(**inputs, num_masked_tokens=num_items_in_batch[0], num_masked_features=num_items_in_batch[1])
         # DDP averages gradients over ranks: a sum over ranks is divided by the world size too often
-        world_size = self.accelerator.num_processes
-        losses = {
-            "mlm_loss": None if output.mlm_loss is None else output.mlm_loss * world_size,
-            "mtm_loss": None if output.mtm_loss is None else output.mtm_loss * world_size,
-            "icl_loss": None
-            if output.icl_loss is None
-            else output.icl_loss / self.current_gradient_accumulation_steps,
-        }
-        self._losses_of_step = {name: value.detach() for name, value in losses.items() if value is not None}
-        for name, value in losses.items():
-            if value is not None:
-                self._logged_losses[name] = self._logged_losses.get(name, 0.0) + value.detach()
-        loss = self.accelerator.unwrap_model(model).weighted_sum(**losses)
-        return (loss, output) if return_outputs else loss
+        num_tokens, num_features = num_items_in_batch / self.accelerator.num_processes
+        num_micro_batches = self.current_gradient_accumulation_steps
+        output = model(
+            **inputs,
+            num_masked_tokens=num_tokens,
+            num_masked_features=num_features,
+            num_micro_batches=num_micro_batches,
+        )
+        names = [name for name in ("mlm_loss", "mtm_loss", "icl_loss") if name in output]
+        self._losses_of_step = {name: output[name].detach() for name in names}
+        for name, value in self._losses_of_step.items():
+            self._logged_losses[name] = self._logged_losses.get(name, 0.0) + value
+        return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
