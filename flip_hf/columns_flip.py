@@ -21,7 +21,7 @@ from .values_flip import canonical_value, container_message, is_container
 BATCH_SIZE = 100_000
 
 
-def _is_column(value: Any) -> bool:
+def is_column(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
 
 
@@ -40,7 +40,7 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     """
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
-        if any(_is_column(rows[name]) for name in rows):
+        if any(is_column(rows[name]) for name in rows):
             return rows
         return {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
@@ -127,7 +127,7 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: S
             "value may be missing (None), a column may not"
         )
     selected = [columns[name] for name in names]
-    single = [name for name, column in zip(names, selected, strict=True) if not _is_column(column)]
+    single = [name for name, column in zip(names, selected, strict=True) if not is_column(column)]
     if single and {*single, *of_lists} >= {*names}:  # one row; no field is a column, or it holds lists
         return [[value] for value in selected]
     if single:

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.serving.ranking import join_columns
+from flip_hf.serving.ranking import join
 
 
 USER = {"user_id": "105", "gender": "male"}
@@ -66,8 +66,7 @@ def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, ite
 
 def test_both_sides_of_a_ranking_are_read_as_a_row_is():
     extractor = FlipFeatureExtractor.fit({"zip": ["00012", "x"], "code": ["007", "y"]})
-    columns = join_columns(extractor, {"zip": 12}, {"code": [7.0, "y"]})
-    ids = extractor.encode_columns(columns)
+    ids = extractor(join(extractor, {"zip": 12}, {"code": [7.0, "y"]}))
     np.testing.assert_array_equal(ids, extractor({"zip": ["00012"] * 2, "code": ["007", "y"]}))
 
 
