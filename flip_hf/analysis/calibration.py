@@ -108,8 +108,8 @@ def _fit_sigmoid(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, h
         return value
 
     optimizer.step(loss)
-    scale = float(found[0]) / size
-    return scale, float(found[1:].sum()) - scale * center
+    scale, bias = float(found[0].detach()) / size, float(found[1:].detach().sum())
+    return scale, bias - scale * center
 
 
 def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> tuple[list[float], list[float]]:
