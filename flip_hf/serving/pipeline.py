@@ -39,24 +39,15 @@ class ClickThroughRatePipeline(Pipeline):
         return_towers, return_reasons, return_rates, chunk_size: defaults for every call, see `__call__`.
         kwargs: of `transformers.Pipeline` (`device`, `task`, ...).
 
-    Raises:
-        TypeError: if the model is no click model.
-        ValueError: if there is no processor, or one of another model.
-
     Example:
         ```python
-        from transformers import pipeline
-
-        scorer = pipeline("click-through-rate", model="user/name")
+        scorer = transformers.pipeline("click-through-rate", model="user/name")
         scorer({"user_id": "u7", "title": "Heat (1995)", "genre": "Action"})  # {'probability': 0.31}
         ```
     """
 
     _load_processor = True
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
-    _load_video_processor = False
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
         check_click_model(model, processor)
@@ -89,8 +80,8 @@ class ClickThroughRatePipeline(Pipeline):
             - `tabular_probability`, `text_probability`, `tabular_weight` (`return_towers`).
             - `reasons` (`return_reasons`): a list of `{"field", "value", "effect"}`, the largest first. `effect` is
               logit(row) - logit(row with the field hidden as in pre-training): above 0 the value speaks for the click.
-              It is not what a click would do if the value were another one: effects of fields that say the same are
-              each small, they do not add up to the logit, and without pre-training nobody has trained the mask id.
+              Effects do not add up to the logit: those of fields that say the same are each small. Without
+              pre-training nobody has trained the mask id.
 
             With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
             its values) and `missing` (of the rows), and what rows like those of the training would have,
@@ -98,24 +89,22 @@ class ClickThroughRatePipeline(Pipeline):
             more are far from it, the pipeline warns, once per field.
 
         Raises:
-            ValueError: if a field has no column, a tower is asked of a model that has one alone, a number is out of
-                range, or a logit is not finite.
+            ValueError: if a field has no column, a number is out of range, or a logit is not finite.
             TypeError: for rows in no such form, or an unknown keyword.
         """
         batch_size = (self._batch_size or _BATCH_SIZE) if batch_size is None else batch_size
-        settings = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
-        return_rates, chunk_size = settings.pop("return_rates", False), settings.pop("chunk_size", None)
-        stream = as_stream(rows)
+        asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
+        stream, chunk_size = as_stream(rows), asked.get("chunk_size")
         size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
         if size < 1:
             raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
         fields = self.processor.feature_extractor.fields
         chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
         rates: dict[str, dict[str, float]] = {}
-        results: Any = self._score(chunks, rates if return_rates else None, batch_size, **settings)
+        results: Any = self._score(chunks, batch_size, asked, rates)
         if stream is None:
             results = next(results) if _is_one_row(rows, fields) else list(results)
-        return (results, rates) if return_rates else results
+        return (results, rates) if asked.get("return_rates") else results
 
     def rank(
         self, user_row: Mapping[str, Any], items: Any, top_k: int | None = None, batch_size: int | None = None
@@ -142,14 +131,13 @@ class ClickThroughRatePipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if return_towers and self.model.config.mode != "joint":
             raise ValueError(
-                f'return_towers=True needs a model of mode "joint": this one is "{self.model.config.mode}", one tower '
-                "whose probability is the answer"
+                f'return_towers=True needs a model of mode "joint": this one is "{self.model.config.mode}"'
             )
         if return_reasons is not None and return_reasons < 0:
             raise ValueError(f"return_reasons={return_reasons} has to be True, or how many reasons")
-        settings = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
-        settings["chunk_size"] = chunk_size
-        return {}, {name: value for name, value in settings.items() if value is not None}, {}
+        asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
+        asked["chunk_size"] = chunk_size
+        return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
         """Raw rows -> their coded columns, and what the model reads."""
@@ -172,28 +160,24 @@ class ClickThroughRatePipeline(Pipeline):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(
-        self,
-        chunks: Iterable[Any],
-        rates: dict[str, Any] | None,
-        batch_size: int,
-        return_towers: bool = False,
-        return_reasons: bool | int = False,
+        self, chunks: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Results row by row; `rates` is filled on the way."""
         occurrences: Any = 0
         for chunk in chunks:
             columns, encoded = self.preprocess(chunk)
             scores = self._forward(encoded, batch_size)
-            results = self.postprocess(scores, return_towers)
-            if return_reasons:
-                for result, reasons in zip(
-                    results, self._reasons(columns, encoded, scores.logits, batch_size, return_reasons), strict=True
-                ):
-                    result["reasons"] = reasons
+            results = self.postprocess(scores, asked.get("return_towers", False))
+            number = asked.get("return_reasons", False)
+            if number:
+                reasons = self._reasons(
+                    columns, encoded, scores.logits, batch_size, None if number is True else number
+                )
+                results = [{**result, "reasons": of_row} for result, of_row in zip(results, reasons, strict=True)]
             in_chunk = self.processor.feature_extractor.occurrences(encoded.feature_ids)
             self._watch.add(in_chunk)
             occurrences = occurrences + in_chunk
-            if rates is not None:
+            if asked.get("return_rates"):
                 rates.update(self._watch.rates(occurrences))
             yield from results
 
@@ -203,18 +187,19 @@ class ClickThroughRatePipeline(Pipeline):
         encoded: EncodedRows,
         logits: torch.Tensor,
         batch_size: int,
-        number: bool | int,
+        number: int | None,
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each row the fields by the size of their effect, all of them or so many."""
+        """For each row so many fields (all, if `None`), those of the largest effect first."""
         extractor, mode = self.processor.feature_extractor, self.model.config.mode
-        read = set(extractor.slot_fields if mode != "text" else ()).union(
-            extractor.text_fields if mode != "tabular" else ()
-        )
+        read = {
+            *(extractor.slot_fields if mode != "text" else ()),
+            *(extractor.text_fields if mode != "tabular" else ()),
+        }
         # a statistic is hidden with the field that it is of
         fields = [field for field in sorted(read) if extractor.statistic_sources[field] < 0]
         without = self._forward(_hide_each(self.processor, encoded, fields), batch_size).logits
         effects = (logits - without.reshape(len(fields), -1)).T.double().numpy()  # (B, fields)
-        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, : None if number is True else number]
+        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
         names = [extractor.field_names[field] for field in fields]
         texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
         for row, places in enumerate(order.tolist()):

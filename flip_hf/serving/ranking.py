@@ -15,14 +15,10 @@ from .scoring import as_stream, check_click_model, score
 
 
 class Ranking(NamedTuple):
-    """
-    Args:
-        indices (`np.ndarray` of shape `(k,)`, int64): rows of the items, the best first.
-        probabilities (`np.ndarray` of shape `(k,)`, float64): of a click on each, calibrated like the pipeline's.
-    """
+    """Rows of the items, the best first, and the calibrated probability of a click on each."""
 
-    indices: np.ndarray
-    probabilities: np.ndarray
+    indices: np.ndarray  # (k,), int64
+    probabilities: np.ndarray  # (k,), float64
 
 
 def rank(
@@ -47,7 +43,7 @@ def rank(
         top_k (`int`, *optional*): how many to return; default: all.
         batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): `pipeline.rank` has one, to warn once per field of unseen and missing
-            values, those of the user counting as one row. Without it every call warns, of a hundred items or more.
+            values, the user counting as one row. Without it every call warns, of a hundred items or more.
 
     Returns:
         [`Ranking`]: equally good items in the order in which they came.
@@ -56,12 +52,6 @@ def rank(
         ValueError: if a field is on both sides or on neither, naming it; if `top_k` is less than 1, `user_row` is not
             one row, or a logit is not finite.
         TypeError: for a model without click probabilities, or rows in no such form.
-
-    Example:
-        ```python
-        best = flip_hf.rank(model, processor, {"user_id": "u7", "hour": 20}, items, top_k=10)
-        print(items.select(best.indices)["title"])
-        ```
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} has to be 1 or more")
@@ -98,12 +88,7 @@ def _one_row(row: Any) -> Mapping[str, Any]:
 
 
 def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, Any]:
-    """
-    The columns that the fields read, those of the user with one value n times.
-
-    Raises:
-        ValueError: if one of them is on both sides, or the items have none.
-    """
+    """The columns that the fields read, with the user's value n times. Raises `ValueError` if one is on both sides."""
     table = as_columns(items)
     needed = dict.fromkeys(name for field in extractor.fields for name in field.columns)
     joined = {name: table[name] for name in needed if name in table}

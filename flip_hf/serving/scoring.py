@@ -30,35 +30,26 @@ class Scores(NamedTuple):
 
 def check_click_model(model: Any, processor: Any) -> None:
     """
-    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for a
-    processor that is none, or not the model's. Says once that a calibration is not used.
+    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for the
+    processor of another model. Says once that a calibration is not used.
     """
     if not hasattr(model, "predict_probabilities"):
-        raise TypeError(
-            f"a {type(model).__name__} gives no click probabilities: finetune it (stage 2) to a FlipForCTR"
-        )
+        raise TypeError(f"a {type(model).__name__} gives no click probabilities: finetune it to a FlipForCTR")
     config = model.config
     if config.newly_initialized:
         raise ValueError(
             f"this model was pre-trained only: {len(config.newly_initialized)} of its weights "
-            f"({config.newly_initialized[0]}, ...) are random numbers, and so would be its probabilities. Finetune it "
-            "(stage 2, FlipCTRTrainer) and serve that folder"
+            f"({config.newly_initialized[0]}, ...) are random numbers. Finetune it (FlipCTRTrainer), serve that folder"
         )
     if not hasattr(processor, "encode_columns"):
-        raise ValueError(
-            f"processor is {type(processor).__name__} and not the model's FlipProcessor: processor.save_pretrained("
-            "folder) puts it beside the weights"
-        )
+        raise ValueError(f"processor is {type(processor).__name__}, not the FlipProcessor of the training")
     if config.mode != "tabular" and processor.tokenizer is None:
-        raise ValueError(
-            f'the processor has no tokenizer, and a model of mode "{config.mode}" reads text: load the processor it '
-            'was trained with, or the model with mode="tabular"'
-        )
+        raise ValueError('the processor has no tokenizer, and the model reads text: load it with mode="tabular"')
     config.check_processor(processor)
     if config.calibration is not None and config.calibration.get("mode", config.mode) != config.mode:
         logger.warning_once(
             f'the calibration was fitted in mode "{config.calibration["mode"]}" and is left aside in mode '
-            f'"{config.mode}": probabilities are not calibrated (fit_calibration makes one for this mode)'
+            f'"{config.mode}": fit one for this mode'
         )
 
 
