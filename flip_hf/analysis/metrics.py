@@ -30,10 +30,7 @@ PRE_TRAINING_METRICS = {
 
 
 def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:
-    """
-    Whether more of a metric is better, by one of the two tables; `None` if it has no such name. `eval_` may stand
-    before the name, and the key of one of several data sets: `eval_cold_auc`.
-    """
+    """Whether more of `eval_cold_auc`, say, is better, by one of the two tables; `None` if that has no such metric."""
     words = name.split("_")
     suffixes = ("_".join(words[start:]) for start in range(len(words)))
     return next((metrics[suffix] for suffix in suffixes if suffix in metrics), None)
@@ -73,8 +70,8 @@ def compute_ctr_metrics(
 
     Args:
         labels, probabilities (`np.ndarray` of shape `(B,)`): 0 or 1, and in [0, 1].
-        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say; `None` or nan for a row
-            of no group.
+        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say; a row whose group is
+            `None` or nan is left out there.
         num_bins (`int`): of the calibration error.
 
     Returns:
@@ -89,9 +86,6 @@ def compute_ctr_metrics(
           rows in order of prediction, weighted by rows.
 
         With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
-
-    Raises:
-        ValueError: if there are no rows, lengths differ, a label is not 0 or 1, or a probability is outside [0, 1].
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
     loss, rate = logloss(labels, probabilities), labels.mean()
@@ -132,10 +126,7 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-    """
-    `(B,)` three times -> mean AUC of the groups that have both classes, weighted by rows; nan if none has. Rows whose
-    group is `None` or nan are left out.
-    """
+    """`(B,)` three times -> mean AUC of the groups that have both classes, weighted by rows; nan if none has."""
     rows = pd.DataFrame({"group": np.asarray(groups), "label": np.asarray(labels, np.float64), "score": scores})
     rows["rank"] = rows.groupby("group")["score"].rank() * rows["label"]  # of clicks; ties share their mean rank
     grouped = rows.groupby("group")
@@ -175,29 +166,21 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> dict[str, BootstrapInterval]:
     """
-    How sure a comparison is. All models are scored on the same R resamples of the rows, so that differences are
-    paired.
+    How sure a comparison is: all models are scored on the same resamples of the rows, so that differences are paired.
 
     Args:
         labels (`np.ndarray` of shape `(B,)`): 0 or 1.
         predictions (`dict[str, np.ndarray]`): name of a model -> its predictions `(B,)`.
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
-        num_resamples (`int`): R, 1 or more; a resample on which the metric is nan (of one class, say) is left out.
+        num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
         level (`float`): of the intervals, between 0 and 1.
-        seed (`int`): of the resamples.
-
-    Raises:
-        ValueError: if there are no rows or no models, `reference` is none of the models, lengths differ, or
-            `num_resamples` or `level` is out of range.
     """
     labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
     if not len(labels) or not values:
         raise ValueError(f"{len(labels)} rows and {len(values)} models: there is nothing to resample")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples} has to be 1 or more")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} has to be between 0 and 1: 0.95 for an interval of 95 %")
+    if num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"num_resamples={num_resamples} has to be 1 or more, level={level} between 0 and 1 (0.95)")
     if reference is not None and reference not in values:
         raise ValueError(f"reference={reference!r} is none of {', '.join(values)}")
     for name, model in values.items():

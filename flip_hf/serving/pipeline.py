@@ -150,14 +150,16 @@ class ClickThroughRatePipeline(Pipeline):
 
     def postprocess(self, scores: Scores, return_towers: bool = False) -> list[dict[str, Any]]:  # type: ignore[override]
         """Logits -> a dict for each row."""
-        columns = {"probability": self.model.predict_probabilities(scores.logits).tolist()}
-        if return_towers:
-            for name, logits in (("tabular", scores.tabular_logits), ("text", scores.text_logits)):
-                probabilities = self.model.predict_probabilities(logits, calibrated=False)
-                columns[f"{name}_probability"] = probabilities.tolist()
-            weights = scores.tabular_weights
-            columns["tabular_weight"] = [None] * len(scores.logits) if weights is None else weights.tolist()
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        probabilities = self.model.predict_probabilities(scores.logits).tolist()
+        if not return_towers:
+            return [{"probability": probability} for probability in probabilities]
+        towers = [
+            self.model.predict_probabilities(logits, calibrated=False).tolist()  # a calibration is of the joint logit
+            for logits in (scores.tabular_logits, scores.text_logits)
+        ]
+        weights = [None] * len(probabilities) if scores.tabular_weights is None else scores.tabular_weights.tolist()
+        names = ("probability", "tabular_probability", "text_probability", "tabular_weight")
+        return [dict(zip(names, row, strict=True)) for row in zip(probabilities, *towers, weights, strict=True)]
 
     def _score(
         self, chunks: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]

@@ -82,7 +82,7 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         return Scores(torch.zeros(0))
     reads_text = model.config.mode != "tabular"
     # stable: rows of one length stay in their order
-    order = np.argsort(encoded.lengths, kind="stable") if reads_text else np.arange(num_rows)
+    order = np.argsort(encoded.lengths, kind="stable") if reads_text else slice(None)
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
@@ -97,13 +97,14 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                 f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not (a training that "
                 f"diverged), or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
             )
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        scores[name] = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
+        scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
+        if reads_text:
+            scores[name] = scores[name][torch.from_numpy(np.argsort(order))]  # in the order of the rows again
     return Scores(**scores)
 
 
 def _batches(
-    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray, batch_size: int
+    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray | slice, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """What the model reads of so many rows at a time, in `order` `(B,)`, on its device."""
     mode, device = model.config.mode, model.device
@@ -112,7 +113,7 @@ def _batches(
         lengths = encoded.lengths[order]
         ends, starts = np.cumsum(lengths), (np.cumsum(encoded.lengths) - encoded.lengths)[order]
         tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(len(encoded.tokens))]  # (L,)
-    for first in range(0, len(order), batch_size):
+    for first in range(0, len(feature_ids), batch_size):
         rows = slice(first, first + batch_size)
         batch = {}
         if mode != "tabular":
