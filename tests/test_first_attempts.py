@@ -85,19 +85,6 @@ def test_a_first_attempt_gives_the_same_ids_whatever_the_table_came_in(form, wri
         np.testing.assert_array_equal(extractor(asked), ids[7:9])
 
 
-def test_times_with_a_z_split_by_time_and_their_parts_are_fields(tmp_path):
-    splits = split_dataset(
-        load_ctr_dataset(rows(), cache_dir=tmp_path / "cache"),
-        "time",
-        time_column="seen",
-        cache_dir=tmp_path / "splits",
-    )
-    assert max(splits["train"]["seen"]) <= min(splits["test"]["seen"])
-    options = {"seen": {"kind": "datetime", "parts": ["hour"]}}
-    extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
-    assert "seen_hour" in extractor.field_names
-
-
 def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(tmp_path, caplog):
     table = rows(6000)
     draw = np.random.default_rng(1)

@@ -168,7 +168,7 @@ def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows, expected):
             return rows[number]
 
     close(list(scorer(Rows())), expected)
-    with pytest.raises(TypeError, match="the stream gives a list, not a dict of one row"):
+    with pytest.raises(TypeError, match="rows are a list"):
         next(scorer(iter([rows])))
 
 

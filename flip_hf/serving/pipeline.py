@@ -54,6 +54,7 @@ class ClickThroughRatePipeline(Pipeline):
         kwargs.setdefault("task", TASK)
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
+        self._rows_at_a_time = _BATCH_SIZE if self._batch_size is None else self._batch_size
         self._watch = RateWatch(processor.feature_extractor)
 
     def __call__(  # type: ignore[override]
@@ -92,7 +93,7 @@ class ClickThroughRatePipeline(Pipeline):
             ValueError: if a field has no column, a number is out of range, or a logit is not finite.
             TypeError: for rows in no such form, or an unknown keyword.
         """
-        batch_size = (self._batch_size or _BATCH_SIZE) if batch_size is None else batch_size
+        batch_size = self._rows_at_a_time if batch_size is None else batch_size
         asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
         stream, chunk_size = as_stream(rows), asked.get("chunk_size")
         size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
@@ -110,7 +111,7 @@ class ClickThroughRatePipeline(Pipeline):
         self, user_row: Mapping[str, Any], items: Any, top_k: int | None = None, batch_size: int | None = None
     ) -> Ranking:
         """As [`rank`], with the pipeline's model and processor; it warns of a field once, and not in every call."""
-        batch_size = (self._batch_size or _BATCH_SIZE) if batch_size is None else batch_size
+        batch_size = self._rows_at_a_time if batch_size is None else batch_size
         with self.device_placement():
             return rank(self.model, self.processor, user_row, items, top_k, batch_size, self._watch)
 
@@ -239,9 +240,6 @@ def _is_one_row(rows: Any, fields: Iterable[Any]) -> bool:
 
 def _chunks_of_stream(stream: Iterator[Any], rows: Any, size: int) -> Iterator[Mapping[str, Any]]:
     while chunk := list(itertools.islice(stream, size)):
-        for row in chunk:
-            if not isinstance(row, Mapping):
-                raise TypeError(f"the stream gives a {type(row).__name__}, not a dict of one row")
         yield with_class_names(chunk, getattr(rows, "features", None))
 
 

@@ -82,7 +82,7 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         return Scores(torch.zeros(0))
     reads_text = model.config.mode != "tabular"
     # stable: rows of one length stay in their order
-    order = np.argsort(encoded.lengths, kind="stable") if reads_text else slice(None)
+    order: Any = np.argsort(encoded.lengths, kind="stable") if reads_text else slice(None)
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
@@ -104,9 +104,9 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
 
 
 def _batches(
-    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray | slice, batch_size: int
+    model: Any, processor: Any, encoded: EncodedRows, order: Any, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """What the model reads of so many rows at a time, in `order` `(B,)`, on its device."""
+    """What the model reads of so many rows at a time, in `order` (numbers `(B,)`, or a slice), on its device."""
     mode, device = model.config.mode, model.device
     feature_ids = torch.from_numpy(encoded.feature_ids[order].astype(np.int64)).to(device)  # (B, S)
     if mode != "tabular":
@@ -115,13 +115,12 @@ def _batches(
         tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(len(encoded.tokens))]  # (L,)
     for first in range(0, len(feature_ids), batch_size):
         rows = slice(first, first + batch_size)
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         if mode != "tabular":
             part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
             needs_no_pad = processor.tokenizer.pad_token_id is None and lengths[first] == lengths[rows][-1]
             padded = pad_rows(part, lengths[rows], 0 if needs_no_pad else processor.pad_token_id)  # (batch, T) twice
-            names = ("input_ids", "attention_mask")
-            batch |= {name: torch.from_numpy(array).to(device) for name, array in zip(names, padded, strict=True)}
+            batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
         if mode != "text":
             batch["feature_ids"] = feature_ids[rows]
         yield batch
