@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 
-from flip_hf import compute_ctr_metrics
-from flip_hf.analysis.metrics import bootstrap_intervals
+from flip_hf import bootstrap_intervals, compute_ctr_metrics
 
 
 def main() -> None:

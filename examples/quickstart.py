@@ -41,14 +41,15 @@ from flip_hf import (
     FlipPreTrainingArguments,
     FlipPreTrainingTrainer,
     FlipProcessor,
+    bootstrap_intervals,
     compute_ctr_metrics,
     flops_per_row,
     load_ctr_dataset,
     prepare_dataset,
     split_dataset,
+    write_model_card,
 )
-from flip_hf.analysis.metrics import bootstrap_intervals
-from flip_hf.sharing.card import draw_training_curves, write_model_card
+from flip_hf.sharing.card import draw_training_curves
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

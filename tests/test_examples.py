@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts, as a user starts them: from a csv to scored rows, by flags and by a configuration file."""
+"""The scripts, as a user starts them: from a csv to scored and calibrated rows, by flags and by a file."""
 
 import csv
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,96 +12,93 @@ import pytest
 from conftest import make_table
 from datasets import Dataset
 
+from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipProcessor
+
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def start(folder: Path, script: str, *arguments: str) -> str:
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-@pytest.mark.slow
-def test_from_a_csv_to_scored_rows(tokenizer, text_model_dir, tmp_path):
+@pytest.fixture()
+def start(tmp_path, monkeypatch, capsys, tokenizer, text_model_dir):
+    """Runs a script in `tmp_path`, in this process (a new one imports for ten seconds), and returns what it prints."""
     tokenizer.save_pretrained(text_model_dir)
-    table = make_table(400)
-    with (tmp_path / "clicks.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))
-    with (tmp_path / "new.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*list(table)[:-1], "note"])
-        writer.writerows([["101", "male", "203", "a title", "Drama", "x"], ["nobody", "", "204", "", "Horror", "y"]])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
-    data = [
-        "--dataset",
-        "clicks.csv",
-        "--text_model",
-        text_model_dir,
-        "--max_length",
-        "64",
-        "--output_dir",
-        "prepared",
-    ]
-    assert "5 fields" in start(tmp_path, "prepare_data.py", *data)
-    pretraining = {
+    def start(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return start
+
+
+def write_csv(path: str, table: dict[str, list]) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([table, *zip(*table.values(), strict=True)])
+
+
+def test_from_a_csv_to_scored_and_calibrated_rows(start, text_model_dir):
+    write_csv("clicks.csv", make_table(400))
+    row = {"user_id": "101", "gender": "male", "item_id": "203", "title": "a title", "genre": "Drama", "note": "x"}
+    new = {name: [value, ""] for name, value in row.items()}
+    write_csv("new.csv", {**new, "user_id": ["101", "nobody"], "note": ["x", "y"]})
+    data = ("--dataset", "clicks.csv", "--text_model", text_model_dir, "--max_length", 64, "--output_dir", "prepared")
+    assert "5 fields" in start("prepare_data.py", *data)
+    settings = {
         "prepared_dir": "prepared",
         "text_model": text_model_dir,
         "output_dir": "pretrained",
-        "max_steps": 6,
-        "per_device_train_batch_size": 32,
         "use_cpu": True,
-        "save_steps": 3,
+        "max_steps": 2,
+        "save_steps": 1,
+        "per_device_train_batch_size": 32,
         "config_overrides": {"mtm_noise": "field"},
     }
-    (tmp_path / "pretraining.json").write_text(json.dumps(pretraining))
-    start(tmp_path, "run_pretraining.py", "pretraining.json")
-    assert json.loads((tmp_path / "pretrained" / "config.json").read_text())["mtm_noise"] == "field"
+    Path("pretraining.json").write_text(json.dumps(settings))
+    start("run_pretraining.py", "pretraining.json")
+    assert json.loads(Path("pretrained/config.json").read_text())["mtm_noise"] == "field"
 
-    common = [
-        "--prepared_dir",
-        "prepared",
-        "--num_train_epochs",
-        "2",
-        "--per_device_train_batch_size",
-        "32",
-        "--use_cpu",
-    ]
-    for mode in ("tabular", "joint"):
-        start(tmp_path, "run_finetuning.py", *common, "--model", "pretrained", "--mode", mode, "--output_dir", mode)
-        assert 0.0 <= json.loads((tmp_path / mode / "test_results.json").read_text())["test_auc"] <= 1.0
-        assert np.load(tmp_path / mode / "test_probabilities.npy").shape == (40,)
-        printed = start(tmp_path, "predict.py", "--model", mode, "--data", "new.csv", "--output", "scored.csv")
-        assert "user_id: 50.00% unseen" in printed and "gender: 0.00% unseen, 50.00% missing" in printed
-        with (tmp_path / "scored.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert [row["note"] for row in rows] == ["x", "y"]
-        assert all(0.0 < float(row["probability"]) < 1.0 for row in rows)
-    table = start(tmp_path, "compare.py", "--prepared_dir", "prepared", "--reference", "tabular", "tabular", "joint")
-    assert "| joint |" in table
-    assert "masked ids" in start(tmp_path, "check_alignment.py", "--prepared_dir", "prepared", "--model", "pretrained")
+    prepared = ("--prepared_dir", "prepared")
+    for mode, num_epochs in (("tabular", 8), ("joint", 1)):
+        training = ("--num_train_epochs", num_epochs, "--learning_rate", 0.01, "--use_cpu", "--output_dir", mode)
+        start("run_finetuning.py", *prepared, "--model", "pretrained", "--mode", mode, *training)
+        assert 0.0 <= json.loads(Path(mode, "test_results.json").read_text())["test_auc"] <= 1.0
+        assert np.load(Path(mode, "test_probabilities.npy")).shape == (40,)
+    printed = start("predict.py", "--model", "joint", "--data", "new.csv", "--output", "scored.csv")
+    assert "user_id: 50.00% unseen" in printed and "gender: 0.00% unseen, 50.00% missing" in printed
+    with open("scored.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["note"] for row in rows] == ["x", "y"] and all(0.0 < float(row["probability"]) < 1.0 for row in rows)
+    assert "| joint |" in start("compare.py", *prepared, "--reference", "tabular", "tabular", "joint")
+    assert "masked ids" in start("check_alignment.py", *prepared, "--model", "pretrained")
 
+    calibration = ("--model", "tabular", *prepared, "--method", "isotonic", "--output_dir", "calibrated")
+    printed = start("calibrate.py", *calibration)
+    assert "knots, fitted on 40 validation rows" in printed and "ECE\nbefore" in printed and "\nafter" in printed
+    assert FlipForCTR.from_pretrained("calibrated").config.calibration["method"] == "isotonic"
+    assert Path("calibrated/reliability.png").is_file() and Path("calibrated/processor_config.json").is_file()
+    other = FlipProcessor(FlipFeatureExtractor.fit(make_table(40)), FlipProcessor.from_pretrained("joint").tokenizer)
+    other.save_pretrained("prepared/processor")  # the ids of the prepared rows are not those of the model
+    with pytest.raises(ValueError, match="the processor does not fit the model"):
+        start("calibrate.py", *calibration)
+
+
+@pytest.mark.slow
+def test_choices_of_the_method_are_compared_and_what_is_finished_is_not_trained_again(start, text_model_dir):
+    write_csv("clicks.csv", make_table(400))
+    start("prepare_data.py", *("--dataset", "clicks.csv", "--text_model", text_model_dir, "--output_dir", "prepared"))
     variants = {"two passes": {}, "one pass": {"text_passes": 1, "max_steps": 4}}
     choices = [
         *("--prepared_dir", "prepared", "--text_model", text_model_dir, "--variants", json.dumps(variants)),
-        *("--max_steps", "2", "--joint_steps", "2", "--seeds", "0", "--use_cpu", "--output_dir", "choices"),
+        *("--max_steps", 2, "--joint_steps", 2, "--seeds", 0, "--use_cpu", "--output_dir", "choices"),
     ]
-    printed = start(tmp_path, "method_choices.py", *choices)
+    printed = start("method_choices.py", *choices)
     assert printed.count("one pass") == 7 and "FLIP AUC\n    two passes" in printed
-    saved = {path.name: json.loads(path.read_text()) for path in (tmp_path / "choices").iterdir()}
+    saved = {path.name: json.loads(path.read_text()) for path in Path("choices").iterdir()}
     assert set(saved) == {"two_passes_seed0.json", "one_pass_seed0.json"}
     assert f"{saved['one_pass_seed0.json']['FLIP AUC']:.4f}" in printed.split("FLIP AUC")[1]
-    again = start(tmp_path, "method_choices.py", *choices)  # all is there: nothing is trained
+    again = start("method_choices.py", *choices)
     assert again.split("mean over seeds")[1] == printed.split("mean over seeds")[1] and "train_loss" not in again
 
 
@@ -134,17 +129,12 @@ def test_the_quickstart_says_what_it_cannot_compare_before_it_trains(labels, mes
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs_on_a_csv_of_ones_own(tokenizer, text_model_dir, tmp_path):
-    tokenizer.save_pretrained(text_model_dir)
+def test_the_quickstart_runs_on_a_csv_of_ones_own(start, text_model_dir):
     table = make_table(400)
-    users, labels = table.pop("user_id"), table.pop("label")
-    table = {"userid": users, **table, "clicked": labels}
-    with (tmp_path / "clicks.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([table, *zip(*table.values(), strict=True)])
-    small = ("--max_length", "64", "--pretraining_epochs", "1", "--finetuning_epochs", "1", "--max_rows", "200")
-    printed = start(
-        tmp_path, "quickstart.py", "--data", "clicks.csv", "--label", "clicked", "--text_model", text_model_dir, *small
-    )
+    write_csv("clicks.csv", {"userid": table.pop("user_id"), "clicked": table.pop("label"), **table})
+    small = ("--max_length", 64, "--pretraining_epochs", 1, "--finetuning_epochs", 1, "--max_rows", 200)
+    csv_of_ones_own = ("--data", "clicks.csv", "--label", "clicked", "--text_model", text_model_dir)
+    printed = start("quickstart.py", *csv_of_ones_own, *small)
     assert "clicks.csv: 200 of 400 rows, label 1 if column clicked" in printed
     before, after = printed.split("=== ID tower from scratch ===")
     assert "training takes about a few seconds, or less where one stops early (stage 1 a few seconds" in before

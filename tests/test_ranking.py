@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.serving.ranking import join_columns
+from flip_hf.serving.ranking import join
 
 
 USER = {"user_id": "105", "gender": "male"}
@@ -19,10 +19,8 @@ USER = {"user_id": "105", "gender": "male"}
 
 @pytest.fixture(scope="module")
 def items(splits) -> dict[str, list]:
-    table = splits["train"].to_dict()
-    first = {item: row for row, item in reversed(list(enumerate(table["item_id"])))}
-    names = ("item_id", "title", "genre")
-    items = {name: [table[name][row] for row in sorted(first.values())] for name in names}
+    table = splits["train"].to_pandas().drop_duplicates("item_id")
+    items = table[["item_id", "title", "genre"]].to_dict("list")
     items["item_id"] += ["brand new", None]
     items["title"] += ["big red house night", None]
     items["genre"] += ["Drama", "never seen"]
@@ -36,9 +34,13 @@ def model(request, text_model_dir, processor) -> FlipForCTR:
     return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=request.param, **settings).eval()
 
 
+def rows_of(table: dict[str, list]) -> list[dict]:
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
 def joined(items: dict[str, list]) -> list[dict]:
     """Every item's row with the user's, by hand."""
-    return [{**USER, **{name: items[name][k] for name in items}} for k in range(len(items["item_id"]))]
+    return [{**USER, **row} for row in rows_of(items)]
 
 
 def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, items):
@@ -54,11 +56,19 @@ def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, 
     assert len(rank(model, processor, USER, items, top_k=1000).indices) == len(expected)
 
 
-def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, items, monkeypatch):
+def test_the_model_reads_what_the_joined_rows_give_and_each_value_is_looked_up_once(
+    model, processor, items, monkeypatch
+):
     seen: list[EncodedRows] = []
     monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, b: seen.append(encoded) or 1 / 0)
+    looked_up = []
+    extractor = type(processor.feature_extractor)
+    lookup = extractor._lookup
+    monkeypatch.setattr(extractor, "_lookup", lambda s, f, v: looked_up.append((f, len(v))) or lookup(s, f, v))
     with pytest.raises(ZeroDivisionError):
         rank(model, processor, USER, items)
+    assert dict(looked_up)[0] == dict(looked_up)[1] == 1  # the user's two fields
+    assert dict(looked_up)[2] == len(set(items["item_id"]))
     expected = processor.encode(joined(items), return_text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
@@ -66,74 +76,43 @@ def test_what_the_model_reads_is_what_the_joined_rows_give(model, processor, ite
 
 def test_both_sides_of_a_ranking_are_read_as_a_row_is():
     extractor = FlipFeatureExtractor.fit({"zip": ["00012", "x"], "code": ["007", "y"]})
-    columns = join_columns(extractor, {"zip": 12}, {"code": [7.0, "y"]})
-    ids = extractor.encode_columns(columns)
+    ids = extractor(join(extractor, {"zip": 12}, {"code": [7.0, "y"]}))
     np.testing.assert_array_equal(ids, extractor({"zip": ["00012"] * 2, "code": ["007", "y"]}))
 
 
 def test_equal_candidates_are_computed_once_and_keep_their_order(model, processor, items, monkeypatch):
-    twice = {name: [*column[:7], *column[2:5], *column[:7]] for name, column in items.items()}
-    sizes, forward = [], model.forward
-
-    def spy(**inputs):
-        sizes.append(len(next(iter(inputs.values()))))
-        return forward(**inputs)
-
-    monkeypatch.setattr(model, "forward", spy)
-    ranking = rank(model, processor, USER, twice)
-    assert sizes == [7]
-    once = rank(model, processor, USER, {name: column[:7] for name, column in items.items()})
-    of_item = dict(zip(once.indices.tolist(), once.probabilities.tolist(), strict=True))
     original = [*range(7), 2, 3, 4, *range(7)]
-    assert [of_item[original[k]] for k in ranking.indices.tolist()] == ranking.probabilities.tolist()
-    assert sorted(ranking.indices.tolist()) == list(range(17))
+    twice = {name: [column[place] for place in original] for name, column in items.items()}
+    # one field apart is another candidate
+    twice["genre"][7], original[7] = "Western", 7
+    sizes, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: sizes.append(len(next(iter(inputs.values())))) or forward(**inputs)
+    )
+    ranking = rank(model, processor, USER, twice)
+    assert sizes == [8]
+    expected = [row["probability"] for row in ClickThroughRatePipeline(model, processor, device="cpu")(joined(twice))]
+    np.testing.assert_allclose(ranking.probabilities, np.array(expected)[ranking.indices], rtol=1e-6)
+    assert len(set(ranking.probabilities.tolist())) == 8 and sorted(ranking.indices.tolist()) == list(range(17))
     for better, worse in zip(ranking.indices[:-1].tolist(), ranking.indices[1:].tolist(), strict=True):
         assert original[better] != original[worse] or better < worse
 
 
-def test_candidates_that_differ_in_one_field_are_told_apart(model, processor):
-    items = {
-        "item_id": ["200", "201", "200", "201", "200", "200"],
-        "title": ["red red (1980)", "blue red (1981)", "red red (1980)", "blue red (1981)", None, "red red (1980)"],
-        "genre": ["Drama", "Drama", "Comedy", "Comedy", "Drama", "Drama"],  # the last is the first again
-    }
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    expected = np.array([row["probability"] for row in scorer(joined(items))])
-    ranking = rank(model, processor, USER, items)
-    assert len(set(ranking.probabilities.tolist())) == 5
-    np.testing.assert_allclose(ranking.probabilities, expected[ranking.indices], rtol=1e-6)
-
-
-def test_each_side_is_read_once(model, processor, items, monkeypatch):
-    looked_up = []
-    extractor = type(processor.feature_extractor)
-    lookup = extractor._lookup
-    monkeypatch.setattr(extractor, "_lookup", lambda s, f, v: looked_up.append((f, len(v))) or lookup(s, f, v))
-    rank(model, processor, USER, items)
-    assert dict(looked_up)[0] == dict(looked_up)[1] == 1  # the user's two fields
-    assert dict(looked_up)[2] == len(set(items["item_id"]))
-
-
-def test_items_come_in_any_form(model, processor, items):
-    expected = rank(model, processor, USER, items)
-    forms = [
+def test_user_and_items_come_in_any_form(model, processor, items):
+    expected = rank(model, processor, USER, items).indices
+    for form in (
         pd.DataFrame(items),
         pa.table(items),
         pl.DataFrame(items),
         Dataset.from_dict(items),
         Dataset.from_dict(items).to_iterable_dataset(),
-        iter([dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)]),
+        iter(rows_of(items)),
         np.rec.fromarrays([np.array(column, object) for column in items.values()], names=list(items)),
-        [dict(zip(items, row, strict=True)) for row in zip(*items.values(), strict=True)],
-    ]
-    for form in forms:
-        found = rank(model, processor, USER, form)
-        np.testing.assert_array_equal(found.indices, expected.indices)
+        rows_of(items),
+    ):
+        np.testing.assert_array_equal(rank(model, processor, USER, form).indices, expected)
     for user in (pd.Series(USER), pl.DataFrame([USER]), {name: np.str_(value) for name, value in USER.items()}):
-        np.testing.assert_array_equal(rank(model, processor, user, items).indices, expected.indices)
-
-
-def test_without_items_the_ranking_is_empty(model, processor, items):
+        np.testing.assert_array_equal(rank(model, processor, user, items).indices, expected)
     for form in ({name: [] for name in items}, pd.DataFrame(items)[:0], [], iter([])):
         ranking = rank(model, processor, USER, form)
         assert ranking.indices.shape == ranking.probabilities.shape == (0,)
@@ -149,29 +128,32 @@ def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir,
     assert set(found.probabilities.tolist()) == {0.25}
 
 
-def test_a_side_has_each_field_once(model, processor, items):
-    with pytest.raises(ValueError, match="'genre' stands in the user's row and among the items' columns"):
-        rank(model, processor, {**USER, "genre": "Drama"}, items)
-    with pytest.raises(ValueError, match="no column for field 'gender': the user's row has user_id, the items have"):
-        rank(model, processor, {"user_id": "105"}, items)
-    with pytest.raises(ValueError, match="no column for field 'title'"):
-        rank(model, processor, USER, {name: column for name, column in items.items() if name != "title"})
-    # a label, or anything else that is no field, may stand anywhere
+def test_what_cannot_be_ranked_is_named(model, processor, items):
+    whole = {**USER, "item_id": "1", "title": "a", "genre": "b"}
+    for user, table, options, message in (
+        ({**USER, "genre": "Drama"}, items, {}, "'genre': in the user's row and among the items"),
+        ({"user_id": "105"}, items, {}, "no column for field 'gender'; the rows have item_id"),
+        (USER, {name: items[name] for name in ("item_id", "genre")}, {}, "no column for field 'title'"),
+        (USER, items, {"top_k": 0}, "top_k=0"),
+        ([USER, USER], items, {}, "user_row is not one row"),
+        (whole, {"label": [0, 1]}, {}, "the items have no column of any field, only label"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rank(model, processor, user, table, **options)
+    # a label, or anything else that is no field, may be on both sides
     noted = rank(model, processor, {**USER, "label": 1}, {**items, "label": [0] * len(items["genre"])})
     np.testing.assert_array_equal(noted.indices, rank(model, processor, USER, items).indices)
 
 
-def test_what_cannot_be_ranked_is_named(model, processor, items):
-    with pytest.raises(ValueError, match="top_k=0"):
-        rank(model, processor, USER, items, top_k=0)
-    with pytest.raises(ValueError, match="user_row is not one row"):
-        rank(model, processor, [USER, USER], items)
-    whole = {**USER, "item_id": "1", "title": "a", "genre": "b"}
-    with pytest.raises(ValueError, match="the items have no column of any field"):
-        rank(model, processor, whole, {"label": [0, 1]})
-
-
-def test_a_field_of_several_kinds_on_either_side():
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"born": "1985-05-05", "tags": ["b", "a"]},  # whose age depends on the item's column `at`
+        {"at": "2022-01-01", "price": 2.5},
+        {"tags": [], "price": None},
+    ],
+)
+def test_a_field_of_several_kinds_on_either_side(user):
     table = {
         "born": ["1990-01-02", "1985-05-05", None, "2001-07-09"] * 4,
         "at": ["2020-03-04", "2021-05-06", "2022-01-01", "2023-12-31"] * 4,
@@ -186,16 +168,9 @@ def test_a_field_of_several_kinds_on_either_side():
     }
     processor = FlipProcessor(FlipFeatureExtractor.fit(Dataset.from_dict(table), field_options=options))
     torch.manual_seed(0)
-    config = FlipConfig.from_processor(processor, mode="tabular", tabular_initializer_range=0.3)
-    model = FlipForCTR(config).eval()
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    for user in (
-        {"born": "1985-05-05", "tags": ["b", "a"]},  # whose age depends on the item's column `at`
-        {"at": "2022-01-01", "price": 2.5},
-        {"tags": [], "price": None},
-    ):
-        items = {name: table[name][:4] for name in ("born", "at", "tags", "price") if name not in user}
-        rows = [{**user, **{name: column[k] for name, column in items.items()}} for k in range(4)]
-        expected = np.array([row["probability"] for row in scorer(rows)])
-        ranking = rank(model, processor, user, items)
-        np.testing.assert_allclose(ranking.probabilities, expected[ranking.indices], rtol=1e-6)
+    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", tabular_initializer_range=0.3)).eval()
+    items = {name: table[name][:4] for name in ("born", "at", "tags", "price") if name not in user}
+    scores = ClickThroughRatePipeline(model, processor, device="cpu")([{**user, **row} for row in rows_of(items)])
+    ranking = rank(model, processor, user, items)
+    expected = np.array([row["probability"] for row in scores])[ranking.indices]
+    np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)

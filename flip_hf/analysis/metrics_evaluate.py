@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same metrics as an `evaluate.Metric`, which works without a network: it is a class, not a script on the Hub.
-
-Importing `evaluate` takes many seconds, so nothing else in the package imports this module.
-"""
+"""The same metrics as an `evaluate.Metric` that works offline; importing `evaluate` takes seconds: only this does."""
 
 from typing import Any
 
