@@ -55,6 +55,11 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
             raise ValueError(f"calibration {key}={calibration[key]!r} is {problem}")
 
 
+def correct_for_sampling(logits: Any, negative_sampling_rate: float, positive_weight: float) -> Any:
+    """z + ln w - ln c: of a tensor or an array, see [`predict_probabilities`]."""
+    return logits + math.log(negative_sampling_rate) - math.log(positive_weight)
+
+
 def predict_probabilities(
     logits: torch.Tensor,
     calibration: dict[str, Any] | None = None,
@@ -82,7 +87,7 @@ def predict_probabilities(
         has no float64), in [0, 1].
     """
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    logits = logits.detach().to(dtype) + math.log(negative_sampling_rate) - math.log(positive_weight)
+    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate, positive_weight)
     method = None if calibration is None else calibration["method"]
     if method == "temperature":
         logits = logits / calibration["temperature"]
@@ -100,4 +105,4 @@ def predict_probabilities(
     return torch.lerp(values[right - 1], values[right], share)
 
 
-__all__ = ["check_calibration", "predict_probabilities"]
+__all__ = ["check_calibration", "correct_for_sampling", "predict_probabilities"]

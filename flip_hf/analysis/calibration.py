@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..calibration_flip import CALIBRATION_METHODS, check_calibration, correct_for_sampling
+from ..calibration_flip import CALIBRATION_METHODS, correct_for_sampling
 from .metrics import auc, check_rows
 
 
@@ -57,14 +57,17 @@ def fit_calibration(
     """
     if method not in CALIBRATION_METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
-    if not 0.0 < positive_weight < math.inf:
-        raise ValueError(f"positive_weight={positive_weight!r} is not in (0, inf)")
-    check_calibration(None, negative_sampling_rate)
+    for name, value, most in (
+        ("negative_sampling_rate", negative_sampling_rate, 1.0),
+        ("positive_weight", positive_weight, 1e300),
+    ):
+        if not 0.0 < value <= most:
+            raise ValueError(f"{name}={value!r} is not above 0" + (" and at most 1" if most == 1.0 else " and finite"))
     weights = np.ones(len(labels)) if weights is None else weights
     labels, logits, weights = check_rows(labels=labels, logits=logits, weights=weights)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
-    logits = correct_for_sampling(torch.from_numpy(logits), negative_sampling_rate, positive_weight).numpy()
+    logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
     found: dict[str, Any] = {"method": method}
     if positive_weight != 1.0:
         found["positive_weight"] = positive_weight

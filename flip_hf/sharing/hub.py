@@ -40,7 +40,8 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _CARD, _CURVES, _RELIABILITY = "README.md", "training_curves.png", "reliability.png"
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # beside the vocabulary files that the tokenizer's class names
-_OPTIONAL = (*_CONFIGS[2:], "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", _CARD)
+_ADAPTER = ("text_adapter/adapter_config.json", "text_adapter/adapter_model.safetensors")
+_OPTIONAL = (*_CONFIGS[2:], "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", *_ADAPTER, _CARD)
 # what runs where a model is loaded with trust_remote_code
 _CODE = {path.name: path for path in sorted(Path(__file__).parents[1].glob("*_flip*.py"))}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}
