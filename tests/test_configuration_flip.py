@@ -219,8 +219,8 @@ def test_every_number_that_decides_an_id_is_in_the_digests():
     config, user = FlipConfig.from_processor(extractor, mode="tabular"), extractor.field_names.index("user")
     other = fit({**TABLE, "label": [1 - label for label in TABLE["label"]]}, **STATISTICS)
     assert config.fields_that_differ(other)[-1] == "user_label_mean" and "user" not in config.fields_that_differ(other)
-    for name in ARRAYS.keys() - {"feature_counts"}:
-        array = getattr(extractor, f"_{name}")
+    for name in set(ARRAYS) - {"feature_counts"}:
+        array = extractor.vocabulary[name]
         decides = np.ones(array.shape, bool)
         if name == "label_totals":  # only of fields that there are statistics of
             decides[:] = False

@@ -250,7 +250,7 @@ def test_the_form_of_the_head_can_be_chosen_without_a_checkpoint_of_it(make, ber
     assert torch.equal(model.mlm_head.decoder.bias, language_model.cls.predictions.decoder.bias)
     assert len(model.flip.text.encoder.layer) == 1
     for wrong, message in (
-        ({"mlm_weight": 0.0}, "mlm_weight=0 builds no MLM head"),
+        ({"mlm_weight": 0.0}, "mlm_weight=0, which builds no MLM head"),
         ({"mlm_transform": "tanh"}, "leave one of the two out"),
     ):
         with pytest.raises(ValueError, match=message):

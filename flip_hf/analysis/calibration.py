@@ -57,12 +57,10 @@ def fit_calibration(
     """
     if method not in CALIBRATION_METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
-    for name, value, most in (
-        ("negative_sampling_rate", negative_sampling_rate, 1.0),
-        ("positive_weight", positive_weight, 1e300),
-    ):
-        if not 0.0 < value <= most:
-            raise ValueError(f"{name}={value!r} is not above 0" + (" and at most 1" if most == 1.0 else " and finite"))
+    if not 0.0 < negative_sampling_rate <= 1.0:
+        raise ValueError(f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]")
+    if not 0.0 < positive_weight < math.inf:
+        raise ValueError(f"positive_weight={positive_weight!r} is not in (0, inf)")
     weights = np.ones(len(labels)) if weights is None else weights
     labels, logits, weights = check_rows(labels=labels, logits=logits, weights=weights)
     if len(np.unique(labels)) < 2:
