@@ -250,8 +250,8 @@ def test_the_form_of_the_head_can_be_chosen_without_a_checkpoint_of_it(make, ber
     assert torch.equal(model.mlm_head.decoder.bias, language_model.cls.predictions.decoder.bias)
     assert len(model.flip.text.encoder.layer) == 1
     for wrong, message in (
-        ({"mlm_weight": 0.0}, "mlm_weight=0, which builds no MLM head"),
-        ({"mlm_transform": "tanh"}, "leave one of the two out"),
+        ({"mlm_weight": 0.0}, "leave it out, or mlm_weight"),
+        ({"mlm_transform": "tanh"}, "leave it out, or mlm_transform"),
     ):
         with pytest.raises(ValueError, match=message):
             bert.stage_1(init_mlm_head_from_text_model=True, **wrong)
