@@ -3,8 +3,7 @@
 view gives.
 
 Letters: F fields, S slots, T tokens of the row's text, R readings of the row (some of its tokens or ids hidden), n
-features of a field, V word pieces, E size of a masked-feature output row, d_v and d_w sizes of a tabular vector and of
-a text state.
+features of a field, V word pieces, d_v and d_w sizes of a tabular vector and of a text state.
 """
 
 import dataclasses
@@ -19,10 +18,6 @@ import torch
 from ..masking_flip import hide_features, hide_tokens, pad_rows
 from ..modeling_flip_base import evaluating
 from .report import percent, shortened, text_table
-
-
-# texts that the language model reads at a time
-_BATCH_SIZE = 32
 
 
 @dataclass
@@ -53,19 +48,24 @@ class Attention:
     special: float  # of special tokens, `[CLS]` and `[SEP]` say
     other: float = 0.0  # of words that could not be said to belong to a field
 
+    def __str__(self) -> str:
+        """The three places with the largest weights; the words around a field's value as `name:`."""
+        places = {**self.values, **{f"{name}:": weight for name, weight in self.names.items()}}
+        places |= {"special tokens": self.special, "other words": self.other}
+        best = sorted(places, key=places.__getitem__, reverse=True)[:3]
+        return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
+
 
 @dataclass
 class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
-    # what the row has: several for a multivalued field, none where the value is missing or unseen in training, so that
-    # nothing the model can name is right
+    # what the row has: several for a multivalued field, none where the value is missing or unseen in training
     truths: list[Truth]
     attention: Attention | None = None  # of a hidden id
-    # of a hidden id, the sum of exp(s(j)) over the field's features. Noise-contrastive estimation (`mtm_loss="nce"`)
-    # teaches s(j) to be ln p(j): the nearer to 1, the better the scores are normalised by themselves. The other losses
-    # leave it free
+    # of a hidden id, the sum of exp(s(j)) over the field's features: `mtm_loss="nce"` teaches s(j) to be ln p(j), so
+    # that it is near 1; the other losses leave it free
     total: float | None = None
 
     @property
@@ -86,6 +86,9 @@ class Answer:
             best = min(self.truths, key=lambda truth: truth.rank)
             lines.append(f"{shortened(best.value)} {percent(best.probability)}* (rank {best.rank:,})")
         return lines
+
+    def __str__(self) -> str:
+        return f"{percent(self.probability)} ({self.rank:,})" if self.truths else "-"
 
 
 @dataclass
@@ -160,10 +163,10 @@ class AlignmentExplanation:
                 "hidden id": one.field,
                 "value": one.shown_value,
                 "of": f"{one.num_values:,}",
-                "whole text": _figures(one.whole),
-                "value hidden": _figures(one.hidden),
-                "no values": _figures(one.blank),
-                "looks at": _most_attended(one.answer.attention),
+                "whole text": str(one.whole),
+                "value hidden": str(one.hidden or "-"),
+                "no values": str(one.blank),
+                "looks at": str(one.answer.attention),
                 "guesses": "; ".join(one.answer.lines()),
             }
             for one in self.features
@@ -185,47 +188,27 @@ class AlignmentExplanation:
     __str__ = to_text
 
 
-def _most_attended(attention: Attention | None) -> str:
-    """The three places with the largest weights; the words around a field's value as `name:`."""
-    assert attention is not None
-    places = {**attention.values, **{f"{name}:": weight for name, weight in attention.names.items()}}
-    places |= {"special tokens": attention.special, "other words": attention.other}
-    best = sorted(places, key=places.__getitem__, reverse=True)[:3]
-    return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
-
-
-def _figures(answer: Answer | None) -> str:
-    return "-" if answer is None or not answer.truths else f"{percent(answer.probability)} ({answer.rank:,})"
-
-
-# --- one row ---------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def explain(
     model: Any, processor: Any, row: Mapping[str, Any], top_k: int = 5, fields: Sequence[str] | None = None
 ) -> AlignmentExplanation:
     """As [`FlipForPreTraining.explain_alignment`], which documents it."""
     if model.mtm_head is None and model.mlm_head is None:
-        raise ValueError(
-            "mtm_weight=0 and mlm_weight=0: this model was pre-trained by instance contrast alone, which asks for no "
-            "hidden value, so there is nothing to explain"
-        )
+        raise ValueError("mtm_weight=0 and mlm_weight=0: this model was trained to name no hidden value")
     if top_k < 1:
         raise ValueError(f"top_k={top_k!r} has to be at least 1")
     if getattr(processor, "tokenizer", None) is None:
         raise TypeError(f"{type(processor).__name__} has no tokenizer: pass the FlipProcessor the model was made for")
     model.config.check_processor(processor)
-    extractor = processor.feature_extractor
-    names = extractor.field_names
-    unknown = [name for name in fields or () if name not in names]
-    if unknown or isinstance(fields, str):
+    names = processor.feature_extractor.field_names
+    if isinstance(fields, str) or not set(fields or ()) <= set(names):
         raise ValueError(f"fields={fields!r} has to be a list of fields of this model: {', '.join(names)}")
-    asked = [index for index, name in enumerate(names) if fields is None or name in fields]
     if not isinstance(row, Mapping):
         raise TypeError(f'row is a {type(row).__name__}: pass one row as a dict, {{"{names[0]}": ...}}')
     with evaluating(model):
-        return _Reader(model, processor, row, top_k).read(asked)
+        return _Reader(model, processor, row, top_k).read(
+            [index for index, name in enumerate(names) if fields is None or name in fields]
+        )
 
 
 class _Reader:
@@ -234,14 +217,20 @@ class _Reader:
     def __init__(self, model: Any, processor: Any, row: Mapping[str, Any], top_k: int):
         self.model, self.extractor, self.tokenizer = model, processor.feature_extractor, processor.tokenizer
         self.names, self.top_k = self.extractor.field_names, top_k
-        self.columns = self.extractor.select_columns([row])
-        encoded = processor.encode_columns(self.columns)
+        columns = self.extractor.select_columns([row])
+        encoded = processor.encode_columns(columns)
         self.ids = encoded.feature_ids[0].astype(np.int64)  # (S,)
         self.tokens = encoded.tokens.astype(np.int64)  # (T,)
         self.owners = encoded.token_fields.astype(np.int64)  # (T,): the field whose value a token spells, or -1
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self.is_special = np.isin(self.tokens, list(special)) & (self.owners < 0)
         self.sentences = self._sentences(processor)
+        self.values = [
+            self.extractor.value_text(index, column.values[column.indices[0]]) for index, column in enumerate(columns)
+        ]
+        slots = np.asarray(self.extractor.slot_fields)
+        real = np.where(self.ids >= self.extractor.num_reserved_features, slots, -1)  # (S,)
+        self.known = [list(dict.fromkeys(self.ids[real == index].tolist())) for index in range(len(self.names))]
 
     def read(self, asked: list[int]) -> AlignmentExplanation:
         mtm, mlm = self.model.mtm_head, self.model.mlm_head
@@ -269,24 +258,22 @@ class _Reader:
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
                 explanation.words.append(self._words(index, states[number], whole_and_blank))
-        if mtm is None:
-            explanation.notes.append("mtm_weight=0: no id is asked for, since the model was pre-trained without")
-        if mlm is None:
-            explanation.notes.append("mlm_weight=0: no word is asked for, since the model was pre-trained without")
+        for head, weight, what in ((mtm, "mtm_weight", "id"), (mlm, "mlm_weight", "word")):
+            if head is None:
+                explanation.notes.append(
+                    f"{weight}=0: no {what} is asked for, since the model was pre-trained without"
+                )
         return explanation
 
     def _sentences(self, processor: Any) -> np.ndarray:
         """
-        The field whose sentence each token belongs to `(T,)`, -1 for special tokens.
-
-        Sentences begin with the words of the template before the value, found by their tokens, in order, among those
-        that spell no value. Where the template has none, or a tokenizer writes them otherwise in a whole row, only
+        The field whose sentence each token belongs to `(T,)`, -1 for special tokens. Sentences begin with the words of
+        the template before the value. Where there are none, or a tokenizer writes them otherwise in a whole row, only
         values are known to belong to a field.
         """
         tokens, sentences, position = self.tokens.tolist(), self.owners.copy(), 0
         for index in self.extractor.text_fields:
-            before, _ = processor._around_value(index)
-            prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
+            prefix = self.tokenizer(processor._around_value(index)[0].rstrip(), add_special_tokens=False)["input_ids"]
             size = len(prefix)
             starts = [start for start in range(position, len(tokens)) if tokens[start : start + size] == prefix]
             starts = [start for start in starts if (self.owners[start : start + size] < 0).all()]
@@ -307,32 +294,23 @@ class _Reader:
         lengths = np.full(len(hidden), hidden.shape[1])
         arrays = pad_rows(tokens.reshape(-1), lengths, fill=self.tokenizer.pad_token_id or 0)
         input_ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
-        parts = zip(input_ids.split(_BATCH_SIZE), mask.split(_BATCH_SIZE), strict=True)
-        return torch.cat([self.model.flip.encode_text(*part)[0] for part in parts]), mask
+        return self.model.flip.encode_text(input_ids, mask)[0], mask
 
-    def _value(self, index: int) -> str | None:
-        column = self.columns[index]
-        return self.extractor.value_text(index, column.values[column.indices[0]])
-
-    def _known(self, index: int) -> tuple[list[int], str]:
-        """The features that the row has in a field, and what is to be said of them."""
-        ids = self.ids[np.asarray(self.extractor.slot_fields) == index]
-        known = list(dict.fromkeys(ids[ids >= self.extractor.num_reserved_features].tolist()))
-        return known, "known" if known else "missing" if self._value(index) is None else "unseen"
+    def _status(self, index: int) -> str:
+        return "known" if self.known[index] else "missing" if self.values[index] is None else "unseen"
 
     def _notes(self, index: int) -> Iterator[str]:
         """Why a field is not asked for, or has no right answer."""
-        name, field = self.names[index], self.extractor.fields[index]
+        name, field, status = self.names[index], self.extractor.fields[index], self._status(index)
         if field.kind == "statistic":
             yield f"{name}: a statistic of {field.source}, which stage 1 never asks for"
             return
-        _, status = self._known(index)
         if status == "missing":
             yield f"{name}: missing in this row, so no answer is right"
         elif not field.num_slots:
             yield f"{name}: has no ids, so it is asked for in the text alone"
         elif status == "unseen":
-            yield f"{name}: {shortened(self._value(index) or '')!r} is in no training row, so no answer is right"
+            yield f"{name}: {shortened(self.values[index] or '')!r} is in no training row, so no answer is right"
         elif self.extractor.unseen_id(index) in self.ids:
             yield f"{name}: has values that are in no training row, which are left out"
         if status != "missing" and not (self.owners == index).any():
@@ -341,34 +319,32 @@ class _Reader:
 
     def _feature(self, index: int, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> HiddenFeature:
         """v~ `(3, d_v)`, and after the three readings of the text W `(3, T, d_w)` and its mask `(3, T)`."""
-        head, name = self.model.mtm_head, self.names[index]
+        head = self.model.mtm_head
         features, scores = head.score_field(head.predict(vectors, states, mask)[:, index], index)  # (n,) and (3, n)
         if not len(features):
             raise ValueError(
-                f"the model does not know which features are those of {name!r}: "
+                f"the model does not know which features are those of {self.names[index]!r}: "
                 "model.set_feature_counts(processor) before pre-training tells it"
             )
-        scores = scores.double()
-        weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
-        known, status = self._known(index)
-        truths = torch.searchsorted(features, torch.tensor(known, dtype=features.dtype, device=features.device))
+        known = torch.tensor(self.known[index], dtype=features.dtype, device=features.device)
+        truths = torch.searchsorted(features, known).tolist()
         answers = []
-        for row in range(3):
-            answer = self._answer(
-                scores[row].softmax(-1), truths.tolist(), lambda place: self.extractor.decode(features[place].cpu())[0]
+        for of_reading, weights in zip(scores.double(), head.attend(vectors, states, mask).double(), strict=True):
+            answers.append(
+                self._answer(
+                    of_reading.softmax(-1), truths, lambda place: self.extractor.decode([int(features[place])])[0]
+                )
             )
-            answer.attention = self._attention(weights[row])
-            answer.total = float(scores[row].exp().sum())
-            answers.append(answer)
-        whole, hidden, blank = answers
+            answers[-1].attention = self._attention(weights.cpu().numpy())
+            answers[-1].total = float(of_reading.exp().sum())
         return HiddenFeature(
-            field=name,
-            value=self._value(index),
-            status=status,
+            field=self.names[index],
+            value=self.values[index],
+            status=self._status(index),
             num_values=len(features),
-            whole=whole,
-            hidden=hidden if (self.owners == index).any() else None,
-            blank=blank,
+            whole=answers[0],
+            hidden=answers[1] if (self.owners == index).any() else None,
+            blank=answers[2],
             reads="hidden" if self.model.config.hide_target_in_text else "whole",
         )
 
@@ -394,7 +370,7 @@ class _Reader:
             pairs = zip(scores.double().softmax(-1), truths, strict=True)
             answers.append([self._answer(probabilities, [truth], self._piece) for probabilities, truth in pairs])
         tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
-        return HiddenWords(self.names[index], self._value(index) or "", tokens)
+        return HiddenWords(self.names[index], self.values[index] or "", tokens)
 
     def _piece(self, token: int) -> str:
         """A token as it is written; the bare piece where that is nothing (a space)."""
@@ -406,12 +382,11 @@ class _Reader:
         """Probabilities `(n,)` or `(V,)`, and the places of what is right in them."""
         best = probabilities.topk(min(self.top_k, len(probabilities)))
         places = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        guesses = [Guess(spell(place), probability, place in truths) for place, probability in places]
         right = []
         for place in truths:
             rank = 1 + int((probabilities > probabilities[place]).sum())
             right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
-        return Answer(guesses, right)
+        return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
 
 
 __all__ = ["AlignmentExplanation", "explain"]

@@ -30,8 +30,8 @@ class Scores(NamedTuple):
 
 def check_click_model(model: Any, processor: Any) -> None:
     """
-    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for the
-    processor of another model. Says once that a calibration is not used.
+    Raises `TypeError` for what is no click model, `ValueError` for one that was never trained to be one, or for the
+    processor of another. Says once that a calibration is not used.
     """
     if not hasattr(model, "predict_probabilities"):
         raise TypeError(f"a {type(model).__name__} gives no click probabilities: finetune it to a FlipForCTR")
@@ -64,16 +64,9 @@ def as_stream(rows: Any) -> Iterator[Any] | None:
 
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
     """
-    Runs a click model over rows that were encoded together, in evaluation mode and without gradients. A model that is
-    in evaluation mode is not touched, so that threads can share it.
-
-    Args:
-        model ([`FlipForCTR`]): on any device, in any type.
-        processor ([`FlipProcessor`]): knows the pad token.
-        encoded ([`EncodedRows`]): `processor.encode(rows, return_text=model.config.mode != "tabular")`.
-
-    Raises:
-        ValueError: if `batch_size` is less than 1, or a logit is not finite.
+    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave, in
+    evaluation mode and without gradients. A model that is in evaluation mode is not touched, so that threads can share
+    it. Raises `ValueError` if a logit is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} has to be 1 or more")
