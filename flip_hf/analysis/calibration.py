@@ -39,8 +39,7 @@ def fit_calibration(
       thousand rows and more. It makes ties; the others keep the order of the rows, and with it the AUC.
 
     Args:
-        labels (`np.ndarray` of shape `(B,)`): 0 or 1.
-        logits (`np.ndarray` of shape `(B,)`): as the model gives them (`output.logits`), finite.
+        labels, logits (`np.ndarray` of shape `(B,)`): 0 or 1, and `output.logits` of the model.
         method (`str`): one of the three.
         negative_sampling_rate (`float`): w in (0, 1], as in the configuration that the calibration goes into: the fit
             sees z + ln w. The rows are to be *all* rows; if they were sampled, give non-clicks the weight 1 / w.
@@ -48,12 +47,11 @@ def fit_calibration(
         positive_weight (`float`): c, as in that configuration: the fit sees z + ln w - ln c.
 
     Returns:
-        `dict` for [`FlipForCTR.set_calibration`]: `method`, and `temperature`, or `scale` and `bias`, or the lists
-        `logits` and `probabilities`; and `positive_weight` where that is not 1.
+        `dict` for [`FlipForCTR.set_calibration`].
 
     Raises:
-        ValueError: if lengths differ, a value is out of range, all labels are equal, or the logits rank the rows no
-            better than chance would (the best curve would descend).
+        ValueError: if a value is out of range, all labels are equal, or the logits rank the rows no better than chance
+            would (the best curve would descend).
     """
     if method not in CALIBRATION_METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
@@ -136,11 +134,9 @@ def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -
 
 def reliability_bins(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 10) -> dict[str, np.ndarray]:
     """
-    Rows in order of prediction, in bins of equally many (rows of one prediction are never parted).
-
-    Returns:
-        `dict` of arrays with an entry for each of `num_bins` bins, or fewer where predictions repeat: `predicted`
-        (mean), `observed` (share of clicks), `low` and `high` (its Wilson interval at 95 %), `count`.
+    Rows in order of prediction, in bins of equally many; rows of one prediction are never parted, so that bins may be
+    fewer. For each bin `predicted` (mean), `observed` (share of clicks), `low` and `high` (its Wilson interval at
+    95 %), `count`.
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
     order = np.argsort(probabilities, kind="stable")
@@ -170,12 +166,8 @@ def draw_reliability(
 ) -> None:
     """
     Draws predicted against observed click rates, with the intervals of [`reliability_bins`]: on the diagonal the model
-    can be taken at its word. Below, where the predictions lie. Needs matplotlib.
-
-    Args:
-        labels (`np.ndarray` of shape `(B,)`): 0 or 1.
-        probabilities (`np.ndarray` of shape `(B,)`, or a `dict` of several by name): before and after, say.
-        path: file to write, `.png` or `.svg`.
+    can be taken at its word. Below, where the predictions lie. Needs matplotlib. `probabilities` are those of each row
+    `(B,)`, or several by name: before and after, say.
     """
     from matplotlib.figure import Figure
 

@@ -70,8 +70,8 @@ def compute_ctr_metrics(
 
     Args:
         labels, probabilities (`np.ndarray` of shape `(B,)`): 0 or 1, and in [0, 1].
-        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say; a row whose group is
-            `None` or nan is left out there.
+        groups (`np.ndarray` of shape `(B,)`, *optional*): of GAUC, the user of each row, say; rows of group `None` or
+            nan are left out.
         num_bins (`int`): of the calibration error.
 
     Returns:
@@ -88,12 +88,11 @@ def compute_ctr_metrics(
         With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
-    loss, rate = logloss(labels, probabilities), labels.mean()
-    entropy = np.nan
-    if rate in (0.0, 1.0):
-        warnings.warn(f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined", stacklevel=2)
-    else:
+    loss, rate, entropy = logloss(labels, probabilities), labels.mean(), np.nan
+    if 0.0 < rate < 1.0:
         entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    else:
+        warnings.warn(f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined", stacklevel=2)
     return {
         "auc": auc(labels, probabilities),
         "logloss": loss,
@@ -174,17 +173,15 @@ def bootstrap_intervals(
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
         num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
-        level (`float`): of the intervals, between 0 and 1.
+        level (`float`): of the intervals.
     """
     labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
-    if not len(labels) or not values:
-        raise ValueError(f"{len(labels)} rows and {len(values)} models: there is nothing to resample")
     if num_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"num_resamples={num_resamples} has to be 1 or more, level={level} between 0 and 1 (0.95)")
     if reference is not None and reference not in values:
         raise ValueError(f"reference={reference!r} is none of {', '.join(values)}")
     for name, model in values.items():
-        if len(model) != len(labels):
+        if len(model) != len(labels) or not len(labels):
             raise ValueError(f"{len(model)} predictions of {name!r} for {len(labels)} labels")
     generator = np.random.default_rng(seed)
     is_click = (labels == 1).astype(np.float64)
@@ -194,7 +191,7 @@ def bootstrap_intervals(
         drawn = generator.integers(0, len(labels), len(labels))
         if metric is auc:
             counts = np.bincount(drawn, minlength=len(labels))
-            table.append([_auc(is_click, of_model, counts) for of_model in levels])
+            table.append([_auc(is_click, one, counts) for one in levels])
         else:
             table.append([metric(labels[drawn], model[drawn]) for model in values.values()])
     resampled = pd.DataFrame(table, columns=list(values)).dropna()  # (R, models)
@@ -204,11 +201,11 @@ def bootstrap_intervals(
     found = {name: metric(labels, model) for name, model in values.items()}
     intervals = {}
     for name in values:
-        low, high = np.percentile(resampled[name], tails).tolist()
-        intervals[name] = BootstrapInterval(found[name], low, high)
+        parts = [found[name], *np.percentile(resampled[name], tails).tolist()]
         if reference is not None:
-            ends = np.percentile(resampled[name] - resampled[reference], tails).tolist()
-            intervals[name] = BootstrapInterval(found[name], low, high, found[name] - found[reference], *ends)
+            differences = resampled[name] - resampled[reference]
+            parts += [found[name] - found[reference], *np.percentile(differences, tails).tolist()]
+        intervals[name] = BootstrapInterval(*parts)
     return intervals
 
 

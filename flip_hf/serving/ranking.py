@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One user, many candidate items: which come first.
-
-Letters: n candidates, k of them shown.
-"""
+"""One user, n candidate items: which k come first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,8 +32,7 @@ def rank(
     looked up once, and candidates that are equal in all fields are computed once.
 
     Args:
-        model ([`FlipForCTR`]): a finetuned model.
-        processor ([`FlipProcessor`]): that of the model.
+        model ([`FlipForCTR`]), processor ([`FlipProcessor`]): a finetuned model and its processor.
         user_row (`dict`, or another form of one row): one value for each field of the user (and of the context).
         items: a table of candidates, or a stream of them, in any form that the pipeline takes, with the other fields.
             Columns that are no fields are not read.
@@ -49,9 +45,7 @@ def rank(
         [`Ranking`]: equally good items in the order in which they came.
 
     Raises:
-        ValueError: if a field is on both sides or on neither, naming it; if `top_k` is less than 1, `user_row` is not
-            one row, or a logit is not finite.
-        TypeError: for a model without click probabilities, or rows in no such form.
+        ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} has to be 1 or more")

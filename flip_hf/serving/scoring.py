@@ -73,13 +73,12 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
-    reads_text = model.config.mode != "tabular"
-    # stable: rows of one length stay in their order
-    order: Any = np.argsort(encoded.lengths, kind="stable") if reads_text else slice(None)
+    # rows of one length stay in their order
+    order = np.argsort(np.zeros(num_rows) if encoded.lengths is None else encoded.lengths, kind="stable")
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
-    scores: dict[str, torch.Tensor] = {}
+    scores = {}
     for name, tensors in zip(Scores._fields, zip(*parts, strict=True), strict=True):
         if tensors[0] is None:
             continue
@@ -87,19 +86,18 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         wrong = int((~torch.isfinite(values)).sum())
         if wrong:
             raise ValueError(
-                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not (a training that "
-                f"diverged), or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
+                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not, or {model.dtype} "
+                "is too narrow for it: load it with dtype=torch.float32"
             )
+        values = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
         scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
-        if reads_text:
-            scores[name] = scores[name][torch.from_numpy(np.argsort(order))]  # in the order of the rows again
     return Scores(**scores)
 
 
 def _batches(
-    model: Any, processor: Any, encoded: EncodedRows, order: Any, batch_size: int
+    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """What the model reads of so many rows at a time, in `order` (numbers `(B,)`, or a slice), on its device."""
+    """What the model reads of so many rows at a time, in the order of their numbers `(B,)`, on its device."""
     mode, device = model.config.mode, model.device
     feature_ids = torch.from_numpy(encoded.feature_ids[order].astype(np.int64)).to(device)  # (B, S)
     if mode != "tabular":
@@ -111,8 +109,7 @@ def _batches(
         batch: dict[str, torch.Tensor] = {}
         if mode != "tabular":
             part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
-            needs_no_pad = processor.tokenizer.pad_token_id is None and lengths[first] == lengths[rows][-1]
-            padded = pad_rows(part, lengths[rows], 0 if needs_no_pad else processor.pad_token_id)  # (batch, T) twice
+            padded = pad_rows(part, lengths[rows], processor.pad_token_id)  # (batch, T) twice
             batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
         if mode != "text":
             batch["feature_ids"] = feature_ids[rows]
