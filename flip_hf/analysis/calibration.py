@@ -55,18 +55,14 @@ def fit_calibration(
     """
     if method not in CALIBRATION_METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
-    if not 0.0 < negative_sampling_rate <= 1.0:
-        raise ValueError(f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]")
-    if not 0.0 < positive_weight < math.inf:
-        raise ValueError(f"positive_weight={positive_weight!r} is not in (0, inf)")
+    if not (0.0 < negative_sampling_rate <= 1.0 and 0.0 < positive_weight < math.inf):
+        raise ValueError(f"{negative_sampling_rate=} has to be in (0, 1], {positive_weight=} above 0 and finite")
     weights = np.ones(len(labels)) if weights is None else weights
     labels, logits, weights = check_rows(labels=labels, logits=logits, weights=weights)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
-    found: dict[str, Any] = {"method": method}
-    if positive_weight != 1.0:
-        found["positive_weight"] = positive_weight
+    found = {"method": method} | ({} if positive_weight == 1.0 else {"positive_weight": positive_weight})
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)
@@ -82,8 +78,7 @@ def fit_calibration(
         found["temperature"] = 1.0 / slope if slope else math.inf
     if slope <= 0.0:
         raise ValueError(
-            f"{method} calibration of these rows would be flat or turn their order around: the logits say nothing of "
-            "the labels, or the labels are inverted; look at the AUC first"
+            f"{method}: the logits say nothing of the labels, or the labels are inverted; look at the AUC"
         )
     return found
 

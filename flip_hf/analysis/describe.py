@@ -36,9 +36,6 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
     """
     As [`FlipFeatureExtractor.describe`], which documents it. With a processor that has a tokenizer, tokens are counted
     as well. Of splits, `train` (or else the first) is what the fields' figures are of.
-
-    Raises:
-        ValueError: if a split has no rows, a field has no column, or a label is not 0 or 1.
     """
     if processor is not None and (processor.tokenizer is None or not extractor.text_fields):
         processor = None
@@ -134,8 +131,7 @@ class _Split:
             self.truncated += (_tokens_by_field(cut, len(columns)) < tokens).sum(0)
         return encoded.feature_ids
 
-    def length_at(self, share: float) -> int:
-        """Tokens that hold so large a share of the rows."""
+    def length_at(self, share: float) -> int:  # tokens that hold so large a share of the rows
         return int(np.quantile(np.concatenate(self.lengths), share, method="inverted_cdf"))
 
     def report(self) -> SplitReport:

@@ -61,28 +61,26 @@ class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
-    # what the row has: several for a multivalued field, none where the value is missing or unseen in training
-    truths: list[Truth]
+    truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
-    # of a hidden id, the sum of exp(s(j)) over the field's features: `mtm_loss="nce"` teaches s(j) to be ln p(j), so
-    # that it is near 1; the other losses leave it free
-    total: float | None = None
+    total: float | None = (
+        None  # of a hidden id, sum of exp(s(j)) over the field's features: near 1 by `mtm_loss="nce"`
+    )
 
     @property
     def probability(self) -> float | None:
-        """Of what the row has, the values of a multivalued field together; `None` where nothing is right."""
+        """Of all truths together; `None` where nothing is right."""
         return sum(truth.probability for truth in self.truths) if self.truths else None
 
     @property
     def rank(self) -> int | None:
-        """Of what the row has, of several values the best one's; `None` where nothing is right."""
+        """Of the best truth; `None` where nothing is right."""
         return min((truth.rank for truth in self.truths), default=None)
 
-    def lines(self, number: int = 3) -> list[str]:
-        """The first guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
-        shown: list[Guess] = self.guesses[:number]
-        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in shown]
-        if self.truths and not any(one.is_true for one in shown):
+    def lines(self) -> list[str]:
+        """Three guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
+        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in self.guesses[:3]]
+        if self.truths and not any(one.is_true for one in self.guesses[:3]):
             best = min(self.truths, key=lambda truth: truth.rank)
             lines.append(f"{shortened(best.value)} {percent(best.probability)}* (rank {best.rank:,})")
         return lines
@@ -116,8 +114,6 @@ class HiddenFeature:
 
 @dataclass
 class HiddenToken:
-    """One word piece of a value that is hidden in the text."""
-
     position: int  # among the T tokens
     piece: str
     with_ids: Answer  # with the row's ids, over all V word pieces
@@ -268,15 +264,14 @@ class _Reader:
     def _sentences(self, processor: Any) -> np.ndarray:
         """
         The field whose sentence each token belongs to `(T,)`, -1 for special tokens. Sentences begin with the words of
-        the template before the value. Where there are none, or a tokenizer writes them otherwise in a whole row, only
-        values are known to belong to a field.
+        the template before the value; where these are not found, only values are known to belong to a field.
         """
-        tokens, sentences, position = self.tokens.tolist(), self.owners.copy(), 0
+        words, sentences, position = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
         for index in self.extractor.text_fields:
-            prefix = self.tokenizer(processor._around_value(index)[0].rstrip(), add_special_tokens=False)["input_ids"]
+            before, _ = processor._around_value(index)
+            prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
             size = len(prefix)
-            starts = [start for start in range(position, len(tokens)) if tokens[start : start + size] == prefix]
-            starts = [start for start in starts if (self.owners[start : start + size] < 0).all()]
+            starts = [start for start in range(position, len(words)) if words[start : start + size] == prefix]
             if not prefix or not starts:
                 return self.owners
             sentences[starts[0] :] = index
@@ -328,15 +323,15 @@ class _Reader:
             )
         known = torch.tensor(self.known[index], dtype=features.dtype, device=features.device)
         truths = torch.searchsorted(features, known).tolist()
+
+        def spell(place: int) -> str:
+            return self.extractor.decode([int(features[place])])[0]
+
         answers = []
         for of_reading, weights in zip(scores.double(), head.attend(vectors, states, mask).double(), strict=True):
-            answers.append(
-                self._answer(
-                    of_reading.softmax(-1), truths, lambda place: self.extractor.decode([int(features[place])])[0]
-                )
-            )
-            answers[-1].attention = self._attention(weights.cpu().numpy())
-            answers[-1].total = float(of_reading.exp().sum())
+            answer = self._answer(of_reading.softmax(-1), truths, spell)
+            answer.attention, answer.total = self._attention(weights.cpu().numpy()), float(of_reading.exp().sum())
+            answers.append(answer)
         return HiddenFeature(
             field=self.names[index],
             value=self.values[index],
