@@ -66,9 +66,6 @@ def field_of(report: FlipReport, name: str) -> FieldReport:
     return next(one for one in report.fields if one.name == name)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_report_of_six_rows_reads_like_this(tokenizer):
     extractor = FlipFeatureExtractor.fit(SIX_ROWS, field_options={"title": {"view": "text"}})
     report = FlipProcessor(extractor, tokenizer, max_length=28).describe(SIX_ROWS)
@@ -142,9 +139,6 @@ def test_the_auc_is_that_of_means_over_the_other_folds():
     assert found == pytest.approx(won / pairs, abs=1e-12) and 0.6 < found < 0.9
 
 
-# --- every form of rows ----------------------------------------------------------------------------------------------
-
-
 def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkeypatch):
     rows = table(300)
     rows["price"] = [None if k % 7 == 0 else k / 8 for k in range(300)]
@@ -195,9 +189,6 @@ def test_long_values_are_told_apart_and_shown_short():
     assert len(note.most_frequent[0].text) < 70 and f"| {'x' * 39}… (100" in str(report)
 
 
-# --- how it looks ----------------------------------------------------------------------------------------------------
-
-
 HOSTILE = "a|b <script>alert(1)</script> `c` *d* [e](https://x.y) $f$ _g_\n| h"
 
 
@@ -230,50 +221,36 @@ def test_examples_of_values_can_be_left_out():
     assert len(hidden.warnings) == len(shown.warnings) == 2
 
 
-# --- warnings --------------------------------------------------------------------------------------------------------
-
-
 ROWS = range(600)
 LABELS = make_table(600)["label"]
 NUMERIC = {"kind": "numeric"}
 LEAK = "predicts the label suspiciously well, AUC "
 # a further column, its options, and what the one warning says; or None where there must be none
+CATEGORICAL = {"kind": "categorical"}
 COLUMNS = {
     "nothing more": (make_table(600)["gender"], {}, None),
-    "an id of each row": (
-        [f"s{k}" for k in ROWS],
-        {},
-        "600 distinct values in 600 rows, so hardly any id occurs twice",
-    ),
+    "an id of each row": ([f"s{k}" for k in ROWS], {}, "600 distinct values in 600 rows, so hardly any id occurs tw"),
     "an id of two rows": ([f"s{k // 2}" for k in ROWS], {}, None),
     "a text of each row": ([f"s{k}" for k in ROWS], {"view": "text"}, None),
-    "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], {"kind": "numeric", "view": "text"}, None),
+    "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], NUMERIC | {"view": "text"}, None),
     "a number of each row": ([k * 0.37 % 1 for k in ROWS], {}, None),
     "a list of each row": ([[f"a{k % 25}", f"b{k // 25}"] for k in ROWS], {}, None),
     "one value": (["same"] * 600, {}, "has one value in all 600 rows and says nothing. Leave it out of `fields`"),
     "one value and holes": ([*["same"] * 300, *[None] * 300], {}, None),
     "mostly holes": (["a" if k % 30 == 0 else None for k in ROWS], {}, "missing in 96.7% of the rows. Leave it out"),
     "a text with holes": (["a" if k % 30 == 0 else " " for k in ROWS], {"view": "text"}, "missing in 96.7% of"),
-    "days": (
-        [f"2024-05-{1 + k % 28:02}" for k in ROWS],
-        {"kind": "categorical"},
-        "its 28 values are dates read as cat",
-    ),
-    "times": ([f"2024-05-{1 + k % 28:02}T18:30Z" for k in ROWS], {"kind": "categorical"}, "its 28 values are dates"),
+    "days": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], CATEGORICAL, "its 28 values are dates read as cat"),
+    "times": ([f"2024-05-{1 + k % 28:02}T18:30Z" for k in ROWS], CATEGORICAL, "its 28 values are dates"),
     "days as Europeans write them": ([f"{1 + k % 28}.12.2024" for k in ROWS], {}, "its 28 values are dates"),
     "days in words": ([f"{1 + k % 28} May 2024" for k in ROWS], {}, "its 28 values are dates"),
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
-    "prices": (
-        [f"{k % 150}.5" for k in ROWS],
-        {"kind": "categorical"},
-        "its 150 values are numbers read as categories",
-    ),
-    "prices as numbers": ([f"{k % 150}.5" for k in ROWS], {"kind": "numeric"}, None),
+    "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
+    "prices as numbers": ([f"{k % 150}.5" for k in ROWS], NUMERIC, None),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
     "not numbers": (
         [k / 2 if k % 10 else "many" for k in ROWS],
         NUMERIC,
-        "10.0% of its values in the rows are no numbers",
+        "10.0% of its values in the rows are no num",
     ),
     "hardly ever no number": ([k / 2 if k % 50 else "many" for k in ROWS], NUMERIC, None),
     "too rare values": (
@@ -306,26 +283,18 @@ def test_names_and_numbers_of_rows_decide_as_well():
     assert describe(few).warnings == [] and field_of(describe(few), "outcome").auc is None
 
 
+ALL = "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not"
+HALF = "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no"
+
+
 @pytest.mark.parametrize(
     ("column", "options", "found"),
     [
-        (
-            lambda k, name: f"{name[:2]}{k % 9}",
-            {},
-            "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not",
-        ),
+        (lambda k, name: f"{name[:2]}{k % 9}", {}, ALL),
         # what is said of the values mends what is unseen
         (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
-        (
-            lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}",
-            {"kind": "categorical"},
-            "extra: its 28 values are dates",
-        ),
-        (
-            lambda k, name: "many" if name != "train" and k % 2 else k / 2,
-            {"kind": "numeric"},
-            "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no",
-        ),
+        (lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}", CATEGORICAL, "extra: its 28 values are dates"),
+        (lambda k, name: "many" if name != "train" and k % 2 else k / 2, NUMERIC, HALF),
         (lambda k, name: f"s{k % 9}" if name == "train" or k % 2 else "new", {}, None),
         (lambda k, name: f"s{k % 9}" if name != "test" else None, {}, "extra: missing in 100% of the rows of test. "),
     ],
@@ -382,9 +351,6 @@ def test_an_extractor_of_a_folders_code_is_described_as_the_installed_one_is(spl
     assert foreign.describe(splits) == processor.describe(splits)
 
 
-# --- errors, and where it goes ---------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_described_is_named(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     with pytest.raises(ValueError, match="split 'test' has no rows to describe"):
@@ -415,9 +381,6 @@ def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
 def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):
     script = str(Path(__file__).parents[1] / "examples" / "prepare_data.py")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    clicks, published = tmp_path / "clicks.csv", tmp_path / "ml-100k"
-    pd.DataFrame(table(200)).to_csv(clicks, index=False)
-    published.mkdir()
     files = {
         "u.user": ["1|24|M|technician|85711", "2|53|F|other|94043"],
         "u.genre": ["unknown|0", "Action|1"],
@@ -425,15 +388,15 @@ def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp
         "u.data": [f"{1 + k % 2}\t{7 + k // 2 % 2}\t{1 + k % 5}\t88125094{k % 10}" for k in range(40)],
     }
     for name, lines in files.items():
-        (published / name).write_text("\n".join([*lines, ""]))
-    of_movies = ["movielens-100k", "--data_dir", str(published)]
-    for dataset, value in (([str(clicks)], "Drama"), (of_movies, "most_frequent")):
-        output = tmp_path / "prepared"
-        arguments = ["--dataset", *dataset, "--output_dir", str(output), "--report"]
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
-        runpy.run_path(script, run_name="__main__")
-        text, shown, page = ((output / f"report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html"))
-        assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
-        assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
-        for content in (text, shown, page):
-            assert value in content.replace("\\_", "_") and "Invented" not in content and "technician" not in content
+        (tmp_path / name).write_text("\n".join([*lines, ""]))
+    options = {"dataset": "movielens-100k", "data_dir": tmp_path, "output_dir": tmp_path / "prepared"}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments, "--report"])
+    runpy.run_path(script, run_name="__main__")
+    text, shown, page = (
+        (tmp_path / f"prepared/report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html")
+    )
+    assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
+    assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
+    for content in (text, shown, page):
+        assert "Invented" not in content and "technician" not in content
