@@ -62,7 +62,9 @@ def fit_calibration(
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
-    found = {"method": method} | ({} if positive_weight == 1.0 else {"positive_weight": positive_weight})
+    found: dict[str, Any] = {"method": method} | (
+        {} if positive_weight == 1.0 else {"positive_weight": positive_weight}
+    )
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)
@@ -109,21 +111,18 @@ def _fit_sigmoid(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, h
 def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> tuple[list[float], list[float]]:
     """Knots `(K,)` and values `(K,)`: the first and the last logit of each pool."""
     knots, inverse = np.unique(logits, return_inverse=True)  # equal logits are one
-    sizes = np.bincount(inverse, weights)
-    means = np.bincount(inverse, weights * labels) / sizes
-    pools: list[tuple[float, float, int]] = []  # mean, weight, number of knots
-    for mean, size in zip(means.tolist(), sizes.tolist(), strict=True):
-        number = 1
-        while pools and pools[-1][0] >= mean:
-            left_mean, left_size, left_number = pools.pop()
-            mean = (left_mean * left_size + mean * size) / (left_size + size)
-            size, number = left_size + size, left_number + number
-        pools.append((mean, size, number))
+    pools: list[np.ndarray] = []  # clicks, rows and knots of each
+    for pool in np.stack(
+        [np.bincount(inverse, weights * labels), np.bincount(inverse, weights), np.ones_like(knots)], 1
+    ):
+        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+            pool = pool + pools.pop()
+        pools.append(pool)
+    clicks, rows, sizes = np.array(pools).T
     least = 1 / (2 * len(labels))
-    values = np.clip(np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools]), least, 1 - least)
-    # between equal values a knot says nothing
-    says = np.ones(len(knots), bool)
-    says[1:-1] = (values[1:-1] != values[:-2]) | (values[1:-1] != values[2:])
+    values = np.clip(clicks / rows, least, 1 - least).repeat(sizes.astype(int))
+    says = np.diff(values, prepend=-1, append=2) != 0  # between equal values a knot says nothing
+    says = says[:-1] | says[1:]
     return knots[says].tolist(), values[says].tolist()
 
 

@@ -71,7 +71,8 @@ class _Split:
         self.occurrences = np.zeros((extractor.num_fields, 4), np.int64)  # rows, values, unseen, missing
         # of each field the rows and clicks of its values in each fold; of numbers and lists also those of buckets and
         # whole lists, which say more of the label
-        self.values, self.judged = (defaultdict(lambda: Counts(NUM_FOLDS, 2)) for _ in range(2))
+        self.values: dict[int, Counts] = defaultdict(lambda: Counts(NUM_FOLDS, 2))
+        self.judged: dict[int, Counts] = defaultdict(lambda: Counts(NUM_FOLDS, 2))
         self.folds = np.random.default_rng(_SEED)
         self.lengths: list[np.ndarray] = []  # tokens of the rows of each batch
         tokens = np.zeros((4, extractor.num_fields), np.int64)
@@ -246,9 +247,9 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
     too_long = {name: share for name, share in shares.items() if share > 0.001}
     if too_long:
         split = splits[next(iter(too_long))]
-        losers = zip(report.fields, (split.truncated / split.num_rows).tolist(), strict=True)
-        losers = sorted(losers, key=lambda loser: -loser[1])
-        names = ", ".join(f"{one.name} ({percent(share)})" for one, share in losers if share)
+        losers = zip(main.extractor.field_names, (split.truncated / split.num_rows).tolist(), strict=True)
+        by_share = sorted(losers, key=lambda loser: -loser[1])
+        names = ", ".join(f"{name} ({percent(share)})" for name, share in by_share if share)
         yield (
             f"{names}: lose tokens, since {_where(too_long)} are longer than max_length={report.max_length}. "
             f"max_length={split.length_at(0.99)} holds 99%, {max(one.length_at(1.0) for one in splits.values())} "

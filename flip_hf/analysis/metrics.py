@@ -17,16 +17,9 @@ _SMALLEST_PROBABILITY = 1e-7
 
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
-PRE_TRAINING_METRICS = {
-    "loss": False,
-    "mlm_loss": False,
-    "mlm_accuracy": True,
-    "mtm_loss": False,
-    "mtm_accuracy": True,
-    "mtm_field_accuracy": True,
-    "icl_loss": False,
-    "icl_recall": True,
-}
+PRE_TRAINING_METRICS = dict.fromkeys(["loss", "mlm_loss", "mtm_loss", "icl_loss"], False) | dict.fromkeys(
+    ["mlm_accuracy", "mtm_accuracy", "mtm_field_accuracy", "icl_recall"], True
+)
 
 
 def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:
@@ -66,26 +59,18 @@ def compute_ctr_metrics(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, num_bins: int = 15
 ) -> dict[str, float]:
     """
-    What a click model is judged by.
+    What a click model is judged by; labels, probabilities and groups are `(B,)`.
 
-    Args:
-        labels, probabilities (`np.ndarray` of shape `(B,)`): 0 or 1, and in [0, 1].
-        groups (`np.ndarray` of shape `(B,)`, *optional*): of GAUC, the user of each row, say; rows of group `None` or
-            nan are left out.
-        num_bins (`int`): of the calibration error.
+    - `auc`: probability that a click scores above a non-click, ties count half.
+    - `logloss`: mean of -ln of the probability of what happened, in nats, within [1e-7, 1 - 1e-7].
+    - `gauc`: mean AUC of the groups (users, say) that have both classes, weighted by rows; nan without. Rows of group
+      `None` or nan are left out.
+    - `ne`: normalised entropy, logloss over that of always predicting the base rate of these rows.
+    - `rig`: relative information gain, 1 - ne.
+    - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many rows
+      in order of prediction, weighted by rows.
 
-    Returns:
-        `dict` with
-
-        - `auc`: probability that a click scores above a non-click, ties count half.
-        - `logloss`: mean of -ln of the probability of what happened, in nats, within [1e-7, 1 - 1e-7].
-        - `gauc`: mean AUC of the groups that have both classes, weighted by rows; nan without.
-        - `ne`: normalised entropy, logloss over that of always predicting the base rate of these rows.
-        - `rig`: relative information gain, 1 - ne.
-        - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many
-          rows in order of prediction, weighted by rows.
-
-        With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
+    With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
     loss, rate, entropy = logloss(labels, probabilities), labels.mean(), np.nan
@@ -119,7 +104,7 @@ def _auc(labels: np.ndarray, levels: np.ndarray, counts: np.ndarray) -> float:
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """`(B,)` and `(B,)` -> mean binary cross-entropy in nats."""
+    """Mean binary cross-entropy in nats."""
     inside = np.clip(np.asarray(probabilities, np.float64), _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
     return float(-np.where(np.asarray(labels) == 1, np.log(inside), np.log1p(-inside)).mean())
 
@@ -137,7 +122,7 @@ def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
-    """`(B,)` and `(B,)` -> expected calibration error over bins of equally many rows in order of prediction."""
+    """Expected calibration error, see [`compute_ctr_metrics`]."""
     order = np.argsort(probabilities, kind="stable")
     gaps = (np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64))[order]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))

@@ -91,7 +91,7 @@ class ClickThroughRatePipeline(Pipeline):
         size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
         if size < 1:
             raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
-        fields, rates = self.processor.feature_extractor.fields, {}
+        fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
         chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
         results: Any = self._score(chunks, batch_size, asked, rates)
         if stream is None:
