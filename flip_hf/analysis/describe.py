@@ -75,8 +75,7 @@ class _Split:
         self.judged: dict[int, Counts] = defaultdict(lambda: Counts(NUM_FOLDS, 2))
         self.folds = np.random.default_rng(_SEED)
         self.lengths: list[np.ndarray] = []  # tokens of the rows of each batch
-        tokens = np.zeros((4, extractor.num_fields), np.int64)
-        self.value_tokens, self.values_with_tokens, self.most_tokens, self.truncated = tokens
+        self.truncated = np.zeros(extractor.num_fields, np.int64)  # rows that lose tokens of a field
 
     def read(self, dataset: Any) -> None:
         """All rows of a table or split, in any of the forms that the extractor takes."""
@@ -122,14 +121,11 @@ class _Split:
         if self.processor is None:
             return self.extractor.encode_columns(columns, out_of_fold=self.is_main)
         encoded = self.processor.encode_columns(columns, out_of_fold=self.is_main, max_length=1 << 30)
-        tokens = _tokens_by_field(encoded, len(columns))
         self.lengths.append(encoded.lengths)
-        self.value_tokens += tokens.sum(0)
-        self.values_with_tokens += (tokens > 0).sum(0)
-        self.most_tokens = np.maximum(self.most_tokens, tokens.max(0))
         if encoded.lengths.max() > self.processor.max_length:
             cut = self.processor.encode_columns(columns)
-            self.truncated += (_tokens_by_field(cut, len(columns)) < tokens).sum(0)
+            tokens_left, tokens = (_tokens_by_field(rows, len(columns)) for rows in (cut, encoded))
+            self.truncated += (tokens_left < tokens).sum(0)
         return encoded.feature_ids
 
     def length_at(self, share: float) -> int:  # tokens that hold so large a share of the rows
@@ -214,9 +210,7 @@ def _describe_field(number: int, splits: Mapping[str, _Split], main: _Split) -> 
             for text, rows, clicks in _most_frequent(values, 3)
         ],
     )
-    if main.values_with_tokens[number]:
-        one.tokens_mean = float(main.value_tokens[number] / main.values_with_tokens[number])
-        one.tokens_max = int(main.most_tokens[number])
+    if main.processor is not None and field.view != "tabular":
         one.share_truncated = float(main.truncated[number] / main.num_rows)
     if min(main.num_positive, main.num_labelled - main.num_positive) >= 10:  # an AUC of fewer is chance
         one.auc = _label_auc(judged)

@@ -26,8 +26,6 @@ class FieldReport:
     unseen: dict[str, float | None]  # by split, of its values; None for a field that is text alone
     missing: dict[str, float]  # by split, of its rows
     most_frequent: list[FrequentValue]
-    tokens_mean: float | None = None  # of a value, before anything is cut off
-    tokens_max: int | None = None
     share_truncated: float | None = None  # rows that lose tokens of this field's value at `max_length`
     # of the smoothed label mean of a row's value (of a number its bucket), taken from rows of other folds, as a
     # prediction of the label: 0.5 says nothing; None with fewer than 10 labels of either class
