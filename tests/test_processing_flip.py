@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import elsewhere
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from conftest import elsewhere
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import processors as post_processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
