@@ -6,10 +6,9 @@ Letters: F fields, S slots, T tokens of the row's text, R readings of the row (s
 features of a field, V word pieces, d_v and d_w sizes of a tabular vector and of a text state.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,7 @@ class Guess:
 
 
 @dataclass
-class Truth(Guess):
-    """What the row has in the place of a hole."""
-
+class Truth(Guess):  # what the row has in the place of a hole
     is_true: bool = True
     rank: int = 1  # of its probability, from 1; equally likely answers share the better rank
 
@@ -64,7 +61,7 @@ class Answer:
     truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
     total: float | None = (
-        None  # of a hidden id, sum of exp(s(j)) over the field's features: near 1 by `mtm_loss="nce"`
+        None  # of a hidden id, sum of exp(s(j)) over its field's features: `"nce"` teaches it to be 1
     )
 
     @property
@@ -137,14 +134,14 @@ class AlignmentExplanation:
     token_fields: list[str | None]  # the field whose value a token spells
     sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
     is_special: list[bool]
-    features: list[HiddenFeature]  # the fields hidden in the ids, in order; none with `mtm_weight=0`
-    words: list[HiddenWords]  # the fields hidden in the text, in order; none with `mlm_weight=0`
-    notes: list[str]  # what was left out or cannot be answered, and why
+    features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
+    words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
+    notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
     mtm_loss: str | None = None  # by which the scores of features were learnt; None with `mtm_weight=0`
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers, fit for json."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     def draw(self, path: str | os.PathLike, **options: Any) -> None:
         """A picture, `.png` or `.svg` (see `flip_hf.analysis.drawing.draw_alignment`). Needs matplotlib."""
@@ -221,24 +218,19 @@ class _Reader:
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self.is_special = np.isin(self.tokens, list(special)) & (self.owners < 0)
         self.sentences = self._sentences(processor)
-        self.values = [
-            self.extractor.value_text(index, column.values[column.indices[0]]) for index, column in enumerate(columns)
-        ]
-        slots = np.asarray(self.extractor.slot_fields)
-        real = np.where(self.ids >= self.extractor.num_reserved_features, slots, -1)  # (S,)
+        values = [column.values[column.indices[0]] for column in columns]
+        self.values = [self.extractor.value_text(index, value) for index, value in enumerate(values)]
+        real = np.where(self.ids >= self.extractor.num_reserved_features, self.extractor.slot_fields, -1)  # (S,)
         self.known = [list(dict.fromkeys(self.ids[real == index].tolist())) for index in range(len(self.names))]
 
     def read(self, asked: list[int]) -> AlignmentExplanation:
         mtm, mlm = self.model.mtm_head, self.model.mlm_head
         names = [*self.names, None]  # of field -1
         explanation = AlignmentExplanation(
-            tokens=[self._piece(token) for token in self.tokens.tolist()],
+            tokens=list(map(self._piece, self.tokens.tolist())),
             token_fields=[names[owner] for owner in self.owners.tolist()],
             sentence_fields=[names[owner] for owner in self.sentences.tolist()],
             is_special=self.is_special.tolist(),
-            features=[],
-            words=[],
-            notes=[],
             mtm_loss=None if mtm is None else self.model.config.mtm_loss,
         )
         # readings: the whole text, one field hidden after another, all of them hidden
@@ -248,8 +240,8 @@ class _Reader:
         whole_and_blank = self._vectors(np.array([[False], [True]]).repeat(len(self.names), axis=1))
         for number, index in enumerate(asked, 1):
             explanation.notes += self._notes(index)
-            reads, field = [0, number, -1], self.extractor.fields[index]
-            if mtm is not None and field.num_slots and field.kind != "statistic":
+            reads, spec = [0, number, -1], self.extractor.fields[index]
+            if mtm is not None and spec.num_slots and spec.kind != "statistic":
                 feature = self._feature(index, one_hidden[number - 1].expand(3, -1), states[reads], mask[reads])
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
@@ -296,20 +288,20 @@ class _Reader:
 
     def _notes(self, index: int) -> Iterator[str]:
         """Why a field is not asked for, or has no right answer."""
-        name, field, status = self.names[index], self.extractor.fields[index], self._status(index)
-        if field.kind == "statistic":
-            yield f"{name}: a statistic of {field.source}, which stage 1 never asks for"
+        name, spec, status = self.names[index], self.extractor.fields[index], self._status(index)
+        if spec.kind == "statistic":
+            yield f"{name}: a statistic of {spec.source}, which stage 1 never asks for"
             return
         if status == "missing":
             yield f"{name}: missing in this row, so no answer is right"
-        elif not field.num_slots:
+        elif not spec.num_slots:
             yield f"{name}: has no ids, so it is asked for in the text alone"
         elif status == "unseen":
             yield f"{name}: {shortened(self.values[index] or '')!r} is in no training row, so no answer is right"
         elif self.extractor.unseen_id(index) in self.ids:
             yield f"{name}: has values that are in no training row, which are left out"
         if status != "missing" and not (self.owners == index).any():
-            why = "is for the ID tower alone" if field.view == "tabular" else "is cut off"
+            why = "is for the ID tower alone" if spec.view == "tabular" else "is cut off"
             yield f"{name}: {why}, so the text says nothing of it"
 
     def _feature(self, index: int, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> HiddenFeature:

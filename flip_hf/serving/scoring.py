@@ -68,8 +68,6 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     evaluation mode and without gradients. A model that is in evaluation mode is not touched, so that threads can share
     it. Raises `ValueError` if a logit is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
