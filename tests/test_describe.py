@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from conftest import WORDS, make_table
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -153,9 +152,6 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
     expected = describe_rows(extractor, whole, processor)
     assert expected.splits["rows"].num_rows == 300 and 0 < expected.splits["rows"].share_truncated < 1
     forms = {
-        "dict of lists": rows,
-        "list of dicts": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
-        "Arrow table": pa.table(rows),
         "pandas frame": pd.DataFrame(rows, index=np.arange(300)[::-1] * 0.5),
         "selection": whole.select(range(299, -1, -1)).select(range(299, -1, -1)),
         "stream": whole.to_iterable_dataset(num_shards=7),
@@ -195,8 +191,7 @@ def test_values_cannot_act_as_markup_or_on_a_terminal():
     assert "\x1b" not in text and "\u202e" not in text and len(set(map(len, text.split("\n\n")[1].splitlines()))) == 1
     assert page.startswith("<!DOCTYPE html>") and page.count("<table") == page.count("</table>") == 3
     assert page == report._repr_html_() and "a|b &lt;script&gt;alert(1)&lt;/script&gt; `c` *d* [… (12" in page
-    for rendered in (page, shown):
-        assert "<script" not in rendered and "<i>" not in rendered and "user_id" in rendered
+    assert not any(tag in rendered for rendered in (page, shown) for tag in ("<script", "<i>"))
     assert r"| na\|me&lt;i&gt;   | a\|b &lt;script&gt;alert(1)&lt;/script&gt; \`c\` \*d\* \[…" in shown
     assert markdown("see https://x.y or www.x.y") == "see https&#58;//x.y or www&#46;x.y"
     assert markdown("_g_ a_b __c $1 #x") == r"\_g\_ a_b \_\_c &#36;1 \#x"
@@ -230,19 +225,15 @@ COLUMNS = {
     "an id of two rows": ([f"s{k // 2}" for k in ROWS], {}, None),
     "a text of each row": ([f"s{k}" for k in ROWS], {"view": "text"}, None),
     "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], NUMERIC | {"view": "text"}, None),
-    "a number of each row": ([k * 0.37 % 1 for k in ROWS], {}, None),
     "a list of each row": ([[f"a{k % 25}", f"b{k // 25}"] for k in ROWS], {}, None),
     "one value": (["same"] * 600, {}, "has one value in all 600 rows and says nothing. Leave it out of `fields`"),
     "one value and holes": ([*["same"] * 300, *[None] * 300], {}, None),
     "mostly holes": (["a" if k % 30 == 0 else None for k in ROWS], {}, "missing in 96.7% of the rows. Leave it out"),
     "a text with holes": (["a" if k % 30 == 0 else " " for k in ROWS], {"view": "text"}, "missing in 96.7% of"),
     "days": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], CATEGORICAL, "its 28 values are dates read as cat"),
-    "times": ([f"2024-05-{1 + k % 28:02}T18:30Z" for k in ROWS], CATEGORICAL, "its 28 values are dates"),
     "days as Europeans write them": ([f"{1 + k % 28}.12.2024" for k in ROWS], {}, "its 28 values are dates"),
-    "days in words": ([f"{1 + k % 28} May 2024" for k in ROWS], {}, "its 28 values are dates"),
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
     "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
-    "prices as numbers": ([f"{k % 150}.5" for k in ROWS], NUMERIC, None),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
     "not numbers": (
         [k / 2 if k % 10 else "many" for k in ROWS],
@@ -256,7 +247,6 @@ COLUMNS = {
         "100% of its values in the rows are not in",
     ),
     "the label in words": (["bought" if label else "left" for label in LABELS], {}, LEAK),
-    "filled afterwards": ([f"order {k % 7}" if label else None for k, label in enumerate(LABELS)], {}, LEAK),
     "a number that follows": ([label + k / 1000 for k, label in enumerate(LABELS)], {}, LEAK),
     "a list that follows": ([["cart", "paid"] if label else ["cart"] for label in LABELS], {}, LEAK),
     "a good field": ([f"v{label ^ (k % 10 == 0)}" for k, label in enumerate(LABELS)], {}, None),

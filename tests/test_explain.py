@@ -275,16 +275,12 @@ def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_con
 def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_processor, text_config, splits, tmp_path):
     pytest.importorskip("matplotlib")
     row = {**splits["test"][0], "user_id": "$5_{x}$ & more", "title": "Ein sehr langer Titel " * 9, "genre": "Αθήνα"}
-    for options, ending in (({}, "svg"), ({"mtm_weight": 0.0}, "svg"), ({"mlm_weight": 0.0}, "png")):
-        path = tmp_path / f"row.{ending}"
+    for options in ({}, {"mtm_weight": 0.0}, {"mlm_weight": 0.0}):
         explanation = build(processor, text_config, **options).explain_alignment(row, processor)
-        explanation.draw(path, title="$5 & <b>")
-        if ending == "png":
-            assert path.read_bytes().startswith(b"\x89PNG")
-            continue
-        svg = path.read_text(encoding="utf-8")
-        assert ("hidden in the ids" in svg) == bool(explanation.features) and "hidden in the text" in svg
-        assert "$5 &amp; &lt;b&gt;" in svg and ("$5_{x}$ &amp; more" in svg or not explanation.features)
+        explanation.draw(tmp_path / "row.svg", title="$5 & <b>")
+        svg = (tmp_path / "row.svg").read_text(encoding="utf-8")
+        assert ("hidden in the ids" in svg) == ("$5_{x}$ &amp; more" in svg) == bool(explanation.features)
+        assert ("hidden in the text" in svg) == bool(explanation.words) and "$5 &amp; &lt;b&gt;" in svg
     model = build(rich_processor, text_config)
     empty = model.explain_alignment(splits["test"][0], rich_processor, fields=["item_id_frequency"])
     with pytest.raises(ValueError, match="nothing to draw"):

@@ -67,16 +67,15 @@ class ClickThroughRatePipeline(Pipeline):
                 not calibrated, and the weight of the tabular logit (`None` with `fusion="stack"`).
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
                 one more pass per field.
-            return_rates (`bool`): also how many values were unseen and missing, see below.
-            chunk_size (`int`, *optional*): rows encoded together: by default 32 batches of a table, 8 of a stream,
-                which is read so far ahead.
+            return_rates (`bool`): also how many values were unseen and missing.
+            chunk_size (`int`, *optional*): rows encoded together, 32 batches of a table or 8 of a stream by default.
 
         Returns:
-            `dict` of one row, a list of dicts, or of a stream a generator of dicts, with
+            `dict` of one row, a list of dicts, or of a stream a generator of dicts, with `probability`, calibrated as
+            the model's configuration says, and as asked
 
-            - `probability`: of a click, calibrated as the model's configuration says.
-            - `tabular_probability`, `text_probability`, `tabular_weight` (`return_towers`).
-            - `reasons` (`return_reasons`): a list of `{"field", "value", "effect"}`, the largest first. `effect` is
+            - `tabular_probability`, `text_probability`, `tabular_weight`;
+            - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
               logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
               mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
 
