@@ -278,8 +278,7 @@ class _Reader:
     def _states(self, hidden: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Which tokens are hidden `(R, T)` -> states `(R, T, d_w)` and attention mask `(R, T)`."""
         tokens = hide_tokens(np.broadcast_to(self.tokens, hidden.shape), hidden, self.tokenizer.mask_token_id)
-        lengths = np.full(len(hidden), hidden.shape[1])
-        arrays = pad_rows(tokens.reshape(-1), lengths, fill=self.tokenizer.pad_token_id or 0)
+        arrays = pad_rows(tokens.reshape(-1), np.full(*hidden.shape), fill=self.tokenizer.pad_token_id or 0)
         input_ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
         return self.model.flip.encode_text(input_ids, mask)[0], mask
 
@@ -309,20 +308,15 @@ class _Reader:
         head = self.model.mtm_head
         features, scores = head.score_field(head.predict(vectors, states, mask)[:, index], index)  # (n,) and (3, n)
         if not len(features):
-            raise ValueError(
-                f"the model does not know which features are those of {self.names[index]!r}: "
-                "model.set_feature_counts(processor) before pre-training tells it"
-            )
+            raise ValueError(f"{self.names[index]!r}: no features; model.set_feature_counts(processor) tells them")
         known = torch.tensor(self.known[index], dtype=features.dtype, device=features.device)
         truths = torch.searchsorted(features, known).tolist()
-
-        def spell(place: int) -> str:
-            return self.extractor.decode([int(features[place])])[0]
-
+        weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
         answers = []
-        for of_reading, weights in zip(scores.double(), head.attend(vectors, states, mask).double(), strict=True):
-            answer = self._answer(of_reading.softmax(-1), truths, spell)
-            answer.attention, answer.total = self._attention(weights.cpu().numpy()), float(of_reading.exp().sum())
+        for of_reading, looked in zip(scores.double(), weights, strict=True):
+            shares = of_reading.softmax(-1)
+            answer = self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0])
+            answer.attention, answer.total = self._attention(looked), float(of_reading.exp().sum())
             answers.append(answer)
         return HiddenFeature(
             field=self.names[index],
@@ -353,9 +347,9 @@ class _Reader:
         truths = self.tokens[positions].tolist()
         answers = []
         for vector in vectors:
-            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1))  # (M, V)
-            pairs = zip(scores.double().softmax(-1), truths, strict=True)
-            answers.append([self._answer(probabilities, [truth], self._piece) for probabilities, truth in pairs])
+            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1)).double()  # (M, V)
+            pairs = zip(scores.softmax(-1), truths, strict=True)
+            answers.append([self._answer(shares, [truth], self._piece) for shares, truth in pairs])
         tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
         return HiddenWords(self.names[index], self.values[index] or "", tokens)
 
