@@ -17,9 +17,9 @@ _SMALLEST_PROBABILITY = 1e-7
 
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
-PRE_TRAINING_METRICS = dict.fromkeys(["loss", "mlm_loss", "mtm_loss", "icl_loss"], False) | dict.fromkeys(
-    ["mlm_accuracy", "mtm_accuracy", "mtm_field_accuracy", "icl_recall"], True
-)
+# in the order in which the trainer gathers them
+_PRE_TRAINING = "loss mlm_loss mlm_accuracy mtm_loss mtm_accuracy mtm_field_accuracy icl_loss icl_recall".split()
+PRE_TRAINING_METRICS = {name: not name.endswith("loss") for name in _PRE_TRAINING}
 
 
 def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:
