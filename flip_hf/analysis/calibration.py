@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration of a finished click model on validation rows, and the picture that shows whether it is needed.
-
-Letters: B rows, K knots of an isotonic curve.
-"""
+"""Calibration of a finished click model on B validation rows, and the picture that shows whether it is needed."""
 
 import itertools
 import math
@@ -109,7 +106,7 @@ def _fit_sigmoid(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, h
 
 
 def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> tuple[list[float], list[float]]:
-    """Knots `(K,)` and values `(K,)`: the first and the last logit of each pool."""
+    """The first and the last logit of each pool of rows, and the pool's share of clicks at both."""
     knots, inverse = np.unique(logits, return_inverse=True)  # equal logits are one
     pools: list[np.ndarray] = []  # clicks, rows and knots of each
     for pool in np.stack(

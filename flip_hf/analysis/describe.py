@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table, read once in batches -> the report on it: what is counted of its fields, and what looks wrong with them.
+"""A table -> the report on it: what is counted of its fields, and what looks wrong with them. It is read once, in
+batches; memory grows with its distinct values, a few hundred bytes each, not with its rows.
 
 Letters: B rows, F fields, S slots, n distinct values, K folds (`NUM_FOLDS`).
 """
@@ -121,7 +122,7 @@ class _Split:
         if self.processor is None:
             return self.extractor.encode_columns(columns, out_of_fold=self.is_main)
         encoded = self.processor.encode_columns(columns, out_of_fold=self.is_main, max_length=1 << 30)
-        self.lengths.append(encoded.lengths)
+        self.lengths.append(encoded.lengths.astype(np.int32))
         if encoded.lengths.max() > self.processor.max_length:
             cut = self.processor.encode_columns(columns)
             tokens_left, tokens = (_tokens_by_field(rows, len(columns)) for rows in (cut, encoded))

@@ -18,10 +18,8 @@ MIN_ROWS = 100  # fewer say too little of a share
 
 
 def expected_occurrences(extractor: Any) -> np.ndarray:
-    """
-    What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the
-    training rows *without its own* had it too rarely (Good, 1953: so many are new as occur once).
-    """
+    """What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the
+    training rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
     return _expected_occurrences(extractor.vocabulary, extractor.min_frequency)
 
 
@@ -42,9 +40,8 @@ def _expected_occurrences(vocabulary: Any, min_frequency: int) -> np.ndarray:
 
 
 def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """
-    Occurrences `(F, 4)` of some rows, and the expected ones -> bool `(F, 2)`: where the share of unseen values is
-    higher, or that of missing ones another, by more than 0.1 and by five standard errors, once in a million by chance.
+    """Occurrences `(F, 4)` of some rows, and the expected ones -> bool `(F, 2)`: where the share of unseen values is
+    higher, or that of missing ones another, by more than 0.1 and by five standard errors: once in a million by chance.
     """
     shares, usual = shares_of(found), shares_of(expected)
     difference = shares - usual
@@ -57,10 +54,8 @@ def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 class RateWatch:
-    """
-    Warns, once per field, of rows that are not like the training rows. Rows are added up over calls until a field has
-    100 of them, looked at, and forgotten. Safe to share between threads; a copy starts anew.
-    """
+    """Warns, once per field, of rows that are not like the training rows: of each 100 that came together over calls.
+    Safe to share between threads; a copy starts anew."""
 
     def __init__(self, extractor: Any):
         self.extractor = extractor
