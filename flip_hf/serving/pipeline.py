@@ -154,9 +154,9 @@ class ClickThroughRatePipeline(Pipeline):
             results = self.postprocess(scores, asked.get("return_towers", False))
             number = asked.get("return_reasons", False)
             if number:
-                reasons = self._reasons(columns, encoded, scores.logits, batch_size)
                 number = None if number is True else number
-                results = [result | {"reasons": some[:number]} for result, some in zip(results, reasons, strict=True)]
+                reasons = self._reasons(columns, encoded, scores.logits, batch_size, number)
+                results = [result | {"reasons": some} for result, some in zip(results, reasons, strict=True)]
             in_chunk = self.processor.feature_extractor.occurrences(encoded.feature_ids)
             self._watch.add(in_chunk)
             occurrences = occurrences + in_chunk
@@ -165,9 +165,9 @@ class ClickThroughRatePipeline(Pipeline):
             yield from results
 
     def _reasons(
-        self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int
+        self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int, number: Any
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each row the fields that the model reads, those of the largest effect first."""
+        """For each row so many fields that the model reads (all, if `None`), those of the largest effect first."""
         extractor, mode = self.processor.feature_extractor, self.model.config.mode
         of_mode = {"tabular": extractor.slot_fields, "text": extractor.text_fields}
         read = sorted({*of_mode.get(mode, range(extractor.num_fields))})
@@ -185,7 +185,8 @@ class ClickThroughRatePipeline(Pipeline):
         logits_without = self._forward(without, batch_size).logits.reshape(len(fields), -1)
         effects = (logits - logits_without).T.double().numpy()  # (B, fields)
         texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
-        for row, places in enumerate(np.argsort(-np.abs(effects), axis=1, kind="stable").tolist()):
+        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
+        for row, places in enumerate(order.tolist()):
             yield [
                 {
                     "field": extractor.field_names[fields[place]],

@@ -71,8 +71,8 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
-    # rows of one length stay in their order
-    order = np.argsort(np.zeros(num_rows) if encoded.lengths is None else encoded.lengths, kind="stable")
+    # stable: rows of one length stay in their order
+    order: Any = slice(None) if encoded.lengths is None else np.argsort(encoded.lengths, kind="stable")
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
@@ -87,15 +87,16 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                 f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not, or {model.dtype} "
                 "is too narrow for it: load it with dtype=torch.float32"
             )
-        values = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
+        if encoded.lengths is not None:
+            values = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
         scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
     return Scores(**scores)
 
 
 def _batches(
-    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray, batch_size: int
+    model: Any, processor: Any, encoded: EncodedRows, order: Any, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """What the model reads of so many rows at a time, in the order of their numbers `(B,)`, on its device."""
+    """What the model reads of so many rows at a time, in `order` (numbers `(B,)`, or a slice), on its device."""
     mode, device = model.config.mode, model.device
     feature_ids = torch.from_numpy(encoded.feature_ids[order].astype(np.int64)).to(device)  # (B, S)
     if mode != "tabular":
