@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from conftest import WORDS, make_table
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -31,24 +30,22 @@ SIX_ROWS = {
     "title": ["red house", "old day", "old day", "blue night", "new house", "green day"],
     "label": [1, 0, 1, 1, 0, 0],
 }
-# The first row has 29 tokens; its price and genre, of 3 each, are the longest values, and the price stays whole
+# the first row has 29 tokens, and only its genre is cut
 SIX_ROWS_REPORT = """\
 split | num_rows | share_positive | tokens_mean | tokens_p95 | tokens_max | share_truncated
 rows | 6 | 50.0% | 25.5 | 29 | 29 | 16.7%
 
-name | kind | view | type | num_distinct | unseen | missing | tokens_mean | tokens_max | share_truncated
-user_id | categorical | joint | text | 3 | 0% | 16.7% | 2 | 2 | 0%
-price | numeric | joint | number | 4 | 0% | 16.7% | 1.4 | 3 | 0%
-genre | multivalued | joint | text | 3 | 0% | 16.7% | 1.4 | 3 | 16.7%
-title | categorical | text | text | 5 | - | 0% | 2 | 2 | 0%
+name | kind | view | type | num_distinct | unseen | missing | share_truncated
+user_id | categorical | joint | text | 3 | 0% | 16.7% | 0%
+price | numeric | joint | number | 4 | 0% | 16.7% | 0%
+genre | multivalued | joint | text | 3 | 0% | 16.7% | 16.7%
+title | categorical | text | text | 5 | - | 0% | 0%
 
 name | most_frequent
 user_id | u1 (2, label 1: 50.0%); u2 (2, label 1: 100%); u3 (1, label 1: 0%)
 price | 2 (2, label 1: 50.0%); 1.5 (1, label 1: 100%); 4 (1, label 1: 100%)
 genre | Drama (3, label 1: 33.3%); Comedy (2, label 1: 50.0%); Horror (1, label 1: 100%)
 title | old day (2, label 1: 50.0%); blue night (1, label 1: 100%); green day (1, label 1: 0%)
-
-auc: of the label mean of a row's value, taken from other rows; 0.5 says nothing.
 
 ! genre (16.7%): lose tokens, since 16.7% of the rows are longer than max_length=28. max_length=29 holds 99%, 29 \
 holds all rows, and the language model takes 128
@@ -68,9 +65,6 @@ def field_of(report: FlipReport, name: str) -> FieldReport:
     return next(one for one in report.fields if one.name == name)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_report_of_six_rows_reads_like_this(tokenizer):
     extractor = FlipFeatureExtractor.fit(SIX_ROWS, field_options={"title": {"view": "text"}})
     report = FlipProcessor(extractor, tokenizer, max_length=28).describe(SIX_ROWS)
@@ -88,9 +82,6 @@ def test_figures_are_those_of_sentences_and_rates(splits, processor, tokenizer):
         assert (found.tokens_mean, found.tokens_max) == (pytest.approx(np.mean(lengths)), max(lengths))
         assert found.tokens_p95 == np.quantile(lengths, 0.95, method="inverted_cdf")
         assert found.share_truncated == np.mean(np.array(lengths) > processor.max_length)
-    titles = [len(tokenizer(title, add_special_tokens=False)["input_ids"]) for title in splits["train"]["title"]]
-    title = field_of(report, "title")
-    assert (title.tokens_mean, title.tokens_max) == (pytest.approx(np.mean(titles)), max(titles))
     assert report.warnings == [] and str(report).endswith("\nNo warnings.\n")
 
     train = table(300, tags=[["a"], ["b", "c"], []] * 100, weight=[1.0, None, 3.0] * 100)
@@ -109,8 +100,8 @@ def test_figures_are_those_of_sentences_and_rates(splits, processor, tokenizer):
 def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     report = describe_rows(extractor, splits["test"].remove_columns("label"), FlipProcessor(extractor))
-    assert report.splits == {"rows": SplitReport(64)} and report.label_mean is None
-    assert [one.auc for one in report.fields] == [one.tokens_mean for one in report.fields] == [None] * 5
+    assert report.splits == {"rows": SplitReport(64)}
+    assert [one.auc for one in report.fields] == [one.share_truncated for one in report.fields] == [None] * 5
     assert not re.search("auc|label|tokens|positive", str(report))
 
 
@@ -128,7 +119,7 @@ def test_the_auc_is_that_of_means_over_the_other_folds():
     rows = table(400)
     rows["label"] = [int(user < "105" or k % 5 == 0) for k, user in enumerate(rows["user_id"])]
     found = field_of(describe(rows), "user_id").auc
-    folds = ((np.arange(400, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)).astype(int) % 5
+    folds = np.random.default_rng(describe_module._SEED).integers(5, size=400)
     labels, users = np.array(rows["label"]), np.array(rows["user_id"])
     assert np.bincount(folds).min() > 50
     won = pairs = 0.0
@@ -142,9 +133,6 @@ def test_the_auc_is_that_of_means_over_the_other_folds():
         weight = labels[inside].sum() * (1 - labels[inside]).sum()
         won, pairs = won + weight * auc(labels[inside], np.array(scores)), pairs + weight
     assert found == pytest.approx(won / pairs, abs=1e-12) and 0.6 < found < 0.9
-
-
-# --- every form of rows ----------------------------------------------------------------------------------------------
 
 
 def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkeypatch):
@@ -164,9 +152,6 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
     expected = describe_rows(extractor, whole, processor)
     assert expected.splits["rows"].num_rows == 300 and 0 < expected.splits["rows"].share_truncated < 1
     forms = {
-        "dict of lists": rows,
-        "list of dicts": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
-        "Arrow table": pa.table(rows),
         "pandas frame": pd.DataFrame(rows, index=np.arange(300)[::-1] * 0.5),
         "selection": whole.select(range(299, -1, -1)).select(range(299, -1, -1)),
         "stream": whole.to_iterable_dataset(num_shards=7),
@@ -174,7 +159,7 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
         "batches": iter([whole[:10], whole[10:11], whole[11:]]),
     }
     monkeypatch.setattr(columns_flip, "BATCH_SIZE", 64)
-    monkeypatch.setattr(describe_module, "_TEXT_BATCH_SIZE", 37)
+    monkeypatch.setattr(describe_module, "_BATCH_SIZE", 37)
     for name, form in forms.items():
         assert describe_rows(extractor, form, processor) == expected, name
 
@@ -190,50 +175,11 @@ def test_fields_are_described_by_the_training_rows_and_splits_by_name(splits):
     assert list(describe_rows(extractor, without_train).splits) == ["a", "b"]
 
 
-def test_very_many_values_are_estimated_the_same_in_any_batches(monkeypatch):
-    random = np.random.default_rng(0)
-    items = [f"i{k}" for k in np.minimum(random.zipf(1.15, 40_000), 10**7)]
-    rows = {"item": items, "label": random.integers(0, 2, 40_000).tolist()}
-    rows["item"][::100] = [None] * 400
-    extractor = FlipFeatureExtractor.fit(rows)
-    exact = describe_rows(extractor, rows).fields[0]
-    assert (exact.num_distinct, exact.is_estimate) == (pd.Series(rows["item"]).nunique(), False)
-    monkeypatch.setattr(describe_module, "_MAX_VALUES", 4096)
-    monkeypatch.setattr(describe_module, "_NUM_FREQUENT", 64)
-    reports = []
-    for size in (100_000, 9_999, 500):
-        monkeypatch.setattr(describe_module, "_BATCH_SIZE", size)
-        reports.append(describe_rows(extractor, rows))
-    assert reports[0] == reports[1] == reports[2] and "~" in str(reports[0])
-    found = reports[0].fields[0]
-    assert found.is_estimate and found.num_distinct == pytest.approx(exact.num_distinct, rel=0.05)
-    assert found.most_frequent == exact.most_frequent and found.auc == pytest.approx(0.5, abs=0.05)
-
-
-def test_holes_weigh_as_much_beside_a_sample_of_the_values_as_beside_all(monkeypatch):
-    """Half of the values' rows are clicked, by chance, and holes never, which are half of the rows."""
-    monkeypatch.setattr(describe_module, "_MAX_VALUES", 1000)
-    monkeypatch.setattr(describe_module, "_NUM_FREQUENT", 8)
-    random = np.random.default_rng(0)
-    aucs = []
-    for number in (900, 20_000):  # values, each of them in one row of each fold
-        counts, rows = describe_module._ValueCounts(), np.zeros((number + 1, 5, 2), np.int64)
-        rows[:number, :, 0] = 1
-        rows[:number, :, 1] = random.integers(0, 2, (number, 5))
-        rows[number, :, 0] = number
-        counts.add([*(f"v{k}" for k in range(number)), None], rows)
-        aucs.append(counts.auc(rows.sum(0)))
-    assert aucs[1] == pytest.approx(aucs[0], abs=0.02) and aucs[0] > 0.6
-
-
 def test_long_values_are_told_apart_and_shown_short():
     report = describe(table(200, note=["x" * 5000 + str(k % 2) for k in range(200)]))
     note = field_of(report, "note")
     assert note.num_distinct == 2 and [value.occurrences for value in note.most_frequent] == [100, 100]
     assert len(note.most_frequent[0].text) < 70 and f"| {'x' * 39}… (100" in str(report)
-
-
-# --- how it looks ----------------------------------------------------------------------------------------------------
 
 
 HOSTILE = "a|b <script>alert(1)</script> `c` *d* [e](https://x.y) $f$ _g_\n| h"
@@ -245,8 +191,7 @@ def test_values_cannot_act_as_markup_or_on_a_terminal():
     assert "\x1b" not in text and "\u202e" not in text and len(set(map(len, text.split("\n\n")[1].splitlines()))) == 1
     assert page.startswith("<!DOCTYPE html>") and page.count("<table") == page.count("</table>") == 3
     assert page == report._repr_html_() and "a|b &lt;script&gt;alert(1)&lt;/script&gt; `c` *d* [… (12" in page
-    for rendered in (page, shown):
-        assert "<script" not in rendered and "<i>" not in rendered and "user_id" in rendered
+    assert not any(tag in rendered for rendered in (page, shown) for tag in ("<script", "<i>"))
     assert r"| na\|me&lt;i&gt;   | a\|b &lt;script&gt;alert(1)&lt;/script&gt; \`c\` \*d\* \[…" in shown
     assert markdown("see https://x.y or www.x.y") == "see https&#58;//x.y or www&#46;x.y"
     assert markdown("_g_ a_b __c $1 #x") == r"\_g\_ a_b \_\_c &#36;1 \#x"
@@ -268,50 +213,32 @@ def test_examples_of_values_can_be_left_out():
     assert len(hidden.warnings) == len(shown.warnings) == 2
 
 
-# --- warnings --------------------------------------------------------------------------------------------------------
-
-
 ROWS = range(600)
 LABELS = make_table(600)["label"]
 NUMERIC = {"kind": "numeric"}
 LEAK = "predicts the label suspiciously well, AUC "
 # a further column, its options, and what the one warning says; or None where there must be none
+CATEGORICAL = {"kind": "categorical"}
 COLUMNS = {
     "nothing more": (make_table(600)["gender"], {}, None),
-    "an id of each row": (
-        [f"s{k}" for k in ROWS],
-        {},
-        "600 distinct values in 600 rows, so hardly any id occurs twice",
-    ),
+    "an id of each row": ([f"s{k}" for k in ROWS], {}, "600 distinct values in 600 rows, so hardly any id occurs tw"),
     "an id of two rows": ([f"s{k // 2}" for k in ROWS], {}, None),
     "a text of each row": ([f"s{k}" for k in ROWS], {"view": "text"}, None),
-    "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], {"kind": "numeric", "view": "text"}, None),
-    "a number of each row": ([k * 0.37 % 1 for k in ROWS], {}, None),
+    "a number that is text alone": ([k * 0.37 % 1 for k in ROWS], NUMERIC | {"view": "text"}, None),
     "a list of each row": ([[f"a{k % 25}", f"b{k // 25}"] for k in ROWS], {}, None),
     "one value": (["same"] * 600, {}, "has one value in all 600 rows and says nothing. Leave it out of `fields`"),
     "one value and holes": ([*["same"] * 300, *[None] * 300], {}, None),
     "mostly holes": (["a" if k % 30 == 0 else None for k in ROWS], {}, "missing in 96.7% of the rows. Leave it out"),
     "a text with holes": (["a" if k % 30 == 0 else " " for k in ROWS], {"view": "text"}, "missing in 96.7% of"),
-    "days": (
-        [f"2024-05-{1 + k % 28:02}" for k in ROWS],
-        {"kind": "categorical"},
-        "its 28 values are dates read as cat",
-    ),
-    "times": ([f"2024-05-{1 + k % 28:02}T18:30Z" for k in ROWS], {"kind": "categorical"}, "its 28 values are dates"),
+    "days": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], CATEGORICAL, "its 28 values are dates read as cat"),
     "days as Europeans write them": ([f"{1 + k % 28}.12.2024" for k in ROWS], {}, "its 28 values are dates"),
-    "days in words": ([f"{1 + k % 28} May 2024" for k in ROWS], {}, "its 28 values are dates"),
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
-    "prices": (
-        [f"{k % 150}.5" for k in ROWS],
-        {"kind": "categorical"},
-        "its 150 values are numbers read as categories",
-    ),
-    "prices as numbers": ([f"{k % 150}.5" for k in ROWS], {"kind": "numeric"}, None),
+    "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
     "not numbers": (
         [k / 2 if k % 10 else "many" for k in ROWS],
         NUMERIC,
-        "10.0% of its values in the rows are no numbers",
+        "10.0% of its values in the rows are no num",
     ),
     "hardly ever no number": ([k / 2 if k % 50 else "many" for k in ROWS], NUMERIC, None),
     "too rare values": (
@@ -320,7 +247,6 @@ COLUMNS = {
         "100% of its values in the rows are not in",
     ),
     "the label in words": (["bought" if label else "left" for label in LABELS], {}, LEAK),
-    "filled afterwards": ([f"order {k % 7}" if label else None for k, label in enumerate(LABELS)], {}, LEAK),
     "a number that follows": ([label + k / 1000 for k, label in enumerate(LABELS)], {}, LEAK),
     "a list that follows": ([["cart", "paid"] if label else ["cart"] for label in LABELS], {}, LEAK),
     "a good field": ([f"v{label ^ (k % 10 == 0)}" for k, label in enumerate(LABELS)], {}, None),
@@ -344,26 +270,18 @@ def test_names_and_numbers_of_rows_decide_as_well():
     assert describe(few).warnings == [] and field_of(describe(few), "outcome").auc is None
 
 
+ALL = "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not"
+HALF = "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no"
+
+
 @pytest.mark.parametrize(
     ("column", "options", "found"),
     [
-        (
-            lambda k, name: f"{name[:2]}{k % 9}",
-            {},
-            "extra: 100% of its values in the rows of validation and 100% of its values in the rows of test are not",
-        ),
+        (lambda k, name: f"{name[:2]}{k % 9}", {}, ALL),
         # what is said of the values mends what is unseen
         (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
-        (
-            lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}",
-            {"kind": "categorical"},
-            "extra: its 28 values are dates",
-        ),
-        (
-            lambda k, name: "many" if name != "train" and k % 2 else k / 2,
-            {"kind": "numeric"},
-            "extra: 50.0% of its values in the rows of validation and 50.0% of its values in the rows of test are no",
-        ),
+        (lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}", CATEGORICAL, "extra: its 28 values are dates"),
+        (lambda k, name: "many" if name != "train" and k % 2 else k / 2, NUMERIC, HALF),
         (lambda k, name: f"s{k % 9}" if name == "train" or k % 2 else "new", {}, None),
         (lambda k, name: f"s{k % 9}" if name != "test" else None, {}, "extra: missing in 100% of the rows of test. "),
     ],
@@ -420,9 +338,6 @@ def test_an_extractor_of_a_folders_code_is_described_as_the_installed_one_is(spl
     assert foreign.describe(splits) == processor.describe(splits)
 
 
-# --- errors, and where it goes ---------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_described_is_named(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     with pytest.raises(ValueError, match="split 'test' has no rows to describe"):
@@ -453,9 +368,6 @@ def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
 def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):
     script = str(Path(__file__).parents[1] / "examples" / "prepare_data.py")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    clicks, published = tmp_path / "clicks.csv", tmp_path / "ml-100k"
-    pd.DataFrame(table(200)).to_csv(clicks, index=False)
-    published.mkdir()
     files = {
         "u.user": ["1|24|M|technician|85711", "2|53|F|other|94043"],
         "u.genre": ["unknown|0", "Action|1"],
@@ -463,15 +375,15 @@ def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp
         "u.data": [f"{1 + k % 2}\t{7 + k // 2 % 2}\t{1 + k % 5}\t88125094{k % 10}" for k in range(40)],
     }
     for name, lines in files.items():
-        (published / name).write_text("\n".join([*lines, ""]))
-    of_movies = ["movielens-100k", "--data_dir", str(published)]
-    for dataset, value in (([str(clicks)], "Drama"), (of_movies, "most_frequent")):
-        output = tmp_path / "prepared"
-        arguments = ["--dataset", *dataset, "--output_dir", str(output), "--report"]
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
-        runpy.run_path(script, run_name="__main__")
-        text, shown, page = ((output / f"report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html"))
-        assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
-        assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
-        for content in (text, shown, page):
-            assert value in content.replace("\\_", "_") and "Invented" not in content and "technician" not in content
+        (tmp_path / name).write_text("\n".join([*lines, ""]))
+    options = {"dataset": "movielens-100k", "data_dir": tmp_path, "output_dir": tmp_path / "prepared"}
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments, "--report"])
+    runpy.run_path(script, run_name="__main__")
+    text, shown, page = (
+        (tmp_path / f"prepared/report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html")
+    )
+    assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
+    assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
+    for content in (text, shown, page):
+        assert "Invented" not in content and "technician" not in content

@@ -45,16 +45,8 @@ def test_from_a_csv_to_scored_and_calibrated_rows(start, text_model_dir):
     write_csv("new.csv", {**new, "user_id": ["101", "nobody"], "note": ["x", "y"]})
     data = ("--dataset", "clicks.csv", "--text_model", text_model_dir, "--max_length", 64, "--output_dir", "prepared")
     assert "5 fields" in start("prepare_data.py", *data)
-    settings = {
-        "prepared_dir": "prepared",
-        "text_model": text_model_dir,
-        "output_dir": "pretrained",
-        "use_cpu": True,
-        "max_steps": 2,
-        "save_steps": 1,
-        "per_device_train_batch_size": 32,
-        "config_overrides": {"mtm_noise": "field"},
-    }
+    settings = {"prepared_dir": "prepared", "text_model": text_model_dir, "output_dir": "pretrained", "use_cpu": True}
+    settings |= {"max_steps": 2, "save_steps": 1, "config_overrides": {"mtm_noise": "field"}}
     Path("pretraining.json").write_text(json.dumps(settings))
     start("run_pretraining.py", "pretraining.json")
     assert json.loads(Path("pretrained/config.json").read_text())["mtm_noise"] == "field"

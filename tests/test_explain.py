@@ -12,13 +12,7 @@ import pytest
 import torch
 from conftest import make_table
 
-from flip_hf import (
-    FlipConfig,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipProcessor,
-)
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
 
 
 OPTIONS = {
@@ -43,9 +37,6 @@ def build(processor: FlipProcessor, text_config, **options) -> FlipForPreTrainin
         model.set_feature_counts(processor)
         torch.nn.init.normal_(model.mtm_head.feature_embeddings.weight, std=0.1)
     return model.train()
-
-
-# --- the formulas ----------------------------------------------------------------------------------------------------
 
 
 class Reference:
@@ -166,9 +157,6 @@ def test_losses_of_the_forward_are_the_logarithms_of_these_probabilities(
         assert float(mlm) == pytest.approx(-mean, rel=1e-4, abs=1e-6)
 
 
-# --- where the query looks -------------------------------------------------------------------------------------------
-
-
 def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_config, splits):
     explanation = build(processor, text_config).explain_alignment({**splits["test"][1], "genre": None}, processor)
     pieces = " ".join(explanation.tokens)
@@ -203,30 +191,6 @@ def test_words_of_an_unusual_template_belong_to_no_field_and_nothing_is_lost(
     attention = title.whole.attention
     assert set(attention.names.values()) == {0.0} and attention.other > 0.0
     assert sum(attention.values.values()) + attention.special + attention.other == pytest.approx(1.0)
-
-
-def test_sentences_are_found_whatever_the_tokenizer_makes_of_spaces(splits, text_config):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [*"<s> </s> <pad> <mask>".split(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    extractor = FlipFeatureExtractor.fit(splits["train"].select_columns(["user_id", "title", "label"]))
-    processor = FlipProcessor(extractor, tokenizer, max_length=64)
-    text_config = type(text_config)(**{**text_config.to_dict(), "vocab_size": len(tokenizer)})
-    explanation = build(processor, text_config).explain_alignment({"user_id": "104", "title": None}, processor)
-    first, second = "user id is 104.", " title is missing."  # a token for each letter
-    assert explanation.sentence_fields == [None, *["user_id"] * len(first), *["title"] * len(second), None]
-    assert explanation.token_fields[12:15] == ["user_id"] * 3 and explanation.is_special.count(True) == 2
-
-
-# --- rows of all sorts -----------------------------------------------------------------------------------------------
 
 
 def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text_config, splits):
@@ -291,12 +255,7 @@ def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_con
         (ValueError, "'title'", {name: value for name, value in row.items() if name != "title"}, {}),
         (ValueError, "no column for field 'user_id', .*; the rows have .*feature_ids", encoded["test"][0], {}),
         (TypeError, "'user_id'", make_table(2), {}),
-        (
-            ValueError,
-            r"fields=\['titel'\] has to be a list of fields of this model: user_",
-            row,
-            {"fields": ["titel"]},
-        ),
+        (ValueError, r"fields=\['titel'\] has to be a list of fields of this", row, {"fields": ["titel"]}),
         (ValueError, "fields='title' has to be a list", row, {"fields": "title"}),
         (ValueError, "top_k=0 has to be at least 1", row, {"top_k": 0}),
         (TypeError, "has no tokenizer: pass the FlipProcessor", row, {"processor": processor.tokenizer}),
@@ -313,22 +272,15 @@ def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_con
     assert not hasattr(FlipForCTR, "explain_alignment")
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
 def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_processor, text_config, splits, tmp_path):
     pytest.importorskip("matplotlib")
     row = {**splits["test"][0], "user_id": "$5_{x}$ & more", "title": "Ein sehr langer Titel " * 9, "genre": "Αθήνα"}
-    for options, ending in (({}, "svg"), ({"mtm_weight": 0.0}, "svg"), ({"mlm_weight": 0.0}, "png")):
-        path = tmp_path / f"row.{ending}"
+    for options in ({}, {"mtm_weight": 0.0}, {"mlm_weight": 0.0}):
         explanation = build(processor, text_config, **options).explain_alignment(row, processor)
-        explanation.draw(path, title="$5 & <b>")
-        if ending == "png":
-            assert path.read_bytes().startswith(b"\x89PNG")
-            continue
-        svg = path.read_text(encoding="utf-8")
-        assert ("hidden in the ids" in svg) == bool(explanation.features) and "hidden in the text" in svg
-        assert "$5 &amp; &lt;b&gt;" in svg and ("$5_{x}$ &amp; more" in svg or not explanation.features)
+        explanation.draw(tmp_path / "row.svg", title="$5 & <b>")
+        svg = (tmp_path / "row.svg").read_text(encoding="utf-8")
+        assert ("hidden in the ids" in svg) == ("$5_{x}$ &amp; more" in svg) == bool(explanation.features)
+        assert ("hidden in the text" in svg) == bool(explanation.words) and "$5 &amp; &lt;b&gt;" in svg
     model = build(rich_processor, text_config)
     empty = model.explain_alignment(splits["test"][0], rich_processor, fields=["item_id_frequency"])
     with pytest.raises(ValueError, match="nothing to draw"):

@@ -109,7 +109,7 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([], {}, "0 rows and 1 models: there is nothing to resample"),
+        ([], {}, "0 predictions of 'a' for 0 labels"),
         ([0, 1], {"num_resamples": 0}, "num_resamples=0 has to be 1 or more"),
         ([0, 1], {"level": 95}, "level=95 between 0 and 1"),
         ([0, 1], {"reference": "z"}, "reference='z' is none of a"),

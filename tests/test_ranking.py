@@ -34,18 +34,14 @@ def model(request, text_model_dir, processor) -> FlipForCTR:
     return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=request.param, **settings).eval()
 
 
-def rows_of(table: dict[str, list]) -> list[dict]:
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-
-
-def joined(items: dict[str, list]) -> list[dict]:
-    """Every item's row with the user's, by hand."""
-    return [{**USER, **row} for row in rows_of(items)]
+def rows_of(table: dict[str, list], user: dict | None = None) -> list[dict]:
+    """A row for each item, joined to the user's by hand."""
+    return [{**(user or {}), **dict(zip(table, row, strict=True))} for row in zip(*table.values(), strict=True)]
 
 
 def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, items):
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    expected = np.array([row["probability"] for row in scorer(joined(items), batch_size=8)])
+    expected = np.array([row["probability"] for row in scorer(rows_of(items, USER), batch_size=8)])
     assert len(np.unique(expected)) > 10
     ranking = rank(model, processor, USER, items, batch_size=8)
     np.testing.assert_array_equal(ranking.probabilities, expected[ranking.indices])
@@ -69,7 +65,7 @@ def test_the_model_reads_what_the_joined_rows_give_and_each_value_is_looked_up_o
         rank(model, processor, USER, items)
     assert dict(looked_up)[0] == dict(looked_up)[1] == 1  # the user's two fields
     assert dict(looked_up)[2] == len(set(items["item_id"]))
-    expected = processor.encode(joined(items), return_text=model.config.mode != "tabular")
+    expected = processor.encode(rows_of(items, USER), return_text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
 
@@ -91,7 +87,9 @@ def test_equal_candidates_are_computed_once_and_keep_their_order(model, processo
     )
     ranking = rank(model, processor, USER, twice)
     assert sizes == [8]
-    expected = [row["probability"] for row in ClickThroughRatePipeline(model, processor, device="cpu")(joined(twice))]
+    expected = [
+        row["probability"] for row in ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(twice, USER))
+    ]
     np.testing.assert_allclose(ranking.probabilities, np.array(expected)[ranking.indices], rtol=1e-6)
     assert len(set(ranking.probabilities.tolist())) == 8 and sorted(ranking.indices.tolist()) == list(range(17))
     for better, worse in zip(ranking.indices[:-1].tolist(), ranking.indices[1:].tolist(), strict=True):
@@ -170,7 +168,7 @@ def test_a_field_of_several_kinds_on_either_side(user):
     torch.manual_seed(0)
     model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", tabular_initializer_range=0.3)).eval()
     items = {name: table[name][:4] for name in ("born", "at", "tags", "price") if name not in user}
-    scores = ClickThroughRatePipeline(model, processor, device="cpu")([{**user, **row} for row in rows_of(items)])
+    scores = ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(items, user))
     ranking = rank(model, processor, user, items)
     expected = np.array([row["probability"] for row in scores])[ranking.indices]
     np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration of a finished click model on validation rows, and the picture that shows whether it is needed.
-
-Letters: B rows, K knots of an isotonic curve.
-"""
+"""Calibration of a finished click model on B validation rows, and the picture that shows whether it is needed."""
 
 import itertools
 import math
@@ -39,8 +36,7 @@ def fit_calibration(
       thousand rows and more. It makes ties; the others keep the order of the rows, and with it the AUC.
 
     Args:
-        labels (`np.ndarray` of shape `(B,)`): 0 or 1.
-        logits (`np.ndarray` of shape `(B,)`): as the model gives them (`output.logits`), finite.
+        labels, logits (`np.ndarray` of shape `(B,)`): 0 or 1, and `output.logits` of the model.
         method (`str`): one of the three.
         negative_sampling_rate (`float`): w in (0, 1], as in the configuration that the calibration goes into: the fit
             sees z + ln w. The rows are to be *all* rows; if they were sampled, give non-clicks the weight 1 / w.
@@ -48,27 +44,24 @@ def fit_calibration(
         positive_weight (`float`): c, as in that configuration: the fit sees z + ln w - ln c.
 
     Returns:
-        `dict` for [`FlipForCTR.set_calibration`]: `method`, and `temperature`, or `scale` and `bias`, or the lists
-        `logits` and `probabilities`; and `positive_weight` where that is not 1.
+        `dict` for [`FlipForCTR.set_calibration`].
 
     Raises:
-        ValueError: if lengths differ, a value is out of range, all labels are equal, or the logits rank the rows no
-            better than chance would (the best curve would descend).
+        ValueError: if a value is out of range, all labels are equal, or the logits rank the rows no better than chance
+            would (the best curve would descend).
     """
     if method not in CALIBRATION_METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(CALIBRATION_METHODS)}")
-    if not 0.0 < negative_sampling_rate <= 1.0:
-        raise ValueError(f"negative_sampling_rate={negative_sampling_rate!r} is not in (0, 1]")
-    if not 0.0 < positive_weight < math.inf:
-        raise ValueError(f"positive_weight={positive_weight!r} is not in (0, inf)")
+    if not (0.0 < negative_sampling_rate <= 1.0 and 0.0 < positive_weight < math.inf):
+        raise ValueError(f"{negative_sampling_rate=} has to be in (0, 1], {positive_weight=} above 0 and finite")
     weights = np.ones(len(labels)) if weights is None else weights
     labels, logits, weights = check_rows(labels=labels, logits=logits, weights=weights)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
-    found: dict[str, Any] = {"method": method}
-    if positive_weight != 1.0:
-        found["positive_weight"] = positive_weight
+    found: dict[str, Any] = {"method": method} | (
+        {} if positive_weight == 1.0 else {"positive_weight": positive_weight}
+    )
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)
@@ -84,8 +77,7 @@ def fit_calibration(
         found["temperature"] = 1.0 / slope if slope else math.inf
     if slope <= 0.0:
         raise ValueError(
-            f"{method} calibration of these rows would be flat or turn their order around: the logits say nothing of "
-            "the labels, or the labels are inverted; look at the AUC first"
+            f"{method}: the logits say nothing of the labels, or the labels are inverted; look at the AUC"
         )
     return found
 
@@ -114,33 +106,28 @@ def _fit_sigmoid(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, h
 
 
 def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> tuple[list[float], list[float]]:
-    """Knots `(K,)` and values `(K,)`: the first and the last logit of each pool."""
+    """The first and the last logit of each pool of rows, and the pool's share of clicks at both."""
     knots, inverse = np.unique(logits, return_inverse=True)  # equal logits are one
-    sizes = np.bincount(inverse, weights)
-    means = np.bincount(inverse, weights * labels) / sizes
-    pools: list[tuple[float, float, int]] = []  # mean, weight, number of knots
-    for mean, size in zip(means.tolist(), sizes.tolist(), strict=True):
-        number = 1
-        while pools and pools[-1][0] >= mean:
-            left_mean, left_size, left_number = pools.pop()
-            mean = (left_mean * left_size + mean * size) / (left_size + size)
-            size, number = left_size + size, left_number + number
-        pools.append((mean, size, number))
+    pools: list[np.ndarray] = []  # clicks, rows and knots of each
+    for pool in np.stack(
+        [np.bincount(inverse, weights * labels), np.bincount(inverse, weights), np.ones_like(knots)], 1
+    ):
+        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+            pool = pool + pools.pop()
+        pools.append(pool)
+    clicks, rows, sizes = np.array(pools).T
     least = 1 / (2 * len(labels))
-    values = np.clip(np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools]), least, 1 - least)
-    # between equal values a knot says nothing
-    says = np.ones(len(knots), bool)
-    says[1:-1] = (values[1:-1] != values[:-2]) | (values[1:-1] != values[2:])
+    values = np.clip(clicks / rows, least, 1 - least).repeat(sizes.astype(int))
+    says = np.diff(values, prepend=-1, append=2) != 0  # between equal values a knot says nothing
+    says = says[:-1] | says[1:]
     return knots[says].tolist(), values[says].tolist()
 
 
 def reliability_bins(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 10) -> dict[str, np.ndarray]:
     """
-    Rows in order of prediction, in bins of equally many (rows of one prediction are never parted).
-
-    Returns:
-        `dict` of arrays with an entry for each of `num_bins` bins, or fewer where predictions repeat: `predicted`
-        (mean), `observed` (share of clicks), `low` and `high` (its Wilson interval at 95 %), `count`.
+    Rows in order of prediction, in bins of equally many; rows of one prediction are never parted, so that bins may be
+    fewer. For each bin `predicted` (mean), `observed` (share of clicks), `low` and `high` (its Wilson interval at
+    95 %), `count`.
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
     order = np.argsort(probabilities, kind="stable")
@@ -170,12 +157,8 @@ def draw_reliability(
 ) -> None:
     """
     Draws predicted against observed click rates, with the intervals of [`reliability_bins`]: on the diagonal the model
-    can be taken at its word. Below, where the predictions lie. Needs matplotlib.
-
-    Args:
-        labels (`np.ndarray` of shape `(B,)`): 0 or 1.
-        probabilities (`np.ndarray` of shape `(B,)`, or a `dict` of several by name): before and after, say.
-        path: file to write, `.png` or `.svg`.
+    can be taken at its word. Below, where the predictions lie. Needs matplotlib. `probabilities` are those of each row
+    `(B,)`, or several by name: before and after, say.
     """
     from matplotlib.figure import Figure
 

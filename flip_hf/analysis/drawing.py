@@ -15,20 +15,9 @@ from .report import percent, shortened
 
 
 _READINGS = {"whole": "reads the whole text", "hidden": "without this value", "blank": "without any value"}
-# families with letters that matplotlib's own lacks, where they are installed
-_FONTS = {
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Malgun Gothic",
-    "Arial Unicode MS",
-}
 
 
-class _Cell(NamedTuple):
-    """A column of the picture."""
-
+class _Cell(NamedTuple):  # a column of the picture
     text: str
     field: str | None
     tokens: list[int]  # whose weights it adds up
@@ -36,16 +25,12 @@ class _Cell(NamedTuple):
 
 def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None = None, dpi: int = 110) -> None:
     """
-    Draws one row as [`FlipForPreTraining.explain_alignment`] has seen it.
+    Draws one row as [`FlipForPreTraining.explain_alignment`] has seen it; `.png` or `.svg` by the path's ending.
 
     On top the row's sentence. Below, a line for each field that was hidden in the ids: blue is where the model looks
     for it (the field's words are framed), and to the right what it would put into the hole after three readings of the
     text, the row's value with a star. At the bottom, in green, how likely each word piece is to be recovered when its
     field is hidden in the text, with the ids and without. Numbers are percent.
-
-    Args:
-        path: file to write; its ending says in which format (`.png`, `.svg`).
-        dpi (`int`): dots per inch of a `.png`.
 
     Raises:
         ValueError: if nothing was asked for, so that there is nothing to draw.
@@ -55,17 +40,11 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
         raise ValueError("this explanation holds no hidden field, so there is nothing to draw: ask for other fields")
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import get_font_names
 
-    settings: Any = {
-        "font.family": ["DejaVu Sans", *_FONTS.intersection(get_font_names())],
-        "font.size": 8,
-        "text.parse_math": False,  # a "$" is money
-        "svg.fonttype": "none",
-    }
     cells = _cells(explanation)
     width, height = max(0.17 * len(cells), 4.0), 0.55 * len(features)  # inches
-    with matplotlib.rc_context(settings):
+    # a "$" is money
+    with matplotlib.rc_context({"font.size": 8, "text.parse_math": False, "svg.fonttype": "none"}):
         figure = Figure((width + 2 + 6.5 * bool(features), height + 2 + 0.8 * bool(words)), layout="constrained")
         grid = figure.add_gridspec(2, 2, width_ratios=[width, 6], height_ratios=[max(height, 0.1), 0.5])
         if features:
@@ -79,27 +58,19 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
 
 def _cells(explanation: Any) -> list[_Cell]:
     """In the order of the text; the words around a value stand where the first of them does."""
-    cells: list[_Cell] = []
-    around: dict[str, _Cell] = {}
+    cells: dict[Any, _Cell] = {}
     owners = zip(explanation.tokens, explanation.token_fields, explanation.sentence_fields, strict=True)
     for token, (piece, field, sentence) in enumerate(owners):
         if field is not None or sentence is None:
-            cells.append(_Cell(shortened(piece, 24), field, [token]))
-        elif sentence in around:
-            around[sentence].tokens.append(token)
+            cells[token] = _Cell(shortened(piece, 24), field, [token])
         else:
-            around[sentence] = _Cell(f"{shortened(sentence, 20)}:", sentence, [token])
-            cells.append(around[sentence])
-    return cells
+            cells.setdefault(sentence, _Cell(f"{shortened(sentence, 20)}:", sentence, [])).tokens.append(token)
+    return list(cells.values())
 
 
-def _draw_heat(
-    axes: Any, shares: np.ndarray, names: Sequence[str], cells: Sequence[_Cell], colors: str, label: str
-) -> None:
+def _draw_heat(axes: Any, shares: np.ndarray, names: Sequence[str], cells: Sequence[_Cell], colors: str) -> None:
     """Shares `(H, C)`, nan where there is none; half of the colours are for those below a quarter."""
-    from matplotlib.colors import PowerNorm
-
-    axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0.0, 1.0), aspect="auto")
+    axes.imshow(np.sqrt(shares), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.05:
             ink = "white" if share > 0.3 else "black"
@@ -109,7 +80,6 @@ def _draw_heat(
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(label)
 
 
 def _draw_attention(axes: Any, features: Sequence[Any], cells: Sequence[_Cell]) -> None:
@@ -117,9 +87,8 @@ def _draw_attention(axes: Any, features: Sequence[Any], cells: Sequence[_Cell]) 
 
     weights = np.array([one.answer.attention.tokens for one in features])  # (H, T)
     shares = np.stack([weights[:, cell.tokens].sum(1) for cell in cells], axis=1)
-    names = [f"{shortened(one.field, 24)}\n{one.shown_value}" for one in features]
-    label = "hidden in the ids: where the model looks for it (framed: the field's words)"
-    _draw_heat(axes, shares, names, cells, "Blues", label)
+    _draw_heat(axes, shares, [f"{shortened(one.field, 24)}\n{one.shown_value}" for one in features], cells, "Blues")
+    axes.set_xlabel("hidden in the ids: where the model looks for it (framed: the field's words)")
     for row, one in enumerate(features):
         columns = [column for column, cell in enumerate(cells) if cell.field == one.field]
         if columns:
@@ -138,17 +107,14 @@ def _draw_guesses(axes: Any, features: Sequence[Any]) -> None:
 
 
 def _draw_recovered(axes: Any, words: Sequence[Any], cells: Sequence[_Cell], below: bool) -> None:
-    tokens = {token.position: token for one in words for token in one.tokens}
+    answers = {token.position: (token.with_ids, token.without_ids) for one in words for token in one.tokens}
     shares = np.full((2, len(cells)), np.nan)
     for column, cell in enumerate(cells):
-        token = tokens.get(cell.tokens[0])
-        if token is not None:
-            shares[:, column] = token.with_ids.probability, token.without_ids.probability
-    names = [
-        f"with{out} ids: {percent(mean)}" for out, mean in zip(("", "out"), np.nanmean(shares, axis=1), strict=True)
-    ]
-    label = "hidden in the text: how likely the right word pieces are"
-    _draw_heat(axes, shares, names, [] if below else cells, "Greens", label)
+        shares[:, column] = [answer.probability for answer in answers.get(cell.tokens[0], ())] or np.nan
+    with_ids, without_ids = np.nanmean(shares, axis=1)
+    names = [f"with ids: {percent(with_ids)}", f"without ids: {percent(without_ids)}"]
+    _draw_heat(axes, shares, names, [] if below else cells, "Greens")
+    axes.set_xlabel("hidden in the text: how likely the right word pieces are")
 
 
 __all__ = ["draw_alignment"]

@@ -3,14 +3,12 @@
 view gives.
 
 Letters: F fields, S slots, T tokens of the row's text, R readings of the row (some of its tokens or ids hidden), n
-features of a field, V word pieces, E size of a masked-feature output row, d_v and d_w sizes of a tabular vector and of
-a text state.
+features of a field, V word pieces, d_v and d_w sizes of a tabular vector and of a text state.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,6 @@ from ..modeling_flip_base import evaluating
 from .report import percent, shortened, text_table
 
 
-# texts that the language model reads at a time
-_BATCH_SIZE = 32
-
-
 @dataclass
 class Guess:
     value: str  # a feature as the extractor spells it (of a number its bucket), or a word piece
@@ -33,9 +27,7 @@ class Guess:
 
 
 @dataclass
-class Truth(Guess):
-    """What the row has in the place of a hole."""
-
+class Truth(Guess):  # what the row has in the place of a hole
     is_true: bool = True
     rank: int = 1  # of its probability, from 1; equally likely answers share the better rank
 
@@ -53,39 +45,45 @@ class Attention:
     special: float  # of special tokens, `[CLS]` and `[SEP]` say
     other: float = 0.0  # of words that could not be said to belong to a field
 
+    def __str__(self) -> str:
+        """The three places with the largest weights; the words around a field's value as `name:`."""
+        places = {**self.values, **{f"{name}:": weight for name, weight in self.names.items()}}
+        places |= {"special tokens": self.special, "other words": self.other}
+        best = sorted(places, key=places.__getitem__, reverse=True)[:3]
+        return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
+
 
 @dataclass
 class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
-    # what the row has: several for a multivalued field, none where the value is missing or unseen in training, so that
-    # nothing the model can name is right
-    truths: list[Truth]
+    truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
-    # of a hidden id, the sum of exp(s(j)) over the field's features. Noise-contrastive estimation (`mtm_loss="nce"`)
-    # teaches s(j) to be ln p(j): the nearer to 1, the better the scores are normalised by themselves. The other losses
-    # leave it free
-    total: float | None = None
+    total: float | None = (
+        None  # of a hidden id, sum of exp(s(j)) over its field's features: `"nce"` teaches it to be 1
+    )
 
     @property
     def probability(self) -> float | None:
-        """Of what the row has, the values of a multivalued field together; `None` where nothing is right."""
+        """Of all truths together; `None` where nothing is right."""
         return sum(truth.probability for truth in self.truths) if self.truths else None
 
     @property
     def rank(self) -> int | None:
-        """Of what the row has, of several values the best one's; `None` where nothing is right."""
+        """Of the best truth; `None` where nothing is right."""
         return min((truth.rank for truth in self.truths), default=None)
 
-    def lines(self, number: int = 3) -> list[str]:
-        """The first guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
-        shown: list[Guess] = self.guesses[:number]
-        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in shown]
-        if self.truths and not any(one.is_true for one in shown):
+    def lines(self) -> list[str]:
+        """Three guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
+        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in self.guesses[:3]]
+        if self.truths and not any(one.is_true for one in self.guesses[:3]):
             best = min(self.truths, key=lambda truth: truth.rank)
             lines.append(f"{shortened(best.value)} {percent(best.probability)}* (rank {best.rank:,})")
         return lines
+
+    def __str__(self) -> str:
+        return f"{percent(self.probability)} ({self.rank:,})" if self.truths else "-"
 
 
 @dataclass
@@ -113,8 +111,6 @@ class HiddenFeature:
 
 @dataclass
 class HiddenToken:
-    """One word piece of a value that is hidden in the text."""
-
     position: int  # among the T tokens
     piece: str
     with_ids: Answer  # with the row's ids, over all V word pieces
@@ -138,14 +134,14 @@ class AlignmentExplanation:
     token_fields: list[str | None]  # the field whose value a token spells
     sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
     is_special: list[bool]
-    features: list[HiddenFeature]  # the fields hidden in the ids, in order; none with `mtm_weight=0`
-    words: list[HiddenWords]  # the fields hidden in the text, in order; none with `mlm_weight=0`
-    notes: list[str]  # what was left out or cannot be answered, and why
+    features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
+    words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
+    notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
     mtm_loss: str | None = None  # by which the scores of features were learnt; None with `mtm_weight=0`
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers, fit for json."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     def draw(self, path: str | os.PathLike, **options: Any) -> None:
         """A picture, `.png` or `.svg` (see `flip_hf.analysis.drawing.draw_alignment`). Needs matplotlib."""
@@ -160,10 +156,10 @@ class AlignmentExplanation:
                 "hidden id": one.field,
                 "value": one.shown_value,
                 "of": f"{one.num_values:,}",
-                "whole text": _figures(one.whole),
-                "value hidden": _figures(one.hidden),
-                "no values": _figures(one.blank),
-                "looks at": _most_attended(one.answer.attention),
+                "whole text": str(one.whole),
+                "value hidden": str(one.hidden or "-"),
+                "no values": str(one.blank),
+                "looks at": str(one.answer.attention),
                 "guesses": "; ".join(one.answer.lines()),
             }
             for one in self.features
@@ -185,47 +181,27 @@ class AlignmentExplanation:
     __str__ = to_text
 
 
-def _most_attended(attention: Attention | None) -> str:
-    """The three places with the largest weights; the words around a field's value as `name:`."""
-    assert attention is not None
-    places = {**attention.values, **{f"{name}:": weight for name, weight in attention.names.items()}}
-    places |= {"special tokens": attention.special, "other words": attention.other}
-    best = sorted(places, key=places.__getitem__, reverse=True)[:3]
-    return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
-
-
-def _figures(answer: Answer | None) -> str:
-    return "-" if answer is None or not answer.truths else f"{percent(answer.probability)} ({answer.rank:,})"
-
-
-# --- one row ---------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def explain(
     model: Any, processor: Any, row: Mapping[str, Any], top_k: int = 5, fields: Sequence[str] | None = None
 ) -> AlignmentExplanation:
     """As [`FlipForPreTraining.explain_alignment`], which documents it."""
     if model.mtm_head is None and model.mlm_head is None:
-        raise ValueError(
-            "mtm_weight=0 and mlm_weight=0: this model was pre-trained by instance contrast alone, which asks for no "
-            "hidden value, so there is nothing to explain"
-        )
+        raise ValueError("mtm_weight=0 and mlm_weight=0: this model was trained to name no hidden value")
     if top_k < 1:
         raise ValueError(f"top_k={top_k!r} has to be at least 1")
     if getattr(processor, "tokenizer", None) is None:
         raise TypeError(f"{type(processor).__name__} has no tokenizer: pass the FlipProcessor the model was made for")
     model.config.check_processor(processor)
-    extractor = processor.feature_extractor
-    names = extractor.field_names
-    unknown = [name for name in fields or () if name not in names]
-    if unknown or isinstance(fields, str):
+    names = processor.feature_extractor.field_names
+    if isinstance(fields, str) or not set(fields or ()) <= set(names):
         raise ValueError(f"fields={fields!r} has to be a list of fields of this model: {', '.join(names)}")
-    asked = [index for index, name in enumerate(names) if fields is None or name in fields]
     if not isinstance(row, Mapping):
         raise TypeError(f'row is a {type(row).__name__}: pass one row as a dict, {{"{names[0]}": ...}}')
     with evaluating(model):
-        return _Reader(model, processor, row, top_k).read(asked)
+        return _Reader(model, processor, row, top_k).read(
+            [index for index, name in enumerate(names) if fields is None or name in fields]
+        )
 
 
 class _Reader:
@@ -234,26 +210,27 @@ class _Reader:
     def __init__(self, model: Any, processor: Any, row: Mapping[str, Any], top_k: int):
         self.model, self.extractor, self.tokenizer = model, processor.feature_extractor, processor.tokenizer
         self.names, self.top_k = self.extractor.field_names, top_k
-        self.columns = self.extractor.select_columns([row])
-        encoded = processor.encode_columns(self.columns)
+        columns = self.extractor.select_columns([row])
+        encoded = processor.encode_columns(columns)
         self.ids = encoded.feature_ids[0].astype(np.int64)  # (S,)
         self.tokens = encoded.tokens.astype(np.int64)  # (T,)
         self.owners = encoded.token_fields.astype(np.int64)  # (T,): the field whose value a token spells, or -1
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self.is_special = np.isin(self.tokens, list(special)) & (self.owners < 0)
         self.sentences = self._sentences(processor)
+        values = [column.values[column.indices[0]] for column in columns]
+        self.values = [self.extractor.value_text(index, value) for index, value in enumerate(values)]
+        real = np.where(self.ids >= self.extractor.num_reserved_features, self.extractor.slot_fields, -1)  # (S,)
+        self.known = [list(dict.fromkeys(self.ids[real == index].tolist())) for index in range(len(self.names))]
 
     def read(self, asked: list[int]) -> AlignmentExplanation:
         mtm, mlm = self.model.mtm_head, self.model.mlm_head
         names = [*self.names, None]  # of field -1
         explanation = AlignmentExplanation(
-            tokens=[self._piece(token) for token in self.tokens.tolist()],
+            tokens=list(map(self._piece, self.tokens.tolist())),
             token_fields=[names[owner] for owner in self.owners.tolist()],
             sentence_fields=[names[owner] for owner in self.sentences.tolist()],
             is_special=self.is_special.tolist(),
-            features=[],
-            words=[],
-            notes=[],
             mtm_loss=None if mtm is None else self.model.config.mtm_loss,
         )
         # readings: the whole text, one field hidden after another, all of them hidden
@@ -263,33 +240,30 @@ class _Reader:
         whole_and_blank = self._vectors(np.array([[False], [True]]).repeat(len(self.names), axis=1))
         for number, index in enumerate(asked, 1):
             explanation.notes += self._notes(index)
-            reads, field = [0, number, -1], self.extractor.fields[index]
-            if mtm is not None and field.num_slots and field.kind != "statistic":
+            reads, spec = [0, number, -1], self.extractor.fields[index]
+            if mtm is not None and spec.num_slots and spec.kind != "statistic":
                 feature = self._feature(index, one_hidden[number - 1].expand(3, -1), states[reads], mask[reads])
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
                 explanation.words.append(self._words(index, states[number], whole_and_blank))
-        if mtm is None:
-            explanation.notes.append("mtm_weight=0: no id is asked for, since the model was pre-trained without")
-        if mlm is None:
-            explanation.notes.append("mlm_weight=0: no word is asked for, since the model was pre-trained without")
+        for head, weight, what in ((mtm, "mtm_weight", "id"), (mlm, "mlm_weight", "word")):
+            if head is None:
+                explanation.notes.append(
+                    f"{weight}=0: no {what} is asked for, since the model was pre-trained without"
+                )
         return explanation
 
     def _sentences(self, processor: Any) -> np.ndarray:
         """
-        The field whose sentence each token belongs to `(T,)`, -1 for special tokens.
-
-        Sentences begin with the words of the template before the value, found by their tokens, in order, among those
-        that spell no value. Where the template has none, or a tokenizer writes them otherwise in a whole row, only
-        values are known to belong to a field.
+        The field whose sentence each token belongs to `(T,)`, -1 for special tokens. Sentences begin with the words of
+        the template before the value; where these are not found, only values are known to belong to a field.
         """
-        tokens, sentences, position = self.tokens.tolist(), self.owners.copy(), 0
+        words, sentences, position = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
         for index in self.extractor.text_fields:
             before, _ = processor._around_value(index)
             prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
             size = len(prefix)
-            starts = [start for start in range(position, len(tokens)) if tokens[start : start + size] == prefix]
-            starts = [start for start in starts if (self.owners[start : start + size] < 0).all()]
+            starts = [start for start in range(position, len(words)) if words[start : start + size] == prefix]
             if not prefix or not starts:
                 return self.owners
             sentences[starts[0] :] = index
@@ -304,71 +278,54 @@ class _Reader:
     def _states(self, hidden: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Which tokens are hidden `(R, T)` -> states `(R, T, d_w)` and attention mask `(R, T)`."""
         tokens = hide_tokens(np.broadcast_to(self.tokens, hidden.shape), hidden, self.tokenizer.mask_token_id)
-        lengths = np.full(len(hidden), hidden.shape[1])
-        arrays = pad_rows(tokens.reshape(-1), lengths, fill=self.tokenizer.pad_token_id or 0)
+        arrays = pad_rows(tokens.reshape(-1), np.full(*hidden.shape), fill=self.tokenizer.pad_token_id or 0)
         input_ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
-        parts = zip(input_ids.split(_BATCH_SIZE), mask.split(_BATCH_SIZE), strict=True)
-        return torch.cat([self.model.flip.encode_text(*part)[0] for part in parts]), mask
+        return self.model.flip.encode_text(input_ids, mask)[0], mask
 
-    def _value(self, index: int) -> str | None:
-        column = self.columns[index]
-        return self.extractor.value_text(index, column.values[column.indices[0]])
-
-    def _known(self, index: int) -> tuple[list[int], str]:
-        """The features that the row has in a field, and what is to be said of them."""
-        ids = self.ids[np.asarray(self.extractor.slot_fields) == index]
-        known = list(dict.fromkeys(ids[ids >= self.extractor.num_reserved_features].tolist()))
-        return known, "known" if known else "missing" if self._value(index) is None else "unseen"
+    def _status(self, index: int) -> str:
+        return "known" if self.known[index] else "missing" if self.values[index] is None else "unseen"
 
     def _notes(self, index: int) -> Iterator[str]:
         """Why a field is not asked for, or has no right answer."""
-        name, field = self.names[index], self.extractor.fields[index]
-        if field.kind == "statistic":
-            yield f"{name}: a statistic of {field.source}, which stage 1 never asks for"
+        name, spec, status = self.names[index], self.extractor.fields[index], self._status(index)
+        if spec.kind == "statistic":
+            yield f"{name}: a statistic of {spec.source}, which stage 1 never asks for"
             return
-        _, status = self._known(index)
         if status == "missing":
             yield f"{name}: missing in this row, so no answer is right"
-        elif not field.num_slots:
+        elif not spec.num_slots:
             yield f"{name}: has no ids, so it is asked for in the text alone"
         elif status == "unseen":
-            yield f"{name}: {shortened(self._value(index) or '')!r} is in no training row, so no answer is right"
+            yield f"{name}: {shortened(self.values[index] or '')!r} is in no training row, so no answer is right"
         elif self.extractor.unseen_id(index) in self.ids:
             yield f"{name}: has values that are in no training row, which are left out"
         if status != "missing" and not (self.owners == index).any():
-            why = "is for the ID tower alone" if field.view == "tabular" else "is cut off"
+            why = "is for the ID tower alone" if spec.view == "tabular" else "is cut off"
             yield f"{name}: {why}, so the text says nothing of it"
 
     def _feature(self, index: int, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> HiddenFeature:
         """v~ `(3, d_v)`, and after the three readings of the text W `(3, T, d_w)` and its mask `(3, T)`."""
-        head, name = self.model.mtm_head, self.names[index]
+        head = self.model.mtm_head
         features, scores = head.score_field(head.predict(vectors, states, mask)[:, index], index)  # (n,) and (3, n)
         if not len(features):
-            raise ValueError(
-                f"the model does not know which features are those of {name!r}: "
-                "model.set_feature_counts(processor) before pre-training tells it"
-            )
-        scores = scores.double()
+            raise ValueError(f"{self.names[index]!r}: no features; model.set_feature_counts(processor) tells them")
+        known = torch.tensor(self.known[index], dtype=features.dtype, device=features.device)
+        truths = torch.searchsorted(features, known).tolist()
         weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
-        known, status = self._known(index)
-        truths = torch.searchsorted(features, torch.tensor(known, dtype=features.dtype, device=features.device))
         answers = []
-        for row in range(3):
-            answer = self._answer(
-                scores[row].softmax(-1), truths.tolist(), lambda place: self.extractor.decode(features[place].cpu())[0]
-            )
-            answer.attention = self._attention(weights[row])
-            answer.total = float(scores[row].exp().sum())
+        for of_reading, looked in zip(scores.double(), weights, strict=True):
+            shares = of_reading.softmax(-1)
+            answer = self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0])
+            answer.attention, answer.total = self._attention(looked), float(of_reading.exp().sum())
             answers.append(answer)
-        whole, hidden, blank = answers
         return HiddenFeature(
-            field=name,
-            value=self._value(index),
-            status=status,
+            field=self.names[index],
+            value=self.values[index],
+            status=self._status(index),
             num_values=len(features),
-            whole=whole,
-            hidden=hidden if (self.owners == index).any() else None,
-            blank=blank,
+            whole=answers[0],
+            hidden=answers[1] if (self.owners == index).any() else None,
+            blank=answers[2],
             reads="hidden" if self.model.config.hide_target_in_text else "whole",
         )
 
@@ -390,11 +347,11 @@ class _Reader:
         truths = self.tokens[positions].tolist()
         answers = []
         for vector in vectors:
-            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1))  # (M, V)
-            pairs = zip(scores.double().softmax(-1), truths, strict=True)
-            answers.append([self._answer(probabilities, [truth], self._piece) for probabilities, truth in pairs])
+            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1)).double()  # (M, V)
+            pairs = zip(scores.softmax(-1), truths, strict=True)
+            answers.append([self._answer(shares, [truth], self._piece) for shares, truth in pairs])
         tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
-        return HiddenWords(self.names[index], self._value(index) or "", tokens)
+        return HiddenWords(self.names[index], self.values[index] or "", tokens)
 
     def _piece(self, token: int) -> str:
         """A token as it is written; the bare piece where that is nothing (a space)."""
@@ -406,12 +363,11 @@ class _Reader:
         """Probabilities `(n,)` or `(V,)`, and the places of what is right in them."""
         best = probabilities.topk(min(self.top_k, len(probabilities)))
         places = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        guesses = [Guess(spell(place), probability, place in truths) for place, probability in places]
         right = []
         for place in truths:
             rank = 1 + int((probabilities > probabilities[place]).sum())
             right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
-        return Answer(guesses, right)
+        return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
 
 
 __all__ = ["AlignmentExplanation", "explain"]

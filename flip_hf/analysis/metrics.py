@@ -17,16 +17,9 @@ _SMALLEST_PROBABILITY = 1e-7
 
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
-PRE_TRAINING_METRICS = {
-    "loss": False,
-    "mlm_loss": False,
-    "mlm_accuracy": True,
-    "mtm_loss": False,
-    "mtm_accuracy": True,
-    "mtm_field_accuracy": True,
-    "icl_loss": False,
-    "icl_recall": True,
-}
+# in the order in which the trainer gathers them
+_PRE_TRAINING = "loss mlm_loss mlm_accuracy mtm_loss mtm_accuracy mtm_field_accuracy icl_loss icl_recall".split()
+PRE_TRAINING_METRICS = {name: not name.endswith("loss") for name in _PRE_TRAINING}
 
 
 def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:
@@ -66,34 +59,25 @@ def compute_ctr_metrics(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, num_bins: int = 15
 ) -> dict[str, float]:
     """
-    What a click model is judged by.
+    What a click model is judged by; labels, probabilities and groups are `(B,)`.
 
-    Args:
-        labels, probabilities (`np.ndarray` of shape `(B,)`): 0 or 1, and in [0, 1].
-        groups (`np.ndarray` of shape `(B,)`, *optional*): for GAUC, the user of each row, say; a row whose group is
-            `None` or nan is left out there.
-        num_bins (`int`): of the calibration error.
+    - `auc`: probability that a click scores above a non-click, ties count half.
+    - `logloss`: mean of -ln of the probability of what happened, in nats, within [1e-7, 1 - 1e-7].
+    - `gauc`: mean AUC of the groups (users, say) that have both classes, weighted by rows; nan without. Rows of group
+      `None` or nan are left out.
+    - `ne`: normalised entropy, logloss over that of always predicting the base rate of these rows.
+    - `rig`: relative information gain, 1 - ne.
+    - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many rows
+      in order of prediction, weighted by rows.
 
-    Returns:
-        `dict` with
-
-        - `auc`: probability that a click scores above a non-click, ties count half.
-        - `logloss`: mean of -ln of the probability of what happened, in nats, within [1e-7, 1 - 1e-7].
-        - `gauc`: mean AUC of the groups that have both classes, weighted by rows; nan without.
-        - `ne`: normalised entropy, logloss over that of always predicting the base rate of these rows.
-        - `rig`: relative information gain, 1 - ne.
-        - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many
-          rows in order of prediction, weighted by rows.
-
-        With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
+    With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
     """
     labels, probabilities = check_rows(labels=labels, probabilities=probabilities)
-    loss, rate = logloss(labels, probabilities), labels.mean()
-    entropy = np.nan
-    if rate in (0.0, 1.0):
-        warnings.warn(f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined", stacklevel=2)
-    else:
+    loss, rate, entropy = logloss(labels, probabilities), labels.mean(), np.nan
+    if 0.0 < rate < 1.0:
         entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    else:
+        warnings.warn(f"all {len(labels)} labels are {rate:g}: auc, gauc, ne and rig are not defined", stacklevel=2)
     return {
         "auc": auc(labels, probabilities),
         "logloss": loss,
@@ -120,7 +104,7 @@ def _auc(labels: np.ndarray, levels: np.ndarray, counts: np.ndarray) -> float:
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """`(B,)` and `(B,)` -> mean binary cross-entropy in nats."""
+    """Mean binary cross-entropy in nats."""
     inside = np.clip(np.asarray(probabilities, np.float64), _SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
     return float(-np.where(np.asarray(labels) == 1, np.log(inside), np.log1p(-inside)).mean())
 
@@ -138,7 +122,7 @@ def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
-    """`(B,)` and `(B,)` -> expected calibration error over bins of equally many rows in order of prediction."""
+    """Expected calibration error, see [`compute_ctr_metrics`]."""
     order = np.argsort(probabilities, kind="stable")
     gaps = (np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64))[order]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))
@@ -174,17 +158,15 @@ def bootstrap_intervals(
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
         num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
-        level (`float`): of the intervals, between 0 and 1.
+        level (`float`): of the intervals.
     """
     labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
-    if not len(labels) or not values:
-        raise ValueError(f"{len(labels)} rows and {len(values)} models: there is nothing to resample")
     if num_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"num_resamples={num_resamples} has to be 1 or more, level={level} between 0 and 1 (0.95)")
     if reference is not None and reference not in values:
         raise ValueError(f"reference={reference!r} is none of {', '.join(values)}")
     for name, model in values.items():
-        if len(model) != len(labels):
+        if len(model) != len(labels) or not len(labels):
             raise ValueError(f"{len(model)} predictions of {name!r} for {len(labels)} labels")
     generator = np.random.default_rng(seed)
     is_click = (labels == 1).astype(np.float64)
@@ -194,7 +176,7 @@ def bootstrap_intervals(
         drawn = generator.integers(0, len(labels), len(labels))
         if metric is auc:
             counts = np.bincount(drawn, minlength=len(labels))
-            table.append([_auc(is_click, of_model, counts) for of_model in levels])
+            table.append([_auc(is_click, one, counts) for one in levels])
         else:
             table.append([metric(labels[drawn], model[drawn]) for model in values.values()])
     resampled = pd.DataFrame(table, columns=list(values)).dropna()  # (R, models)
@@ -204,11 +186,11 @@ def bootstrap_intervals(
     found = {name: metric(labels, model) for name, model in values.items()}
     intervals = {}
     for name in values:
-        low, high = np.percentile(resampled[name], tails).tolist()
-        intervals[name] = BootstrapInterval(found[name], low, high)
+        parts = [found[name], *np.percentile(resampled[name], tails).tolist()]
         if reference is not None:
-            ends = np.percentile(resampled[name] - resampled[reference], tails).tolist()
-            intervals[name] = BootstrapInterval(found[name], low, high, found[name] - found[reference], *ends)
+            differences = resampled[name] - resampled[reference]
+            parts += [found[name] - found[reference], *np.percentile(differences, tails).tolist()]
+        intervals[name] = BootstrapInterval(*parts)
     return intervals
 
 

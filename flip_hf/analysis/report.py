@@ -23,15 +23,12 @@ class FieldReport:
     view: str
     type: str  # of its values: "text", "integer", "number", "boolean" or "time"
     num_distinct: int  # values, missing ones aside; of a multivalued field, entries
-    is_estimate: bool  # of `num_distinct`, to about 1 %, since they are very many
     unseen: dict[str, float | None]  # by split, of its values; None for a field that is text alone
     missing: dict[str, float]  # by split, of its rows
     most_frequent: list[FrequentValue]
-    tokens_mean: float | None = None  # of a value, before anything is cut off
-    tokens_max: int | None = None
     share_truncated: float | None = None  # rows that lose tokens of this field's value at `max_length`
-    # of the smoothed label mean of a row's value, taken from rows of other folds, as a prediction of the label: 0.5
-    # says nothing; None with fewer than 10 labels of either class
+    # of the smoothed label mean of a row's value (of a number its bucket), taken from rows of other folds, as a
+    # prediction of the label: 0.5 says nothing; None with fewer than 10 labels of either class
     auc: float | None = None
 
 
@@ -49,16 +46,12 @@ class SplitReport:
 
 @dataclass
 class FlipReport:
-    """
-    What [`FlipFeatureExtractor.describe`] and [`FlipProcessor.describe`] found. `print` shows it, and so does a
-    notebook.
-    """
+    """What [`FlipFeatureExtractor.describe`] and [`FlipProcessor.describe`] found. `print` and notebooks show it."""
 
     splits: dict[str, SplitReport]  # a table without splits is "rows"
     fields: list[FieldReport]
     warnings: list[str] = field(default_factory=list)  # each names the field, the figure and the remedy
     max_length: int | None = None  # most tokens of a row; None where no text was made
-    label_mean: float | None = None  # share of the training rows whose label is 1
 
     def to_text(self) -> str:
         """Aligned plain text."""
@@ -86,52 +79,40 @@ class FlipReport:
         return "\n\n".join([*tables, *map(written, self._lines())]) + "\n"
 
     def _tables(self) -> list[list[dict[str, str]]]:
-        """Splits, fields and frequent values, each as rows of equal keys."""
-        splits = [{"split": name, **_shown(split)} for name, split in self.splits.items()]
-        fields = [_shown(one) for one in self.fields]
-        frequent = [{name: row[name] for name in ("name", "most_frequent")} for row in fields]
-        for row, one in zip(fields, self.fields, strict=True):
-            del row["most_frequent"], row["is_estimate"]
-            row["num_distinct"] = "~" * one.is_estimate + row["num_distinct"]
-        return [_without_empty(rows) for rows in (splits, fields, frequent)]
+        """Splits, fields and frequent values, each as rows of equal keys, without columns that say nothing."""
+        splits = [{"split": name, **vars(split)} for name, split in self.splits.items()]
+        fields = [{name: value for name, value in vars(one).items() if name != "most_frequent"} for one in self.fields]
+        frequent = [{"name": one.name, "most_frequent": one.most_frequent} for one in self.fields]
+        tables = []
+        for rows in (splits, fields, frequent):
+            shown = [{name: _figure(name, value) for name, value in row.items()} for row in rows]
+            names = [name for name in shown[0] if any(row[name].strip("-/ ") for row in shown)]
+            tables.append([{name: row[name] for name in names} for row in shown])
+        return tables
 
     def _lines(self) -> list[str]:
         """What the tables mean, then the warnings."""
         lines = []
         if len(self.splits) > 1:
             lines.append(f"Unseen and missing: {' / '.join(self.splits)}.")
-        if self.label_mean is not None:
+        if any(one.auc is not None for one in self.fields):
             lines.append("auc: of the label mean of a row's value, taken from other rows; 0.5 says nothing.")
-        if any(one.is_estimate for one in self.fields):
-            lines.append("~: estimated from a sample of the values.")
         return lines + ([f"! {warning}" for warning in self.warnings] or ["No warnings."])
 
 
-def _shown(report: FieldReport | SplitReport) -> dict[str, str]:
-    """Each figure as a person reads it."""
-    return {name: _figure(name, value) for name, value in vars(report).items()}
-
-
 def _figure(name: str, value: Any) -> str:
+    """As a person reads it."""
     if isinstance(value, dict):
         return " / ".join(_figure(name, share) for share in value.values())
     if isinstance(value, list):
-        return "; ".join(map(_frequent, value)) or "-"
+        return "; ".join(_figure(name, one) for one in value) or "-"
+    if isinstance(value, FrequentValue):
+        text = "" if value.text is None else f"{shortened(value.text)} "
+        mean = "" if value.label_mean is None else f", label 1: {percent(value.label_mean)}"
+        return f"{text}({value.occurrences:,}{mean})"
     if isinstance(value, float):
         return f"{value:.3g}" if name in ("auc", "tokens_mean") else percent(value)
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else value
-
-
-def _frequent(value: FrequentValue) -> str:
-    text = "" if value.text is None else f"{shortened(value.text)} "
-    mean = "" if value.label_mean is None else f", label 1: {percent(value.label_mean)}"
-    return f"{text}({value.occurrences:,}{mean})"
-
-
-def _without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without the columns that have nothing to say of any row."""
-    names = [name for name in rows[0] if any(row[name].strip("-/ ") for row in rows)]
-    return [{name: row[name] for name in names} for row in rows]
 
 
 def percent(share: float | None) -> str:

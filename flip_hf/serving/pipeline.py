@@ -22,7 +22,6 @@ from .scoring import Scores, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
-_BATCH_SIZE = 256
 # batches that are encoded, and put in order of length, together: of a stream that is read ahead so far, of a table
 _BATCHES_OF_STREAM, _BATCHES_OF_TABLE = 8, 32
 
@@ -35,9 +34,7 @@ class ClickThroughRatePipeline(Pipeline):
     Args:
         model ([`FlipForCTR`]): on any device, in any type; it is put into evaluation mode.
         processor ([`FlipProcessor`]): that of the model.
-        batch_size (`int`, *optional*): rows that the model reads at a time (256).
-        return_towers, return_reasons, return_rates, chunk_size: defaults for every call, see `__call__`.
-        kwargs: of `transformers.Pipeline` (`device`, `task`, ...).
+        kwargs: of `transformers.Pipeline` (`device`, `batch_size`: 256 by default), and defaults of `__call__`.
 
     Example:
         ```python
@@ -54,7 +51,7 @@ class ClickThroughRatePipeline(Pipeline):
         kwargs.setdefault("task", TASK)
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
-        self._rows_at_a_time = _BATCH_SIZE if self._batch_size is None else self._batch_size
+        self._rows_at_a_time = 256 if self._batch_size is None else self._batch_size
         self._watch = RateWatch(processor.feature_extractor)
 
     def __call__(  # type: ignore[override]
@@ -65,33 +62,27 @@ class ClickThroughRatePipeline(Pipeline):
             rows: one row (a dict of values, a pandas Series, a record of numpy); a table in any form that the
                 processor takes; or a stream of rows: a generator, an iterator, an `IterableDataset`, a torch data set.
                 Values may be missing or new; columns that are no fields are not read.
-            num_workers (`int`, *optional*): accepted, and not needed.
+            batch_size (`int`, *optional*): rows that the model reads at a time; `num_workers` changes nothing.
             return_towers (`bool`): in mode `"joint"`, also both towers' probabilities, corrected for down-sampling and
                 not calibrated, and the weight of the tabular logit (`None` with `fusion="stack"`).
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
                 one more pass per field.
-            return_rates (`bool`): also how many values were unseen and missing, see below.
-            chunk_size (`int`, *optional*): rows encoded together: by default 32 batches of a table, 8 of a stream,
-                which is read so far ahead.
+            return_rates (`bool`): also how many values were unseen and missing.
+            chunk_size (`int`, *optional*): rows encoded together, 32 batches of a table or 8 of a stream by default.
 
         Returns:
-            `dict` of one row, a list of dicts (without rows an empty one), or of a stream a generator of dicts, with
+            `dict` of one row, a list of dicts, or of a stream a generator of dicts, with `probability`, calibrated as
+            the model's configuration says, and as asked
 
-            - `probability`: of a click, calibrated as the model's configuration says.
-            - `tabular_probability`, `text_probability`, `tabular_weight` (`return_towers`).
-            - `reasons` (`return_reasons`): a list of `{"field", "value", "effect"}`, the largest first. `effect` is
-              logit(row) - logit(row with the field hidden as in pre-training): above 0 the value speaks for the click.
-              Effects do not add up to the logit: those of fields that say the same are each small. Without
-              pre-training nobody has trained the mask id.
+            - `tabular_probability`, `text_probability`, `tabular_weight`;
+            - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
+              logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
+              mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
 
             With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
             its values) and `missing` (of the rows), and what rows like those of the training would have,
             `expected_unseen` and `expected_missing`; that of a stream is filled as it is read. Where a hundred rows or
             more are far from it, the pipeline warns, once per field.
-
-        Raises:
-            ValueError: if a field has no column, a number is out of range, or a logit is not finite.
-            TypeError: for rows in no such form, or an unknown keyword.
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
@@ -99,9 +90,8 @@ class ClickThroughRatePipeline(Pipeline):
         size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
         if size < 1:
             raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
-        fields = self.processor.feature_extractor.fields
+        fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
         chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
-        rates: dict[str, dict[str, float]] = {}
         results: Any = self._score(chunks, batch_size, asked, rates)
         if stream is None:
             results = next(results) if _is_one_row(rows, fields) else list(results)
@@ -121,19 +111,12 @@ class ClickThroughRatePipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    # --- the steps of a pipeline, each for a chunk of rows ----------------------------------------------------------
-
     def _sanitize_parameters(
-        self,
-        return_towers: bool | None = None,
-        return_reasons: bool | int | None = None,
-        return_rates: bool | None = None,
-        chunk_size: int | None = None,
+        self, return_towers: Any = None, return_reasons: Any = None, return_rates: Any = None, chunk_size: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if return_towers and self.model.config.mode != "joint":
-            raise ValueError(
-                f'return_towers=True needs a model of mode "joint": this one is "{self.model.config.mode}"'
-            )
+        mode = self.model.config.mode
+        if return_towers and mode != "joint":
+            raise ValueError(f'return_towers=True needs a model of mode "joint": this one is "{mode}"')
         if return_reasons is not None and return_reasons < 0:
             raise ValueError(f"return_reasons={return_reasons} has to be True, or how many reasons")
         asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
@@ -141,26 +124,24 @@ class ClickThroughRatePipeline(Pipeline):
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
-        """Raw rows -> their coded columns, and what the model reads."""
+        """A chunk of raw rows -> its coded columns, and what the model reads."""
         columns = self.processor.feature_extractor.select_columns(rows)
         return columns, self.processor.encode_columns(columns, return_text=self.model.config.mode != "tabular")
 
-    def _forward(self, encoded: EncodedRows, batch_size: int = _BATCH_SIZE) -> Scores:  # type: ignore[override]
+    def _forward(self, encoded: EncodedRows, batch_size: int) -> Scores:  # type: ignore[override]
         with self.device_placement():
             return score(self.model, self.processor, encoded, batch_size)
 
     def postprocess(self, scores: Scores, return_towers: bool = False) -> list[dict[str, Any]]:  # type: ignore[override]
         """Logits -> a dict for each row."""
-        probabilities = self.model.predict_probabilities(scores.logits).tolist()
-        if not return_towers:
-            return [{"probability": probability} for probability in probabilities]
-        towers = [
-            self.model.predict_probabilities(logits, calibrated=False).tolist()  # a calibration is of the joint logit
-            for logits in (scores.tabular_logits, scores.text_logits)
-        ]
-        weights = [None] * len(probabilities) if scores.tabular_weights is None else scores.tabular_weights.tolist()
-        names = ("probability", "tabular_probability", "text_probability", "tabular_weight")
-        return [dict(zip(names, row, strict=True)) for row in zip(probabilities, *towers, weights, strict=True)]
+        columns = {"probability": self.model.predict_probabilities(scores.logits).tolist()}
+        if return_towers:  # a calibration is of the joint logit
+            for name, logits in (("tabular", scores.tabular_logits), ("text", scores.text_logits)):
+                probabilities = self.model.predict_probabilities(logits, calibrated=False)
+                columns[f"{name}_probability"] = probabilities.tolist()
+            weights = scores.tabular_weights
+            columns["tabular_weight"] = [None] * len(scores.logits) if weights is None else weights.tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(
         self, chunks: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
@@ -173,10 +154,9 @@ class ClickThroughRatePipeline(Pipeline):
             results = self.postprocess(scores, asked.get("return_towers", False))
             number = asked.get("return_reasons", False)
             if number:
-                reasons = self._reasons(
-                    columns, encoded, scores.logits, batch_size, None if number is True else number
-                )
-                results = [{**result, "reasons": of_row} for result, of_row in zip(results, reasons, strict=True)]
+                number = None if number is True else number
+                reasons = self._reasons(columns, encoded, scores.logits, batch_size, number)
+                results = [result | {"reasons": some} for result, some in zip(results, reasons, strict=True)]
             in_chunk = self.processor.feature_extractor.occurrences(encoded.feature_ids)
             self._watch.add(in_chunk)
             occurrences = occurrences + in_chunk
@@ -185,45 +165,36 @@ class ClickThroughRatePipeline(Pipeline):
             yield from results
 
     def _reasons(
-        self,
-        columns: list[CodedColumn],
-        encoded: EncodedRows,
-        logits: torch.Tensor,
-        batch_size: int,
-        number: int | None,
+        self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int, number: Any
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each row so many fields (all, if `None`), those of the largest effect first."""
+        """For each row so many fields that the model reads (all, if `None`), those of the largest effect first."""
         extractor, mode = self.processor.feature_extractor, self.model.config.mode
-        read = {
-            *(extractor.slot_fields if mode != "text" else ()),
-            *(extractor.text_fields if mode != "tabular" else ()),
-        }
+        of_mode = {"tabular": extractor.slot_fields, "text": extractor.text_fields}
+        read = sorted({*of_mode.get(mode, range(extractor.num_fields))})
         # a statistic is hidden with the field that it is of
-        fields = [field for field in sorted(read) if extractor.statistic_sources[field] < 0]
-        without = self._forward(_hide_each(self.processor, encoded, fields), batch_size).logits
-        effects = (logits - without.reshape(len(fields), -1)).T.double().numpy()  # (B, fields)
-        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
-        names = [extractor.field_names[field] for field in fields]
+        fields = [field for field in read if extractor.statistic_sources[field] < 0]
+        # all rows without the first of the fields, then all without the second, ...
+        hidden = np.eye(extractor.num_fields, dtype=bool)[fields]  # (fields, F)
+        ids = hide_features(encoded.feature_ids, hidden[:, None], extractor)  # (fields, B, S)
+        tokens = lengths = None
+        if encoded.tokens is not None:
+            is_hidden = encoded.token_fields == np.array(fields)[:, None]  # (fields, L)
+            tokens = hide_tokens(encoded.tokens, is_hidden, self.processor.tokenizer.mask_token_id).reshape(-1)
+            lengths = np.tile(encoded.lengths, len(fields))
+        without = EncodedRows(tokens, None, lengths, ids.reshape(-1, ids.shape[-1]), None)
+        logits_without = self._forward(without, batch_size).logits.reshape(len(fields), -1)
+        effects = (logits - logits_without).T.double().numpy()  # (B, fields)
         texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
+        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
         for row, places in enumerate(order.tolist()):
-            values = [texts[place][columns[fields[place]].indices[row]] for place in places]
             yield [
-                {"field": names[place], "value": value, "effect": float(effects[row, place])}
-                for place, value in zip(places, values, strict=True)
+                {
+                    "field": extractor.field_names[fields[place]],
+                    "value": texts[place][columns[fields[place]].indices[row]],
+                    "effect": float(effects[row, place]),
+                }
+                for place in places
             ]
-
-
-def _hide_each(processor: Any, encoded: EncodedRows, fields: Sequence[int]) -> EncodedRows:
-    """B rows -> all of them without the first of the fields, then all without the second, ..."""
-    extractor = processor.feature_extractor
-    hidden = np.eye(extractor.num_fields, dtype=bool)[fields]  # (fields, F)
-    feature_ids = hide_features(encoded.feature_ids, hidden[:, None], extractor)  # (fields, B, S)
-    tokens = lengths = None
-    if encoded.tokens is not None:
-        is_hidden = encoded.token_fields == np.array(fields)[:, None]  # (fields, L)
-        tokens = hide_tokens(encoded.tokens, is_hidden, processor.tokenizer.mask_token_id).reshape(-1)
-        lengths = np.tile(encoded.lengths, len(fields))
-    return EncodedRows(tokens, None, lengths, feature_ids.reshape(-1, feature_ids.shape[-1]), None)
 
 
 def _raw_names(fields: Iterable[Any]) -> list[str]:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One user, many candidate items: which come first.
-
-Letters: n candidates, k of them shown.
-"""
+"""One user, n candidate items: which k come first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,27 +28,20 @@ def rank(
     watch: RateWatch | None = None,
 ) -> Ranking:
     """
-    Ranks items for one user, as the pipeline would score the user's row joined to each item's. Each distinct value is
-    looked up once, and candidates that are equal in all fields are computed once.
+    Ranks items for one user, as the pipeline would score the user's row joined to each item's; equally good ones stay
+    in the order in which they came. Candidates that are equal in all fields are computed once.
 
     Args:
-        model ([`FlipForCTR`]): a finetuned model.
-        processor ([`FlipProcessor`]): that of the model.
+        model ([`FlipForCTR`]), processor ([`FlipProcessor`]): a finetuned model and its processor.
         user_row (`dict`, or another form of one row): one value for each field of the user (and of the context).
         items: a table of candidates, or a stream of them, in any form that the pipeline takes, with the other fields.
-            Columns that are no fields are not read.
         top_k (`int`, *optional*): how many to return; default: all.
         batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): `pipeline.rank` has one, to warn once per field of unseen and missing
             values, the user counting as one row. Without it every call warns, of a hundred items or more.
 
-    Returns:
-        [`Ranking`]: equally good items in the order in which they came.
-
     Raises:
-        ValueError: if a field is on both sides or on neither, naming it; if `top_k` is less than 1, `user_row` is not
-            one row, or a logit is not finite.
-        TypeError: for a model without click probabilities, or rows in no such form.
+        ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} has to be 1 or more")
@@ -77,10 +67,8 @@ def rank(
 
 
 def _one_row(row: Any) -> Mapping[str, Any]:
-    if isinstance(row, Mapping):
-        return row
-    columns = as_columns(row)
-    if not all(map(is_column, columns.values())):  # a row with lists
+    columns = row if isinstance(row, Mapping) else as_columns(row)
+    if columns is row or not all(map(is_column, columns.values())):  # a row with lists
         return columns
     if {len(column) for column in columns.values()} != {1}:
         raise ValueError("user_row is not one row: pass a dict of one value for each field of the user")

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the rows that a model is asked about look like those it was trained on? Shares of unseen and of missing values.
+"""Do the rows that a model is asked about (F fields) look like those it was trained on? Unseen and missing values."""
 
-Letters: F fields.
-"""
-
+import functools
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
@@ -13,41 +10,38 @@ from transformers.utils import logging
 
 from ..configuration_flip import unseen_id
 from ..feature_extraction_flip import FlipFeatureExtractor
-from ..fields_flip import MultivaluedField
 
 
 logger = logging.get_logger(__name__)
 shares_of = FlipFeatureExtractor.shares_of
-
-# fewer rows say too little of a share
-MIN_ROWS = 100
+MIN_ROWS = 100  # fewer say too little of a share
 
 
 def expected_occurrences(extractor: Any) -> np.ndarray:
-    """
-    What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`, int64. A value is unseen if
-    the training rows *without its own* would not have had it often enough (Good, 1953: the share of values that occur
-    once is that of new ones among what comes).
-    """
-    num_fields, first = extractor.num_fields, extractor.num_reserved_features
-    reserved = extractor.feature_counts[unseen_id(0) : first].reshape(-1, 2).copy()  # unseen, missing
-    counts, fields = extractor.feature_counts[first:], extractor.feature_fields[first:]
+    """What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the
+    training rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
+    return _expected_occurrences(extractor.vocabulary, extractor.min_frequency)
+
+
+@functools.lru_cache(maxsize=1)  # `rank` asks in every call, and millions of features take a while
+def _expected_occurrences(vocabulary: Any, min_frequency: int) -> np.ndarray:
+    first, num_fields = vocabulary.num_reserved, len(vocabulary.fields)
+    reserved = vocabulary["feature_counts"][unseen_id(0) : first].reshape(-1, 2).copy()  # unseen, missing
+    counts, fields = vocabulary["feature_counts"][first:], vocabulary["feature_fields"][first:]
     values = (reserved.sum(1) + np.bincount(fields, counts, num_fields)).astype(np.int64)
     # a bucket, of hashes or of numbers, is there whatever rows it had
-    least = [field.has_vocabulary and (field.min_frequency or extractor.min_frequency) for field in extractor.fields]
+    least = [field.has_vocabulary and (field.min_frequency or min_frequency) for field in vocabulary.fields]
     is_rarest = counts == np.array(least, np.int64)[fields]
     reserved[:, 0] += np.bincount(fields, counts * is_rarest, num_fields).astype(np.int64)
     # rows of lists are not counted: as many as the other fields have, 0 if there are none
-    is_list = np.array([isinstance(field, MultivaluedField) for field in extractor.fields])
+    is_list = np.array([field.kind == "multivalued" for field in vocabulary.fields])
     rows = np.where(is_list, values[~is_list].max(initial=0), values)
     return np.column_stack([rows, values, reserved])
 
 
 def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """
-    Occurrences `(F, 4)` of some rows, and the expected ones -> bool `(F, 2)`: where the share of unseen values is
-    higher, or that of missing ones another, by more than 0.1 and by more than five standard errors, of whichever share
-    is nearer one half. Chance alone does that once in a million times.
+    """Occurrences `(F, 4)` of some rows, and the expected ones -> bool `(F, 2)`: where the share of unseen values is
+    higher, or that of missing ones another, by more than 0.1 and by five standard errors: once in a million by chance.
     """
     shares, usual = shares_of(found), shares_of(expected)
     difference = shares - usual
@@ -59,15 +53,9 @@ def is_far(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return is_known & (difference > np.maximum(0.1, 5.0 * errors))
 
 
-# of the extractor that was asked last: `rank` has one for many calls, and counts of millions of features take a while
-_last: tuple[Any, np.ndarray] = (lambda: None, np.zeros(0))
-
-
 class RateWatch:
-    """
-    Warns, once per field, of rows that are not like the training rows. Rows are added up over calls until a field has
-    100 of them, looked at, and forgotten. Safe to share between threads; a copy starts anew.
-    """
+    """Warns, once per field, of rows that are not like the training rows: of each 100 that came together over calls.
+    Safe to share between threads; a copy starts anew."""
 
     def __init__(self, extractor: Any):
         self.extractor = extractor
@@ -79,37 +67,31 @@ class RateWatch:
     def __reduce__(self) -> Any:
         return RateWatch, (self.extractor,)
 
-    @property
-    def expected(self) -> np.ndarray:
-        global _last
-        counts, expected = _last
-        if counts() is not self.extractor.feature_counts:
-            expected = expected_occurrences(self.extractor)
-            _last = (weakref.ref(self.extractor.feature_counts), expected)
-        return expected
-
     def add(self, occurrences: np.ndarray) -> None:
         with self._lock:
             recent = self._recent + occurrences
             is_due = recent[:, :1] >= MIN_ROWS
             self._recent = np.where(is_due, 0, recent)
-            is_new = is_far(recent, self.expected) & is_due if is_due.any() else is_due
+            if not is_due.any():
+                return
+            expected = expected_occurrences(self.extractor)
+            is_new = is_far(recent, expected) & is_due
             fields = [field for field in np.flatnonzero(is_new.any(1)).tolist() if field not in self._said]
             self._said.update(fields)
         for field in fields:
             kind = int(is_new[field].argmax())
-            share, usual = (shares_of(counts)[field, kind] for counts in (recent, self.expected))
+            share, usual = (shares_of(counts)[field, kind] for counts in (recent, expected))
             logger.warning(
                 f"field {self.extractor.field_names[field]!r}: {share:.1%} are {('unseen', 'missing')[kind]} in the "
-                f"last {recent[field, 0]:,} rows, {usual:.1%} in rows like those of the training: does the column "
-                "hold what it held there, in the same spelling? (said once per field)"
+                f"last {recent[field, 0]:,} rows, {usual:.1%} in rows like those of the training: is the column spelt "
+                "as it was there? (said once per field)"
             )
 
     def rates(self, occurrences: np.ndarray) -> dict[str, dict[str, float]]:
-        """For each field with ids the shares `unseen`, `missing`, and `expected_unseen`, `expected_missing` (nan where
-        training rows do not say)."""
+        """For each field with ids its shares, and the expected ones (nan where training rows do not say)."""
         names = ("unseen", "missing", "expected_unseen", "expected_missing")
-        usual = np.where(self.expected[:, [1, 0]] > 0, shares_of(self.expected), np.nan)
+        expected = expected_occurrences(self.extractor)
+        usual = np.where(expected[:, [1, 0]] > 0, shares_of(expected), np.nan)
         shares = np.hstack([shares_of(occurrences), usual]).tolist()
         with_ids = sorted(set(self.extractor.slot_fields))
         return {self.extractor.field_names[field]: dict(zip(names, shares[field], strict=True)) for field in with_ids}

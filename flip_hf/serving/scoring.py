@@ -30,8 +30,8 @@ class Scores(NamedTuple):
 
 def check_click_model(model: Any, processor: Any) -> None:
     """
-    Raises `TypeError` for what is no click model, `ValueError` for one whose head was never trained, or for the
-    processor of another model. Says once that a calibration is not used.
+    Raises `TypeError` for what is no click model, `ValueError` for one that was never trained to be one, or for the
+    processor of another. Says once that a calibration is not used.
     """
     if not hasattr(model, "predict_probabilities"):
         raise TypeError(f"a {type(model).__name__} gives no click probabilities: finetune it to a FlipForCTR")
@@ -64,29 +64,19 @@ def as_stream(rows: Any) -> Iterator[Any] | None:
 
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
     """
-    Runs a click model over rows that were encoded together, in evaluation mode and without gradients. A model that is
-    in evaluation mode is not touched, so that threads can share it.
-
-    Args:
-        model ([`FlipForCTR`]): on any device, in any type.
-        processor ([`FlipProcessor`]): knows the pad token.
-        encoded ([`EncodedRows`]): `processor.encode(rows, return_text=model.config.mode != "tabular")`.
-
-    Raises:
-        ValueError: if `batch_size` is less than 1, or a logit is not finite.
+    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave, in
+    evaluation mode and without gradients. A model that is in evaluation mode is not touched, so that threads can share
+    it. Raises `ValueError` if a logit is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
-    reads_text = model.config.mode != "tabular"
     # stable: rows of one length stay in their order
-    order: Any = np.argsort(encoded.lengths, kind="stable") if reads_text else slice(None)
+    order: Any = slice(None) if encoded.lengths is None else np.argsort(encoded.lengths, kind="stable")
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
-    scores: dict[str, torch.Tensor] = {}
+    scores = {}
     for name, tensors in zip(Scores._fields, zip(*parts, strict=True), strict=True):
         if tensors[0] is None:
             continue
@@ -94,12 +84,12 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
         wrong = int((~torch.isfinite(values)).sum())
         if wrong:
             raise ValueError(
-                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not (a training that "
-                f"diverged), or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
+                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not, or {model.dtype} "
+                "is too narrow for it: load it with dtype=torch.float32"
             )
+        if encoded.lengths is not None:
+            values = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
         scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
-        if reads_text:
-            scores[name] = scores[name][torch.from_numpy(np.argsort(order))]  # in the order of the rows again
     return Scores(**scores)
 
 
@@ -118,8 +108,7 @@ def _batches(
         batch: dict[str, torch.Tensor] = {}
         if mode != "tabular":
             part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
-            needs_no_pad = processor.tokenizer.pad_token_id is None and lengths[first] == lengths[rows][-1]
-            padded = pad_rows(part, lengths[rows], 0 if needs_no_pad else processor.pad_token_id)  # (batch, T) twice
+            padded = pad_rows(part, lengths[rows], processor.pad_token_id)  # (batch, T) twice
             batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
         if mode != "text":
             batch["feature_ids"] = feature_ids[rows]
