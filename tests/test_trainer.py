@@ -178,18 +178,18 @@ def test_a_contrast_at_chance_is_said_once(stage_1, caplog):
         trainer._logged_losses = {"icl_loss": torch.tensor(loss) * (40 if step else 1)}
         trainer.log({"loss": 1.0})
     said = [record.message for record in caplog.records if "stands at chance" in record.message]
-    assert len(said) == 1 and said[0].startswith("step 120: icl_loss 9.000 stands at chance, ln B = 3.466")
+    assert len(said) == 1 and said[0].startswith("icl_loss stands at chance, ln B = 3.466")
 
 
-@pytest.mark.parametrize(("stage", "names"), [(1, "mlm_loss, mtm_loss, icl_loss"), (2, "the loss")])
-def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, names, stage_1, stage_2, encoded):
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1, stage_2, encoded):
     trainer = stage_1() if stage == 1 else stage_2()
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=f"{names} is not finite .nan. in the evaluation at step 0"):
+    with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in the evaluation at step 0"):
         trainer.evaluate()
-    with pytest.raises(FloatingPointError, match=f"{names} is not finite .nan. in step 1 of the training"):
+    with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in step 1 of the training"):
         trainer.train()
     if stage == 2:
         with pytest.raises(FloatingPointError, match="not finite"):
@@ -397,11 +397,9 @@ def test_every_metric_has_its_direction(tmp_path):
         assert (plateau.lr_scheduler_kwargs or {}).get("mode", "min") == ("max" if better else "min")
 
 
-def test_a_metric_that_is_unknown_or_would_choose_the_worst_is_refused_unless_it_is_ones_own(stage_2):
+def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2):
     with pytest.raises(ValueError, match="'f1' is none of loss, auc, .*ece: .* say greater_is_better"):
         stage_2(metric_for_best_model="f1")
-    with pytest.raises(ValueError, match="greater_is_better=True would choose the model with the worst ne"):
-        stage_2(metric_for_best_model="ne", greater_is_better=True)
     for name in ("f1", "gauc"):  # which is not evaluated without group_field
         with pytest.raises(KeyError, match=f"eval_{name}"):
             stage_2(metric_for_best_model=name, greater_is_better=True).train()
