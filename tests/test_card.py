@@ -113,7 +113,7 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
         'AutoModelForSequenceClassification.from_pretrained("somebody/flip", trust_remote_code=True)',
         "return_text=False",
         "| title | categorical | 12.5% | 50.0% |",
-        "| a\\|b&lt; |  | 0.04% |  |",
+        "| a\\|b&lt; |  | 0.01% |  |",
         "On 1,234 test rows that nothing was selected on.",
         "| AUC | 0.7500 | 0.7000 to 0.8000 |",
         "| normalised entropy | nan |  |",

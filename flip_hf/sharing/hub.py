@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -99,11 +98,10 @@ def push_to_hub(
     else:
         folder = Path(source)
     model_files, readme = _model_files(folder), folder / _CARD
-    if (
-        card
-        or not readme.is_file()
-        or ModelCard.load(readme, ignore_metadata_errors=True).data.library_name != LIBRARY_NAME
-    ):
+    is_ours = (
+        readme.is_file() and ModelCard.load(readme, ignore_metadata_errors=True).data.library_name == LIBRARY_NAME
+    )
+    if card or not is_ours:
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
     present = {path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()}
     shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", readme.read_text(encoding="utf-8")))
@@ -119,8 +117,21 @@ def push_to_hub(
         stays = ", ".join(sorted(present - files - set(_CODE)))
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
+    sent = {name: folder / name for name in sorted(files)} | _CODE
     try:
-        return _push(api, folder, files, repo_id, private, revision, commit_message or "Upload FLIP model")
+        repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
+        if revision not in (None, "main") and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        text = readme.read_text(encoding="utf-8").replace(f'"{PLACE}"', json.dumps(repo_id))
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sent.items() if name != _CARD]
+        operations.append(CommitOperationAdd(_CARD, text.encode()))
+        weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)"
+        for name in api.list_repo_files(repo_id, revision=revision):
+            # of an earlier push: beside new ones in other files they would be loaded, or are a pickle
+            if name not in sent and re.fullmatch(weights, name):
+                operations.append(CommitOperationDelete(name))
+        message = commit_message or "Upload FLIP model"
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
     except (_HUB_FAILURE, RuntimeError) as error:  # RuntimeError: of a thread that uploads a large file
         status = getattr(getattr(error.__cause__ or error, "response", None), "status_code", None)
         kind, remedy = OSError, "nothing of this push is to be seen there: try again later"
@@ -145,9 +156,8 @@ def _model_files(folder: Path) -> list[str]:
         if not (folder / name).is_file():
             writer = "processor" if name in (_CONFIGS[1], VOCABULARY_NAME) else "model"
             raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
-    saved = {
-        name: json.loads((folder / name).read_text(encoding="utf-8")) for name in _CONFIGS if (folder / name).is_file()
-    }
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in _CONFIGS if (folder / name).is_file()}
+    saved = {name: json.loads(text) for name, text in texts.items()}
     kind = saved["config.json"].get("architectures")
     if kind not in (["FlipForCTR"], ["FlipForPreTraining"]):
         raise ValueError(f"{folder} holds a model of class {kind}, not a FlipForCTR or FlipForPreTraining")
@@ -169,29 +179,6 @@ def _pictures(folder: Path) -> dict[str, Any]:
     """Names of the pictures in a folder, as arguments of a card."""
     names = {"curves": _CURVES, "reliability": _RELIABILITY}
     return {argument: name for argument, name in names.items() if (folder / name).is_file()}
-
-
-def _push(
-    api: HfApi,
-    folder: Path,
-    files: Iterable[str],
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    message: str,
-) -> str:
-    repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
-    if revision not in (None, "main") and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    sent = {name: folder / name for name in sorted(files)} | _CODE
-    text = (folder / _CARD).read_text(encoding="utf-8").replace(f'"{PLACE}"', json.dumps(repo_id))
-    operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sent.items() if name != _CARD]
-    operations.append(CommitOperationAdd(_CARD, text.encode()))
-    for name in api.list_repo_files(repo_id, revision=revision):
-        # weights of an earlier push: beside new ones in other files they would be loaded, or are a pickle
-        if name not in sent and re.fullmatch(r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)", name):
-            operations.append(CommitOperationDelete(name))
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
 
 def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path | None:
@@ -247,7 +234,7 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
         intervals = {k: bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""] for k, metric in pairs}
         known["metrics"] = {**intervals, **{k: compute_ctr_metrics(labels, probabilities)[k] for k in ("ne", "rig")}}
         return known, (labels, probabilities)
-    not_shown: tuple[str, ...] = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    not_shown: tuple[str, ...] = ("runtime", "per_second", "model_preparation_time")
     if test_dataset is not None:
         found = trainer.evaluate(test_dataset)
     else:  # the first evaluation of the weights that are written
