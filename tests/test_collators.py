@@ -216,9 +216,6 @@ def test_empty_batches_and_unknown_modes_are_refused(processor):
         DataCollatorForFlipCTR(processor, mode="id")
 
 
-# --- kinds of fields -------------------------------------------------------------------------------------------------
-
-
 KINDS = {
     "user_id": ["1", "2", "3", "1"],
     "genre": [["drama", "horror"], ["drama"], [], ["comedy", "drama", "horror"]],

@@ -93,9 +93,6 @@ def change_json(path: Path, *keys: str, value) -> None:
     path.write_text(json.dumps(saved))
 
 
-# --- push ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_folder_is_one_commit_and_comes_back_as_the_same_model(hub, folder):
     url = push_to_hub(folder, NAME, commit_message="the first one")
     repository = hub.repositories[NAME]
@@ -295,9 +292,6 @@ def test_a_hub_that_is_not_there_is_one_clear_error(folder, hub):
         push_to_hub(folder, NAME)
 
 
-# --- as transformers pushes ------------------------------------------------------------------------------------------
-
-
 def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(hub, folder, tmp_path):
     FlipForCTR.from_pretrained(folder).push_to_hub(NAME, private=True, commit_message="model")
     FlipProcessor.from_pretrained(folder).push_to_hub(NAME)
@@ -311,8 +305,6 @@ def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(h
         assert getattr(again, "feature_extractor", again) == extractor
         assert "feature_extraction_flip.py" in hub.files(f"{OWNER}/{name}")
 
-
-# --- pull ------------------------------------------------------------------------------------------------------------
 
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 LOADERS = {
@@ -437,9 +429,6 @@ def test_a_file_that_is_missing_cut_off_or_not_served_is_an_error_and_no_half_mo
             FILES[file].from_pretrained("somebody/less")
 
 
-# --- what may not happen ---------------------------------------------------------------------------------------------
-
-
 def test_weights_in_a_pickle_are_not_read(hub, folder):
     torch.save(FlipForCTR.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -510,9 +499,6 @@ def test_a_token_is_in_nothing_that_is_written_logged_or_raised(hub, folder, cap
     for token in (TOKEN, STRANGERS_TOKEN, READ_TOKEN, NOBODYS_TOKEN):
         assert not [text[:200] for text in texts if token in text]
     assert "--hub_token <hidden> --token=<hidden> HF_TOKEN=<hidden> --model m" in hub.files(NAME)["README.md"].decode()
-
-
-# --- from a trainer --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture()
