@@ -196,10 +196,7 @@ def with_index(shard: str):
     ("change", "error"),
     [
         (without("config.json"), "has no config.json: model.save_pretrained"),
-        (
-            containing("config.json", '{"architectures": ["Bert"]}'),
-            "holds a model of class .'Bert'., not a FlipForCTR",
-        ),
+        (containing("config.json", '{"architectures": ["Bert"]}'), "holds a model of class .'Bert'., not a Flip"),
         (without("processor_config.json"), "has no processor_config.json: processor.save_pretrained"),
         (without("feature_vocabulary.safetensors"), "has no feature_vocabulary.safetensors: processor"),
         (without("model.safetensors"), "has no model.safetensors"),
@@ -207,20 +204,11 @@ def with_index(shard: str):
         (with_index("../outside.safetensors"), "names weights in '../outside.safetensors', which is no .safetensors"),
         (saying("config.json", "num_features", value=99), "the processor does not fit the model"),
         (saying("config.json", "auto_map", "AutoModel", value="settings.Model"), "code that is not flip_hf's"),
-        (
-            saying("processor_config.json", "feature_extractor", "auto_map", "AutoFeatureExtractor", value=["x.Y"]),
-            "code that is not flip_hf's",
-        ),
-        (
-            saying("tokenizer_config.json", "auto_map", "AutoTokenizer", value="a/b--processing_flip.Tokenizer"),
-            "code that is not flip_hf's, 'a/b--processing_flip",
-        ),
+        (saying("processor_config.json", "feature_extractor", "auto_map", "A", value=["x.Y"]), "is not flip_hf's"),
+        (saying("tokenizer_config.json", "auto_map", "A", value="a/b--processing_flip.T"), "'a/b--processing_flip"),
         (containing("training_args.PT", ""), "holds training_args.PT: a pickle runs code when it is read"),
         (saying("tokenizer_config.json", "name", value=f"my token is {TOKEN}"), "config.json holds an access token"),
-        (
-            containing("README.md", f"---\nlibrary_name: flip_hf\n---\nsomebody else's: hf_{'a1B2' * 8}"),
-            "README.md holds an access token",
-        ),
+        (containing("README.md", f"---\nlibrary_name: flip_hf\n---\nhf_{'a1B2' * 8}"), "README.md holds an access"),
         (shutil.rmtree, "is no folder"),
     ],
 )
@@ -229,13 +217,6 @@ def test_a_folder_that_cannot_be_shared_is_refused_before_anything_is_sent(hub, 
     with pytest.raises(ValueError, match=error) as raised:
         push_to_hub(folder, NAME)
     assert hub.requests == [] and TOKEN not in str(raised.value)
-
-
-def test_what_is_neither_folder_nor_trainer_is_refused(folder):
-    with pytest.raises(TypeError, match="a FlipForCTR cannot be pushed: pass a folder or a trainer"):
-        push_to_hub(FlipForCTR.from_pretrained(folder), NAME)
-    with pytest.raises(ValueError, match="test_dataset is for a trainer"):
-        push_to_hub(folder, NAME, test_dataset=[])
 
 
 def test_an_automatic_card_is_replaced_and_our_own_stays(hub, folder):
@@ -286,7 +267,11 @@ def test_a_hub_that_fails_gives_one_error_leaves_nothing_half_there_and_may_be_a
     assert hub.files(NAME, "new")["config.json"] == (folder / "config.json").read_bytes()
 
 
-def test_a_hub_that_is_not_there_is_one_clear_error(folder, hub):
+def test_what_cannot_be_pushed_or_reached_is_one_clear_error(hub, folder):
+    with pytest.raises(TypeError, match="a FlipForCTR cannot be pushed: pass a folder or a trainer"):
+        push_to_hub(FlipForCTR.from_pretrained(folder), NAME)
+    with pytest.raises(ValueError, match="test_dataset is for a trainer"):
+        push_to_hub(folder, NAME, test_dataset=[])
     hub.is_up = False
     with pytest.raises(OSError, match="was not pushed"):
         push_to_hub(folder, NAME)
@@ -384,15 +369,24 @@ def test_a_private_or_unknown_repository_or_revision_is_named(pushed, loader):
             loader.from_pretrained(NAME if where else wrong, **where)
 
 
-def test_other_classes_come_from_the_hub_too(hub, processor, pretraining_model, tmp_path):
-    pretraining_model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    push_to_hub(tmp_path, NAME, licenses="Data: mine.")
+def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, tmp_path):
+    options = {"max_steps": 2, "per_device_train_batch_size": 16, "use_cpu": True, "logging_steps": 1}
+    trainer = FlipPreTrainingTrainer(
+        pretraining_model,
+        FlipPreTrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", **options),
+        train_dataset=encoded["train"],
+        processing_class=processor,
+    )
+    trainer.train()
+    push_to_hub(trainer, NAME, test_dataset=encoded["test"])
+    text = hub.files(NAME)["README.md"].decode()
+    for part in ("It predicts no clicks yet", "AutoModelForPreTraining", "FlipForPreTraining.from_", "| icl_loss |"):
+        assert part in text
+    assert ModelCard.load(NAME).data.eval_results is None
     assert type(AutoModelForPreTraining.from_pretrained(NAME)) is FlipForPreTraining
     again = FlipForPreTraining.from_pretrained(NAME, revision="main")
     torch.testing.assert_close(again.state_dict(), pretraining_model.state_dict())
     assert FlipForCTR.from_pretrained(NAME, mode="tabular").text_tower is None
-    assert "FlipForPreTraining.from_pretrained" in hub.files(NAME)["README.md"].decode()
     tower = FlipTabularModel(FlipConfig.from_processor(processor))
     tower.push_to_hub(f"{OWNER}/tower")
     again = FlipTabularModel.from_pretrained(f"{OWNER}/tower", token=TOKEN)
@@ -420,9 +414,7 @@ def test_a_file_that_is_missing_cut_off_or_not_served_is_an_error_and_no_half_mo
         # nothing of it is in the cache under its name
         assert not list(Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{file}"))
         pushed.faults.clear()
-    pushed.fail("GET", f"/{file}$", status=None)  # once: it is asked for again
     torch.testing.assert_close(logits(NAME), logits(folder))
-    assert pushed.faults[0].times == 0
     if file != "tokenizer.json":
         pushed.put("somebody/less", {name: data for name, data in pushed.files(NAME).items() if name != file})
         with pytest.raises((OSError, ValueError), match=f"less(.|\n)*{file}|{file}(.|\n)*less"):
@@ -456,16 +448,7 @@ def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hu
     assert not any(request.path.endswith(shard) for request in hub.pulled())
 
 
-def test_neither_a_listing_nor_a_configuration_leads_out_of_the_folder(pushed, folder):
-    cache = Path(constants.HF_HUB_CACHE)
-    for path in ("../../../../escaped.jinja", "additional_chat_templates/../../../../../escaped.jinja"):
-        pushed.put(NAME, {path: b"escaped"})
-        pushed.listed.append({"type": "file", "path": path, "size": 7, "oid": "0" * 40})
-    try:
-        FlipProcessor.from_pretrained(NAME)
-    except (OSError, ValueError):
-        pass  # refused: as good as passed over
-    assert not list(cache.parent.parent.rglob("escaped*"))
+def test_a_configuration_does_not_lead_out_of_the_folder(folder):
     (folder / "feature_vocabulary.safetensors").rename(folder.parent / "outside.safetensors")
     for name in ("vocabulary_name", "vocabulary_file", "feature_vocabulary"):
         change_json(folder / "processor_config.json", name, value="../outside.safetensors")
@@ -591,22 +574,6 @@ def test_a_training_that_pushes_as_it_goes_sends_no_pickle_and_survives_a_hub_th
     assert not hub.repositories[f"{OWNER}/open"].private
     with pytest.raises(ValueError, match="hub_strategy='all_checkpoints' sends the optimiser's state"):
         trainer_of("other", push_to_hub=True, hub_strategy="all_checkpoints")
-
-
-def test_the_first_stage_is_pushed_as_what_it_is(hub, encoded, processor, pretraining_model, tmp_path):
-    arguments = FlipPreTrainingArguments(
-        output_dir=str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=16, use_cpu=True, logging_steps=1
-    )
-    trainer = FlipPreTrainingTrainer(
-        pretraining_model, arguments, train_dataset=encoded["train"], processing_class=processor
-    )
-    trainer.train()
-    push_to_hub(trainer, NAME, test_dataset=encoded["test"])
-    text = hub.files(NAME)["README.md"].decode()
-    assert "It predicts no clicks yet" in text
-    assert "AutoModelForPreTraining" in text and "| icl_loss |" in text
-    assert ModelCard.load(NAME).data.eval_results is None
-    assert type(FlipForPreTraining.from_pretrained(NAME)) is FlipForPreTraining
 
 
 def test_the_example_pushes_a_folder(hub, folder, monkeypatch, capfd):
