@@ -134,8 +134,8 @@ def write_model_card(
     fields += [_field_row({"name": name}, rates[name]) for name in rates if name not in config.field_names]
     figures = []
     for name, value in values.items():
-        interval = "" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"
-        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *([interval] if has_intervals else [])])
+        interval = [] if not has_intervals else [""] if value.low is None else [f"{value.low:.4f} to {value.high:.4f}"]
+        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *interval])
     packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
     data_name = _line(dataset_name or "not named")
     dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
@@ -153,20 +153,19 @@ def write_model_card(
         for name, value in values.items()
         if is_click_model and math.isfinite(value.value)  # others have no place in the metadata
     ]
-    metadata = ModelCardData(
-        library_name=LIBRARY_NAME,
-        pipeline_tag=_TASK,
-        tags=["click-through-rate", "flip", "recommender"],
-        base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
-        datasets=dataset_id,
-        license=license,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
     card = ModelCard.from_template(
-        metadata,
+        ModelCardData(
+            library_name=LIBRARY_NAME,
+            pipeline_tag=_TASK,
+            tags=["click-through-rate", "flip", "recommender"],
+            base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+            datasets=dataset_id,
+            license=license,
+            model_name=title if results else None,
+            eval_results=results or None,
+        ),
         template_path=str(_TEMPLATE),
-        title=_plain(title),
+        title=markdown(title),
         pretrained=pretrained,
         mode=mode,
         place=repo_id or PLACE,
@@ -225,13 +224,9 @@ def _line(text: Any) -> str:
     return " ".join(printable(str(text)).split())
 
 
-def _plain(text: Any) -> str:
-    """A text as one line of markdown that reads as that text."""
-    return markdown(_line(text))
-
-
 def _table(rows: Iterable[Iterable[Any]]) -> list[str]:
-    return [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+    """Rows of a table whose cells read as the texts that they are."""
+    return [f"| {' | '.join(markdown(_line(cell)) for cell in row)} |" for row in rows]
 
 
 def redact(text: str, tokens: Sequence[str] = ()) -> str:

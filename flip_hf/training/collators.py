@@ -47,15 +47,8 @@ def _stack(
 @dataclass
 class DataCollatorForFlipCTR:
     """
-    Stage 2: stacks ids, pads texts to the longest of the batch.
-
-    | input, per row | output |
-    |---|---|
-    | `feature_ids` (S) | `feature_ids` `(B, S)` int64 |
-    | `input_ids`, `attention_mask` (ragged; not in mode `"tabular"`) | the same, `(B, T)` int64 |
-    | `labels` (0/1, optional) | `labels` `(B,)` float32 |
-
-    `mode="tabular"` leaves the text out; `pad_to_multiple_of` divides T.
+    Stage 2: stacks `feature_ids` `(B, S)`, pads `input_ids` and `attention_mask` to the longest row `(B, T)` (not in
+    `mode="tabular"`), all int64, and `labels` `(B,)`, float32, where rows have them. `pad_to_multiple_of` divides T.
 
     Example:
         ```python
@@ -103,15 +96,13 @@ class DataCollatorForFlipPreTraining:
     (missing, or lost to truncation) is not chosen in the text; a missing or unseen one, or a statistic, not in the
     ids. What has to be recovered is where a masked tensor differs from its clean one. Stage 1 never sees labels.
 
-    | input, per row | output |
-    |---|---|
-    | `input_ids`, `attention_mask`, `token_field_ids` (ragged) | `input_ids`, `masked_input_ids`, `attention_mask`
-    `(B, T)` |
-    | `feature_ids` (S) | `feature_ids`, `masked_feature_ids` `(B, S)` |
+    Reads `feature_ids` `(S,)` and the ragged `input_ids`, `attention_mask`, `token_field_ids` of every row; gives
+    `feature_ids`, `masked_feature_ids` `(B, S)` and `input_ids`, `masked_input_ids`, `attention_mask` `(B, T)`.
 
     Args:
         seed (`int`, *optional*): the same batch is masked in the same way every time (evaluation). Without it masks
-            come from torch's generator.
+            come from torch's generator, a batch ahead of the step: a training that is resumed within an epoch goes on
+            with other masks than an unbroken one.
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
         others: as in [`FlipConfig`]; `set_progress` moves the ratios towards their final values.
 
@@ -141,9 +132,8 @@ class DataCollatorForFlipPreTraining:
 
     def __post_init__(self) -> None:
         for name in ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio"):
-            ratio = getattr(self, name)
-            if ratio is not None and not 0.0 <= ratio <= 1.0:
-                raise ValueError(f"{name}={ratio!r} is not in [0, 1]")
+            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
         if self.text_mask_level not in TEXT_MASK_LEVELS:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
@@ -205,8 +195,8 @@ class DataCollatorForFlipPreTraining:
         # which fields of a row could be masked, (B, F) in both views
         is_value = token_fields >= 0
         in_text = _fields_of(is_value, token_fields, extractor.num_fields)
-        is_known = (feature_ids >= extractor.num_reserved_features) & is_asked
-        in_ids = _fields_of(is_known, slot_fields, extractor.num_fields)
+        in_ids = (feature_ids >= extractor.num_reserved_features) & is_asked
+        in_ids = _fields_of(in_ids, slot_fields, extractor.num_fields)
 
         # which of them are: a chosen field loses all its value tokens, and all its ids
         text_keys, feature_keys = generator.random((2, *in_text.shape))
