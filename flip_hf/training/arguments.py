@@ -65,9 +65,7 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
     batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
     """
 
-    contrastive_learning_rate: float | None = _default(
-        None, "Learning rate of the contrastive heads (default: text_learning_rate)."
-    )
+    contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")

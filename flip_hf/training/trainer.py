@@ -105,9 +105,8 @@ class FlipTrainer(Trainer):
         if not hasattr(processing_class, "feature_extractor"):
             raise ValueError(f"{type(self).__name__} needs processing_class=processor: its collator pads and masks")
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            strategy = args.hub_strategy.value
             raise ValueError(
-                f"hub_strategy={strategy!r} sends the optimiser's state, a pickle: use 'every_save' or 'end'"
+                f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, a pickle: use 'end'"
             )
         if args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor would pull every click probability towards 1/2: leave it out")
@@ -143,7 +142,7 @@ class FlipTrainer(Trainer):
         return model
 
     def _take(self, model: Any) -> None:
-        """Makes sure that a model, passed or of `model_init`, can be trained, with the collator that it reads."""
+        """Checks a model, passed or of `model_init`, and makes its collator."""
         if not isinstance(model, self._trains):
             raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
         model.config.check_processor(self._processor)
@@ -169,18 +168,15 @@ class FlipTrainer(Trainer):
         return super().hyperparameter_search(hp_space, compute_objective or best, n_trials, direction, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until it asks for rows
+        # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
         try:
             return super().train(*args, **kwargs)
         finally:
             self.processing_class = self._processor
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        self.processing_class = self._processor
-        return super().get_train_dataloader()
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        self.processing_class = self._processor
         if self.args.freeze_text is not None:  # only now has a search set the arguments of its trial
             self.model.freeze_text(self.args.freeze_text)
         if self.optimizer is None:
@@ -333,7 +329,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
             raise ValueError(
-                f"{args.n_gpu} GPUs in one process: instance contrast needs one process each ('accelerate launch')"
+                f"{args.n_gpu} GPUs in one process: instance contrast needs one each ('accelerate launch')"
             )
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
@@ -459,7 +455,14 @@ class FlipCTRTrainer(FlipTrainer):
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in data.items():
             if isinstance(rows, datasets.Dataset):  # streams are not looked into
-                _check_labels(name, rows)
+                if "labels" not in rows.column_names:
+                    raise ValueError(f"{name} has no labels column (it has {rows.column_names}): its table needs it")
+                classes = np.unique(rows.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
+                if len(classes) < 2:
+                    raise ValueError(
+                        f"all {len(rows)} rows of {name} have labels {classes}: nothing can be ranked; take a larger "
+                        "or stratified split"
+                    )
             if name != "train_dataset" and negative_sampling_rate(rows) < 1.0:
                 logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
         has_rows = any(rows is not None for name, rows in data.items() if name != "train_dataset")
@@ -532,18 +535,6 @@ def _by_name(eval_dataset: Any) -> dict[str, Any]:
 def _joined(arrays: Any) -> np.ndarray:
     """Of all batches; with `eval_do_concat_batches=False` they come apart."""
     return np.concatenate(arrays) if isinstance(arrays, list) else np.asarray(arrays)
-
-
-def _check_labels(name: str, dataset: datasets.Dataset) -> None:
-    """A click model learns from both classes, and is measured on both."""
-    if "labels" not in dataset.column_names:
-        raise ValueError(f"{name} has no labels column (it has {dataset.column_names}): its table needs the label's")
-    classes = np.unique(dataset.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
-    if len(classes) < 2:
-        raise ValueError(
-            f"all {len(dataset)} rows of {name} have labels {classes}: nothing can be ranked; take a larger or "
-            "stratified split"
-        )
 
 
 __all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]
