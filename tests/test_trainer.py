@@ -196,7 +196,7 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
 def test_what_cannot_be_pre_trained_is_refused(stage_1, processor, encoded):
     for name in ("text_passes", "hide_target_in_text"):
         collator = DataCollatorForFlipPreTraining(processor, **{name: 1})
-        with pytest.raises(ValueError, match=f"data_collator masks for {name}=1, the model reads with {name}="):
+        with pytest.raises(ValueError, match=f"data_collator masks for {name}=1, the model reads {name}="):
             stage_1(data_collator=collator)
     with pytest.raises(ValueError, match="train_dataset has 10 rows, fewer than one batch of 32"):
         stage_1(train_dataset=encoded["train"].select(range(10))).train()

@@ -35,7 +35,7 @@ from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CARD, _CURVES, _RELIABILITY = "README.md", "training_curves.png", "reliability.png"
+_CARD, _PICTURES = "README.md", {"curves": "training_curves.png", "reliability": "reliability.png"}
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # beside the vocabulary files that the tokenizer's class names
 _ADAPTER = ("text_adapter/adapter_config.json", "text_adapter/adapter_model.safetensors")
@@ -175,10 +175,9 @@ def _model_files(folder: Path) -> list[str]:
     return [name for name in files if (folder / name).is_file()]
 
 
-def _pictures(folder: Path) -> dict[str, Any]:
+def _pictures(folder: Path) -> dict[str, str]:
     """Names of the pictures in a folder, as arguments of a card."""
-    names = {"curves": _CURVES, "reliability": _RELIABILITY}
-    return {argument: name for argument, name in names.items() if (folder / name).is_file()}
+    return {name: file for name, file in _PICTURES.items() if (folder / file).is_file()}
 
 
 def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path | None:
@@ -193,12 +192,12 @@ def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path
     trainer.save_model(str(folder), _internal_call=True)
     if not trainer.is_world_process_zero():
         return None
-    (folder / _RELIABILITY).unlink(missing_ok=True)  # of an earlier training
+    (folder / _PICTURES["reliability"]).unlink(missing_ok=True)  # of an earlier training
     with contextlib.suppress(ImportError):  # matplotlib is an extra
         if any("loss" in entry for entry in history):
-            draw_training_curves(history, folder / _CURVES)
+            draw_training_curves(history, folder / _PICTURES["curves"])
         if predicted is not None:
-            draw_reliability(*predicted, folder / _RELIABILITY)
+            draw_reliability(*predicted, folder / _PICTURES["reliability"])
     model = trainer.accelerator.unwrap_model(trainer.model)
     write_model_card(folder, model, **{**_pictures(folder), **known, **card})
     return folder

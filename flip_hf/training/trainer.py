@@ -68,7 +68,8 @@ class FlipTrainer(Trainer):
     """
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
-    `args`, `data_collator` and `compute_metrics` are the stage's by default.
+    `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
+    evaluation, is a `FloatingPointError`.
     """
 
     _trains: type[nn.Module]
@@ -115,21 +116,11 @@ class FlipTrainer(Trainer):
             check_encoded(rows, processing_class, name)
         self._processor, self._given_collator = processing_class, data_collator
         self._evaluated: Any = None  # the rows
-        super().__init__(
-            model=model,
-            args=self._checked_arguments(args, data, compute_loss_func),
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics or self._stage_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        args = self._checked_arguments(args, data, compute_loss_func)
+        rows_and_makers = (train_dataset, eval_dataset, processing_class, model_init, compute_loss_func)
+        others = (callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics)
+        metrics = compute_metrics or self._stage_metrics
+        super().__init__(model, args, data_collator, *rows_and_makers, metrics, *others)
         self._take(self.model)
         patience = getattr(self.args, "early_stopping_patience", None)
         if patience is not None and self.args.load_best_model_at_end:
@@ -318,8 +309,6 @@ class FlipPreTrainingTrainer(FlipTrainer):
     Logs `mlm_loss`, `mtm_loss`, `icl_loss` (nats) beside `loss`; evaluation adds `eval_mlm_accuracy`,
     `eval_mtm_accuracy` (against K noise features), `eval_mtm_field_accuracy` (against the field's whole vocabulary),
     `eval_icl_recall` (recall@1 in the batch) and `eval_icl_chance` (ln B, where a collapsed contrast stands).
-
-    Raises `FloatingPointError` where a loss is not finite, in training and evaluation.
     """
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
@@ -343,8 +332,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             asked = getattr(self.data_collator, name, read)
             if asked != read:
                 raise ValueError(
-                    f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it with "
-                    "DataCollatorForFlipPreTraining.from_config(processor, model.config)"
+                    f"data_collator masks for {name}={asked!r}, the model reads {name}={read!r}: use from_config"
                 )
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -446,8 +434,6 @@ class FlipCTRTrainer(FlipTrainer):
     with `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an
     optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
     `eval_dataset` no model is selected, and nothing stops early.
-
-    Raises `FloatingPointError` where a loss is not finite, in training and evaluation.
     """
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
