@@ -291,13 +291,12 @@ def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(h
         assert "feature_extraction_flip.py" in hub.files(f"{OWNER}/{name}")
 
 
-TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 LOADERS = {
     FlipForCTR: {"config.json", "model.safetensors"},
     AutoModelForSequenceClassification: {"config.json", "model.safetensors"},
     AutoConfig: {"config.json"},
-    FlipProcessor: PROCESSOR_FILES | TOKENIZER_FILES,
-    AutoProcessor: PROCESSOR_FILES | TOKENIZER_FILES,
+    FlipProcessor: PROCESSOR_FILES | {"tokenizer.json", "tokenizer_config.json"},
+    AutoProcessor: PROCESSOR_FILES | {"tokenizer.json", "tokenizer_config.json"},
     FlipFeatureExtractor: PROCESSOR_FILES,
     AutoFeatureExtractor: PROCESSOR_FILES,
 }
@@ -577,11 +576,10 @@ def test_a_training_that_pushes_as_it_goes_sends_no_pickle_and_survives_a_hub_th
 
 
 def test_the_example_pushes_a_folder(hub, folder, monkeypatch, capfd):
-    script = Path(flip_hf.__file__).parents[1] / "examples" / "push_to_hub.py"
-    arguments = ["--folder", str(folder), "--repo_id", NAME, "--revision", "v1", "--title", "FLIP here"]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    runpy.run_path(str(script), run_name="__main__")
+    script = str(Path(flip_hf.__file__).parents[1] / "examples" / "push_to_hub.py")
+    monkeypatch.setattr(sys, "argv", [script, "--folder", str(folder), "--repo_id", NAME, "--title", "FLIP here"])
+    runpy.run_path(script, run_name="__main__")
     output = capfd.readouterr()
-    assert f"/{NAME}/commit/{hub.repositories[NAME].branches['v1']}" in output.out
-    assert "# FLIP here" in hub.files(NAME, "v1")["README.md"].decode() and hub.repositories[NAME].private
+    assert f"/{NAME}/commit/{hub.repositories[NAME].branches['main']}" in output.out
+    assert "# FLIP here" in hub.files(NAME)["README.md"].decode() and hub.repositories[NAME].private
     assert TOKEN not in output.out + output.err
