@@ -472,8 +472,8 @@ class FlipCTRTrainer(FlipTrainer):
             )
         elif rate < 1.0 and not 0.9 < known / rate < 1.1:
             raise ValueError(
-                f"train_dataset has {rate:.4g} of its non-clicks, and negative_sampling_rate={known:g} says "
-                "otherwise: leave it at 1, and the trainer sets it"
+                f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), "
+                f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
