@@ -82,23 +82,14 @@ class Refusal(Exception):
 
 
 class Hub:
-    """
-    Attributes:
-        large_bytes (`int`): files of so many bytes go through LFS.
-        repositories (`dict[str, Repository]`): `"user/name"` -> repository.
-        requests (`list[Request]`): what has arrived.
-        listed (`list[dict]`): entries that every listing of a tree has beside the true ones.
-    """
-
     owner, token, large_bytes = OWNER, TOKEN, 20_000
 
     def __init__(self) -> None:
         self.is_up = True
         self.repositories: dict[str, Repository] = {}
-        self.objects: dict[str, bytes] = {}  # LFS, by sha256
+        self.objects: dict[str, bytes] = {}  # LFS (files of `large_bytes` or more), by sha256
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
-        self.listed: list[dict[str, Any]] = []
         self.lock = threading.RLock()
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
@@ -121,8 +112,6 @@ class Hub:
 
     def requested_code(self) -> list[Request]:
         return [request for request in self.pulled() if request.path.endswith(".py")]
-
-    # --- what the Hub does -------------------------------------------------------------------------------------------
 
     def __call__(self, request: Any) -> Any:
         if not self.is_up:
@@ -176,7 +165,7 @@ class Hub:
                     under = "".join(f"{part}/" for part in rest[2:])
                     files = {path: one for path, one in repository.commits[commit].items() if path.startswith(under)}
                     return [{"type": "file", "path": path, "size": len(one), "oid": self._oid(one)}
-                            for path, one in files.items()] + self.listed  # fmt: skip
+                            for path, one in files.items()]  # fmt: skip
                 return {"_id": name, "id": f"{user}/{name}", "sha": commit, "siblings": [], "tags": []}
             case "POST", "api", "models", user, name, action, revision:
                 repository = self._repository(f"{user}/{name}", token, writes=True)
@@ -227,16 +216,10 @@ class Hub:
     def _resolve(self, repository: Repository, revision: str, path: str, request: Any) -> Any:
         commit = self._commit_of(repository, revision)
         content = repository.commits[commit].get(path)
-        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit}
         if content is None:
             return httpx.Response(404, headers={**headers, "X-Error-Code": "EntryNotFound"})
         headers |= {"ETag": f'"{self._oid(content)}"', "Content-Length": str(len(content))}
-        wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
-        if wanted:
-            start = int(wanted[1])
-            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-            headers["Content-Length"] = str(len(content) - start)
-            return httpx.Response(206, headers=headers, content=content[start:])
         return httpx.Response(200, headers=headers, content=b"" if request.method == "HEAD" else content)
 
     def _oid(self, content: bytes) -> str:

@@ -76,29 +76,21 @@ def write_model_card(
 
     Args:
         folder: the model's folder.
-        model ([`FlipForCTR`], [`FlipForPreTraining`] or [`FlipConfig`]): the model, or the configuration of the one
-            whose weights are in `folder`.
-        title (`str`, *optional*): first line of the card, and the model's name among the results.
-        dataset_name, label_rule (`str`, *optional*): what it was trained on, and when a label is 1.
-        dataset_id (`str`, *optional*): of the data set on the Hub, for the metadata.
-        metrics (`dict`, *optional*): of the evaluated rows, each a number or a [`BootstrapInterval`]
-            (`bootstrap_intervals`); of a click model they become `model-index` results, intervals as `args`.
-        evaluated_on (`str`, *optional*): which rows those were: `"test"`, rows that nothing was selected on, or
-            `"validation"`; `None`: said not to be known.
-        num_train_rows, num_test_rows (`int`, *optional*): rows trained on, and evaluated.
-        rates (`dict`, *optional*): per field the shares of unseen and missing values, from
-            `FlipFeatureExtractor.rates`.
-        command (`str`, *optional*): what made the model.
-        licenses (`str`, *optional*): of the data and of the language model, as a sentence; markdown.
-        license (`str`, *optional*): the Hub's identifier of the model's licence.
-        pretrained (`bool`, *optional*): whether stage 1 came before; `None`: not said.
-        training (`dict`, *optional*): name -> value of what was set for the training.
-        curves, reliability (`str`, *optional*): names of pictures in `folder`: training curves, and predicted against
-            observed click rates.
-        flops_per_row (`float`, *optional*): floating point operations for one row.
-        report ([`FlipReport`], *optional*): of the data, made with `show_values=False` where its values may not be
-            shown (`processor.describe(splits)`).
-        repo_id (`str`, *optional*): name on the Hub, for the code that loads the model.
+        model: [`FlipForCTR`], [`FlipForPreTraining`], or the configuration of the one whose weights are in `folder`.
+        title: first line of the card, and the model's name among the results.
+        dataset_name, label_rule: what it was trained on, and when a label is 1.
+        dataset_id, license, repo_id: the Hub's names of the data set, of the model's licence and of the model.
+        metrics: of the evaluated rows; a click model's become `model-index` results, with their intervals
+            (`bootstrap_intervals`) as `args`.
+        evaluated_on: which rows those were: `"test"`, that nothing was selected on, or `"validation"`.
+        num_train_rows, num_test_rows: rows trained on, and evaluated.
+        rates: per field the shares of unseen and missing values, from `FlipFeatureExtractor.rates`.
+        command, training: what made the model, and name -> value of what was set for it.
+        licenses: of the data and of the language model, as a sentence.
+        pretrained: whether stage 1 came before.
+        curves, reliability: names of pictures in `folder`: training curves, and predicted against observed clicks.
+        flops_per_row: floating point operations for one row.
+        report: of the data, `processor.describe(splits, show_values=False)` where its values may not be shown.
 
     Returns:
         `Path` of the card.
@@ -111,10 +103,9 @@ def write_model_card(
             raise ValueError(f"picture {name!r} is no name of a file in the model's folder: copy it there")
     if repo_id is not None:
         validate_repo_id(repo_id)
+    kind = type(model).__name__
     if isinstance(model, FlipConfig):
         kind = (config.architectures or ["FlipForCTR"])[0]
-    else:
-        kind = next((name for name, known in _MODELS.items() if isinstance(model, known)), type(model).__name__)
     if kind not in _MODELS:
         raise ValueError(f"there is no card for a model of class {kind!r}, only for {' and '.join(_MODELS)}")
     if isinstance(model, FlipConfig):
@@ -143,8 +134,8 @@ def write_model_card(
     fields += [_field_row({"name": name}, rates[name]) for name in rates if name not in config.field_names]
     figures = []
     for name, value in values.items():
-        interval = "" if value.low is None else f"{value.low:.4f} to {value.high:.4f}"
-        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *([interval] if has_intervals else [])])
+        interval = [] if not has_intervals else [""] if value.low is None else [f"{value.low:.4f} to {value.high:.4f}"]
+        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *interval])
     packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
     data_name = _line(dataset_name or "not named")
     dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
@@ -162,20 +153,19 @@ def write_model_card(
         for name, value in values.items()
         if is_click_model and math.isfinite(value.value)  # others have no place in the metadata
     ]
-    metadata = ModelCardData(
-        library_name=LIBRARY_NAME,
-        pipeline_tag=_TASK,
-        tags=["click-through-rate", "flip", "recommender"],
-        base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
-        datasets=dataset_id,
-        license=license,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
     card = ModelCard.from_template(
-        metadata,
+        ModelCardData(
+            library_name=LIBRARY_NAME,
+            pipeline_tag=_TASK,
+            tags=["click-through-rate", "flip", "recommender"],
+            base_model=base if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+            datasets=dataset_id,
+            license=license,
+            model_name=title if results else None,
+            eval_results=results or None,
+        ),
         template_path=str(_TEMPLATE),
-        title=_plain(title),
+        title=markdown(title),
         pretrained=pretrained,
         mode=mode,
         place=repo_id or PLACE,
@@ -213,9 +203,10 @@ def _towers(config: FlipConfig, has_ids: bool) -> list[tuple[str, str]]:
     text = config.text_config
     if text is None:
         return [*facts, ("text tower", "none")]
-    sizes = [f"{getattr(text, 'num_hidden_layers', '?')} layers", f"hidden size {text.hidden_size}"]
-    sizes += ["LoRA adapter, without the language model's weights"] if config.text_adapter else []
-    return [*facts, ("text tower", ", ".join([config.text_model_name_or_path or text.model_type, *sizes]))]
+    name = config.text_model_name_or_path or text.model_type
+    adapter = ", LoRA adapter, without the language model's weights" if config.text_adapter else ""
+    size = f"{getattr(text, 'num_hidden_layers', '?')} layers, hidden size {text.hidden_size}"
+    return [*facts, ("text tower", f"{name}, {size}{adapter}")]
 
 
 def _field_row(field: Mapping[str, Any], rates: Mapping[str, float]) -> tuple[str, ...]:
@@ -233,13 +224,9 @@ def _line(text: Any) -> str:
     return " ".join(printable(str(text)).split())
 
 
-def _plain(text: Any) -> str:
-    """A text as one line of markdown that reads as that text."""
-    return markdown(_line(text))
-
-
 def _table(rows: Iterable[Iterable[Any]]) -> list[str]:
-    return [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+    """Rows of a table whose cells read as the texts that they are."""
+    return [f"| {' | '.join(markdown(_line(cell)) for cell in row)} |" for row in rows]
 
 
 def redact(text: str, tokens: Sequence[str] = ()) -> str:
@@ -252,13 +239,7 @@ def redact(text: str, tokens: Sequence[str] = ()) -> str:
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """
-    Draws what a Trainer logged: losses by step, and validation AUC where there is one. Needs matplotlib.
-
-    Args:
-        log_history (`list[dict]`): `trainer.state.log_history`.
-        path: file to write, `.png` or `.svg`.
-    """
+    """Draws what a Trainer logged: losses by step, and validation AUC where there is one. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     losses = {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL", "eval_loss": "validation"}

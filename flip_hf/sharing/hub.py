@@ -11,8 +11,6 @@ import os
 import re
 import shlex
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -37,7 +35,7 @@ from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CARD, _CURVES, _RELIABILITY = "README.md", "training_curves.png", "reliability.png"
+_CARD, _PICTURES = "README.md", {"curves": "training_curves.png", "reliability": "reliability.png"}
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # beside the vocabulary files that the tokenizer's class names
 _ADAPTER = ("text_adapter/adapter_config.json", "text_adapter/adapter_model.safetensors")
@@ -47,7 +45,6 @@ _CODE = {path.name: path for path in sorted(Path(__file__).parents[1].glob("*_fl
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}
 # of the HTTP library beneath: an answer that is an error, or a connection that breaks
 _HUB_FAILURE: Any = HfHubHTTPError.__bases__[0]
-_NUM_TRIES, _SECONDS_BETWEEN = 4, 2.0
 _TRAINING = (
     *("learning_rate", "text_learning_rate", "weight_decay", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "seed"),
@@ -72,17 +69,13 @@ def push_to_hub(
     Args:
         source: folder that `save_pretrained` of model and processor (or a trainer) wrote, or a trainer, whose
             `output_dir` is written first.
-        repo_id (`str`): `user/name`; it is made where it is not there.
-        private (`bool`): whether a repository that is made now is a private one, which it is unless this is `False`.
-            One that is there stays as it is.
-        revision (`str`, *optional*): branch, which is made where it is not there; default: `main`.
+        repo_id (`str`): `user/name`; it is made where it is not there, as is the branch `revision`.
+        private (`bool`): a repository that is made now is private unless this is `False`.
         token (`str`, *optional*): default: the one of `hf auth login` or of the variable HF_TOKEN.
-        commit_message (`str`, *optional*): of the commit.
-        test_dataset (`Dataset`, *optional*): of a trainer: encoded rows that nothing was selected on. They are
-            predicted, and the card shows AUC, log loss and calibration error with their intervals, a picture of the
-            calibration, and the shares of unseen and missing values. Default: what the log says of validation rows.
-        card: anything [`write_model_card`] takes: `title`, `dataset_name`, `label_rule`, `licenses`, `license`, ... A
-            folder's card stays if none is given, if flip_hf wrote it.
+        test_dataset (`Dataset`, *optional*): of a trainer: encoded rows that nothing was selected on. The card shows
+            their AUC, log loss and calibration error with intervals, a picture of the calibration, and the shares of
+            unseen and missing values. Default: what the log says of validation rows.
+        card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it.
 
     The code that goes is that of the flip_hf that is installed. A warning names the files that stay at home.
 
@@ -93,7 +86,7 @@ def push_to_hub(
         ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
             in place of a file, code that is not flip_hf's, or an access token; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
-        OSError: if the Hub fails in the middle of it, repeatedly: then nothing of the push is to be seen there.
+        OSError: if the Hub fails: then nothing of the push is to be seen there.
     """
     if not isinstance(source, str | os.PathLike):
         folder = write_folder(source, test_dataset=test_dataset, **card)
@@ -104,44 +97,48 @@ def push_to_hub(
         raise ValueError("test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics=")
     else:
         folder = Path(source)
-    model_files = _model_files(folder)
-    if card or not _has_our_card(folder):
+    model_files, readme = _model_files(folder), folder / _CARD
+    is_ours = (
+        readme.is_file() and ModelCard.load(readme, ignore_metadata_errors=True).data.library_name == LIBRARY_NAME
+    )
+    if card or not is_ours:
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
-    text = (folder / _CARD).read_text(encoding="utf-8")
     present = {path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()}
-    shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text))
+    shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", readme.read_text(encoding="utf-8")))
     pictures = {name for name in shown if name in present and name.endswith((".png", ".svg", ".jpg"))}
     files = {*model_files, _CARD, *(name for name in pictures if not (folder / name).is_symlink())}
     tokens = {known for known in (token, get_token()) if isinstance(known, str) and known}
-    _refuse_tokens(folder, files, tokens)
+    for name in files:
+        if not name.endswith((".safetensors", ".png", ".jpg")):
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+            if any(known in text for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
+                raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
     if present - files - set(_CODE):
         stays = ", ".join(sorted(present - files - set(_CODE)))
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
-    message = commit_message or "Upload FLIP model"
-    for attempt in range(1, _NUM_TRIES + 1):
-        try:
-            return _push(api, folder, files, repo_id, private is not False, revision, message)
-        except (_HUB_FAILURE, RuntimeError) as error:
-            # large files are uploaded by threads of the client, which say so in a RuntimeError
-            failure = error.__cause__ if isinstance(error, RuntimeError) else error
-            if not isinstance(failure, _HUB_FAILURE):
-                raise
-            status = getattr(getattr(failure, "response", None), "status_code", None)  # None: the connection broke
-            said = " ".join(redact(str(failure), sorted(tokens)).split())
-            if status in (401, 403):
-                raise PermissionError(
-                    f"{repo_id} was not pushed: log in with `hf auth login`, or pass token= one that may write there "
-                    f"({said})"
-                ) from failure
-            if attempt == _NUM_TRIES or (status is not None and status < 500):
-                raise OSError(
-                    f"{repo_id} was not pushed, and nothing of this push is to be seen there: try again later, what "
-                    f"has arrived is not sent twice ({said})"
-                ) from failure
-        logger.warning(f"{status or 'no answer'} from the Hub: try {attempt} of {_NUM_TRIES}")
-        time.sleep(_SECONDS_BETWEEN * attempt)
-    raise AssertionError
+    sent = {name: folder / name for name in sorted(files)} | _CODE
+    try:
+        repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
+        if revision not in (None, "main") and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        text = readme.read_text(encoding="utf-8").replace(f'"{PLACE}"', json.dumps(repo_id))
+        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sent.items() if name != _CARD]
+        operations.append(CommitOperationAdd(_CARD, text.encode()))
+        weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)"
+        for name in api.list_repo_files(repo_id, revision=revision):
+            # of an earlier push: beside new ones in other files they would be loaded, or are a pickle
+            if name not in sent and re.fullmatch(weights, name):
+                operations.append(CommitOperationDelete(name))
+        message = commit_message or "Upload FLIP model"
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+    except (_HUB_FAILURE, RuntimeError) as error:  # RuntimeError: of a thread that uploads a large file
+        status = getattr(getattr(error.__cause__ or error, "response", None), "status_code", None)
+        kind, remedy = OSError, "nothing of this push is to be seen there: try again later"
+        if status in (401, 403):
+            kind, remedy = PermissionError, "log in with `hf auth login`, or pass token= one that may write there"
+        said = " ".join(redact(str(error), sorted(tokens)).split())
+        raise kind(f"{repo_id} was not pushed: {remedy} ({said})") from error
 
 
 def _model_files(folder: Path) -> list[str]:
@@ -159,9 +156,8 @@ def _model_files(folder: Path) -> list[str]:
         if not (folder / name).is_file():
             writer = "processor" if name in (_CONFIGS[1], VOCABULARY_NAME) else "model"
             raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
-    saved = {
-        name: json.loads((folder / name).read_text(encoding="utf-8")) for name in _CONFIGS if (folder / name).is_file()
-    }
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in _CONFIGS if (folder / name).is_file()}
+    saved = {name: json.loads(text) for name, text in texts.items()}
     kind = saved["config.json"].get("architectures")
     if kind not in (["FlipForCTR"], ["FlipForPreTraining"]):
         raise ValueError(f"{folder} holds a model of class {kind}, not a FlipForCTR or FlipForPreTraining")
@@ -179,56 +175,15 @@ def _model_files(folder: Path) -> list[str]:
     return [name for name in files if (folder / name).is_file()]
 
 
-def _refuse_tokens(folder: Path, files: Iterable[str], tokens: set[str]) -> None:
-    for name in files:
-        if not name.endswith((".safetensors", ".png", ".jpg")):
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-            if any(token in text for token in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
-                raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
-
-
-def _has_our_card(folder: Path) -> bool:
-    path = folder / _CARD
-    return path.is_file() and ModelCard.load(path, ignore_metadata_errors=True).data.library_name == LIBRARY_NAME
-
-
-def _pictures(folder: Path) -> dict[str, Any]:
+def _pictures(folder: Path) -> dict[str, str]:
     """Names of the pictures in a folder, as arguments of a card."""
-    names = {"curves": _CURVES, "reliability": _RELIABILITY}
-    return {argument: name for argument, name in names.items() if (folder / name).is_file()}
-
-
-def _push(
-    api: HfApi, folder: Path, files: Iterable[str], repo_id: str, private: bool, revision: str | None, message: str
-) -> str:
-    """May be called again: what did arrive, its answer being lost, makes no second repository, branch or commit."""
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision not in (None, "main") and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    sent = {name: folder / name for name in sorted(files)} | _CODE
-    text = (folder / _CARD).read_text(encoding="utf-8").replace(f'"{PLACE}"', json.dumps(repo_id))
-    operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sent.items() if name != _CARD]
-    operations.append(CommitOperationAdd(_CARD, text.encode()))
-    for name in api.list_repo_files(repo_id, revision=revision):
-        # weights of an earlier push: beside new ones in other files they would be loaded, or are a pickle
-        if name not in sent and re.fullmatch(r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)", name):
-            operations.append(CommitOperationDelete(name))
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
-
-
-# --- what a trainer knows -----------------------------------------------------------------------------------------
+    return {name: file for name, file in _PICTURES.items() if (folder / file).is_file()}
 
 
 def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path | None:
     """
-    Writes a trainer's model, processor, card and pictures to its `output_dir`; all processes of a training call it.
-
-    Args:
-        trainer ([`FlipCTRTrainer`] or [`FlipPreTrainingTrainer`]): after training.
-        test_dataset, card: as for [`push_to_hub`].
-
-    Returns:
-        `Path` of the folder, `None` in the processes that write nothing.
+    Writes a trainer's model, processor, card and pictures to its `output_dir`, with arguments as for [`push_to_hub`].
+    All processes of a training call it; those that write nothing get `None`.
     """
     if not hasattr(trainer, "save_model"):
         raise TypeError(f"a {type(trainer).__name__} cannot be pushed: pass a folder or a trainer of flip_hf")
@@ -237,12 +192,12 @@ def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path
     trainer.save_model(str(folder), _internal_call=True)
     if not trainer.is_world_process_zero():
         return None
-    (folder / _RELIABILITY).unlink(missing_ok=True)  # of an earlier training
+    (folder / _PICTURES["reliability"]).unlink(missing_ok=True)  # of an earlier training
     with contextlib.suppress(ImportError):  # matplotlib is an extra
         if any("loss" in entry for entry in history):
-            draw_training_curves(history, folder / _CURVES)
+            draw_training_curves(history, folder / _PICTURES["curves"])
         if predicted is not None:
-            draw_reliability(*predicted, folder / _RELIABILITY)
+            draw_reliability(*predicted, folder / _PICTURES["reliability"])
     model = trainer.accelerator.unwrap_model(trainer.model)
     write_model_card(folder, model, **{**_pictures(folder), **known, **card})
     return folder
@@ -251,23 +206,19 @@ def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path
 def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
     """Arguments of a card that a trainer has an answer to, and a click model's labels and predictions of test rows."""
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
-    if test_dataset is not None and any(
-        test_dataset is rows for rows in (trainer.train_dataset, trainer.eval_dataset)
-    ):
+    if test_dataset is not None and (test_dataset is trainer.train_dataset or test_dataset is trainer.eval_dataset):
         raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
-    training = {name: getattr(args, name) for name in _TRAINING}
+    step, training = state.global_step, {name: getattr(args, name) for name in _TRAINING}
     training["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    training |= {"steps": state.global_step, "epochs": round(state.epoch or 0, 2)}
-    step = state.global_step
+    training |= {"steps": step, "epochs": round(state.epoch or 0, 2)}
     if state.best_global_step and args.load_best_model_at_end and not trainer.is_in_train:
         training["step of the best model"] = step = state.best_global_step
     # without folders of this machine before the script's name
     command = shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    known: dict[str, Any] = {"command": command, "training": training}
-    known["evaluated_on"] = "validation" if test_dataset is None else "test"
+    rows, which = (trainer.eval_dataset, "validation") if test_dataset is None else (test_dataset, "test")
+    known: dict[str, Any] = {"command": command, "training": training, "evaluated_on": which}
     if hasattr(trainer.train_dataset, "__len__"):
         known["num_train_rows"] = len(trainer.train_dataset)
-    rows = trainer.eval_dataset if test_dataset is None else test_dataset
     if "feature_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
         known["num_test_rows"] = len(rows)
         batch = trainer.data_collator([rows[row] for row in range(min(64, len(rows)))])
@@ -282,7 +233,7 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
         intervals = {k: bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""] for k, metric in pairs}
         known["metrics"] = {**intervals, **{k: compute_ctr_metrics(labels, probabilities)[k] for k in ("ne", "rig")}}
         return known, (labels, probabilities)
-    not_shown: tuple[str, ...] = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    not_shown: tuple[str, ...] = ("runtime", "per_second", "model_preparation_time")
     if test_dataset is not None:
         found = trainer.evaluate(test_dataset)
     else:  # the first evaluation of the weights that are written

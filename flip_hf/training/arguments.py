@@ -25,7 +25,7 @@ class FlipTrainingArguments(TrainingArguments):
 
     learning_rate: float = _default(1e-3, "Learning rate of everything but the language model.")
     text_learning_rate: float = _default(1e-4, "Learning rate of the language model.")
-    freeze_text: str | None = _default(None, "Parts of it that do not learn: all, embeddings or k layers.")
+    freeze_text: str | None = _default(None, "Of it do not learn: all, embeddings, or k for them and k layers.")
     weight_decay: float = _default(1e-3, "Weight decay of matrices (never of embeddings).")
     per_device_train_batch_size: int = _default(128, "Rows per device and step.")
     per_device_eval_batch_size: int = _default(512, "Rows per device in evaluation.")
@@ -58,25 +58,15 @@ class FlipTrainingArguments(TrainingArguments):
 @dataclass
 class FlipPreTrainingArguments(FlipTrainingArguments):
     """
-    Stage 1. Everything `TrainingArguments` has, and:
-
-    Args:
-        learning_rate (`float`): of the ID tower and the heads.
-        text_learning_rate (`float`): of the language model.
-        contrastive_learning_rate (`float`, *optional*): of the contrastive heads; `text_learning_rate` by default.
-        freeze_text (`str` or `int`, *optional*): parts of the language model that do not learn: `"all"`,
-            `"embeddings"`, or k for the embeddings and the k lowest layers.
-        eval_mask_seed (`int`): evaluation masks the same batch in the same way every time.
+    Stage 1: `TrainingArguments`, and those below.
 
     The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate;
     unnormalised contrastive heads can collapse to chance at it and have the language model's. The last incomplete
     batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
     """
 
-    contrastive_learning_rate: float | None = _default(
-        None, "Learning rate of the contrastive heads (default: text_learning_rate)."
-    )
-    eval_mask_seed: int = _default(0, "Seed of the field masks in evaluation.")
+    contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
+    eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")
     dataloader_drop_last: bool = _default(True, "Drop the last incomplete training batch.")
@@ -87,33 +77,23 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
 @dataclass
 class FlipCTRArguments(FlipTrainingArguments):
     """
-    Stage 2. Everything `TrainingArguments` has, and:
+    Stage 2: `TrainingArguments`, and those below.
 
-    Args:
-        learning_rate (`float`): of everything but the language model.
-        text_learning_rate (`float`): of the language model (modes `"text"` and `"joint"`).
-        freeze_text (`str` or `int`, *optional*): as in stage 1.
-        early_stopping_patience (`int`, *optional*): stop after so many evaluations without a better
-            `metric_for_best_model`; `None` never stops early. Counts only with an evaluation data set.
-        group_field (`str`, *optional*): raw column whose values are GAUC's groups, `user_id` for instance; adds
-            `eval_gauc`. Evaluation rows have to carry it: `prepare_dataset(..., keep_columns=["user_id"])`.
-        metric_for_best_model (`str`): `auc`, `logloss`, `gauc`, `ne`, `rig`, `ece` or `loss`; `greater_is_better`
-            follows from it. Of one of several evaluation sets: `eval_<key>_auc`.
-
-    The best model by *validation* AUC is loaded at the end, for which models are saved when they are evaluated: of
-    `eval_strategy` and `save_strategy`, one that is set to `"steps"` takes the other along. With `"no"` for one of
-    them there is no best model to load, and no early stopping.
+    The best model by `metric_for_best_model` on *validation* rows is loaded at the end, for which models are saved
+    when they are evaluated: of `eval_strategy` and `save_strategy`, one set to `"steps"` takes the other along. With
+    `"no"` for one of them, or without evaluation rows, no model is selected and nothing stops early. Evaluation rows
+    have to carry the `group_field`: `prepare_dataset(..., keep_columns=["user_id"])`.
     """
 
     text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
     early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
-    group_field: str | None = _default(None, "Raw column whose values are the groups of GAUC.")
+    group_field: str | None = _default(None, "Raw column whose values are the groups of eval_gauc.")
     num_train_epochs: float = _default(20, "Most epochs to train.")
     eval_strategy: str = _default("epoch", "no, steps or epoch.")
     save_strategy: str = _default("epoch", "no, steps, epoch or best.")
     save_total_limit: int | None = _default(2, "Number of checkpoints that stay (the best always does).")
     load_best_model_at_end: bool = _default(True, "End with the best model on validation rows.")
-    metric_for_best_model: str | None = _default("auc", "What the best model is best at.")
+    metric_for_best_model: str | None = _default("auc", "Of auc, logloss, gauc, ne, rig, ece, loss.")
 
     metrics: ClassVar[Mapping[str, bool]] = CTR_METRICS
 

@@ -17,52 +17,38 @@ from ..masking_flip import hide_features, hide_tokens, pad_rows
 from ..processing_flip import FlipProcessor
 
 
-def _pad(rows: Sequence[dict[str, Any]], column: str, fill: int, multiple: int) -> np.ndarray:
-    """Ragged lists of one column -> int64 array `(B, T)`, T a multiple of `multiple`."""
-    lengths = np.array([len(row[column]) for row in rows])
-    width = -(-max(lengths.max(), 1) // multiple) * multiple
-    return pad_rows(np.concatenate([row[column] for row in rows]), lengths, fill, width)[0]
-
-
-def _ids(rows: Sequence[dict[str, Any]], *text_columns: str) -> np.ndarray:
-    """`feature_ids`, `(B, S)`, of rows that have these columns too."""
+def _stack(
+    rows: Sequence[dict[str, Any]], processor: FlipProcessor, multiple: int, *ragged: str
+) -> dict[str, np.ndarray]:
+    """`feature_ids` `(B, S)`, and columns of lists as long as the texts `(B, T)`: int64; `multiple` divides T."""
     if not rows:
         raise ValueError("the batch is empty: a collator needs at least one row")
-    absent = [column for column in ("feature_ids", *text_columns) if column not in rows[0]]
+    absent = [column for column in ("feature_ids", *ragged) if column not in rows[0]]
     if absent:
         raise ValueError(
             f"rows have no {', '.join(absent)} (they have {', '.join(rows[0])}): encode the data set with "
             "prepare_dataset(dataset, processor), with return_text=True unless only ids are used"
         )
-    return np.array([row["feature_ids"] for row in rows], np.int64)
-
-
-def _text(rows: Sequence[dict[str, Any]], processor: FlipProcessor, multiple: int) -> dict[str, np.ndarray]:
-    fill = processor.tokenizer.pad_token_id
-    if fill is None:
-        raise ValueError(
-            f"{type(processor.tokenizer).__name__} has no pad token, so rows of different lengths cannot share a "
-            "batch: set one, for instance tokenizer.pad_token = tokenizer.eos_token"
-        )
-    fills = {"input_ids": fill, "attention_mask": 0}
-    return {column: _pad(rows, column, fill, multiple) for column, fill in fills.items()}
+    batch = {"feature_ids": np.array([row["feature_ids"] for row in rows], np.int64)}
+    if ragged:
+        fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "token_field_ids": -1}
+        if fills["input_ids"] is None:
+            raise ValueError(
+                "the tokenizer has no pad token: set one, such as tokenizer.pad_token = tokenizer.eos_token"
+            )
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        width = -(-max(lengths.max(), 1) // multiple) * multiple
+        for column in ragged:
+            flat = np.concatenate([row[column] for row in rows])
+            batch[column] = pad_rows(flat, lengths, fills[column], width)[0]
+    return batch
 
 
 @dataclass
 class DataCollatorForFlipCTR:
     """
-    Stage 2: stacks ids, pads texts to the longest of the batch.
-
-    | input, per row | output |
-    |---|---|
-    | `feature_ids` (S) | `feature_ids` `(B, S)` int64 |
-    | `input_ids`, `attention_mask` (ragged; not in mode `"tabular"`) | the same, `(B, T)` int64 |
-    | `labels` (0/1, optional) | `labels` `(B,)` float32 |
-
-    Args:
-        processor ([`FlipProcessor`]): knows the pad token.
-        mode (`str`): `"tabular"` leaves the text out of the batch.
-        pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
+    Stage 2: stacks `feature_ids` `(B, S)`, pads `input_ids` and `attention_mask` to the longest row `(B, T)` (not in
+    `mode="tabular"`), all int64, and `labels` `(B,)`, float32, where rows have them. `pad_to_multiple_of` divides T.
 
     Example:
         ```python
@@ -93,10 +79,8 @@ class DataCollatorForFlipCTR:
         return cls(processor, **{"mode": config.mode, **kwargs})
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        reads_text = self.mode != "tabular"
-        batch = {"feature_ids": _ids(rows, *(["input_ids", "attention_mask"] if reads_text else []))}
-        if reads_text:
-            batch |= _text(rows, self.processor, self.pad_to_multiple_of)
+        ragged = () if self.mode == "tabular" else ("input_ids", "attention_mask")
+        batch = _stack(rows, self.processor, self.pad_to_multiple_of, *ragged)
         if "labels" in rows[0]:
             batch["labels"] = np.array([row["labels"] for row in rows], np.float32)
         return {name: torch.from_numpy(column) for name, column in batch.items()}
@@ -112,26 +96,15 @@ class DataCollatorForFlipPreTraining:
     (missing, or lost to truncation) is not chosen in the text; a missing or unseen one, or a statistic, not in the
     ids. What has to be recovered is where a masked tensor differs from its clean one. Stage 1 never sees labels.
 
-    | input, per row | output |
-    |---|---|
-    | `input_ids`, `attention_mask`, `token_field_ids` (ragged) | `input_ids`, `masked_input_ids`, `attention_mask`
-    `(B, T)` |
-    | `feature_ids` (S) | `feature_ids`, `masked_feature_ids` `(B, S)` |
+    Reads `feature_ids` `(S,)` and the ragged `input_ids`, `attention_mask`, `token_field_ids` of every row; gives
+    `feature_ids`, `masked_feature_ids` `(B, S)` and `input_ids`, `masked_input_ids`, `attention_mask` `(B, T)`.
 
     Args:
-        processor ([`FlipProcessor`]): knows the fields, the pad and the mask token.
-        text_mask_ratio, feature_mask_ratio (`float`): share of the F fields masked in the text, and in the ids.
-        share_field_masks (`bool`): the two views mask the same fields (of those that both can mask).
-        hide_target_in_text (`bool`): as above; the fields asked of the ids are hidden in the text.
-        seed (`int`, *optional*): draws masks from the seed and the content of the batch, so that the same batch is
-            masked the same way every time (evaluation). Without it they come from torch's generator.
+        seed (`int`, *optional*): the same batch is masked in the same way every time (evaluation). Without it masks
+            come from torch's generator, a batch ahead of the step: a training that is resumed within an epoch goes on
+            with other masks than an unbroken one.
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
-        text_mask_level (`str`): `"field"`, or `"token"`: max(1, int(n x `text_mask_ratio`)) of the n value tokens of a
-            row are hidden, whatever field they spell.
-        text_passes (`int`): with 1, fields of which anything is hidden in the text are not chosen in the ids (unless
-            `hide_target_in_text`): the model reads the masked text alone.
-        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): the ratios at the end of the training,
-            which `set_progress` moves towards.
+        others: as in [`FlipConfig`]; `set_progress` moves the ratios towards their final values.
 
     Example:
         ```python
@@ -159,9 +132,8 @@ class DataCollatorForFlipPreTraining:
 
     def __post_init__(self) -> None:
         for name in ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio"):
-            ratio = getattr(self, name)
-            if ratio is not None and not 0.0 <= ratio <= 1.0:
-                raise ValueError(f"{name}={ratio!r} is not in [0, 1]")
+            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
         if self.text_mask_level not in TEXT_MASK_LEVELS:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
@@ -170,9 +142,8 @@ class DataCollatorForFlipPreTraining:
         hides_text = self.text_mask_ratio or self.final_text_mask_ratio or (self.hide_target_in_text and asks_ids)
         if hides_text and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
-                f"{type(self.processor.tokenizer).__name__} has no mask token, so no text can be recovered: set "
-                "tokenizer.mask_token, or pre-train without masked language modelling (mlm_weight=0 in the "
-                "configuration; text_mask_ratio=0 for this collator) and without hide_target_in_text"
+                "the tokenizer has no mask token, so no text can be recovered: set tokenizer.mask_token, or pre-train "
+                "with mlm_weight=0 (text_mask_ratio=0 for this collator) and without hide_target_in_text"
             )
 
     @classmethod
@@ -180,12 +151,12 @@ class DataCollatorForFlipPreTraining:
         cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any
     ) -> "DataCollatorForFlipPreTraining":
         """The masks that a model's configuration asks for; nothing is masked for a loss of weight 0."""
-        names = ("share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes")
-        settings = {name: getattr(config, name) for name in names}
+        names = ["share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes"]
         if config.mlm_weight or config.hide_target_in_text:
-            settings |= {name: getattr(config, name) for name in ("text_mask_ratio", "final_text_mask_ratio")}
+            names += ["text_mask_ratio", "final_text_mask_ratio"]
         if config.mtm_weight:
-            settings |= {name: getattr(config, name) for name in ("feature_mask_ratio", "final_feature_mask_ratio")}
+            names += ["feature_mask_ratio", "final_feature_mask_ratio"]
+        settings = {name: getattr(config, name) for name in names}
         return cls(processor, **{"text_mask_ratio": 0.0, "feature_mask_ratio": 0.0, **settings, **kwargs})
 
     @property
@@ -200,27 +171,32 @@ class DataCollatorForFlipPreTraining:
     def ratios(self) -> tuple[float, float]:
         """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
         progress = 1.0 if self.seed is not None else self._progress
-        pairs = (
-            (self.text_mask_ratio, self.final_text_mask_ratio),
-            (self.feature_mask_ratio, self.final_feature_mask_ratio),
-        )
-        text, feature = (first if final is None else first + progress * (final - first) for first, final in pairs)
+        text, final_text = self.text_mask_ratio, self.final_text_mask_ratio
+        feature, final_feature = self.feature_mask_ratio, self.final_feature_mask_ratio
+        if final_text is not None:
+            text += progress * (final_text - text)
+        if final_feature is not None:
+            feature += progress * (final_feature - feature)
         return text, feature
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        feature_ids = _ids(rows, "input_ids", "attention_mask", "token_field_ids")
-        batch = _text(rows, self.processor, self.pad_to_multiple_of)
-        token_fields = _pad(rows, "token_field_ids", -1, self.pad_to_multiple_of)  # (B, T)
+        columns = ("input_ids", "attention_mask", "token_field_ids")
+        batch = _stack(rows, self.processor, self.pad_to_multiple_of, *columns)
+        feature_ids, token_fields = batch["feature_ids"], batch.pop("token_field_ids")  # (B, S), (B, T)
         extractor = self.processor.feature_extractor
         slot_fields = np.asarray(extractor.slot_fields)
         is_asked = extractor.statistic_sources[slot_fields] < 0  # (S,): a statistic never is
-        generator = self._generator(batch["input_ids"], feature_ids)
+        source: Any = int(torch.randint(2**63 - 1, ()).item()) if self.seed is None else None
+        if self.seed is not None:
+            content = batch["input_ids"].tobytes() + feature_ids.tobytes()
+            source = [self.seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
+        generator = np.random.default_rng(source)
 
         # which fields of a row could be masked, (B, F) in both views
         is_value = token_fields >= 0
         in_text = _fields_of(is_value, token_fields, extractor.num_fields)
-        is_known = (feature_ids >= extractor.num_reserved_features) & is_asked
-        in_ids = _fields_of(is_known, slot_fields, extractor.num_fields)
+        in_ids = (feature_ids >= extractor.num_reserved_features) & is_asked
+        in_ids = _fields_of(in_ids, slot_fields, extractor.num_fields)
 
         # which of them are: a chosen field loses all its value tokens, and all its ids
         text_keys, feature_keys = generator.random((2, *in_text.shape))
@@ -243,15 +219,8 @@ class DataCollatorForFlipPreTraining:
             hidden = is_value & np.take_along_axis(text_fields, token_fields.clip(min=0), 1)
 
         batch["masked_input_ids"] = hide_tokens(batch["input_ids"], hidden, self.processor.tokenizer.mask_token_id)
-        batch["feature_ids"] = feature_ids
         batch["masked_feature_ids"] = hide_features(feature_ids, fields, extractor)
         return {name: torch.from_numpy(column) for name, column in batch.items()}
-
-    def _generator(self, input_ids: np.ndarray, feature_ids: np.ndarray) -> np.random.Generator:
-        if self.seed is None:
-            return np.random.default_rng(int(torch.randint(2**63 - 1, ()).item()))
-        content = hashlib.blake2b(input_ids.tobytes() + feature_ids.tobytes(), digest_size=8).digest()
-        return np.random.default_rng([self.seed, int.from_bytes(content, "little")])
 
     @staticmethod
     def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num: int | np.ndarray) -> np.ndarray:

@@ -14,22 +14,12 @@ def parameter_groups(
     contrastive_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Splits a FLIP model's trainable parameters into optimiser groups.
+    Groups of a FLIP model's trainable parameters, with `name`, `params`, `lr` and `weight_decay`; none is empty.
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
-    want a larger one; unnormalised contrastive heads can collapse at it and have a third. Matrices decay; vectors
-    (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to zero on every step without
-    the id.
-
-    Args:
-        model ([`FlipForPreTraining`] or [`FlipForCTR`]): whose parameters.
-        learning_rate (`float`): of everything that is in no other group.
-        text_learning_rate (`float`): of the text tower.
-        weight_decay (`float`): of matrices.
-        contrastive_learning_rate (`float`, *optional*): of the contrastive head; default `text_learning_rate`.
-
-    Returns:
-        `list[dict]`: groups with `name`, `params`, `lr` and `weight_decay`; no group is empty.
+    want a larger one; unnormalised contrastive heads can collapse at it and have a third (default: the text's).
+    Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
+    zero on every step without the id.
     """
     contrastive = text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate
     rates = {"tabular and heads": learning_rate, "text": text_learning_rate, "contrastive": contrastive}

@@ -8,6 +8,7 @@ Letters: B rows, T tokens.
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from huggingface_hub import HfApi
 from torch import nn
@@ -25,7 +27,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..alignment_layers_flip import masked_slots, slots_per_field
-from ..analysis.metrics import compute_ctr_metrics, greater_is_better
+from ..analysis.metrics import PRE_TRAINING_METRICS, compute_ctr_metrics
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
@@ -37,6 +39,8 @@ from .optimization import parameter_groups
 
 
 logger = logging.get_logger(__name__)
+
+_EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name != "loss"), "icl_chance")
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
@@ -55,35 +59,30 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
 
 
 def text_lengths(dataset: datasets.Dataset) -> list[int]:
-    """Tokens of every row, from Arrow's list offsets: no row is decoded."""
-    lengths: list[int] = []
-    for table in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=50_000):
-        for chunk in table.column("input_ids").chunks:
-            lengths.extend(np.diff(chunk.offsets.to_numpy()).tolist())
-    return lengths
+    """Tokens of every row, from Arrow: no row is decoded."""
+    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=50_000)
+    return [length for table in tables for length in pc.list_value_length(table.column("input_ids")).to_pylist()]
 
 
 class FlipTrainer(Trainer):
     """
-    What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`].
-
-    Args: as for `Trainer`, with
-        args: of the stage, [`FlipPreTrainingArguments`] or [`FlipCTRArguments`].
-        data_collator, compute_metrics: by default the stage's.
-        train_dataset, eval_dataset: of [`prepare_dataset`].
-        processing_class ([`FlipProcessor`]): pads and masks, and is saved with the model.
+    What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
+    data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
+    `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
+    evaluation, is a `FloatingPointError`.
     """
 
     _trains: type[nn.Module]
     _takes: type[FlipTrainingArguments]
     _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
+    _checked_arguments: Callable[..., Any]
+    _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
     # set by Trainer
     args: Any
     model: Any
     optimizer: Any
     compute_metrics: Any
     data_collator: Any
-    _signature_columns: list[str] | None
 
     def __init__(
         self,
@@ -108,48 +107,24 @@ class FlipTrainer(Trainer):
             raise ValueError(f"{type(self).__name__} needs processing_class=processor: its collator pads and masks")
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
-                f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, which is a pickle: use "
-                "'every_save' or 'end'"
+                f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, a pickle: use 'end'"
             )
         if args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor would pull every click probability towards 1/2: leave it out")
-        name, better = args.metric_for_best_model, args.greater_is_better
-        if compute_metrics is None and name and greater_is_better(name, args.metrics) not in (None, better):
-            raise ValueError(
-                f"greater_is_better={better!r} would choose the model with the worst {name}: leave it out, it follows "
-                "from metric_for_best_model"
-            )
-        parts = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for key, rows in {"train_dataset": train_dataset, **parts}.items():
-            check_encoded(rows, processing_class, key)
+        data = {"train_dataset": train_dataset, **_by_name(eval_dataset)}
+        for name, rows in data.items():
+            check_encoded(rows, processing_class, name)
         self._processor, self._given_collator = processing_class, data_collator
         self._evaluated: Any = None  # the rows
-        self._losses_of_step: dict[str, torch.Tensor] = {}
-        super().__init__(
-            model=model,
-            args=self._checked_arguments(args, train_dataset, parts, compute_loss_func),
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics or self._stage_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        args = self._checked_arguments(args, data, compute_loss_func)
+        rows_and_makers = (train_dataset, eval_dataset, processing_class, model_init, compute_loss_func)
+        others = (callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics)
+        metrics = compute_metrics or self._stage_metrics
+        super().__init__(model, args, data_collator, *rows_and_makers, metrics, *others)
         self._take(self.model)
         patience = getattr(self.args, "early_stopping_patience", None)
         if patience is not None and self.args.load_best_model_at_end:
             self.add_callback(EarlyStoppingCallback(patience))
-
-    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
-        raise NotImplementedError
-
-    def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        raise NotImplementedError
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = super().call_model_init(trial)
@@ -158,13 +133,11 @@ class FlipTrainer(Trainer):
         return model
 
     def _take(self, model: Any) -> None:
-        """Makes sure that a model, passed or of `model_init`, can be trained, with the collator that it reads."""
+        """Checks a model, passed or of `model_init`, and makes its collator."""
         if not isinstance(model, self._trains):
             raise TypeError(f"{type(self).__name__} trains a {self._trains.__name__}, not a {type(model).__name__}")
         model.config.check_processor(self._processor)
         self.data_collator = self._given_collator or self._collates.from_config(self._processor, model.config)
-
-    # --- search and training -----------------------------------------------------------------------------------------
 
     def hyperparameter_search(
         self,
@@ -174,10 +147,7 @@ class FlipTrainer(Trainer):
         direction: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """
-        As `Trainer`'s. Without `compute_objective` it seeks the best `args.metric_for_best_model` (or the lowest loss)
-        of the model that a trial ends with, which is the best one with `load_best_model_at_end`.
-        """
+        """As `Trainer`'s; by default it seeks the best `args.metric_for_best_model` that a trial ends with."""
         name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         better, seeks = (max, "maximize") if self.args.greater_is_better else (min, "minimize")
 
@@ -189,19 +159,15 @@ class FlipTrainer(Trainer):
         return super().hyperparameter_search(hp_space, compute_objective or best, n_trials, direction, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        # Trainer.train copies the special tokens of a processor into the configuration, which has no use for them, and
-        # falls over a processor without a tokenizer: it sees none until it asks for the rows
+        # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
         try:
             return super().train(*args, **kwargs)
         finally:
             self.processing_class = self._processor
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        self.processing_class = self._processor
-        return super().get_train_dataloader()
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        self.processing_class = self._processor
         if self.args.freeze_text is not None:  # only now has a search set the arguments of its trial
             self.model.freeze_text(self.args.freeze_text)
         if self.optimizer is None:
@@ -214,20 +180,16 @@ class FlipTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        self._need_finite(f"step {self.state.global_step + 1} of the training", loss, self._losses_of_step)
+        self._need_finite(f"step {self.state.global_step + 1} of the training", loss)
         return loss
 
-    def _need_finite(self, where: str, loss: torch.Tensor, parts: dict[str, torch.Tensor | None]) -> None:
+    def _need_finite(self, where: str, values: torch.Tensor) -> None:
         """Transformers leaves losses that are not finite out of its means, and goes on."""
-        if torch.isfinite(loss).all():
-            return
-        wrong = {name: part for name, part in parts.items() if part is not None and not torch.isfinite(part).all()}
-        raise FloatingPointError(
-            f"{', '.join(wrong) or 'the loss'} is not finite ({loss.sum():g}) in {where}: go back to an earlier "
-            "checkpoint, and take lower learning rates or a longer warm-up (or bf16 in place of fp16)"
-        )
-
-    # --- which rows --------------------------------------------------------------------------------------------------
+        if not torch.isfinite(values).all():
+            raise FloatingPointError(
+                f"the loss is not finite ({values.sum():g}) in {where}: go back to an earlier checkpoint, and take "
+                "lower learning rates or a longer warm-up (or bf16 in place of fp16)"
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -263,15 +225,13 @@ class FlipTrainer(Trainer):
         finally:
             self.args, self.data_collator = args, collator
 
-    # --- folders and the Hub -----------------------------------------------------------------------------------------
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
-        """Writes model, processor and our card to `output_dir`; arguments as for `push_to_hub`."""
+        """Writes model, processor and our card to `output_dir`; arguments as for [`flip_hf.push_to_hub`]."""
         return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
 
     def push_to_hub(
@@ -283,25 +243,20 @@ class FlipTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """
-        As [`flip_hf.push_to_hub`], to `args.hub_model_id` or the name of `output_dir`.
-
-        Args:
-            blocking (`bool`): `False` sends in the background, and returns a `Future` of the URL.
-            kwargs: `test_dataset`, and what [`write_model_card`] takes (`model_name` is its `title`).
-        """
+        """As [`flip_hf.push_to_hub`], to `args.hub_model_id` or the name of `output_dir`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = self.create_model_card(**kwargs)
         if folder is None:
             return None
+        name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         where: dict[str, Any] = {
-            "repo_id": self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             "private": self.args.hub_private_repo if private is None else private,
             "revision": revision or self.args.hub_revision,
             "token": token or self.args.hub_token,
             "commit_message": commit_message,
         }
-        return push_to_hub(folder, **where) if blocking else HfApi().run_as_future(push_to_hub, folder, **where)
+        run = functools.partial(push_to_hub, folder, name, **where)
+        return run() if blocking else HfApi().run_as_future(run)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer's would send the pickled arguments
@@ -316,7 +271,7 @@ class FlipTrainer(Trainer):
 class MaskRatioCurriculum(TrainerCallback):
     """
     Collates the training batches, each with the mask ratios of the step that it is for: a loader is some batches ahead
-    of the training, and its workers further. What a batch is for follows from how many of the epoch came before it.
+    of the training, and its workers further; what a batch is for follows from how many of the epoch came before it.
     """
 
     def __init__(self, collator: Any, is_stream: bool):
@@ -347,35 +302,27 @@ class MaskRatioCurriculum(TrainerCallback):
 
 class FlipPreTrainingTrainer(FlipTrainer):
     """
-    Stage 1. Arguments as for [`FlipTrainer`]; the collator has the mask settings of `model.config`.
-
-    Under gradient accumulation and on several processes, MLM and MTM are divided by the number of masked tokens and
-    fields of *all* micro-batches and ranks, so the step equals that of one large batch with the same masks and noise.
-    ICL cannot be: its negatives are the rows of one micro-batch (of all ranks), and the step takes the mean over
-    micro-batches.
+    Stage 1, with the mask settings of `model.config`. MLM and MTM are divided by the masked tokens and fields of *all*
+    micro-batches and ranks, so a step equals that of one large batch with the same masks and noise. ICL cannot: its
+    negatives are the rows of one micro-batch (of all ranks), and the step takes the mean over micro-batches.
 
     Logs `mlm_loss`, `mtm_loss`, `icl_loss` (nats) beside `loss`; evaluation adds `eval_mlm_accuracy`,
     `eval_mtm_accuracy` (against K noise features), `eval_mtm_field_accuracy` (against the field's whole vocabulary),
     `eval_icl_recall` (recall@1 in the batch) and `eval_icl_chance` (ln B, where a collapsed contrast stands).
-
-    Raises:
-        TypeError, ValueError: if model, collator and processor do not fit, or a training set has not one whole batch.
-        FloatingPointError: where a loss is not finite, in training and evaluation.
     """
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
-    _step_of_last_log, _logs_at_chance, _warned_at_chance = 0, 0, False
+    _step_of_last_log = _logs_at_chance = 0
 
-    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
-        self._logged_losses: dict[str, torch.Tensor] = {}
+    def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
             raise ValueError(
-                f"{args.n_gpu} GPUs in one process: instance contrast needs one process each. Launch with "
-                "'accelerate launch' or 'torchrun --nproc_per_node', or set CUDA_VISIBLE_DEVICES"
+                f"{args.n_gpu} GPUs in one process: instance contrast needs one each ('accelerate launch')"
             )
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
+        self._logged_losses: dict[str, torch.Tensor] = {}
         return args
 
     def _take(self, model: Any) -> None:
@@ -385,8 +332,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             asked = getattr(self.data_collator, name, read)
             if asked != read:
                 raise ValueError(
-                    f"data_collator masks for {name}={asked!r}, the model reads with {name}={read!r}: make it with "
-                    "DataCollatorForFlipPreTraining.from_config(processor, model.config)"
+                    f"data_collator masks for {name}={asked!r}, the model reads {name}={read!r}: use from_config"
                 )
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -410,11 +356,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
         self._signature_columns = ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
 
-    # --- training: losses over what all micro-batches and ranks hold -------------------------------------------------
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | None]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, torch.Tensor]:
         """The micro-batches of one optimiser step, and `(2,)`: masked tokens and features in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(2, dtype=torch.long, device=device)
@@ -427,128 +369,100 @@ class FlipPreTrainingTrainer(FlipTrainer):
         return batches, counts
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if not isinstance(num_items_in_batch, torch.Tensor):
+        if num_items_in_batch is None:
             output = model(**inputs)
             return (output.loss, output) if return_outputs else output.loss
         # DDP averages gradients over ranks: a sum over ranks is divided by the world size too often
         num_tokens, num_features = num_items_in_batch / self.accelerator.num_processes
-        num_micro_batches = self.current_gradient_accumulation_steps
         output = model(
             **inputs,
             num_masked_tokens=num_tokens,
             num_masked_features=num_features,
-            num_micro_batches=num_micro_batches,
+            num_micro_batches=self.current_gradient_accumulation_steps,
         )
-        names = [name for name in ("mlm_loss", "mtm_loss", "icl_loss") if name in output]
-        self._losses_of_step = {name: output[name].detach() for name in names}
-        for name, value in self._losses_of_step.items():
-            self._logged_losses[name] = self._logged_losses.get(name, 0.0) + value
+        for name in ("mlm_loss", "mtm_loss", "icl_loss"):
+            if name in output:
+                self._logged_losses[name] = self._logged_losses.get(name, 0.0) + output[name].detach()
         return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            steps = max(self.state.global_step - self._step_of_last_log, 1)
+            step = self.state.global_step
             for name, total in self._logged_losses.items():
-                logs[name] = self.accelerator.gather(total).mean().item() / steps
-            self._logged_losses, self._step_of_last_log = {}, self.state.global_step
-            self._warn_at_chance(logs)
+                logs[name] = self.accelerator.gather(total).mean().item() / max(step - self._step_of_last_log, 1)
+            self._logged_losses, self._step_of_last_log = {}, step
+            chance = math.log(max(self._train_batch_size * self.args.world_size, 2))
+            self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
+            if self._logs_at_chance >= 3 and step >= 100:
+                logger.warning_once(
+                    f"icl_loss stands at chance, ln B = {chance:.3f}: no text is told from another. Lower "
+                    "contrastive_learning_rate, or set icl_normalize=True and a lower icl_temperature"
+                )
         super().log(logs, start_time)
 
-    def _warn_at_chance(self, logs: dict[str, float]) -> None:
-        """Once, when three logs in a row, and 100 steps or more, are not below 0.99 ln B."""
-        step, chance = self.state.global_step, math.log(max(self._train_batch_size * self.args.world_size, 2))
-        self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
-        if self._logs_at_chance >= 3 and step >= 100 and not self._warned_at_chance:
-            self._warned_at_chance = True
-            logger.warning(
-                f"step {step}: icl_loss {logs['icl_loss']:.3f} stands at chance, ln B = {chance:.3f}: it does not "
-                "tell which text belongs to which ids. Lower contrastive_learning_rate, or set icl_normalize=True "
-                "with a lower icl_temperature in the configuration"
-            )
-
-    # --- evaluation --------------------------------------------------------------------------------------------------
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Returns the loss and one row `(1, 2, 8)`, for `_stage_metrics`: sums, and over how many."""
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Returns the loss and one row `(1, 2, 8)` for `_stage_metrics`: sums of `_EVALUATED`, and over how many."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs)
-        parts = {"mlm_loss": output.mlm_loss, "mtm_loss": output.mtm_loss, "icl_loss": output.icl_loss}
-        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss, parts)
-        nan, num_rows = output.loss.new_tensor(torch.nan), output.loss.new_tensor(len(inputs["input_ids"]))
-        row = []  # in the order of `args.metrics`
-        for count, values in (
-            (output.num_masked_tokens, (output.mlm_loss, output.mlm_accuracy)),
-            (output.num_masked_features, (output.mtm_loss, output.mtm_accuracy, output.mtm_field_accuracy)),
-            (None if output.icl_loss is None else num_rows, (output.icl_loss, output.icl_recall, num_rows.log())),
-        ):
-            for value in values:
-                # what is not computed, and a share of nothing, count nothing
-                pair = torch.stack([nan if value is None else value.float(), nan if count is None else count.float()])
-                pair[0] *= pair[1]
-                row.append(pair.masked_fill(pair.isnan().any(), 0.0))
-        sums = torch.stack(row, 1)[None]
+        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss)
+        num_rows = torch.tensor(float(len(inputs["input_ids"])), device=output.loss.device)
+        counts = {"mlm": output.num_masked_tokens, "mtm": output.num_masked_features, "icl": num_rows}
+        values = dict(output) | ({"icl_chance": num_rows.log()} if "icl_loss" in output else {})
+        sums = torch.zeros(1, 2, len(_EVALUATED), device=output.loss.device)
+        for k, name in enumerate(_EVALUATED):
+            if name in values:
+                count = counts[name[:3]].float()
+                pair = torch.stack([values[name].float() * count, count])
+                sums[0, :, k] = pair.masked_fill(pair.isnan().any(), 0.0)  # a share of nothing counts nothing
         return output.loss.detach(), None if prediction_loss_only else sums, sums
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
-        names = (*(name for name in self.args.metrics if name != "loss"), "icl_chance")
-        return {name: sums[k] / counts[k] for k, name in enumerate(names) if counts[k]}
+        return {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
 
 
 class FlipCTRTrainer(FlipTrainer):
     """
-    Stage 2: finetunes a [`FlipForCTR`] in any mode. Arguments as for [`FlipTrainer`].
+    Stage 2: finetunes a [`FlipForCTR`] in any mode.
 
     Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`) of the probabilities
     that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated; `loss` is
     of the logits. They are meant for *validation rows as they come in the world*: down-sample the training rows alone,
-    with `sample_negatives`, whose rows set `config.negative_sampling_rate`. The model with the best AUC on
-    `eval_dataset` is loaded at the end, and training stops after `args.early_stopping_patience` evaluations without a
-    better one; without `eval_dataset` neither happens. Losses are means over all rows of an optimiser step, whatever
-    the gradient accumulation. Predictions are in the order of the rows.
-
-    Raises:
-        TypeError, ValueError: if model and processor do not fit, a data set has no labels, or labels of one class, or
-            evaluation rows lack the column `args.group_field`.
-        FloatingPointError: where a loss is not finite, in training and evaluation.
+    with `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an
+    optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
+    `eval_dataset` no model is selected, and nothing stops early.
     """
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
 
-    def _checked_arguments(self, args: Any, train_dataset: Any, parts: dict[str, Any], compute_loss_func: Any) -> Any:
-        for name, rows in {"train_dataset": train_dataset, **parts}.items():
-            _check_labels(name, rows)
-        for name, rows in parts.items():
-            if negative_sampling_rate(rows) < 1.0:
+    def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
+        for name, rows in data.items():
+            if isinstance(rows, datasets.Dataset):  # streams are not looked into
+                if "labels" not in rows.column_names:
+                    raise ValueError(f"{name} has no labels column (it has {rows.column_names}): its table needs it")
+                classes = np.unique(rows.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
+                if len(classes) < 2:
+                    raise ValueError(
+                        f"all {len(rows)} rows of {name} have labels {classes}: nothing can be ranked; take a larger "
+                        "or stratified split"
+                    )
+            if name != "train_dataset" and negative_sampling_rate(rows) < 1.0:
                 logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
+        has_rows = any(rows is not None for name, rows in data.items() if name != "train_dataset")
         follows_evaluations = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-        has_rows = any(rows is not None for rows in parts.values())
         if not has_rows and args.eval_strategy != "no" and not follows_evaluations:
-            if train_dataset is not None:
-                logger.warning(
-                    "no eval_dataset: no evaluation, no early stopping, and the last model stays, not the best"
-                )
+            if data["train_dataset"] is not None:
+                logger.warning("no eval_dataset: no evaluation, no early stopping, and the last model stays")
             args = copy.copy(args)
             args.eval_strategy, args.load_best_model_at_end, args.metric_for_best_model = "no", False, None
         return args
 
     def _take(self, model: Any) -> None:
         super()._take(model)
-        parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for rows in parts.values():
+        for rows in _by_name(self.eval_dataset).values():
             self._groups(rows)
         rate, known = negative_sampling_rate(self.train_dataset), model.config.negative_sampling_rate
         if rate < 1.0 and known == 1.0:
@@ -558,7 +472,7 @@ class FlipCTRTrainer(FlipTrainer):
             )
         elif rate < 1.0 and not 0.9 < known / rate < 1.1:
             raise ValueError(
-                f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), and the model's "
+                f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), "
                 f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
             )
 
@@ -570,7 +484,7 @@ class FlipCTRTrainer(FlipTrainer):
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         loss, logits, labels = super().prediction_step(*args, **kwargs)
-        self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss, {})
+        self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss)
         return loss, logits, labels
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -600,26 +514,13 @@ class FlipCTRTrainer(FlipTrainer):
         return np.array([*known, np.nan])[values.indices.fill_null(-1).to_numpy()]
 
 
+def _by_name(eval_dataset: Any) -> dict[str, Any]:
+    return eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+
+
 def _joined(arrays: Any) -> np.ndarray:
     """Of all batches; with `eval_do_concat_batches=False` they come apart."""
     return np.concatenate(arrays) if isinstance(arrays, list) else np.asarray(arrays)
-
-
-def _check_labels(name: str, dataset: Any) -> None:
-    """A click model learns from both classes, and is measured on both. Streams are not looked into."""
-    if not isinstance(dataset, datasets.Dataset):
-        return
-    if "labels" not in dataset.column_names:
-        raise ValueError(
-            f"{name} has no labels column (it has {dataset.column_names}): the raw table needs the label column that "
-            "the feature extractor was fitted with"
-        )
-    classes = np.unique(dataset.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
-    if len(classes) < 2:
-        raise ValueError(
-            f"all {len(dataset)} rows of {name} have labels {classes}: nothing can be ranked; take a larger or "
-            "stratified split"
-        )
 
 
 __all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]
