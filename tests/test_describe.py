@@ -387,3 +387,11 @@ def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp
     assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
     for content in (text, shown, page):
         assert "Invented" not in content and "technician" not in content
+
+
+def test_no_more_values_than_so_many_are_held(monkeypatch):
+    monkeypatch.setattr("flip_hf.analysis.describe._MAX_VALUES", 3)
+    monkeypatch.setattr("flip_hf.analysis.describe._BATCH_SIZE", 4)
+    rows = {"a": list("xyzxuvwxzz"), "label": [0, 1] * 5}
+    (one,) = FlipFeatureExtractor.fit(rows).describe(rows).fields
+    assert one.num_distinct == 3 and one.most_frequent[0].occurrences == 3

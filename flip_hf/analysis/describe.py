@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A table -> the report on it: what is counted of its fields, and what looks wrong with them. It is read once, in
-batches; memory grows with its distinct values, a few hundred bytes each, not with its rows.
+batches; of a field with a million distinct values and more the first million are counted, so that memory is bounded.
 
 Letters: B rows, F fields, S slots, n distinct values, K folds (`NUM_FOLDS`).
 """
@@ -22,6 +22,8 @@ from ..fitting.counts import Counts
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
 
+# values of a field that are counted, some hundred bytes each: what comes later is left out of its figures
+_MAX_VALUES = 1_000_000
 # rows whose tokens are held at once
 _BATCH_SIZE = 20_000
 # what the label is predicted by: the mean of a row's value in the other folds, as if ten more rows had that of all
@@ -115,7 +117,11 @@ class _Split:
                 self.judged[number].add(keys, counts)
                 lists = [field.elements(value) or [None] for value in column.values]
                 keys, counts = list(itertools.chain(*lists)), counts.repeat(list(map(len, lists)), axis=0)
-            self.values[number].add(keys, counts)
+            known = self.values[number]
+            if len(known.rows) >= _MAX_VALUES:
+                is_known = np.array([key in known.rows for key in keys])
+                keys, counts = list(itertools.compress(keys, is_known)), counts[is_known]
+            known.add(keys, counts)
 
     def _encode(self, columns: list[CodedColumn]) -> np.ndarray:
         """Ids `(B, S)`; of the text what is counted of it. Statistics of a training row leave out its own label."""
