@@ -195,9 +195,7 @@ class FlipModel(FlipPreTrainedModel):
             output.tabular_vector, output.tabular_logits = self.tabular(feature_ids)
         if self.text is not None:
             if input_ids is None:
-                raise ValueError(
-                    'the text tower needs input_ids: encode rows with return_text=True, or mode="tabular"'
-                )
+                raise ValueError('the text tower needs input_ids: take return_text=True, or mode="tabular"')
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             states, hidden_states, attentions = self.read_text(
@@ -221,15 +219,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
         super().__init__(config)
         if config.text_config is None:
-            raise ValueError(
-                "stage 1 aligns ids with text and config.text_config is None: start from a language model with "
-                "FlipForPreTraining.from_text_pretrained(text_model, processor=processor)"
-            )
+            remedy = "start from a language model with FlipForPreTraining.from_text_pretrained"
+            raise ValueError(f"stage 1 aligns ids with text and config.text_config is None: {remedy}")
         if config.mlm_weight and is_causal(config.text_config):
-            raise ValueError(
-                f"mlm_weight={config.mlm_weight}: in a decoder ({config.text_config.model_type}) a masked token sees "
-                "nothing of what follows: set mlm_weight=0 (masked features and instance contrast remain)"
+            kind = (
+                f"a {config.text_config.model_type} is a decoder, in which a masked token sees nothing of what follows"
             )
+            raise ValueError(f"mlm_weight={config.mlm_weight}: {kind}: set mlm_weight=0 (the other losses remain)")
         self.flip = FlipModel(config, text_model, towers="joint")
         tabular_size = self.flip.tabular.hidden_size
         self.mlm_head = FlipMLMHead(config, tabular_size) if config.mlm_weight else None
@@ -259,7 +255,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             if chosen or kwargs.get("mlm_weight") == 0:
                 other = ", ".join(chosen) or "mlm_weight=0, which builds no MLM head"
                 raise ValueError(
-                    f"init_mlm_head_from_text_model=True takes the checkpoint's head: leave it out, or {other}"
+                    f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}"
                 )
             loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
             head = load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
@@ -387,9 +383,6 @@ class FlipForPreTraining(FlipPreTrainedModel):
 def _mean(total: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
     """The loss of nothing is 0 (with a gradient), not nan."""
     return total / (count.clamp(min=1e-6) if isinstance(count, torch.Tensor) else max(count, 1e-6))
-
-
-# --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
 class FlipForCTR(FlipPreTrainedModel):
