@@ -45,7 +45,9 @@ def check_shard_names(name: str, where: dict[str, Any]) -> None:
         shards = json.load(file)["weight_map"].values()
     for shard in sorted(set(shards)):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{index} names {shard!r}, which is no .safetensors file of that folder: do not load it")
+            raise ValueError(
+                f"{index} names weights in {shard!r}, which is no .safetensors of that folder: do not load it"
+            )
 
 
 def workshop(name: str) -> Any:
