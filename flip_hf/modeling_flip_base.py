@@ -158,21 +158,23 @@ class FlipPreTrainedModel(PreTrainedModel):
     def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
         """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
         config, source = self.config, text_model
-        expected = f"{name} holds no language model, but an adapter of {config.text_model_name_or_path}"
-        remedy = "pass text_model=<folder or name on the Hub, or the model, that it was trained with>"
+        remedy = "pass text_model=<folder or name on the Hub>"
         if not isinstance(text_model, PreTrainedModel):
             source = config.text_model_name_or_path if text_model is None else str(text_model)
             try:
                 source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(f"{expected}, which cannot be loaded from {source!r} ({reason}): {remedy}") from error
+                raise ValueError(
+                    f"{name} holds an adapter without its language model, which cannot be loaded from {source!r} "
+                    f"({reason}): {remedy}"
+                ) from error
         copy_language_model(self.text_tower, source)
         digest = language_model_digest(self.text_tower)
         if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
             raise ValueError(
-                f"{expected}, and {text_model or 'that name'} gives a language model with other weights: {remedy} "
-                "(text_model=model.text_tower of a FLIP model whose language model was trained before)"
+                f"{name} holds an adapter of {config.text_model_name_or_path}, and {text_model or 'that name'} gives "
+                f"a language model with other weights: {remedy}, or the one it was trained with (model.text_tower)"
             )
 
     @classmethod

@@ -45,9 +45,8 @@ def check_shard_names(name: str, where: dict[str, Any]) -> None:
         shards = json.load(file)["weight_map"].values()
     for shard in sorted(set(shards)):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise ValueError(
-                f"{index} names weights in {shard!r}, which is no .safetensors of that folder: do not load it"
-            )
+            problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
+            raise ValueError(f"{problem}: do not load it")
 
 
 def workshop(name: str) -> Any:
