@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the two towers meet: in stage 1 three heads, each with its loss, masked language modelling (MLM), masked
-tabular modelling (MTM) and instance contrast (ICL); in stage 2 the fusion of both towers into one logit.
+"""Where the two towers meet: in stage 1 the heads of masked language modelling (MLM), masked tabular modelling (MTM)
+and instance contrast (ICL), each with its loss; in stage 2 the fusion of both towers into one logit.
 
 Letters: B rows, F fields, S slots, T tokens, N features, V word pieces, K noise features, M masked (row, position)
 pairs of a batch, E size of a masked-feature output row, P size of a contrastive projection, d_v and d_w sizes of a
@@ -52,10 +52,10 @@ class FlipMLMHead(nn.Module):
         super().__init__()
         text_config, settings = config.text_config, config.mlm_transform_config
         self.text_size = text_config.hidden_size
-        # ELECTRA, ALBERT: word embeddings of their own size
         size = settings.get("hidden_size", self.text_size)
         self.activation, self.layer_norm = torch.tanh, None
         if config.mlm_transform == "text_model":
+            # ELECTRA and ALBERT have word embeddings of another size
             size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or self.text_size
             self.activation = ACT2FN[settings.get("hidden_act") or mlm_activation(text_config)]
             self.layer_norm = nn.LayerNorm(size, eps=settings.get("layer_norm_eps", 1e-12))
@@ -76,16 +76,10 @@ class FlipMLMHead(nn.Module):
     def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
         """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""
         hidden = self.activation(self.dense(torch.cat([token_states, tabular_vectors], dim=-1)))
-        if self.layer_norm is not None:
-            hidden = self.layer_norm(hidden)
-        return self.decoder(self.dropout(hidden))
+        return self.decoder(self.dropout(hidden if self.layer_norm is None else self.layer_norm(hidden)))
 
     def loss(
-        self,
-        masked_states: torch.Tensor,
-        tabular_vectors: torch.Tensor,
-        input_ids: torch.LongTensor,
-        masked_input_ids: torch.LongTensor,
+        self, states: torch.Tensor, vectors: torch.Tensor, input_ids: torch.Tensor, masked_input_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
         W~ `(B, T, d_w)`, v `(B, d_v)`, tokens and masked tokens `(B, T)` -> cross-entropy summed over masked tokens
@@ -93,7 +87,7 @@ class FlipMLMHead(nn.Module):
         """
         row, position = (masked_input_ids != input_ids).nonzero(as_tuple=True)
         targets = input_ids[row, position]  # (M,)
-        logits = self(masked_states[row, position], tabular_vectors[row]).float()  # (M, V)
+        logits = self(states[row, position], vectors[row]).float()  # (M, V)
         total, count = F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(row), device=row.device)
         if self.training:
             return total, count, {}
@@ -109,8 +103,8 @@ class FlipMTMHead(nn.Module):
     s(j) = h_f . e_j + b_j - ln N with an output table e. b starts at ln p(j) + ln N, so that before any training the
     scores are the log frequencies of the training rows.
 
-    The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; what
-    follows from them (log p, and the cumulative distribution noise is drawn from) is computed when first needed.
+    The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; log p
+    and the distribution that noise is drawn from are computed when first needed.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
@@ -138,14 +132,11 @@ class FlipMTMHead(nn.Module):
         """
         Takes over how often each feature occurs in the training rows `(N,)`, and the field of each, -1 for pad and
         mask `(N,)`. The output bias starts from them; that of the first `num_known` features stays.
-
-        Raises:
-            ValueError: if there are not N of them.
         """
         if len(counts) != self.config.num_features or len(fields) != self.config.num_features:
+            remedy = "build its configuration from the same processor (FlipConfig.from_processor)"
             raise ValueError(
-                f"{len(counts)} feature counts for a model of {self.config.num_features} features: "
-                "build its configuration from the same processor (FlipConfig.from_processor)"
+                f"{len(counts)} feature counts for a model of {self.config.num_features} features: {remedy}"
             )
         bias, self._noise = self.feature_bias, None
         self.feature_counts = torch.as_tensor(counts).long().to(bias.device)
@@ -205,21 +196,17 @@ class FlipMTMHead(nn.Module):
             uniform = uniform * cumulative[-1]
         return order[torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(order) - 1)]
 
-    def attend(
-        self, masked_vectors: torch.Tensor, text_states: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, vectors: torch.Tensor, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)` -> where the query looks `(B, T)`, float32."""
-        query = self.query_norm(self.query(masked_vectors))  # (B, d_w)
-        scores = torch.einsum("btd,bd->bt", text_states, query).float()
+        query = self.query_norm(self.query(vectors))  # (B, d_w)
+        scores = torch.einsum("btd,bd->bt", states, query).float()
         return scores.masked_fill(attention_mask == 0, torch.finfo(scores.dtype).min).softmax(-1)
 
-    def predict(
-        self, masked_vectors: torch.Tensor, text_states: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
+    def predict(self, vectors: torch.Tensor, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)` -> h `(B, F, E)`."""
-        weights = self.attend(masked_vectors, text_states, attention_mask).to(text_states.dtype)  # (B, T)
-        context = torch.einsum("bt,btd->bd", weights, text_states)
-        hidden = self.dense(torch.cat([masked_vectors, context], dim=-1))
+        weights = self.attend(vectors, states, attention_mask).to(states.dtype)  # (B, T)
+        context = torch.einsum("bt,btd->bd", weights, states)
+        hidden = self.dense(torch.cat([vectors, context], dim=-1))
         return hidden.view(len(hidden), self.config.num_fields, self.config.mtm_embedding_size)
 
     def score(self, hidden: torch.Tensor, features: torch.LongTensor) -> torch.Tensor:
@@ -237,10 +224,7 @@ class FlipMTMHead(nn.Module):
     def losses(
         self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor | None
     ) -> torch.Tensor:
-        """
-        h_f `(M, E)`, masked fields `(M,)`, their features `(M,)`, noise `(M, K)`, which `"full_softmax"` does not
-        read -> loss of each `(M,)`.
-        """
+        """h_f `(M, E)`, masked fields and their features `(M,)`, noise `(M, K)` if it is read -> losses `(M,)`."""
         if self.config.mtm_loss == "full_softmax":
             losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
             for field in fields.unique().tolist():
@@ -267,15 +251,12 @@ class FlipMTMHead(nn.Module):
     def accuracies(
         self,
         hidden: torch.Tensor,
-        fields: torch.LongTensor,
-        targets: torch.LongTensor,
-        noise: torch.LongTensor,
+        fields: torch.Tensor,
+        targets: torch.Tensor,
+        noise: torch.Tensor,
         weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        As `losses`, and what each counts `(M,)` -> shares of masked fields won against the noise, and against the
-        field's whole vocabulary.
-        """
+        """As `losses`, and what each counts `(M,)` -> shares that win against the noise, and against their field."""
         best_noise = self.score(hidden, noise).masked_fill(noise == targets[:, None], -torch.inf).amax(1)
         beats_noise = self.score(hidden, targets[:, None]).squeeze(1) > best_noise
         is_best, weights_scored = [beats_noise[:0]], [weights[:0]]
@@ -289,24 +270,22 @@ class FlipMTMHead(nn.Module):
 
     def loss(
         self,
-        masked_vectors: torch.Tensor,
-        text_states: torch.Tensor,
+        vectors: torch.Tensor,
+        states: torch.Tensor,
         attention_mask: torch.Tensor,
-        feature_ids: torch.LongTensor,
-        masked_feature_ids: torch.LongTensor,
+        feature_ids: torch.Tensor,
+        masked_feature_ids: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
-        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids and masked ids `(B, S)` -> the loss summed over
-        masked (row, field) pairs `()`, how many these are `()`, and in evaluation mode what
-        [`FlipForPreTrainingOutput`] says of them. A multivalued field counts as one, its loss is the mean over its
-        values.
+        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids and masked ids `(B, S)` -> as [`FlipMLMHead.loss`],
+        of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean over its values.
         """
         slots = masked_slots(feature_ids, masked_feature_ids, self.config)  # (B, S)
         num_values = slots_per_field(slots, self.config)  # (B, F)
         row, slot = slots.nonzero(as_tuple=True)
         fields = torch.tensor(self.config.slot_fields, device=slot.device)[slot]  # (M,)
         weights = 1.0 / num_values[row, fields]
-        hidden = self.predict(masked_vectors, text_states, attention_mask)[row, fields]  # (M, E)
+        hidden = self.predict(vectors, states, attention_mask)[row, fields]  # (M, E)
         targets, noise, count = feature_ids[row, slot], None, (num_values > 0).sum()
         if self.config.mtm_loss != "full_softmax" or not self.training:
             # evaluation asks the same questions every time
@@ -315,8 +294,8 @@ class FlipMTMHead(nn.Module):
         total = (self.losses(hidden, fields, targets, noise) * weights).sum()
         if self.training:
             return total, count, {}
-        against_noise, against_field = self.accuracies(hidden, fields, targets, noise, weights)
-        metrics = {"mtm_accuracy": against_noise, "mtm_field_accuracy": against_field}
+        shares = self.accuracies(hidden, fields, targets, noise, weights)
+        metrics = dict(zip(("mtm_accuracy", "mtm_field_accuracy"), shares, strict=True))
         return total, count, {"num_masked_features": count, **metrics}
 
 
@@ -342,9 +321,8 @@ class FlipICLHead(nn.Module):
     Instance contrast (FLIP, instance-level contrast): S = G_id G_text^T / tau, cross-entropy against the diagonal,
     mean of both directions.
 
-    With several processes every rank scores its rows against the rows of all ranks; the gather's backward sums over
-    ranks and the loss is weighted by the rank's share of the rows, so that the averaged gradient of R ranks is the one
-    of a single process on the joined batch, also where ranks hold different numbers of rows.
+    With several processes every rank scores its rows against the rows of all ranks, and its loss is weighted by its
+    share of the rows: the averaged gradient is the one of a single process on the joined batch.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
@@ -407,10 +385,10 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     if _world_size() == 1:
         return rows, 0
     rank = torch.distributed.get_rank()
-    size = torch.tensor([len(rows)], device=rows.device)
-    gathered = [torch.empty_like(size) for _ in range(_world_size())]
-    torch.distributed.all_gather(gathered, size)
-    sizes = [int(size) for size in gathered]
+    gathered = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
+    gathered[rank] = len(rows)
+    torch.distributed.all_reduce(gathered)
+    sizes = gathered.tolist()
     return _GatherRows.apply(rows, sizes, rank), sum(sizes[:rank])
 
 
@@ -457,11 +435,7 @@ class FlipFusion(nn.Module):
             init.constant_(self.alpha, self.config.alpha_init)
 
     def forward(
-        self,
-        tabular_vector: torch.Tensor,
-        text_vector: torch.Tensor,
-        tabular_logits: torch.Tensor,
-        text_logits: torch.Tensor,
+        self, vector: torch.Tensor, text_vector: torch.Tensor, tabular_logits: torch.Tensor, text_logits: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         v `(B, d_v)`, w `(B, d_w)` and the towers' logits `(B,)` -> the joint logit `(B,)`, and the weight of the
@@ -470,7 +444,7 @@ class FlipFusion(nn.Module):
         if self.config.fusion == "alpha":
             weights = self.alpha.expand_as(tabular_logits)
         else:
-            vectors = torch.cat([tabular_vector, text_vector.to(tabular_vector.dtype)], dim=1)  # (B, d_v + d_w)
+            vectors = torch.cat([vector, text_vector.to(vector.dtype)], dim=1)  # (B, d_v + d_w)
             if self.config.fusion == "stack":
                 return self.classifier(torch.relu(self.dense(vectors))).squeeze(-1), None
             weights = torch.sigmoid(self.gate(vectors)).squeeze(-1)

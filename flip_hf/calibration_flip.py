@@ -24,26 +24,22 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
         return
     method = calibration.get("method") if isinstance(calibration, dict) else calibration
     if method not in CALIBRATION_METHODS:
-        raise ValueError(
-            f"calibration method {method!r} is not one of {', '.join(CALIBRATION_METHODS)}: "
-            "flip_hf.fit_calibration(labels, logits, method) makes a calibration"
-        )
+        known = ", ".join(CALIBRATION_METHODS)
+        raise ValueError(f"calibration method {method!r} is not one of {known}: flip_hf.fit_calibration makes them")
     absent = [key for key in _SETTINGS[method] if key not in calibration]
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
     fitted_for = calibration.get("positive_weight", 1.0)
     if fitted_for != positive_weight:
-        raise ValueError(
-            f"the calibration was fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}: "
-            "flip_hf.fit_calibration(..., positive_weight=model.config.positive_weight)"
+        problem = (
+            f"the calibration was fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}"
         )
+        raise ValueError(f"{problem}: fit_calibration(..., positive_weight=model.config.positive_weight)")
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
         if not logits or len(logits) != len(probabilities):
-            raise ValueError(
-                f"the isotonic calibration has {len(logits)} logits and {len(probabilities)} probabilities: each knot "
-                "has one of both"
-            )
+            knots = f"{len(logits)} logits and {len(probabilities)} probabilities"
+            raise ValueError(f"the isotonic calibration has {knots}: each knot has one of both")
         if sorted(set(logits)) != logits or sorted(probabilities) != probabilities:
             raise ValueError("the knots of the isotonic calibration do not ascend: the order of the rows would change")
         if not 0.0 <= probabilities[0] <= probabilities[-1] <= 1.0:
@@ -103,6 +99,3 @@ def predict_probabilities(
     right = torch.searchsorted(knots, logits.contiguous()).clamp(1, len(knots) - 1)
     share = ((logits - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0.0, 1.0)
     return torch.lerp(values[right - 1], values[right], share)
-
-
-__all__ = ["check_calibration", "correct_for_sampling", "predict_probabilities"]

@@ -8,7 +8,6 @@ transformers writes configurations as json with sorted keys, so anything ordered
 import dataclasses
 import difflib
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -20,7 +19,6 @@ from .calibration_flip import check_calibration
 MODES = ("tabular", "text", "joint")
 TEXT_MASK_LEVELS = ("field", "token")
 POOLINGS = ("mean", "sum", "attention")
-_MLM_TRANSFORM_SETTINGS = ("hidden_size", "hidden_act", "layer_norm_eps")
 # their positions start behind the id of the pad token, and tell pads from text by it
 _POSITIONS_AFTER_PAD = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "esm"),
@@ -49,16 +47,14 @@ def num_reserved_features(num_fields: int) -> int:
 
 def check_masks(settings: Any) -> None:
     """Raises `ValueError` for mask settings (of a configuration or a collator) that contradict one another."""
-    together = settings.share_field_masks or settings.hide_target_in_text
-    if settings.text_mask_level == "token" and together:
+    share, hide = settings.share_field_masks, settings.hide_target_in_text
+    if settings.text_mask_level == "token" and (share or hide):
+        option = "share_field_masks" if share else "hide_target_in_text"
+        raise ValueError(f'text_mask_level="token" hides no whole fields: for {option} take text_mask_level="field"')
+    if settings.text_passes == 1 and share and not hide:
         raise ValueError(
-            'text_mask_level="token" hides no whole fields, so share_field_masks and hide_target_in_text have no '
-            'meaning with it: take text_mask_level="field"'
-        )
-    if settings.text_passes == 1 and settings.share_field_masks and not settings.hide_target_in_text:
-        raise ValueError(
-            "text_passes=1 asks the ids of no field that is hidden in the text, and share_field_masks hides the same "
-            "fields in both: nothing would be asked. Take text_passes=2, or hide_target_in_text=True"
+            "text_passes=1 asks for no field that the text hides, and share_field_masks hides the same ones in both: "
+            "nothing would be asked. Take text_passes=2, or hide_target_in_text=True"
         )
 
 
@@ -76,78 +72,54 @@ class FlipConfig(PreTrainedConfig):
     features from `2 + 2F` on.
 
     Args:
-        fields (`list[dict]`): one entry per field, in order: `name` (`str`), `kind` (`str`, as the extractor names
-            it), `num_slots` (`int`, how many columns of `feature_ids` the field takes: 1, more for a multivalued
-            field, none for one of text alone), `pooling` (`"mean"`, `"sum"` or `"attention"`) of a multivalued field,
-            and `hash_buckets` of a hashed one.
+        fields (`list[dict]`): in order, `name`, `kind` (as the extractor names it), `num_slots` (columns of
+            `feature_ids`: none for text alone), `pooling` of a multivalued field, `hash_buckets` of a hashed one.
         num_features (`int`): N, size of the global id space, reserved ids included.
-        feature_digests (`list[str]`, *optional*): one per field, by which a processor is known as the one whose ids
-            the model reads ([`FlipFeatureExtractor.field_digests`]). `None`: any processor of as many features passes.
+        feature_digests (`list[str]`, *optional*): [`FlipFeatureExtractor.field_digests`]; `None`: not compared.
         mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
         text_config (`dict` or `PreTrainedConfig`, *optional*): of the text tower; `None` for a model of ids alone.
         text_model_name_or_path (`str`, *optional*): where the text tower's first weights came from; for the card.
         text_pooling (`str`): `"cls"` (first token), `"mean"` (over real tokens) or `"last"` (real token: decoders).
-        text_adapter (`dict`, *optional*): LoRA in the text tower: settings of peft's `LoraConfig`. The language
-            model's weights are then frozen, and not saved ([`FlipPreTrainedModel.add_text_adapter`]).
-        text_model_digest (`str`, *optional*): by which a language model is known as the one an adapter belongs to.
-        backbone (`str`): body of the tabular tower, a key of `TABULAR_BACKBONES`.
-        backbone_config (`dict`, *optional*): hyper-parameters of the backbone, by the names of its class.
-        use_first_order (`bool`): the ID tower's logit has the first-order term, a weight for every feature (as FLIP's
-            towers have; the papers of DCN, PNN and others do without).
+        text_adapter (`dict`), text_model_digest (`str`, *optional*): settings of peft's `LoraConfig`, and by what the
+            language model that it belongs to is known ([`FlipPreTrainedModel.add_text_adapter`]).
+        backbone (`str`), backbone_config (`dict`, *optional*): a key of `TABULAR_BACKBONES`, and its hyper-parameters.
+        use_first_order (`bool`): the ID tower's logit has the first-order term (as in FLIP, unlike DCN, PNN, ...).
         feature_embedding_size (`int`): size of one feature's embedding (32 in the paper).
-        tabular_initializer_range (`float`): standard deviation of embeddings and DNN weights of the tabular tower.
-        initializer_range (`float`): standard deviation of the heads' linear layers.
-        id_dropout (`float`): in training, the share of ids of categorical and multivalued fields that are replaced by
-            their field's id for unseen values, which no training row has and which would stay untrained otherwise.
+        tabular_initializer_range, initializer_range (`float`): standard deviation of the tabular tower's embeddings
+            and DNN weights, and of the heads' linear layers.
+        id_dropout (`float`): in training, share of ids replaced by their field's id for unseen values ([`IdDropout`]).
         mlm_weight, mtm_weight, icl_weight (`float`): weights of the three stage 1 losses; 0: not computed.
-        text_mask_ratio, feature_mask_ratio (`float`): share of the fields masked in a row's text and in its ids; at
-            least one field is masked.
-        text_mask_level (`str`): what is hidden in the text as one: a `"field"` (all tokens of its value), or a
-            `"token"` of any value (`text_mask_ratio` of a row's value tokens).
-        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): a curriculum: the ratios move in equal
-            steps from those above to these, over all steps of the training.
+        text_mask_ratio, feature_mask_ratio (`float`): share of fields masked in a row's text and ids; at least one.
+        text_mask_level (`str`): `"field"` hides all tokens of a value, `"token"` single tokens of any value.
+        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): reached by equal steps in training.
         text_passes (`int`): 2, as the paper has it: MLM reads the masked text, MTM and ICL the clean one. With 1 the
             masked text serves all three at about half the cost; a field that is hidden in it is not asked of it.
         share_field_masks (`bool`): both views mask the same fields.
         hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
             among those hidden in it: the rest of the row must explain them. Implies `share_field_masks`.
-        mlm_transform (`str`): what stands before the decoder of the MLM head: `"tanh"`, as in the release, or
-            `"text_model"`, activation and LayerNorm as in BERT's head.
-        mlm_transform_config (`dict`, *optional*): `hidden_size` (by default that of the text states, or the language
-            model's size of word embeddings), and of `"text_model"` `hidden_act` (by default the language model's) and
-            `layer_norm_eps` (1e-12).
+        mlm_transform (`str`), mlm_transform_config (`dict`, *optional*): before the MLM decoder: `"tanh"` (the
+            release), or as in BERT's head (`"text_model"`); `hidden_size`, `hidden_act`, `layer_norm_eps` (1e-12).
         mlm_dropout_prob, icl_dropout_prob (`float`): dropout inside the two heads (0.2 in the paper).
         mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's vocabulary).
         mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
         num_noise_features (`int`): K, noise draws per (row, masked field).
-        mtm_query_init (`float`): what the weights of the masked-feature query's LayerNorm start at. With LayerNorm's
-            usual 1 the unscaled attention begins saturated on a token or two; 1 / sqrt(d_w) lets it look around first.
-        mtm_embedding_size (`int`): size of a row of the masked-feature output table (32 in the paper).
-        icl_projection_size (`int`): size of the contrastive projections (128 in the paper).
-        icl_projection_init (`float`, *optional*): what the weights of the projections' LayerNorms start at; `None`:
-            1 / sqrt(size), so that projections start with length 1 and the contrast near ln(batch size). With 1, as in
-            the release and in configurations saved before there was a choice, it starts at 10 to 30 nats.
-        icl_temperature (`float`): tau, divides the similarities (0.7 in the paper).
-        icl_learnable_temperature (`bool`): learn tau (as the logarithm of its inverse).
+        mtm_query_init (`float`): start of the query's LayerNorm weights. With the usual 1 the unscaled attention
+            begins saturated on a token or two; 1 / sqrt(d_w) lets it look around first.
+        mtm_embedding_size, icl_projection_size (`int`): of an MTM output row (32 in the paper), a projection (128).
+        icl_projection_init (`float`, *optional*): where the projections' LayerNorm weights start; `None`: 1 /
+            sqrt(size), so that the contrast starts near ln(batch size). With the release's 1 it is 10 to 30 nats.
+        icl_temperature (`float`), icl_learnable_temperature (`bool`): tau, divides similarities (0.7 in the paper).
         icl_normalize (`bool`): L2-normalise both projections first.
-        fusion (`str`): stage 2, how the joint logit is made: see [`FlipFusion`].
+        fusion (`str`), fusion_hidden_size (`int`): how stage 2's joint logit is made: see [`FlipFusion`].
         alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
-        fusion_hidden_size (`int`): of the MLP of `fusion="stack"`.
-        tabular_bce_weight, text_bce_weight (`float`): weights of the towers' losses beside that of the joint logit (1
-            each in the paper; 0: not computed).
-        l2_coefficient (`float`): stage 2, times the *sum* of squares of the tabular tower's embedding and first-order
-            tables, added to the training loss (never to `eval_loss`).
+        tabular_bce_weight, text_bce_weight (`float`): of the towers' losses beside the joint one's (0: not computed).
+        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables; in stage 2's training loss only.
         positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
-        negative_sampling_rate (`float`): w in (0, 1], share of the non-clicks that the training rows kept. Logits stay
-            as they are; probabilities ([`FlipForCTR.predict_probabilities`]) are of logits + ln w -
-            ln(positive_weight), as both raise the odds of a click in training.
-        newly_initialized (`list[str]`, *optional*): stage 2, weights that are random still, the folder that they were
-            looked for in being one of stage 1; `None` from the first training step on.
-        calibration (`dict`, *optional*): stage 2, what [`fit_calibration`] found on validation rows, applied to
-            probabilities after the correction for w ([`FlipForCTR.set_calibration`]).
+        negative_sampling_rate (`float`): share of non-clicks that the training rows kept ([`predict_probabilities`]).
+        newly_initialized (`list[str]`, *optional*): weights of stage 2 that are random still; `None` once trained.
+        calibration (`dict`, *optional*): what [`fit_calibration`] found ([`FlipForCTR.set_calibration`]).
 
-    Raises:
-        ValueError: for a value that none of the above allows, naming it and what is allowed.
+    Any other value raises `ValueError`, naming what is allowed.
     """
 
     model_type = "flip"
@@ -236,9 +208,9 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
         check_calibration(self.calibration, self.positive_weight)
-        for key in self.mlm_transform_config:
-            if key not in _MLM_TRANSFORM_SETTINGS:
-                raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {_MLM_TRANSFORM_SETTINGS}")
+        known = ("hidden_size", "hidden_act", "layer_norm_eps")
+        for key in self.mlm_transform_config.keys() - known:
+            raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {known}")
         for key, value in self.backbone_config.items():
             shares = value if isinstance(value, list | tuple) else [value]
             if "dropout" in key and not all(_is_within(share, "[0, 1)", 0.0) for share in shares):
@@ -249,11 +221,9 @@ class FlipConfig(PreTrainedConfig):
         names = self.field_names
         if len(set(names)) != len(names):
             raise ValueError(f"field names repeat: {[name for name in names if names.count(name) > 1]}")
-        if self.num_features < self.num_reserved_features:
-            raise ValueError(
-                f"num_features={self.num_features} is too small: {len(names)} fields reserve "
-                f"{self.num_reserved_features}"
-            )
+        reserved = self.num_reserved_features
+        if self.num_features < reserved:
+            raise ValueError(f"num_features={self.num_features} is too small: {len(names)} fields reserve {reserved}")
 
     @property
     def field_names(self) -> list[str]:
@@ -288,13 +258,11 @@ class FlipConfig(PreTrainedConfig):
     @property
     def max_text_length(self) -> int | None:
         """Most tokens, special ones included, that the text tower has positions for; `None` if there is no limit."""
-        text_config = self.text_config
-        longest = getattr(text_config, "max_position_embeddings", None)
-        if longest is None or longest <= 0:
-            return None
-        if text_config.model_type in ("deberta", "deberta-v2") and not text_config.position_biased_input:
-            return None  # relative positions alone, those far away being one
-        return longest - (0 if self._position_pad_id is None else self._position_pad_id + 1)
+        text_config, pad_id = self.text_config, self._position_pad_id
+        longest = getattr(text_config, "max_position_embeddings", None) or 0
+        if longest <= 0 or not getattr(text_config, "position_biased_input", True):
+            return None  # DeBERTa may have relative positions alone, those far away being one
+        return longest if pad_id is None else longest - pad_id - 1
 
     @property
     def _position_pad_id(self) -> int | None:
@@ -306,24 +274,18 @@ class FlipConfig(PreTrainedConfig):
     @classmethod
     def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":
         """
-        Builds the configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]), so that the two
-        cannot disagree; `text_model` is the text tower, or its configuration, `kwargs` any other field of this class.
-
-        Raises:
-            ValueError: if a keyword is no field, naming the closest one.
+        The configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]); `text_model` is the text
+        tower, or its configuration, `kwargs` any other field of this class.
         """
         extractor = getattr(processor, "feature_extractor", processor)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in kwargs.keys() - known:
             close = difflib.get_close_matches(name, known, 1)
-            raise ValueError(
-                f"{name!r} is no field of FlipConfig" + (f"; did you mean {close[0]!r}?" if close else "")
-            )
+            raise ValueError(f"{name!r} is no field of FlipConfig{f'; did you mean {close[0]!r}?' if close else ''}")
         if text_model is not None:
             text_config = getattr(text_model, "config", text_model)
             kwargs.setdefault("text_config", text_config)
-            # a configuration hands its attention implementation down to its parts, `None` too
-            kwargs["attn_implementation"] = text_config._attn_implementation
+            kwargs["attn_implementation"] = text_config._attn_implementation  # it is handed down, `None` too
         settings = ("name", "kind", "num_slots", "pooling", "hash_buckets")
         fields = [{key: spec[key] for key in settings if key in spec} for spec in extractor.field_specs]
         kwargs.setdefault("feature_digests", extractor.field_digests())
@@ -338,49 +300,41 @@ class FlipConfig(PreTrainedConfig):
         return [name for name, digest, other in pairs if digest != other]
 
     def check_processor(self, processor: Any) -> None:
-        """
-        Makes sure that a processor writes the ids that a model of this configuration reads.
-
-        Raises:
-            ValueError: if fields, number of features or vocabulary differ, or text and text tower, saying how.
-        """
-        for misfit in self._misfits(processor):
-            raise ValueError(f"the processor does not fit the model: {misfit}")
-
-    def _misfits(self, processor: Any) -> Iterator[str]:
+        """Raises `ValueError` if a processor writes other ids, or another text, than a model of this kind reads."""
         extractor = getattr(processor, "feature_extractor", processor)
         remedy = "load the processor from the model's own folder"
         if list(extractor.field_names) != self.field_names:
-            yield f"it has the fields {list(extractor.field_names)}, the model {self.field_names}; {remedy}"
-        if list(extractor.slot_fields) != self.slot_fields:
-            yield f"its ids have {len(extractor.slot_fields)} columns, the model reads {self.num_slots}; {remedy}"
-        if extractor.num_features != self.num_features:
-            yield (
-                f"it knows {extractor.num_features} features, the model {self.num_features}; {remedy}, or, if it was "
-                "extended, grow the model with resize_feature_embeddings(processor)"
-            )
-        if changed := self.fields_that_differ(extractor):
-            yield (
-                f"its ids of {', '.join(changed)} stand for other values than those the model has learnt, or are read "
-                f"with other options; {remedy} (if you know that the ids mean the same: config.feature_digests = None)"
-            )
+            problem = f"it has the fields {list(extractor.field_names)}, the model {self.field_names}; {remedy}"
+        elif list(extractor.slot_fields) != self.slot_fields:
+            problem = f"its ids have {len(extractor.slot_fields)} columns, the model reads {self.num_slots}; {remedy}"
+        elif extractor.num_features != self.num_features:
+            problem = f"it knows {extractor.num_features} features, the model {self.num_features}; {remedy}, or, if "
+            problem += "it was extended, grow the model with resize_feature_embeddings(processor)"
+        elif changed := self.fields_that_differ(extractor):
+            problem = f"its ids of {', '.join(changed)} stand for other values than the model's, or are read with "
+            problem += f"other options; {remedy} (if you know that they mean the same: config.feature_digests = None)"
+        else:
+            problem = self._text_problem(processor)
+        if problem is not None:
+            raise ValueError(f"the processor does not fit the model: {problem}")
+
+    def _text_problem(self, processor: Any) -> str | None:
+        """Why the text tower cannot read a processor's text."""
         text_config, tokenizer = self.text_config, getattr(processor, "tokenizer", None)
         if text_config is None or tokenizer is None:
-            return
-        remedy = f"take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+            return None
+        kind, limit, pad_id = text_config.model_type, self.max_text_length, self._position_pad_id
+        problem, remedy = None, f"take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
         if len(tokenizer) > text_config.vocab_size:
-            yield f"its tokenizer has {len(tokenizer)} tokens, the model embeds {text_config.vocab_size}; {remedy}"
-        if self._position_pad_id is not None and tokenizer.pad_token_id not in (None, self._position_pad_id):
-            yield (
-                f"its tokenizer pads with {tokenizer.pad_token_id}, and this {text_config.model_type} knows pads by "
-                f"{self._position_pad_id}, from which it counts positions; {remedy}"
+            problem = f"its tokenizer has {len(tokenizer)} tokens, the model embeds {text_config.vocab_size}"
+        elif pad_id is not None and tokenizer.pad_token_id not in (None, pad_id):
+            problem = f"its tokenizer pads with {tokenizer.pad_token_id}, and this {kind} knows pads by {pad_id}"
+        elif limit is not None and processor.max_length > limit:
+            problem = (
+                f"its rows may have max_length={processor.max_length} tokens, this {kind} has positions for {limit}"
             )
-        limit = self.max_text_length
-        if limit is not None and processor.max_length > limit:
-            yield (
-                f"its rows have up to max_length={processor.max_length} tokens, and this {text_config.model_type} has "
-                f"positions for {limit}; build the processor with max_length={limit} or less"
-            )
+            remedy = f"build the processor with max_length={limit} or less"
+        return problem and f"{problem}; {remedy}"
 
 
 def _is_within(value: Any, interval: str, default: Any) -> bool:
@@ -393,6 +347,3 @@ def _is_within(value: Any, interval: str, default: Any) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     is_above = value > low or (value == low and interval[0] == "[")
     return is_above and (value < high or (value == high and interval[-1] == "]"))
-
-
-__all__ = ["FlipConfig"]

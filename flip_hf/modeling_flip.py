@@ -11,7 +11,6 @@ from functools import partial
 from inspect import signature
 from typing import Any, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -84,7 +83,6 @@ class FlipModel(FlipPreTrainedModel):
     The ID tower and the text tower side by side.
 
     Args:
-        config ([`FlipConfig`]): `config.text_config=None` leaves the text tower out.
         text_model (`PreTrainedModel`, *optional*): a loaded text tower; otherwise a fresh one from `text_config`.
         towers (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`: which of the two are built; by default those
             that there is a configuration for, and the text tower alone in mode `"text"`.
@@ -107,12 +105,10 @@ class FlipModel(FlipPreTrainedModel):
         self.text = None
         if towers != "tabular":
             if config.text_config is None:
-                raise ValueError(
-                    f'mode "{towers}" needs a text tower and config.text_config is None: take mode="tabular", or '
-                    "start from a language model with from_text_pretrained"
-                )
+                remedy = 'take mode="tabular", or start from a language model with from_text_pretrained'
+                raise ValueError(f'mode "{towers}" needs a text tower and config.text_config is None: {remedy}')
             check_text_pooling(config.text_config, config.text_pooling)
-            self.text = text_model if text_model is not None else build_text_model(config.text_config)
+            self.text = build_text_model(config.text_config) if text_model is None else text_model
             # a decoder by itself counts positions from the left end, where there may be pads
             takes_positions = "position_ids" in signature(self.text.forward).parameters
             self._counts_positions = takes_positions and is_causal(config.text_config)
@@ -153,15 +149,12 @@ class FlipModel(FlipPreTrainedModel):
         if self._counts_positions:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        for name, value in asked.items():
-            inputs[name] = getattr(self.config, name) if value is None else value
-        output = self.text(**{name: value for name, value in inputs.items() if value is not False})
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        output = self.text(**inputs, **{name: True for name, value in asked.items() if value})
         hidden_states, attentions = output.get("hidden_states"), output.get("attentions")
-        if inputs["output_attentions"] and (not attentions or attentions[0] is None):
-            raise ValueError(
-                f"output_attentions: the attention implementation {self.text.config._attn_implementation!r} keeps no "
-                'attentions: model.text_tower.set_attn_implementation("eager")'
-            )
+        if asked["output_attentions"] and (not attentions or attentions[0] is None):
+            keeps_none = f"the attention implementation {self.text.config._attn_implementation!r} keeps no attentions"
+            raise ValueError(f'output_attentions: {keeps_none}: model.text_tower.set_attn_implementation("eager")')
         return output.last_hidden_state.to(self.state_dtype.dtype), hidden_states, attentions
 
     def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
@@ -198,14 +191,11 @@ class FlipModel(FlipPreTrainedModel):
         output = FlipModelOutput()
         if self.tabular is not None:
             if feature_ids is None:
-                raise ValueError("the ID tower needs feature_ids, and there are none: encode rows with the processor")
+                raise ValueError("the ID tower needs feature_ids: encode rows with the processor")
             output.tabular_vector, output.tabular_logits = self.tabular(feature_ids)
         if self.text is not None:
             if input_ids is None:
-                raise ValueError(
-                    "the text tower needs input_ids, and there are none: encode rows with return_text=True, or use "
-                    'mode="tabular"'
-                )
+                raise ValueError('the text tower needs input_ids: take return_text=True, or mode="tabular"')
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             states, hidden_states, attentions = self.read_text(
@@ -229,15 +219,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
         super().__init__(config)
         if config.text_config is None:
-            raise ValueError(
-                "stage 1 aligns ids with text and config.text_config is None: start from a language model with "
-                "FlipForPreTraining.from_text_pretrained(text_model, processor=processor)"
-            )
+            remedy = "start from a language model with FlipForPreTraining.from_text_pretrained"
+            raise ValueError(f"stage 1 aligns ids with text and config.text_config is None: {remedy}")
         if config.mlm_weight and is_causal(config.text_config):
-            raise ValueError(
-                f"mlm_weight={config.mlm_weight}: a {config.text_config.model_type} is a decoder, in which a masked "
-                "token sees nothing of what follows: set mlm_weight=0 (masked features and instance contrast remain)"
+            kind = (
+                f"a {config.text_config.model_type} is a decoder, in which a masked token sees nothing of what follows"
             )
+            raise ValueError(f"mlm_weight={config.mlm_weight}: {kind}: set mlm_weight=0 (the other losses remain)")
         self.flip = FlipModel(config, text_model, towers="joint")
         tabular_size = self.flip.tabular.hidden_size
         self.mlm_head = FlipMLMHead(config, tabular_size) if config.mlm_weight else None
@@ -260,17 +248,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
         the one that the language model was pre-trained with (`config.mlm_transform="text_model"`), blind to the ids at
         first: the logits are the language model's own. A checkpoint that brings no such head gives its word embeddings
         as the decoder of the release's head, with a warning. No weights are tied afterwards.
-
-        Raises:
-            ValueError: also where `init_mlm_head_from_text_model` meets `mlm_weight=0` or a head chosen otherwise.
         """
         head = None
         if init_mlm_head_from_text_model:
             chosen = [name for name in ("mlm_transform", "mlm_transform_config") if name in kwargs]
             if chosen or kwargs.get("mlm_weight") == 0:
+                other = ", ".join(chosen) or "mlm_weight=0, which builds no MLM head"
                 raise ValueError(
-                    "init_mlm_head_from_text_model=True takes the MLM head of the checkpoint in its form: leave it "
-                    f"out, or {', '.join(chosen) or 'mlm_weight=0, which builds no MLM head'}"
+                    f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}"
                 )
             loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
             head = load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
@@ -296,61 +281,29 @@ class FlipForPreTraining(FlipPreTrainedModel):
         into: "FlipForCTR | None" = None,
         max_rows: int = 32,
         batch_size: int = 64,
-    ) -> np.ndarray:
+    ) -> Any:
         """
-        Gives new ids embeddings out of what this aligned model knows, before any training row has them: the mean of
-        the embeddings of the known ids of their field, weighted by how well the masked-feature head finds that these
-        fit into up to `max_rows` rows of the new id, its value hidden. Pre-training with `hide_target_in_text` is what
-        teaches the head to answer from the rest of the text.
+        Gives new ids embeddings out of what this aligned model knows, before any training row has them: see
+        [`warm_start`] in `flip_hf/training/warm_start.py`. Pre-training with `hide_target_in_text` is what teaches the
+        masked-feature head to answer from the rest of the text.
 
         Args:
             processor ([`FlipProcessor`]): after `processor.feature_extractor.extend(rows)`.
             rows: raw rows with the new ids, in any form that `processor(rows)` takes; labels are not read.
             features (`np.ndarray`, *optional*): ids of the new features; default: those by which the processor is
                 ahead of the model, which is grown here (`resize_feature_embeddings`).
-            into ([`FlipForCTR`], *optional*): a model finetuned from this one, which is started (and grown) likewise,
-                from its embeddings and with this model's weights.
+            into ([`FlipForCTR`], *optional*): a model finetuned from this one, which is started (and grown) likewise.
 
         Returns:
             `np.ndarray`: the features that were started. One that no row has keeps the row it has.
-
-        Raises:
-            ValueError: if there is no MTM head, no new feature, no mask token, or `into` has other features.
         """
-        if self.mtm_head is None:
-            raise ValueError("mtm_weight=0: without masked tabular modelling no head says what a new id resembles")
-        if processor.tokenizer is None or processor.tokenizer.mask_token_id is None:
-            raise ValueError("the processor's tokenizer has no mask token: the value of a new id cannot be hidden")
-        if features is None:
-            features = np.arange(self.config.num_features, processor.feature_extractor.num_features)
-        if not len(features):
-            raise ValueError(
-                "the processor has no feature that the model has not: extend it first "
-                "(processor.feature_extractor.extend(rows)), or say which features are new"
-            )
-        tables = [self.mtm_head.feature_embeddings]
-        for model in [self] if into is None else [self, into]:
-            if model.flip.tabular is None:
-                raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
-            model.resize_feature_embeddings(processor)
-            tables += model.flip.tabular.tables()
-        start = workshop("training.warm_start").warm_start
-        return start(self, processor, rows, np.asarray(features, np.int64), tables, max_rows, batch_size)
+        start = workshop("training.warm_start").warm_start_features
+        return start(self, processor, rows, features, into, max_rows, batch_size)
 
     def explain_alignment(self, row: Any, processor: Any, top_k: int = 5, fields: Sequence[str] | None = None) -> Any:
         """
-        Looks inside, for one row: each field is hidden once in the ids and once in the text, with its statistics, as
-        in training, and the model is asked, in evaluation mode, which value (MTM) or word pieces (MLM) it would put
-        there, and where it looks.
-
-        Args:
-            row (`dict`): one raw row, or a row of [`prepare_dataset`]; a label is not read.
-            processor ([`FlipProcessor`]): the one of the model.
-            top_k (`int`): guesses for each hole.
-            fields (`list[str]`, *optional*): the fields to hide; default: all.
-
-        Returns:
-            [`AlignmentExplanation`]: `print(explanation)`, `explanation.draw("row.png")`, `explanation.to_dict()`.
+        What the model would put into each field of one raw row (`dict`), or into `fields` alone, `top_k` guesses for
+        each, and where it looks: an [`AlignmentExplanation`], see `flip_hf/analysis/explain.py`.
         """
         return workshop("analysis.explain").explain(self, processor, row, top_k, fields)
 
@@ -382,13 +335,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 of a step hold.
             return_loss (`bool`): always true; evaluation learns from it that no labels are needed.
             output_hidden_states, output_attentions, return_dict: as [`FlipModel.forward`].
-
         """
         if any(x is None for x in (input_ids, attention_mask, feature_ids, masked_input_ids, masked_feature_ids)):
-            raise ValueError(
-                "stage 1 needs input_ids, attention_mask, feature_ids, masked_input_ids and masked_feature_ids: take "
-                "batches of DataCollatorForFlipPreTraining"
-            )
+            needed = "input_ids, attention_mask, feature_ids, masked_input_ids and masked_feature_ids"
+            raise ValueError(f"stage 1 needs {needed}: take batches of DataCollatorForFlipPreTraining")
         config, size = self.config, len(input_ids)
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
         found: dict[str, Any] = {}
@@ -435,9 +385,6 @@ def _mean(total: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
     return total / (count.clamp(min=1e-6) if isinstance(count, torch.Tensor) else max(count, 1e-6))
 
 
-# --- stage 2 ---------------------------------------------------------------------------------------------------------
-
-
 class FlipForCTR(FlipPreTrainedModel):
     """
     Stage 2 (FLIP, arXiv 2310.19453, adaptive finetuning): one pre-trained checkpoint finetuned into three click
@@ -470,25 +417,22 @@ class FlipForCTR(FlipPreTrainedModel):
     def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
         saved_mode, has_text = config.mode, config.text_config is not None
         config = super()._prepare_config(config, source, mode)
-        tower = alone = None
+        alone = None
         if config.mode != "tabular" and not has_text:
             tower, alone = "a text tower", "tabular"
         elif config.mode != "text" and source == cls.__name__ and saved_mode == "text":
             tower, alone = "an ID tower", "text"
-        if tower is not None:
-            raise ValueError(
-                f'mode "{config.mode}" needs {tower}, and this folder holds a {alone} model alone: load the '
-                f'pre-training folder it came from, or take mode="{alone}"'
-            )
+        if alone is not None:
+            problem = f'mode "{config.mode}" needs {tower}, and this folder holds a {alone} model alone'
+            raise ValueError(f'{problem}: load the pre-training folder it came from, or take mode="{alone}"')
         if config.mode == "tabular":
             config.text_config = config.text_adapter = None
         return config
 
     def set_calibration(self, calibration: dict[str, Any] | None) -> None:
         """
-        Stores what [`fit_calibration`] returns for this model's logits in the configuration, with which it is saved
-        and loaded, for the mode that the model has now: a model of another mode loaded from the same folder leaves it
-        aside. `None` takes it out; what is no calibration raises `ValueError`.
+        Stores what [`fit_calibration`] returns for this model's logits in its configuration, for the mode that the
+        model has now: a model of another mode loaded from the same folder leaves it aside. `None` takes it out.
         """
         check_calibration(calibration, self.config.positive_weight)
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
@@ -572,15 +516,8 @@ class FlipForCTR(FlipPreTrainedModel):
                 # the penalty counts once per optimiser step, so a micro-batch carries its share of the rows
                 total = total + len(labels) * config.l2_coefficient * self.flip.tabular.sum_of_squares()
             loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-        return FlipForCTROutput(
-            loss=loss,
-            logits=logits,
-            tabular_logits=tabular_logits if mode == "joint" else None,
-            text_logits=text_logits if mode == "joint" else None,
-            tabular_weights=weights,
-            hidden_states=towers.hidden_states,
-            attentions=towers.attentions,
-        )
+        parts = (tabular_logits, text_logits, weights) if mode == "joint" else (None, None, None)
+        return FlipForCTROutput(loss, logits, *parts, towers.hidden_states, towers.attentions)
 
 
 # a saved folder carries the code that reads it, for whoever has no flip_hf (trust_remote_code=True)
@@ -588,6 +525,3 @@ FlipConfig.register_for_auto_class()
 FlipModel.register_for_auto_class("AutoModel")
 FlipForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FlipForCTR.register_for_auto_class("AutoModelForSequenceClassification")
-
-
-__all__ = ["FlipForCTR", "FlipForPreTraining", "FlipModel"]

@@ -4,7 +4,6 @@ refuses to hand out a model whose weights it did not find.
 """
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, Self
@@ -60,8 +59,7 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    # other classes whose folders this class can read
-    _reads_folders_of: tuple[str, ...] = ()
+    _reads_folders_of: tuple[str, ...] = ()  # other classes
 
     def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
@@ -81,10 +79,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         return getattr(getattr(self, "flip", self), "text", None)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """
-        As `PreTrainedModel.save_pretrained`. With an adapter, without the weights of the language model, and with the
-        adapter once more in the folder `text_adapter`, as peft writes and reads it.
-        """
+        """With an adapter: without the language model, and with the adapter as peft writes it in `text_adapter`."""
         if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf
             auto_map = {"AutoModel": "modeling_flip.FlipModel"}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
@@ -112,10 +107,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
         weights are frozen: `"all"`; `"embeddings"`, all that stands before the layers; or those and the k lowest
-        layers.
-
-        Raises:
-            ValueError: without a text tower, if `parts` is none of these, or if layers share weights (ALBERT).
+        layers (not where layers share weights: ALBERT).
         """
         return freeze(self._need_text_tower(), parts)
 
@@ -128,46 +120,31 @@ class FlipPreTrainedModel(PreTrainedModel):
         `text_model`. [`merge_text_adapter`] makes a whole model of it again.
 
         Args:
-            adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`. Without `target_modules`, those
-                that peft has for the architecture, or else all linear layers.
-
-        Raises:
-            ImportError: without peft.
-            ValueError: without a text tower, if it has an adapter, or for a setting that trains or changes the
-                language model itself (`bias`, `modules_to_save`, ...).
+            adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`; no setting that trains or changes
+                the language model itself (`bias`, `modules_to_save`, ...). Without `target_modules`, those that peft
+                has for the architecture, or else all linear layers.
         """
         text_model = self._need_text_tower()
         if text_model._hf_peft_config_loaded:
             raise ValueError("the text tower has an adapter: merge it first (merge_text_adapter())")
         digest = language_model_digest(text_model)
-        settings = add_adapter(text_model, adapter)
-        for module in self.modules():
-            if isinstance(module, FlipPreTrainedModel):
-                module.config.text_adapter = settings
-                module.config.text_model_digest = digest or module.config.text_model_digest
+        self.config.text_adapter = add_adapter(text_model, adapter)
+        self.config.text_model_digest = digest or self.config.text_model_digest
 
     def merge_text_adapter(self) -> None:
         """
         Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
         peft, all weights trainable, and saved whole. Optimisers have to be made anew.
-
-        Raises:
-            ValueError: if there is no adapter.
         """
         text_model = self._need_text_tower()
         if not text_model._hf_peft_config_loaded:
             raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")
         merge_adapter(text_model)
-        for module in self.modules():
-            if isinstance(module, FlipPreTrainedModel):
-                module.config.text_adapter = module.config.text_model_digest = None
+        self.config.text_adapter = self.config.text_model_digest = None
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
-        """
-        Names of weights that a folder with an adapter lacks: read by `save_pretrained`, and by Trainer when it loads a
-        checkpoint into the model it has.
-        """
+        """Weights that a folder with an adapter lacks: read by `save_pretrained`, and by Trainer when it resumes."""
         text_model = self.text_tower
         if text_model is None or self.config.text_adapter is None:
             return set()
@@ -181,23 +158,23 @@ class FlipPreTrainedModel(PreTrainedModel):
     def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
         """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
         config, source = self.config, text_model
+        remedy = "pass text_model=<folder or name on the Hub>"
         if not isinstance(text_model, PreTrainedModel):
             source = config.text_model_name_or_path if text_model is None else str(text_model)
             try:
                 source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
             except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"{name} holds an adapter without its language model, which cannot be loaded from {source!r} "
-                    f"({str(error).splitlines()[0]}): pass text_model=<folder or name on the Hub>"
+                    f"({reason}): {remedy}"
                 ) from error
         copy_language_model(self.text_tower, source)
         digest = language_model_digest(self.text_tower)
         if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
             raise ValueError(
                 f"{name} holds an adapter of {config.text_model_name_or_path}, and {text_model or 'that name'} gives "
-                "a language model with other weights: pass text_model=<the folder, name or model it was trained with>"
-                " (text_model=model.text_tower of a FLIP model, where the language model was trained before the "
-                "adapter was added)"
+                f"a language model with other weights: {remedy}, or the one it was trained with (model.text_tower)"
             )
 
     @classmethod
@@ -227,18 +204,16 @@ class FlipPreTrainedModel(PreTrainedModel):
             mode (`str`, *optional*): for [`FlipForCTR`]: `"tabular"`, `"text"` or `"joint"`.
             text_model (`str` or `PreTrainedModel`, *optional*): the language model of a folder with an adapter, where
                 it is not to be found at `text_model_name_or_path`: folder, name on the Hub, or the loaded model.
-            kwargs: as `PreTrainedModel.from_pretrained`: `revision`, `token`, `subfolder`, `cache_dir`,
-                `local_files_only`, `dtype`, ...
+            kwargs: as `PreTrainedModel.from_pretrained`: `revision`, `token`, `subfolder`, `dtype`, ...
 
         Raises:
             ValueError: if the folder holds another kind of model, if a weight is not finite or missing beyond those
-                that are fresh in stage 2 (those are named in a warning, and in `config.newly_initialized` until they
-                are trained), if the weights are cut off, would be a pickle or a file outside the folder, or if the
-                language model of an adapter is not found or is another one.
+                that are fresh in stage 2 (named in a warning, and in `config.newly_initialized` until trained), would
+                be a pickle or a file outside the folder, or if the language model of an adapter is another one.
             OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
-        asks_for_dtype = any(kwargs.get(name) not in (None, "auto") for name in ("dtype", "torch_dtype"))
+        asks_for_dtype = any(kwargs.get(key) not in (None, "auto") for key in ("dtype", "torch_dtype"))
         where = hub_arguments(name, kwargs)
         kwargs |= where
         if kwargs.setdefault("use_safetensors", True) is False:
@@ -248,11 +223,9 @@ class FlipPreTrainedModel(PreTrainedModel):
             found, _ = FlipConfig.get_config_dict(name, **where)
             if not found.keys() - {"_commit_hash"}:
                 raise OSError(f"{name} has no {CONFIG_NAME}: is it the right folder (subfolder=) and revision?")
-            if found.get("model_type") != FlipConfig.model_type:
-                raise ValueError(
-                    f"{name} holds a model of type {found.get('model_type')!r}, not a FLIP one: to start from a "
-                    f"language model use {cls.__name__}.from_text_pretrained"
-                )
+            if (kind := found.get("model_type")) != FlipConfig.model_type:
+                remedy = f"to start from a language model use {cls.__name__}.from_text_pretrained"
+                raise ValueError(f"{name} holds a model of type {kind!r}, not a FLIP one: {remedy}")
             config, kwargs = FlipConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
             kwargs = {**where, **kwargs}
         source = (config.architectures or [None])[0]
@@ -263,49 +236,44 @@ class FlipPreTrainedModel(PreTrainedModel):
             )
         config = cls._prepare_config(config, source, mode)
         # a language model may be stored in another type than the rest, which transformers would make one
-        text_dtype = None
-        if config.text_config is not None and not asks_for_dtype:
-            text_dtype = config.text_config.dtype
+        text_dtype = None if config.text_config is None or asks_for_dtype else config.text_config.dtype
+        kwargs |= {"config": config, "output_loading_info": True}
         try:
             with quiet_loading():
-                model, info = super().from_pretrained(
-                    name, *model_args, config=config, output_loading_info=True, **kwargs
-                )
+                model, info = super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:
             raise ValueError(
                 f"the weights of {name} are cut off or corrupt ({error}): copy or download them again"
             ) from error
         if text_dtype is not None and model.text_tower is not None:
             cast_language_model(model.text_tower, text_dtype)
-        elsewhere = model._keys_to_ignore_on_save
-        if elsewhere and elsewhere <= set(info["missing_keys"]):
+        missing, elsewhere = set(info["missing_keys"]), model._keys_to_ignore_on_save
+        if elsewhere and elsewhere <= missing:
             where = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
             model._load_language_model(name, text_model, **where)
-            info["missing_keys"] = type(info["missing_keys"])(set(info["missing_keys"]) - elsewhere)
+            missing -= elsewhere
         elif text_model is not None and model.text_tower is not None:
             raise ValueError(f"text_model={text_model}: {name} holds the language model itself; leave text_model out")
         fresh = model.fresh_parameter_names() if source != cls.__name__ else set()
-        missing = sorted(set(info["missing_keys"]) - fresh)
-        if missing:
+        if absent := sorted(missing - fresh):
             raise ValueError(
-                f"{name} lacks {len(missing)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
-                f"{missing[0]}: the folder is incomplete, or was saved by another class or mode"
+                f"{name} lacks {len(absent)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
+                f"{absent[0]}: the folder is incomplete, or was saved by another class or mode"
             )
-        buffers = ((key, buffer) for key, buffer in model.named_buffers() if "tabular" in key)
-        for key, weight in itertools.chain(model.named_parameters(), buffers):
-            if weight.is_meta or not weight.is_floating_point() or weight.element_size() == 1:
-                continue  # float8 has no isfinite
-            if not bool(weight.isfinite().all()):
+        for key, weight in model.state_dict().items():
+            # float8 has no isfinite
+            has_values = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
+            if has_values and not bool(weight.isfinite().all()):
                 raise ValueError(
-                    f"{name}: the weight {key} is not finite (nan or inf): the training that wrote it had diverged; "
-                    "take an earlier checkpoint"
+                    f"{name}: the weight {key} is not finite, its training diverged: take another checkpoint"
                 )
-        untrained = info["missing_keys"] | (model.state_dict().keys() & (config.newly_initialized or []))
-        model.config.newly_initialized = sorted(untrained) or None  # a copy of `config`
+        info["missing_keys"] = missing
+        untrained = sorted(missing | (model.state_dict().keys() & (config.newly_initialized or [])))
+        model.config.newly_initialized = untrained or None  # a copy of `config`
         if untrained:
             logger.warning(
                 f"Some weights of {cls.__name__} are newly initialized, as {name} holds none that were trained: "
-                f"{sorted(untrained)}\nYou should train this model (stage 2) before you use its predictions."
+                f"{untrained}\nYou should train this model (stage 2) before you use its predictions."
             )
         return (model, info) if output_loading_info else model
 
@@ -332,10 +300,6 @@ class FlipPreTrainedModel(PreTrainedModel):
             kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `text_adapter=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
                 (float32 by default), `attn_implementation`.
-
-        Raises:
-            ValueError: if the language model lacks weights, the tokenizer has tokens it does not embed, or a keyword
-                is no field of the configuration.
         """
         loading = {key: kwargs.pop(key) for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)
@@ -355,9 +319,8 @@ class FlipPreTrainedModel(PreTrainedModel):
     def resize_feature_embeddings(self, processor: Any, start: str = "unseen") -> int:
         """
         Grows every table that has a row per feature to the features of a processor that was extended
-        (`extractor.extend(new_rows)`), and returns how many are new: embeddings, first-order weights, and in stage 1
-        the output table, its bias and the noise distribution. Old rows stay bit by bit what they are. Optimisers have
-        to be made anew.
+        (`extractor.extend(new_rows)`), and returns how many are new. Old rows stay bit by bit what they are.
+        Optimisers have to be made anew.
 
         Args:
             processor ([`FlipProcessor`] or [`FlipFeatureExtractor`]): with the model's fields.
@@ -366,28 +329,21 @@ class FlipPreTrainedModel(PreTrainedModel):
                 `"random"`. See also [`FlipForPreTraining.warm_start_features`].
 
         Raises:
-            ValueError: if fields differ, features are fewer, an old id means something else, or `start` is none of
-                the three.
+            ValueError: if fields differ, features are fewer, or an old id means something else.
         """
         if start not in ("unseen", "mean", "random"):
             raise ValueError(f"start={start!r} is not one of unseen, mean, random")
-        extractor = getattr(processor, "feature_extractor", processor)
-        old, new = self.config.num_features, extractor.num_features
-        problem = "the processor was not extended from that of this model"
-        if list(extractor.field_names) != self.config.field_names or new < old:
-            raise ValueError(
-                f"{problem}: it has the fields {list(extractor.field_names)} and {new} features, the model "
-                f"{self.config.field_names} and {old}"
-            )
-        if changed := self.config.fields_that_differ(extractor):
-            raise ValueError(
-                f"{problem}: ids that the model has learnt stand for other values of {', '.join(changed)}; extend the "
-                "processor from the model's own folder"
-            )
-        for module in self.modules():
-            if isinstance(module, FlipPreTrainedModel):
-                module.config.num_features = new
-                module.config.feature_digests = extractor.field_digests()
+        extractor, config = getattr(processor, "feature_extractor", processor), self.config
+        names, old, new = list(extractor.field_names), config.num_features, extractor.num_features
+        problem = None
+        if names != config.field_names or new < old:
+            problem = f"it has the fields {names} and {new} features, the model {config.field_names} and {old}"
+        elif changed := config.fields_that_differ(extractor):
+            problem = f"ids that the model has learnt stand for other values of {', '.join(changed)}"
+        if problem is not None:
+            problem = f"the processor was not extended from that of this model: {problem}"
+            raise ValueError(f"{problem}; extend the processor from the model's own folder")
+        config.num_features, config.feature_digests = new, extractor.field_digests()
         counts, fields = torch.tensor(extractor.feature_counts), torch.tensor(extractor.feature_fields).long()
         for module in self.modules():
             if hasattr(module, "grow_features"):
@@ -396,10 +352,7 @@ class FlipPreTrainedModel(PreTrainedModel):
 
 
 def grow_table(table: nn.Embedding, fields: torch.Tensor, start: str, std: float, num_reserved_features: int) -> None:
-    """
-    Appends rows to a table until it has one for each feature, whose `fields` are `(N,)`, that start as
-    [`FlipPreTrainedModel.resize_feature_embeddings`] says.
-    """
+    """A row for each of N features, whose `fields` are `(N,)`: see `FlipPreTrainedModel.resize_feature_embeddings`."""
     weight = table.weight
     if len(weight) == len(fields):
         return

@@ -34,26 +34,19 @@ class FlipTabularModel(FlipPreTrainedModel):
     - for a backbone whose logit has no weights (LR, FM): the sum of v and a bias in place of Linear(v).
 
     A backbone that reads no embeddings (LR) has none, unless the slots of a field are pooled by attention to them.
+    `hidden_size` (`int`) is d_v, the size of v.
 
     Args:
-        config ([`FlipConfig`]): fields, number of features, backbone.
         add_logit_layers (`bool`): without them the tower gives its vector alone, and weights that only the logit reads
             (the linear layer, and the first-order table unless v holds its term) do not exist: stage 1 would give them
             no gradient.
-
-    `hidden_size` (`int`) is d_v, the size of v.
-
-    Raises:
-        ValueError: if the configuration has no fields, or for an unknown backbone or hyper-parameter of it.
     """
 
     def __init__(self, config: FlipConfig, add_logit_layers: bool = True):
         super().__init__(config)
         if not config.tabular_fields:
-            raise ValueError(
-                "config.fields has no field with ids: use FlipConfig.from_processor(processor), and give the ID tower "
-                'a field that is not view="text"'
-            )
+            remedy = 'use FlipConfig.from_processor(processor), and give the ID tower a field that is not view="text"'
+            raise ValueError(f"config.fields has no field with ids: {remedy}")
         self.register_module("embeddings", None)  # keeps its place before the backbone
         self.backbone = build_backbone(config)
         self.hidden_size: int = self.backbone.hidden_size
@@ -92,11 +85,7 @@ class FlipTabularModel(FlipPreTrainedModel):
         """
         Args:
             feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): ids of the global feature space, in
-                `[0, num_features)`; 0 is padding, 1 a masked feature.
-
-        Raises:
-            TypeError: if the ids are no tensor of integers.
-            ValueError: if the number of slots is not the configuration's, or (on the CPU) an id is out of range.
+                `[0, num_features)`, which is checked on the CPU; 0 is padding, 1 a masked feature.
         """
         self._check(feature_ids)
         feature_ids = self.id_dropout(feature_ids)

@@ -37,10 +37,7 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> str:
 
 
 def check_shard_names(name: str, where: dict[str, Any]) -> None:
-    """
-    Weights in several files are named by an index: one that leads out of the folder, or to a pickle, raises
-    `ValueError`.
-    """
+    """Raises `ValueError` if the index of weights in several files leads out of the folder, or to a pickle."""
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
     if index is None:
         return
@@ -48,25 +45,15 @@ def check_shard_names(name: str, where: dict[str, Any]) -> None:
         shards = json.load(file)["weight_map"].values()
     for shard in sorted(set(shards)):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise ValueError(
-                f"{index} names weights in {shard!r}, which is no .safetensors file of that folder: do not load it"
-            )
+            problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
+            raise ValueError(f"{problem}: do not load it")
 
 
 def workshop(name: str) -> Any:
-    """
-    A module of the installed package, "fitting.building" say: what fits, describes and explains does not travel.
-
-    Raises:
-        ImportError: where flip_hf is not installed.
-    """
+    """A module of the installed package, "fitting.building" say: what fits, describes and explains does not travel."""
     try:
         importlib.import_module("flip_hf")
     except ImportError as error:
-        raise ImportError(
-            f"this needs flip_hf.{name}, which does not travel with a model: pip install flip_hf"
-        ) from error
+        problem = f"this needs flip_hf.{name}, which does not travel with a model"
+        raise ImportError(f"{problem}: pip install flip_hf") from error
     return importlib.import_module(f"flip_hf.{name}")
-
-
-__all__: list[str] = []

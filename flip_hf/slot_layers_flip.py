@@ -60,10 +60,8 @@ class IdDropout(nn.Module):
 
     def _unseen_ids(self) -> torch.Tensor:
         """Of each slot `(S,)`; 0 where nothing is replaced."""
-        fields = self.config.fields
-        can_be_unseen = [
-            field["kind"] in ("categorical", "multivalued") and not field.get("hash_buckets") for field in fields
-        ]
+        kinds = ("categorical", "multivalued")
+        can_be_unseen = [one["kind"] in kinds and not one.get("hash_buckets") for one in self.config.fields]
         return torch.tensor([unseen_id(field) * can_be_unseen[field] for field in self.config.slot_fields]).long()
 
     def init_weights(self) -> None:

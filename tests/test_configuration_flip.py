@@ -3,7 +3,7 @@
 
 import copy
 import dataclasses
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_table
+from datasets import Dataset, load_from_disk
 from transformers import BertConfig, PreTrainedConfig
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel
 from flip_hf.feature_extraction_flip import ARRAYS
 
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
 
 # of each interval what is still allowed, and what is not
 ENDS = {
@@ -43,12 +42,8 @@ def test_every_number_has_the_range_that_its_name_says():
     for name, field in FIELDS.items():
         if name not in inherited and type(field.default) in (int, float):
             assert "allowed" in field.metadata, name
-    for ending, interval in {
-        "_size": "[1, inf)",
-        "_weight": "[0, inf)",
-        "_prob": "[0, 1)",
-        "_ratio": "(0, 1]",
-    }.items():
+    endings = {"_size": "[1, inf)", "_weight": "[0, inf)", "_prob": "[0, 1)", "_ratio": "(0, 1]"}
+    for ending, interval in endings.items():
         assert {NUMBERS[name] for name in NUMBERS if name.endswith(ending)} - {"(0, inf)"} == {interval}
     ranges = {"alpha_init": "(-inf, inf)", "positive_weight": "(0, inf)", "icl_temperature": "(0, inf)"}
     ranges |= {"negative_sampling_rate": "(0, 1]", "id_dropout": "[0, 1)", "l2_coefficient": "[0, inf)"}
@@ -107,8 +102,6 @@ def test_a_click_model_has_one_label_also_in_old_folders_and_fields_keep_their_o
         (tmp_path / "config.json").write_text(json.dumps({**old, **entries}))
         assert FlipConfig.from_pretrained(tmp_path).num_labels == expected
 
-
-# --- the processor that it belongs to --------------------------------------------------------------------------------
 
 TABLE = {
     "user": ["ann", "bob", "ann", None, "cem", "dan"] * 4,
@@ -221,11 +214,9 @@ def test_every_number_that_decides_an_id_is_in_the_digests():
     assert config.fields_that_differ(other)[-1] == "user_label_mean" and "user" not in config.fields_that_differ(other)
     for name in set(ARRAYS) - {"feature_counts"}:
         array = extractor.vocabulary[name]
-        decides = np.ones(array.shape, bool)
+        positions = np.arange(array.size)
         if name == "label_totals":  # only of fields that there are statistics of
-            decides[:] = False
-            decides[user] = True
-        positions = np.flatnonzero(decides)
+            positions = positions.reshape(array.shape)[user].ravel()
         for position in positions[:: len(positions) // 25 + 1].tolist():
             damaged = array.copy()
             entry = damaged.reshape(-1)[position : position + 1].view(np.uint8)
@@ -249,19 +240,12 @@ def test_512_bytes_of_a_vocabulary_that_are_not_what_they_were_are_found_whereve
 
 
 def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_run(tmp_path, monkeypatch):
-    specification = importlib.util.spec_from_file_location(
-        "prepare_data", Path(__file__).parents[1] / "examples" / "prepare_data.py"
-    )
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "prepare_data", script)
-    specification.loader.exec_module(script)
-    from datasets import load_from_disk
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    script = importlib.import_module("prepare_data")
 
     def prepare(seed: int) -> None:
         path = tmp_path / f"{seed}.jsonl"
-        table = make_table(64, seed)
-        rows = (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True))
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        Dataset.from_dict(make_table(64, seed)).to_json(path)
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", "--dataset", str(path), "--output_dir", str(tmp_path)])
         script.main()
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from conftest import elsewhere
+from equations import affine, dot, relu, sigmoid
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
@@ -18,7 +19,6 @@ from flip_hf import (
     FlipForCTR,
     FlipForPreTraining,
     FlipModel,
-    FlipTabularModel,
 )
 
 
@@ -58,9 +58,6 @@ def masked_batch(processor, encoded):
 @pytest.fixture(scope="module")
 def batch(processor, encoded):
     return DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(16)])
-
-
-# --- stage 1 (its losses against loops in float64: test_stage_1_reference.py) ---------------------------------------
 
 
 def test_stage_1_reads_each_view_twice_asks_about_masked_tokens_alone_and_trains_every_weight(stage_1, masked_batch):
@@ -104,16 +101,6 @@ def test_the_contrast_starts_at_chance_and_in_old_configurations_where_it_did(st
     del old["icl_projection_init"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert FlipConfig.from_pretrained(tmp_path).icl_projection_init == 1.0
-
-
-@pytest.mark.parametrize("mtm_loss", ["nce", "full_softmax"])
-def test_noise_is_drawn_where_it_is_read(mtm_loss, stage_1, masked_batch, monkeypatch):
-    model = stage_1(mtm_loss=mtm_loss)
-    drawn, draw = [], model.mtm_head.draw_noise
-    monkeypatch.setattr(model.mtm_head, "draw_noise", lambda *given: drawn.append(1) or draw(*given))
-    model.train()(**masked_batch).loss.backward()
-    assert len(drawn) == (mtm_loss == "nce")
-    assert 0.0 <= float(model.eval()(**masked_batch).mtm_accuracy) <= 1.0 and drawn
 
 
 def test_counts_of_a_step_divide_the_losses_and_nothing_masked_costs_nothing(stage_1, masked_batch):
@@ -174,9 +161,6 @@ def test_a_small_query_begins_with_soft_attention_and_keeps_what_was_learnt(stag
     torch.testing.assert_close(again.mtm_head.noise_distribution(), head.noise_distribution())
 
 
-# --- language models -------------------------------------------------------------------------------------------------
-
-
 def test_the_language_model_arrives_unchanged_with_its_lowest_layers_its_attention_and_no_path(
     stage_1, text_model_dir, tmp_path
 ):
@@ -213,9 +197,6 @@ def test_what_cannot_be_built_or_read_is_refused(stage_1, ctr, batch, masked_bat
         ctr("tabular")(input_ids=batch["input_ids"])
 
 
-# --- stage 2 ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_takes_a_processors_output_whole_and_ignores_the_other_view(mode, processor, splits, ctr):
     model = ctr(mode).eval()
@@ -247,12 +228,6 @@ def test_the_loss_is_that_of_the_paper_with_weights_of_towers_and_clicks(mode, c
     torch.testing.assert_close(model.predict_probabilities(output.logits), odds)
 
 
-def test_a_term_of_weight_0_gives_no_gradient(ctr, batch):
-    model = ctr("joint", alpha_init=1.0, text_bce_weight=0.0)
-    model(**batch).loss.backward()  # alpha is 1: nothing asks the text tower for anything
-    assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
-
-
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
 def test_every_fusion_is_its_formula_row_by_row_in_float64_and_starts_on_a_pre_trained_folder(
     fusion, stage_1, batch, tmp_path
@@ -270,20 +245,19 @@ def test_every_fusion_is_its_formula_row_by_row_in_float64_and_starts_on_a_pre_t
     model = model.double().eval().requires_grad_(False)
     towers = model.flip(**{key: batch[key] for key in ("feature_ids", "input_ids", "attention_mask")})
     output = model(**batch)
-    weights = {name: parameter.tolist() for name, parameter in model.fusion.named_parameters()}
+
+    def linear(name: str, x: list[float]) -> list[float]:
+        layer = getattr(model.fusion, name)
+        return affine(layer.weight.tolist(), x, layer.bias.tolist())
+
     for row in range(16):
         joined = torch.cat([towers.tabular_vector[row], towers.text_vector[row]]).tolist()
-
-        def linear(name: str, x: list[float]) -> list[float]:
-            lines = zip(weights[f"{name}.weight"], weights[f"{name}.bias"], strict=True)
-            return [sum(w * v for w, v in zip(line, x, strict=True)) + bias for line, bias in lines]
-
         if fusion == "stack":
-            (expected,) = linear("classifier", [max(hidden, 0.0) for hidden in linear("dense", joined)])
+            (expected,) = linear("classifier", relu(linear("dense", joined)))
             assert output.tabular_weights is None
         else:
-            share = 1 / (1 + math.exp(-linear("gate", joined)[0])) if fusion == "gate" else 0.3
-            expected = share * float(output.tabular_logits[row]) + (1 - share) * float(output.text_logits[row])
+            share = sigmoid(linear("gate", joined))[0] if fusion == "gate" else 0.3
+            expected = dot([share, 1 - share], [output.tabular_logits[row], output.text_logits[row]])
             assert float(output.tabular_weights[row]) == pytest.approx(share, rel=1e-6)
         assert float(output.logits[row]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
     model.save_pretrained(tmp_path / "2")
@@ -320,9 +294,6 @@ def test_modes_with_a_text_learn_32_rows_by_heart(mode, ctr, processor, trainabl
     assert torch.equal(model.eval()(**batch).logits > 0, batch["labels"] == 1)
 
 
-# --- what transformers asks of every model ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["stage1", "towers", *MODES])
 def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(kind, stage_1, ctr, batch, masked_batch):
     given = masked_batch if kind == "stage1" else batch
@@ -354,9 +325,6 @@ def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(ki
     assert list(output) == [name for name in type(output).__dataclass_fields__ if name in output]
     model.config.output_hidden_states = True
     assert len(model(**given).hidden_states) == 3
-
-
-# --- folders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -483,8 +451,3 @@ def test_weights_that_are_missing_cut_off_or_not_finite_are_refused_by_name(stag
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut off or corrupt.*copy or download them again"):
         FlipForCTR.from_pretrained(tmp_path / "2")
-
-
-def test_the_tabular_tower_alone_gives_vector_and_logit(processor, batch):
-    vector, logit = FlipTabularModel(FlipConfig.from_processor(processor))(batch["feature_ids"])
-    assert vector.shape == (16, 5 * 32 + 128) and logit.shape == (16,)

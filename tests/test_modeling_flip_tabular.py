@@ -47,9 +47,6 @@ def read_by_the_logit_alone(backbone: str) -> set[str]:
     return names if tower.vector_holds_first_order else names | {"first_order.weight"}
 
 
-# --- what vector and logit are made of -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("backbone", "sizes"), [("dcnv2", (384, 608)), ("autoint", (384, 608)), ("deepfm", (129,) * 2)]
 )
@@ -129,9 +126,6 @@ def test_sum_of_squares_is_that_of_the_two_tables_and_nothing_else():
         assert trained == {"embeddings.weight", "first_order.weight"} & dict(model.named_parameters()).keys()
 
 
-# --- gradients -------------------------------------------------------------------------------------------------------
-
-
 VARIANTS = [("dcnv2", {"use_low_rank_mixture": False}), ("autoint", {"use_residual": False})]
 
 
@@ -161,9 +155,6 @@ def test_at_its_own_start_no_gradient_is_lost_in_float32(backbone):
         assert float(parameter.grad.abs().max()) > 5e-8, name
 
 
-# --- fields of several slots (more of it in test_slot_layers_flip.py) ------------------------------------------------
-
-
 MULTI_FIELDS = [{"name": "user"}, {"name": "genres", "num_slots": 3}, {"name": "item"}]
 
 
@@ -188,9 +179,6 @@ def test_first_order_weights_of_slots_are_pooled_as_embeddings_are():
     expected = w[9] + (w[20] + w[21]) / 2 + w[30] + vector[0] @ model.logit.weight[0] + model.logit.bias[0]
     assert_equal(logit[0], expected)
     assert make_model().slot_pooling is None  # fields of one slot are not even copied
-
-
-# --- how weights start, and folders ----------------------------------------------------------------------------------
 
 
 @every_backbone
@@ -273,9 +261,6 @@ def test_the_tower_runs_in_bfloat16_and_under_autocast_and_exports_with_any_numb
     rows = torch.export.Dim("rows", min=2, max=1024)
     program = torch.export.export(model.eval(), (ids,), dynamic_shapes={"feature_ids": {0: rows}})
     torch.testing.assert_close(program.module()(ids[:5]).logit, model(ids[:5]).logit)
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

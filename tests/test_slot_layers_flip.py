@@ -5,25 +5,13 @@ import math
 
 import pytest
 import torch
+from equations import assert_equal, dot, random
 
 from flip_hf import FlipConfig, FlipForCTR, FlipTabularModel
 from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 
 
 D = 6
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_equal(actual: torch.Tensor, rows: list) -> None:
-    expected = torch.tensor(rows, dtype=torch.float64)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def dot(left, right) -> float:
-    return sum(float(a) * float(b) for a, b in zip(left, right, strict=True))
 
 
 FIELDS = [
@@ -54,35 +42,26 @@ def make_pooling(dtype=torch.float64):
     return pooling
 
 
-def slow_pooling(embeddings, first_order, ids, queries):
-    fields, weights = [], []
-    for row in range(len(ids)):
-        of_fields, of_weights = [], []
-        for position, (field, slots) in enumerate(SLOTS.items()):
-            real = [slot for slot in slots if int(ids[row, slot]) != 0]
-            how = FIELDS[field].get("pooling", "mean")
-            if how == "attention":
-                scores = [math.exp(dot(embeddings[row, slot], queries[position]) / math.sqrt(D)) for slot in real]
-            else:
-                scores = [1.0] * len(real)
-            total = 1.0 if how == "sum" else sum(scores)
-            shares = [(score / total, slot) for score, slot in zip(scores, real, strict=True)]
-            of_fields.append(
-                [sum(share * float(embeddings[row, slot, i]) for share, slot in shares) for i in range(D)]
-            )
-            of_weights.append(sum(share * float(first_order[row, slot]) for share, slot in shares))
-        fields.append(of_fields)
-        weights.append(of_weights)
-    return fields, weights
+def slow_pooling(row, ids, queries):
+    """Slots of a row `(S, size)` -> one vector for each field."""
+    pooled = []
+    for position, (field, slots) in enumerate(SLOTS.items()):
+        real = [slot for slot in slots if int(ids[slot]) != 0]
+        how, scores = FIELDS[field].get("pooling", "mean"), [1.0] * len(real)
+        if how == "attention":
+            scores = [math.exp(dot(row[slot, :D], queries[position]) / math.sqrt(D)) for slot in real]
+        total = 1.0 if how == "sum" else sum(scores)
+        pooled.append([dot([score / total for score in scores], row[real, i]) for i in range(row.shape[1])])
+    return pooled
 
 
 def test_slots_are_pooled_as_a_loop_does_and_padding_is_left_out():
     pooling = make_pooling().requires_grad_(False)
     embeddings, first_order = random(4, 12, D, seed=1), random(4, 12, seed=2)
-    expected, expected_weights = slow_pooling(embeddings, first_order, IDS, pooling.queries)
+    rows = torch.cat([embeddings, first_order[:, :, None]], dim=2)  # the last of them first-order weights
     pooled, weights = pooling(embeddings, first_order, IDS)
-    assert_equal(pooled, expected)
-    assert_equal(weights, expected_weights)
+    expected = [slow_pooling(*row, pooling.queries) for row in zip(rows, IDS, strict=True)]
+    assert_equal(torch.cat([pooled, weights[:, :, None]], dim=2), expected)
     # what stands in padded slots is not read, however large
     embeddings[IDS == 0] = 1e9
     first_order[IDS == 0] = -1e9
@@ -96,9 +75,7 @@ def test_gradients_of_pooling_are_those_of_finite_differences_and_padding_gets_n
     embeddings, first_order = random(4, 12, D, seed=1).requires_grad_(), random(4, 12, seed=2).requires_grad_()
 
     def both(embeddings, first_order, queries):
-        pooling.queries.data = queries.data
-        pooled, weights = torch.func.functional_call(pooling, {"queries": queries}, (embeddings, first_order, IDS))
-        return pooled, weights
+        return torch.func.functional_call(pooling, {"queries": queries}, (embeddings, first_order, IDS))
 
     queries = pooling.queries.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(both, (embeddings, first_order, queries))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from equations import affine, dot, normalised, softmax
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, FlipForPreTraining
@@ -58,17 +59,11 @@ def build(**options) -> FlipForPreTraining:
 
 
 def linear(layer: torch.nn.Linear, x: list[float]) -> list[float]:
-    bias = layer.bias.tolist()
-    return [
-        sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(layer.weight.tolist(), bias, strict=True)
-    ]
+    return affine(layer.weight.tolist(), x, layer.bias.tolist())
 
 
 def layer_norm(layer: torch.nn.LayerNorm, x: list[float]) -> list[float]:
-    mean = sum(x) / len(x)
-    variance = sum((v - mean) ** 2 for v in x) / len(x)
-    scaled = [(v - mean) / math.sqrt(variance + layer.eps) for v in x]
-    return [s * w + b for s, w, b in zip(scaled, layer.weight.tolist(), layer.bias.tolist(), strict=True)]
+    return normalised(x, layer.weight.tolist(), layer.bias.tolist())
 
 
 def cross_entropy(scores: list[float], target: int) -> float:
@@ -100,9 +95,8 @@ def slow_mtm(model, states, masked_vectors) -> float:
         v = masked_vectors[row]
         query = layer_norm(head.query_norm, linear(head.query, v))
         real = [t for t in range(5) if int(TOKENS[row, t]) != 0]
-        scores = [sum(q * w for q, w in zip(query, states[row][t], strict=True)) for t in real]
-        weights = [math.exp(-cross_entropy(scores, k)) for k in range(len(real))]
-        context = [sum(w * states[row][t][i] for w, t in zip(weights, real, strict=True)) for i in range(8)]
+        weights = softmax([dot(query, states[row][t]) for t in real])
+        context = [dot(weights, column) for column in zip(*(states[row][t] for t in real), strict=True)]
         hidden = linear(head.dense, v + context)
         losses: dict[int, list[float]] = {}
         for slot in range(4):
@@ -112,7 +106,7 @@ def slow_mtm(model, states, masked_vectors) -> float:
             h = hidden[3 * field : 3 * field + 3]
 
             def s(j: int, h=h) -> float:
-                return sum(a * b for a, b in zip(h, table[j], strict=True)) + bias[j] - math.log(N)
+                return dot(h, table[j]) + bias[j] - math.log(N)
 
             draws = NOISE[number].tolist()
             number += 1
@@ -145,8 +139,7 @@ def slow_icl(model, texts, vectors) -> float:
     words = [project(head.text_projection, w) for w in texts]
     if config.icl_normalize:
         ids, words = ([[x / math.hypot(*v) for x in v] for v in side] for side in (ids, words))
-    tau = config.icl_temperature
-    s = [[sum(a * b for a, b in zip(i, w, strict=True)) / tau for w in words] for i in ids]
+    s = [[dot(i, w) / config.icl_temperature for w in words] for i in ids]
     to_text = sum(cross_entropy(s[k], k) for k in range(4)) / 4
     to_ids = sum(cross_entropy([s[i][k] for i in range(4)], k) for k in range(4)) / 4
     return (to_text + to_ids) / 2
@@ -200,11 +193,8 @@ def test_every_option_of_stage_1_equals_a_loop_in_float64(options):
     if config.icl_weight:
         expected["icl"] = slow_icl(model, pooled, vectors)
     for name in ("mlm", "mtm", "icl"):
-        loss = getattr(output, f"{name}_loss")
-        if name in expected:
-            assert loss.item() == pytest.approx(expected[name], rel=1e-5), name  # the last step is in float32
-        else:
-            assert loss is None
+        loss = getattr(output, f"{name}_loss")  # whose last step is in float32
+        assert loss is None if name not in expected else loss.item() == pytest.approx(expected[name], rel=1e-5), name
     total = sum(getattr(config, f"{name}_weight") * loss for name, loss in expected.items())
     assert output.loss.item() == pytest.approx(total, rel=1e-5)
 

@@ -15,6 +15,30 @@ from ..masking_flip import hide_features, hide_tokens, pad_rows
 from ..modeling_flip_base import evaluating
 
 
+def warm_start_features(
+    model: Any, processor: Any, rows: Any, features: Any, into: Any, max_rows: int, batch_size: int
+) -> np.ndarray:
+    """What [`FlipForPreTraining.warm_start_features`] does: grows the models, and starts the rows of all tables."""
+    if model.mtm_head is None:
+        raise ValueError("mtm_weight=0: without masked tabular modelling no head says what a new id resembles")
+    if processor.tokenizer is None or processor.tokenizer.mask_token_id is None:
+        raise ValueError("the processor's tokenizer has no mask token: the value of a new id cannot be hidden")
+    if features is None:
+        features = np.arange(model.config.num_features, processor.feature_extractor.num_features)
+    if not len(features):
+        raise ValueError(
+            "the processor has no feature that the model has not: extend it first "
+            "(processor.feature_extractor.extend(rows)), or say which features are new"
+        )
+    tables = [model.mtm_head.feature_embeddings]
+    for one in [model] if into is None else [model, into]:
+        if one.flip.tabular is None:
+            raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
+        one.resize_feature_embeddings(processor)
+        tables += one.flip.tabular.tables()
+    return warm_start(model, processor, rows, np.asarray(features, np.int64), tables, max_rows, batch_size)
+
+
 @torch.no_grad()
 def warm_start(
     model: Any,
