@@ -256,18 +256,14 @@ def test_a_single_field_is_served_or_refused_with_a_reason_and_unknown_options_a
         ("fibinet", {"dnn_hidden_units": []}, r"dnn_hidden_units=\[\] has no layer"),
         ("finalmlp", {"num_heads": 3}, "num_heads=3 does not divide the streams' last sizes, 128 and 128"),
         ("finalmlp", {"fs1_context": ["town"]}, "fs1_context='town' is not one of user, item, genre"),
-        ("finalmlp", {"use_fs": False, "fs2_context": ["user"]}, r"fs2_context=\['user'\] are of the gates"),
+        ("finalmlp", {"use_fs": False, "fs2_context": ["user"]}, r"fs2_context=\['user'\] is of the gates"),
         ("masknet", {"model_type": "parallel"}, "'parallel' is not one of SerialMaskNet, ParallelMaskNet"),
-        ("masknet", {"parallel_num_blocks": 2}, "parallel_num_blocks=2 and .* are of ParallelMaskNet"),
+        ("masknet", {"parallel_num_blocks": 2}, "a SerialMaskNet has no parallel_num_blocks=2"),
         ("masknet", {"reduction_ratio": 0.001}, "reduction_ratio=0.001 of 24 leaves the mask no hidden unit"),
         ("masknet", {"dnn_hidden_units": []}, r"dnn_hidden_units=\[\] has no layer"),
         ("gdcn", {"model_structure": "serial"}, "'serial' is not one of parallel, stacked"),
         ("pnn", {"product_type": "sum"}, "product_type='sum' is not one of inner, outer, both"),
-        (
-            "dcnv2",
-            {"use_low_rank_mixture": False, "low_rank": 3},
-            "are of the mixture, and use_low_rank_mixture=False",
-        ),
+        ("dcnv2", {"use_low_rank_mixture": False, "low_rank": 3}, "use_low_rank_mixture=False has no low_rank=3"),
     ],
 )
 def test_hyper_parameters_that_make_no_sense_are_refused(backbone, options, message):

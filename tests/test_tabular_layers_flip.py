@@ -24,7 +24,6 @@ from equations import (
 
 from flip_hf.tabular_layers_flip import (
     AttentionalPooling,
-    BiInteraction,
     CompressedInteractionLayer,
     CompressedInteractionNetwork,
     CrossLayer,
@@ -37,6 +36,7 @@ from flip_hf.tabular_layers_flip import (
     OuterProducts,
     SumToLogit,
     VectorCrossNetwork,
+    pair_sums,
 )
 
 
@@ -106,7 +106,7 @@ def test_mixture_equals_equations_3_and_4_expert_by_expert():
 def test_products_of_pairs_in_their_order():
     x = random(B, F, D)
     sums = [[sum(float(row[i, d] * row[j, d]) for i, j in PAIRS) for d in range(D)] for row in x]
-    assert_equal(BiInteraction()(x), sums)
+    assert_equal(pair_sums(x), sums)
     assert_equal(InnerProducts()(x), [[dot(row[i], row[j]) for i, j in PAIRS] for row in x])
     layer = with_random_weights(OuterProducts(F, D))
     assert layer.kernel.shape == (len(PAIRS), D, D)
@@ -235,7 +235,7 @@ def test_attention_equals_equations_5_to_8_head_by_head(use_residual):
         (lambda: VectorCrossNetwork(X, 0), "num_cross_layers=0 leaves no cross layer: give one at least"),
         (lambda: CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
         (lambda: CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of linear, "),
-        (lambda: CompressedInteractionNetwork(F, [4, 5, 3], True), r"=\[4, 5, 3\] has an odd size before its last"),
+        (lambda: CompressedInteractionNetwork(F, [4, 5, 3], True), r"cannot halve cin_hidden_units=\[4, 5, 3\]"),
         (lambda: FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
         (lambda: FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
     ],
