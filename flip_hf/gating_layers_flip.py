@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers of ID towers that weigh or gate their inputs: FiBiNET, FinalMLP, MaskNet and GDCN. No layer loops over
-fields, pairs of fields or heads.
-
-As in `tabular_layers_flip`, a layer whose matrices multiply one another owns its parameters and has `init_weights`.
-
-Letters: B rows, F fields that have slots, D size of one field's embedding, X = F x D, P = F (F - 1) / 2 pairs of
-fields, A heads.
+fields, pairs of fields or heads. Letters: as in `tabular_layers_flip`.
 """
 
 from collections.abc import Sequence
@@ -15,20 +10,21 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .tabular_layers_flip import MultiLayerPerceptron, check_choice
+from .tabular_layers_flip import Layer, MultiLayerPerceptron, check_choice
 
 
 class SqueezeExcitation(nn.Module):
     """
     FiBiNET's SENET layer (arXiv 1905.09433, section 3.2): z_f = mean of e_f, a = s(W_2 ReLU(W_1 z)), v_f = a_f e_f,
-    with s = ReLU in the paper; W_1 has max(1, F // reduction_ratio) rows. `std` is how large the embeddings start.
+    with s = ReLU in the paper; W_1 has max(1, F // reduction_ratio) rows. `(B, F, D)` -> `(B, F, D)`.
 
-    `(B, F, D)` -> `(B, F, D)`.
+    W_1 starts Xavier normal, W_2 as the positive half of Xavier uniform: its inputs are positive, and a field whose
+    weights all start negative would be switched off for good by the ReLU. Both times `scale`, which brings the fields'
+    weights to the order of 1: z, the mean of D numbers of standard deviation `std` (with which embeddings start), is
+    of size std / sqrt(D), and weights of that size would leave this layer no gradient.
     """
 
-    def __init__(
-        self, num_fields: int, size: int, reduction_ratio: int = 3, activation: str = "relu", std: float = 0.05
-    ):
+    def __init__(self, num_fields: int, size: int, reduction_ratio: int, activation: str = "relu", std: float = 0.05):
         if reduction_ratio < 1:
             raise ValueError(f"reduction_ratio={reduction_ratio} is below 1: it divides the number of fields")
         check_choice("excitation_activation", activation.lower(), "relu", "sigmoid")
@@ -41,29 +37,22 @@ class SqueezeExcitation(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """
-        W_1 Xavier normal, W_2 the positive half of Xavier uniform: its inputs are positive, and a field whose weights
-        all start negative would be switched off for good by the ReLU. Both times a number that brings the fields'
-        weights to the order of 1 at first: z, the mean of D numbers of standard deviation `std`, is of size
-        std / sqrt(D), and weights of that size would leave this layer no gradient.
-        """
-        reduced, num_fields = self.squeeze.shape
-        init.normal_(self.squeeze, std=self.scale * (2 / (reduced + num_fields)) ** 0.5)
-        init.uniform_(self.excite, 0.0, self.scale * (6 / (reduced + num_fields)) ** 0.5)
+        sizes = sum(self.squeeze.shape)
+        init.normal_(self.squeeze, std=self.scale * (2 / sizes) ** 0.5)
+        init.uniform_(self.excite, 0.0, self.scale * (6 / sizes) ** 0.5)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         excited = self.activation(F.linear(F.relu(F.linear(embeddings.mean(-1), self.squeeze)), self.excite))  # (B, F)
         return embeddings * excited[..., None]
 
 
-class BilinearInteraction(nn.Module):
+class BilinearInteraction(Layer):
     """
     FiBiNET's bilinear interaction (arXiv 1905.09433, section 3.3): p_ij = (v_i W) * v_j of all pairs i < j, with one W
     for all (`"field_all"`), one for each left field (`"field_each"`) or one for each pair (`"field_interaction"`).
 
-    Several groups of embeddings, each with its own W, are crossed at once, pairs being within a group.
-
-    `(B, G, F, D)` -> `(B, G, P, D)`, pairs in the order (0, 1), (0, 2), ..., (F - 2, F - 1).
+    G groups of embeddings, each with its own W, are crossed at once, pairs being within a group.
+    `(B, G, F, D)` -> `(B, G, P, D)`.
     """
 
     def __init__(self, num_fields: int, size: int, bilinear_type: str = "field_interaction", num_groups: int = 1):
@@ -73,11 +62,7 @@ class BilinearInteraction(nn.Module):
         # the last field is never the left one of a pair
         matrices = {"field_all": 1, "field_each": num_fields - 1, "field_interaction": num_pairs}
         check_choice("bilinear_type", bilinear_type, *matrices)
-        self.weight = nn.Parameter(torch.empty(num_groups, matrices[bilinear_type], size, size))
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
+        self.weight = self.normal(size**-0.5, num_groups, matrices[bilinear_type], size, size)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         if embeddings.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -98,27 +83,20 @@ class BilinearInteraction(nn.Module):
         return mapped * embeddings.index_select(2, right)
 
 
-class ContextGate(nn.Module):
+class ContextGate(Layer):
     """
     Feature gating of one of FinalMLP's streams (arXiv 2304.00902, stream-specific feature selection):
     x -> 2 sigmoid(MLP(context)) * x, the context being the embeddings of some fields, or one learnt vector where none
-    are named.
-
+    are named, which starts as an embedding does: from zeros the MLP's first matrix would get no gradient.
     `(B, F, D)` -> `(B, X)`.
     """
 
     def __init__(self, num_fields: int, size: int, context: Sequence[int], hidden_units: Sequence[int], std: float):
         super().__init__()
-        self.context, self.std = list(context), std
-        self.learnt_context = None if self.context else nn.Parameter(torch.empty(1, size))
+        self.context = list(context)
         self.hidden = MultiLayerPerceptron(max(1, len(self.context)) * size, hidden_units)
         self.output = nn.Linear(self.hidden.output_size, num_fields * size)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """The learnt vector as an embedding starts: from zeros the MLP's first matrix would get no gradient."""
-        if self.learnt_context is not None:
-            init.normal_(self.learnt_context, std=self.std)
+        self.learnt_context = None if self.context else self.normal(std, 1, size)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         # a learnt context is the same for all rows, and so is its gate, computed once
@@ -126,23 +104,18 @@ class ContextGate(nn.Module):
         return 2 * torch.sigmoid(self.output(self.hidden(context))) * embeddings.flatten(1)
 
 
-class BilinearFusion(nn.Module):
+class BilinearFusion(Layer):
     """
     FinalMLP's multi-head bilinear term of two streams (arXiv 2304.00902, stream-level fusion), cut into A parts each:
-    sum_a x_a^T W_a y_a.
-
-    `(B, size_1)` and `(B, size_2)` -> `(B,)`.
+    sum_a x_a^T W_a y_a. `(B, size_1)` and `(B, size_2)` -> `(B,)`.
     """
 
     def __init__(self, size_1: int, size_2: int, num_heads: int = 1):
         if num_heads < 1 or size_1 % num_heads or size_2 % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the streams' last sizes, {size_1} and {size_2}")
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_heads, size_1 // num_heads, size_2 // num_heads))
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        init.normal_(self.weight, std=(2 / sum(self.weight.shape[1:])) ** 0.5)
+        size_1, size_2 = size_1 // num_heads, size_2 // num_heads
+        self.weight = self.normal((2 / (size_1 + size_2)) ** 0.5, num_heads, size_1, size_2)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         num_heads = len(self.weight)
@@ -152,10 +125,8 @@ class BilinearFusion(nn.Module):
 
 class FieldLayerNorm(nn.Module):
     """
-    MaskNet's LN_EMB (arXiv 2102.07619): each field's embedding normalised by its own mean and variance,
-    with its own scale and shift.
-
-    `(B, F, D)` -> `(B, F, D)`.
+    MaskNet's LN_EMB (arXiv 2102.07619): each field's embedding normalised by its own mean and variance, with its own
+    scale and shift. `(B, F, D)` -> `(B, F, D)`.
     """
 
     def __init__(self, num_fields: int, size: int):
@@ -174,11 +145,9 @@ class FieldLayerNorm(nn.Module):
 
 class MaskBlock(nn.Module):
     """
-    MaskNet's MaskBlock (arXiv 2102.07619): the instance-guided mask
-    m = W_d2 ReLU(W_d1 e + b_d1) + b_d2 of the row's embeddings e multiplies the block's input h, and the block gives
-    ReLU(LN(W (m * h))). W_d1 has `reduction_ratio` times the size of h rows.
-
-    `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`.
+    MaskNet's MaskBlock (arXiv 2102.07619): the instance-guided mask m = W_d2 ReLU(W_d1 e + b_d1) + b_d2 of the row's
+    embeddings e multiplies the block's input h, and the block gives ReLU(LN(W (m * h))). W_d1 has `reduction_ratio`
+    times the size of h rows. `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`.
     """
 
     def __init__(
@@ -186,9 +155,9 @@ class MaskBlock(nn.Module):
         embeddings_size: int,
         size_in: int,
         size_out: int,
-        reduction_ratio: float = 1.0,
-        layernorm: bool = True,
-        dropout: float = 0.0,
+        reduction_ratio: float,
+        layernorm: bool,
+        dropout: float,
     ):
         aggregation = int(size_in * reduction_ratio)
         if aggregation < 1:
@@ -205,22 +174,16 @@ class MaskBlock(nn.Module):
         return self.dropout(F.relu(self.norm(self.hidden(mask * inputs))))  # (B, size_out)
 
 
-class GatedCrossLayer(nn.Module):
+class GatedCrossLayer(Layer):
     """
     GDCN's gated cross layer (arXiv 2311.04635): c_{l+1} = c_0 * (W_c c_l + b) * sigmoid(W_g c_l) + c_l.
-
     `(B, X)` c_l and `(B, X)` c_0 -> `(B, X)`.
     """
 
     def __init__(self, size: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * size, size))  # W_c and W_g: one product
-        self.bias = nn.Parameter(torch.empty(size))
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
-        init.zeros_(self.bias)
+        self.weight = self.normal(size**-0.5, 2 * size, size)  # W_c and W_g: one product
+        self.bias = self.normal(0, size)
 
     def forward(self, crossed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         mapped, gate = F.linear(crossed, self.weight).chunk(2, dim=-1)  # (B, X) each

@@ -23,9 +23,6 @@ from transformers.utils import logging, requires_backends
 logger = logging.get_logger(__name__)
 
 
-# --- a language model arrives ----------------------------------------------------------------------------------------
-
-
 def has_mlm_head(text_config: Any) -> bool:
     """Whether the architecture has a model for masked language modelling."""
     remote = getattr(text_config, "auto_map", None) or {}
@@ -42,14 +39,10 @@ def is_causal(text_config: Any) -> bool:
 
 
 def check_text_pooling(text_config: Any, text_pooling: str) -> None:
-    """
-    Raises:
-        ValueError: if the first token of a decoder, which has seen no other, is to stand for the row.
-    """
+    """Raises `ValueError` if the first token of a decoder, which has seen no other, is to stand for the row."""
     if text_pooling == "cls" and is_causal(text_config):
         raise ValueError(
-            f'text_pooling="cls": in a {text_config.model_type}, a decoder, the first token sees itself alone: take '
-            'text_pooling="last" (or "mean")'
+            f'in a {text_config.model_type}, a decoder, the first token sees itself alone: take text_pooling="last"'
         )
 
 
@@ -63,7 +56,7 @@ def _without_pooler(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 def build_text_model(text_config: Any) -> PreTrainedModel:
     """A fresh text tower."""
-    text_config.use_cache = False  # of keys and values, for texts that grow: ours do not
+    text_config.use_cache = False
     return _without_pooler(AutoModel.from_config, text_config)
 
 
@@ -76,40 +69,30 @@ def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **k
         ValueError: if the checkpoint lacks weights of the architecture, or has fewer layers.
     """
     kwargs.setdefault("dtype", torch.float32)
-    kwargs["config"] = load_text_config(name_or_path, num_hidden_layers, **kwargs)
+    kwargs["config"] = text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
     with quiet_loading():
         model, info = _without_pooler(AutoModel.from_pretrained, name_or_path, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise ValueError(
-            f"{name_or_path} lacks {len(missing)} weights of a {model.config.model_type} with "
-            f"{model.config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer "
-            "layers"
+            f"{name_or_path} lacks {len(missing)} weights of a {text_config.model_type} with "
+            f"{text_config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer layers"
         )
     return model
 
 
 def load_text_config(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> Any:
-    """
-    Configuration of a pretrained language model, cut to its lowest layers.
-
-    Raises:
-        ValueError: if it has fewer layers, or layers that share weights in groups.
-    """
+    """Configuration of a pretrained language model, cut to its lowest layers; `ValueError` where that cannot be."""
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "attn_implementation")}
     text_config = AutoConfig.from_pretrained(name_or_path, **kwargs)
-    text_config.use_cache = False
+    text_config.use_cache = False  # of keys and values, for texts that grow: ours do not
     if num_hidden_layers is None:
         return text_config
-    total = text_config.num_hidden_layers
+    setting, total = f"num_hidden_layers={num_hidden_layers}", text_config.num_hidden_layers
     if not 1 <= num_hidden_layers <= total:
-        raise ValueError(
-            f"num_hidden_layers={num_hidden_layers}: {name_or_path} has {total} layers; take 1 to {total}"
-        )
+        raise ValueError(f"{setting}: {name_or_path} has {total} layers; take 1 to {total}")
     if getattr(text_config, "num_hidden_groups", 1) > 1:  # of ALBERT, whose published models have one group
-        raise ValueError(
-            f"num_hidden_layers={num_hidden_layers}: {name_or_path} shares weights in groups of layers: leave it out"
-        )
+        raise ValueError(f"{setting}: {name_or_path} shares weights in groups of layers: leave it out")
     for name in ("layer_types", "mlp_layer_types"):  # lists with an entry per layer
         if getattr(text_config, name, None):
             setattr(text_config, name, list(getattr(text_config, name))[:num_hidden_layers])
@@ -128,10 +111,7 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-# --- the MLM head of a checkpoint ------------------------------------------------------------------------------------
-
-# where architectures have dense, LayerNorm and decoder, and the activation behind dense: the setting that names it, or
-# its name
+# where MLM heads have dense, LayerNorm and decoder, and the activation behind dense (its name, or the setting with it)
 _MLM_HEADS = (
     ("cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", "hidden_act"),  # BERT, DeBERTa
     ("lm_head.", "dense", "layer_norm", "decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
@@ -152,9 +132,8 @@ class TextMLMHead(NamedTuple):
 
 def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> TextMLMHead:
     """
-    The MLM head that a checkpoint (arguments as of [`load_text_model`]) was pre-trained with, in float32. A checkpoint
-    without one, or of an architecture whose head is not known here, gives its word embeddings as the decoder, with a
-    warning: MLM heads are tied to them.
+    The MLM head that a checkpoint (arguments as of [`load_text_model`]) was pre-trained with, in float32. Without one,
+    or with one not known here, its word embeddings as the decoder, with a warning: MLM heads are tied to them.
     """
     kwargs = {**kwargs, "dtype": torch.float32}
     text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
@@ -171,8 +150,7 @@ def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwa
         reason = f"it lacks {missing[0]}" if missing else f"that of a {type(model).__name__} is not known"
     embeddings = load_text_model(name_or_path, num_hidden_layers, **kwargs).get_input_embeddings().weight.detach()
     logger.warning(
-        f"{name_or_path} has no MLM head to start from ({reason}): the decoder starts from the word embeddings, the "
-        "layer before it from nothing"
+        f"{name_or_path} has no MLM head to start from ({reason}): its decoder starts from the word embeddings"
     )
     weights = {"decoder.weight": embeddings, "decoder.bias": embeddings.new_zeros(len(embeddings))}
     return TextMLMHead("tanh", {"hidden_size": embeddings.shape[1]}, weights)
@@ -204,59 +182,44 @@ def mlm_activation(text_config: Any) -> str:
     return next((name for name in names if isinstance(name, str) and name in ACT2FN), "gelu")
 
 
-# --- parts of a tower that do not learn ------------------------------------------------------------------------------
-
-
 def freeze(text_model: PreTrainedModel, parts: str | int) -> int:
     """As [`FlipPreTrainedModel.freeze_text`] says; the number of weights (numbers, not tensors) that it freezes."""
     if isinstance(parts, str) and parts.isdigit():  # from a command line
         parts = int(parts)
-    learning: set[int] = set()
-    if parts != "all":
-        if parts != "embeddings" and (not isinstance(parts, int) or isinstance(parts, bool) or parts < 0):
-            raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
-        lowest = 0 if parts == "embeddings" else int(parts)
-        name, layers = _layers(text_model)
-        if parts != "embeddings" and hasattr(text_model.config, "num_hidden_groups"):
-            raise ValueError(
-                f"freeze_text={parts}: the layers of a {text_model.config.model_type} share their weights: take "
-                '"all" or "embeddings"'
-            )
-        if lowest > len(layers):
-            raise ValueError(
-                f'freeze_text={parts}: the language model has {len(layers)} layers; take 0 to {len(layers)}, or "all"'
-            )
-        learning = {id(p) for module in (*layers[lowest:], *_behind(text_model, name)) for p in module.parameters()}
-        if not lowest:  # DeBERTa's convolution runs beside the first layer
-            learning |= {id(p) for name, p in text_model.named_parameters() if ".conv." in name}
-    frozen = [p for p in text_model.parameters() if id(p) not in learning]
+    lowest = 0 if parts == "embeddings" else parts
+    if parts != "all" and (not isinstance(lowest, int) or isinstance(lowest, bool) or lowest < 0):
+        raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
+    learning = set() if isinstance(lowest, str) else _above(text_model, lowest, parts)
+    frozen = [parameter for parameter in text_model.parameters() if parameter not in learning]
     for parameter in frozen:
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in frozen)
 
 
-def _layers(text_model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name of the list of layers (ALBERT: of groups of layers), and the list."""
-    total = getattr(text_model.config, "num_hidden_groups", text_model.config.num_hidden_layers)
-    for name, module in text_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            return name, module
-    raise ValueError(
-        f'the layers of a {text_model.config.model_type} are not where others have them: freeze "all" of it or none'
-    )
+def _above(text_model: PreTrainedModel, lowest: int, parts: str | int) -> set[nn.Parameter]:
+    """Weights of the layers from `lowest` on and of what follows them, the last norm of ModernBERT and of decoders."""
+    kind, groups = text_model.config.model_type, getattr(text_model.config, "num_hidden_groups", None)  # of ALBERT
+    if groups and parts != "embeddings":
+        raise ValueError(
+            f'freeze_text={parts}: the layers of a {kind} share their weights: take "all" or "embeddings"'
+        )
+    total = groups or text_model.config.num_hidden_layers
+    lists = ((n, m) for n, m in text_model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
+    name, layers = next(lists, ("", None))
+    if layers is None:
+        raise ValueError(f'the layers of a {kind} are not where others have them: freeze "all" of it or none')
+    if lowest > total:
+        raise ValueError(f'freeze_text={parts}: the language model has {total} layers; take 0 to {total}, or "all"')
+    norms = ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f")
+    modules = list(layers[lowest:])
+    for holder in (text_model, text_model.get_submodule(name.rpartition(".")[0])):
+        modules += [module for name, module in holder.named_children() if name in norms]
+    if not lowest:  # DeBERTa's convolution runs beside the first layer
+        modules += [module for name, module in text_model.named_modules() if name.endswith(".conv")]
+    return {parameter for module in modules for parameter in module.parameters()}
 
 
-def _behind(text_model: PreTrainedModel, layers: str) -> list[nn.Module]:
-    """What follows the layers: the last norm of ModernBERT and of decoders."""
-    names = ("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f")
-    holders = (text_model, text_model.get_submodule(layers.rpartition(".")[0]))
-    return [module for holder in holders for name, module in holder.named_children() if name in names]
-
-
-# --- LoRA (arXiv 2106.09685), by the peft library --------------------------------------------------------------------
-
-
-# what peft offers beside an adapter, and values with which the language model stays what it is
+# what LoRA (arXiv 2106.09685) in peft offers beside an adapter, and values that leave the language model alone
 _LORA_LEAVES_ALONE = {
     "init_lora_weights": (True, False, "gaussian"),  # PiSSA and others start by changing the weights
     "bias": ("none",),
@@ -277,8 +240,7 @@ def language_model_weights(text_model: PreTrainedModel) -> dict[str, str]:
 def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
     """
     Puts LoRA layers into a text tower, which is then a transformers model with a PEFT adapter, and freezes all else.
-    The settings (a `peft.LoraConfig` or a dict of them) come back as `FlipConfig.text_adapter`: those that differ from
-    peft's defaults, and the modules that were found.
+    Gives `FlipConfig.text_adapter`: the settings that differ from peft's defaults, and the modules that were found.
     """
     requires_backends(add_adapter, "peft")
     peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
@@ -288,10 +250,10 @@ def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
             f"text_adapter is a {type(adapter).__name__}: pass a peft.LoraConfig, or a dict of its settings"
         )
     for name, allowed in _LORA_LEAVES_ALONE.items():
-        if getattr(lora_config, name) not in allowed:
+        value = getattr(lora_config, name)
+        if value not in allowed:
             raise ValueError(
-                f"{name}={getattr(lora_config, name)!r} trains or changes weights of the language model itself, which "
-                "are not saved with an adapter: leave it out"
+                f"{name}={value!r} trains or changes weights of the language model itself, which no adapter saves"
             )
     lora_config.base_model_name_or_path, lora_config.inference_mode = None, False  # of an adapter read from a folder
     if lora_config.target_modules is None:
@@ -338,12 +300,7 @@ def merge_adapter(text_model: PreTrainedModel) -> None:
 
 
 def copy_language_model(text_model: PreTrainedModel, source: PreTrainedModel) -> None:
-    """
-    Fills a tower that has an adapter with the language model of another, with or without one, and freezes it.
-
-    Raises:
-        ValueError: if it is of another shape.
-    """
+    """Fills a tower that has an adapter with the language model of another, with or without one, and freezes it."""
     state = source.state_dict()
     found = {plain: state[name] for name, plain in language_model_weights(source).items()}
     try:

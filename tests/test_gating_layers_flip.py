@@ -105,7 +105,7 @@ def test_each_field_is_normalised_by_itself():
 
 @pytest.mark.parametrize("layernorm", [True, False])
 def test_a_mask_block_multiplies_its_input_with_a_mask_of_the_row(layernorm):
-    layer = with_random_weights(MaskBlock(X, 5, 3, 2.0, layernorm))
+    layer = with_random_weights(MaskBlock(X, 5, 3, 2.0, layernorm, 0.0))
     assert layer.aggregation.out_features == 10
     row, hidden = random(B, X, seed=1), random(B, 5, seed=2)
     assert_equal(layer(row, hidden), [mask_block(layer, row[n].tolist(), hidden[n].tolist()) for n in range(B)])

@@ -273,7 +273,7 @@ def test_the_tower_runs_in_bfloat16_and_under_autocast_and_exports_with_any_numb
         ),
         (
             {"backbone_config": {"use_low_rank_mixture": False, "low_rank": 8}},
-            "low_rank=8 and num_experts=None are of the mixture",
+            "use_low_rank_mixture=False has no low_rank=8 and num_experts=None",
         ),
         ({"fields": []}, "config.fields has no field with ids: use FlipConfig.from_processor"),
     ],

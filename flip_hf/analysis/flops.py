@@ -18,24 +18,19 @@ def flops_per_row(
     multiplication and an addition are two; a training step takes about three times as many (forward and backward).
 
     Counted are matrix products and attention; not lookups in tables and work on single elements (activations,
-    normalisations, products of embeddings): a factorization machine in its linear-time form counts as nothing but the
-    heads around it. Attention kernels from outside torch (`attn_implementation="flash_attention_2"`) are not seen.
+    normalisations, products of embeddings), nor attention kernels from outside torch (flash_attention_2).
 
     Args:
         model ([`FlipTabularModel`], [`FlipModel`], [`FlipForCTR`] or [`FlipForPreTraining`]): on any device.
-        batch (`dict`, *optional*): what the model is called with, as a processor or collator returns it, on the
-            model's device. Stage 1 needs one: its work depends on what is masked. Others take made-up rows instead.
+        batch (`dict`, *optional*): what the model is called with, on its device; by default made-up rows, except in
+            stage 1, whose work depends on what is masked.
         num_rows, num_tokens (`int`): made-up rows, and tokens of the text of each.
 
-    Example:
-        ```python
-        print(f"{flops_per_row(FlipTabularModel(config)) / 1e6:.2f} million operations a row")
-        ```
+    Example: `f"{flops_per_row(FlipTabularModel(config)) / 1e6:.2f} million operations a row"`
     """
     if batch is None:
         batch = _made_up_batch(model, num_rows, num_tokens)
-    # this kernel's matrix products are seen on every device; the fused one of the CPU is unknown to the counter,
-    # which in turn fails in torch.no_grad where a module gives a parameter back
+    # this kernel is seen on every device; no torch.no_grad, where the counter fails if a module gives a parameter back
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**batch)
     rows = next(value for key, value in batch.items() if key in ("feature_ids", "input_ids"))
@@ -44,10 +39,7 @@ def flops_per_row(
 
 def _made_up_batch(model: PreTrainedModel, num_rows: int, num_tokens: int) -> dict[str, torch.Tensor]:
     if isinstance(model, FlipForPreTraining):
-        raise ValueError(
-            "the work of stage 1 depends on what is masked: give flops_per_row a batch of "
-            "DataCollatorForFlipPreTraining"
-        )
+        raise ValueError("stage 1 depends on what is masked: give flops_per_row a batch of its collator")
     flip = getattr(model, "flip", model)
     batch = {}
     if getattr(flip, "tabular", flip) is not None:
