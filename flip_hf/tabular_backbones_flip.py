@@ -215,19 +215,26 @@ class DeepFM(Backbone):
 
 class XDeepFM(Backbone):
     """
-    xDeepFM (arXiv 1803.05170, eq. 9): v = [compressed interaction network ; dnn], d_v = sum of cin_hidden_units, which
-    are numbers of feature maps, + dnn_hidden_units[-1].
+    xDeepFM (arXiv 1803.05170, eq. 9): v = [compressed interaction network ; dnn],
+    d_v = sum of cin_hidden_units (less what is split off) + dnn_hidden_units[-1].
+
+    Args:
+        cin_hidden_units (`list[int]`): feature maps of each layer of the compressed interaction network.
+        cin_split_half, cin_activation: see [`CompressedInteractionNetwork`].
     """
 
     def __init__(
         self,
         config: FlipConfig,
         cin_hidden_units: Units = (128, 128),
+        cin_split_half: bool = False,
+        cin_activation: str = "linear",
         dnn_hidden_units: Units = DNN,
         dnn_dropout: float = 0.0,
     ):
         super().__init__(config)
-        self.cin = CompressedInteractionNetwork(self.num_fields, cin_hidden_units)
+        num_fields = self.num_fields
+        self.cin = CompressedInteractionNetwork(num_fields, cin_hidden_units, cin_split_half, cin_activation)
         self.dnn = MultiLayerPerceptron(self.flat_size, dnn_hidden_units, dnn_dropout)
         self.hidden_size = self.cin.output_size + self.dnn.output_size
 

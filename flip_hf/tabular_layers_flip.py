@@ -242,10 +242,11 @@ class CompressedInteractionLayer(Layer):
         # a sum of the size of one product
         self.weight = self.normal((num_maps_in * num_fields) ** -0.5, num_maps, num_maps_in, num_fields)
 
-    def forward(self, maps: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
+    def forward(self, maps: torch.Tensor, inputs: torch.Tensor, num_first: int | None = None) -> torch.Tensor:
+        """The first `num_first` feature maps, by default all of them."""
+        weight = self.weight[:num_first]
         if maps is inputs:  # the first layer: X_i * X_j = X_j * X_i is made once
-            i, j = torch.triu_indices(len(inputs), len(inputs), device=inputs.device)
+            i, j = torch.triu_indices(len(inputs), len(inputs), device=inputs.device).unbind()
             weight = weight[:, i, j] + torch.where(i == j, 0, weight[:, j, i])
             products = inputs.index_select(0, i) * inputs.index_select(0, j)  # (F (F + 1) / 2, B, D)
         else:
@@ -253,38 +254,58 @@ class CompressedInteractionLayer(Layer):
             products = (maps[:, None] * inputs).flatten(0, 1)  # (H_{k-1} x F, B, D)
         return (weight @ products.flatten(1)).unflatten(1, inputs.shape[1:])
 
-    def pooled(self, maps: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def pooled(self, maps: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
         """
-        Sums over D of the feature maps, `(B, H_k)` (eq. 7), without the maps themselves:
+        Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
         sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work.
         """
         products = maps.transpose(0, 1) @ inputs.permute(1, 2, 0)  # (B, H_{k-1}, F)
-        return F.linear(products.flatten(1), self.weight.flatten(1))
+        return F.linear(products.flatten(1), self.weight[start:].flatten(1))
 
 
 class CompressedInteractionNetwork(nn.Module):
     """
     xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6 to 8): layer by layer the feature maps of the
-    layer before are multiplied with the fields, and all maps are summed over D. The paper finds no activation of the
-    maps best (section 4.4.3). `(B, F, D)` -> `(B, output_size)`.
+    layer before are multiplied with the fields, and all maps are summed over D. `(B, F, D)` -> `(B, output_size)`.
+
+    `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
+    its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
+    "linear" best (section 4.4.3).
     """
 
-    def __init__(self, num_fields: int, hidden_units: Sequence[int]):
+    def __init__(
+        self, num_fields: int, hidden_units: Sequence[int], split_half: bool = False, activation: str = "linear"
+    ):
         super().__init__()
         if not hidden_units:
             raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
-        sizes = zip([num_fields, *hidden_units], hidden_units, strict=False)
-        self.layers = nn.ModuleList(CompressedInteractionLayer(num_fields, *size) for size in sizes)
-        self.output_size = sum(hidden_units)
+        check_choice("cin_activation", activation, "linear", "relu")
+        if split_half and any(units % 2 for units in hidden_units[:-1]):
+            raise ValueError(f"cin_split_half=True cannot halve cin_hidden_units={list(hidden_units)}: one is odd")
+        self.activation = activation
+        # of each layer, how many maps go on to the next, and where those that are summed start
+        self.num_passed = [units // 2 if split_half else units for units in hidden_units[:-1]] + [0]
+        self.pooled_from = [passed if split_half else 0 for passed in self.num_passed]
+        self.layers = nn.ModuleList(
+            CompressedInteractionLayer(num_fields, num_in, units)
+            for num_in, units in zip([num_fields, *self.num_passed], hidden_units, strict=False)
+        )
+        self.output_size = sum(hidden_units) - sum(self.pooled_from)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         inputs = embeddings.transpose(0, 1).contiguous()  # (F, B, D)
         maps, sums = inputs, []
-        *before, last = self.layers
-        for layer in before:
-            maps = layer(maps, inputs)  # (H_k, B, D)
-            sums.append(maps.sum(-1).T)
-        return torch.cat([*sums, last.pooled(maps, inputs)], dim=1)
+        for layer, num_passed, start in zip(self.layers, self.num_passed, self.pooled_from, strict=True):
+            if self.activation == "relu":
+                made = F.relu(layer(maps, inputs))  # (H_k, B, D)
+                sums.append(made[start:].sum(-1).T)
+                maps = made[:num_passed]
+            else:  # only what goes on is made; what is summed and does not go on is summed without
+                made = layer(maps, inputs, num_passed) if num_passed else None
+                goes_on = made is not None and not start
+                sums.append(made.sum(-1).T if goes_on else layer.pooled(maps, inputs, start))
+                maps = made
+        return torch.cat(sums, dim=1)
 
 
 class LogarithmicLayer(Layer):

@@ -160,6 +160,12 @@ def autoint(ours, peer):
     return [peer.dnn_linear.weight]
 
 
+def cin(split_half, activation):
+    settings = {"cin_split_half": split_half, "cin_activation": activation}
+    theirs = {"cin_layer_size": [6, 4, 5], **settings, **UNITS}
+    return "xDeepFM", theirs, "xdeepfm", {"cin_hidden_units": [6, 4, 5], **settings, **UNITS}, xdeepfm
+
+
 def products(kind):
     theirs = {"use_inner": kind != "outer", "use_outter": kind != "inner", **UNITS}
     return "PNN", theirs, "pnn", {"product_type": kind, **UNITS}, pnn
@@ -170,7 +176,6 @@ def attention(residual):
     return "AutoInt", theirs, "autoint", {"attention_layers": 2, "use_residual": residual, **UNITS}, autoint
 
 
-CIN = {"cin_layer_size": [6, 4, 5], "cin_split_half": False, "cin_activation": "linear", **UNITS}
 MATRICES = {"cross_num": 2, "cross_parameterization": "matrix", **UNITS}
 EXPERTS = {"low_rank": 4, "num_experts": 3, **UNITS}
 CASES = {
@@ -178,7 +183,7 @@ CASES = {
     "a factorization machine is a DeepFM without its DNN": ("DeepFM", {"dnn_hidden_units": ()}, "fm", {}, None),
     "wide & deep": ("WDL", UNITS, "wide_deep", UNITS, lambda ours, peer: [peer.dnn_linear.weight]),
     "deepfm": ("DeepFM", UNITS, "deepfm", UNITS, deepfm),
-    "xdeepfm": ("xDeepFM", CIN, "xdeepfm", {"cin_hidden_units": [6, 4, 5], **UNITS}, xdeepfm),
+    **{f"xdeepfm {half} {act}": cin(half, act) for half in (False, True) for act in ("linear", "relu")},
     **{f"pnn {kind}": products(kind) for kind in ("inner", "outer", "both")},
     "dcn": ("DCN", {"cross_num": 3, **UNITS}, "dcn", {"num_cross_layers": 3, **UNITS}, dcn),
     "dcnv2 matrices": ("DCN", MATRICES, "dcnv2", {"use_low_rank_mixture": False, **UNITS}, dcnv2),

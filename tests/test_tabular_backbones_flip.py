@@ -47,6 +47,7 @@ TOWERS = {
     "dcnv2 matrices": ({**UNITS, "use_low_rank_mixture": False}, X + 5),
     "autoint": (UNITS, X + 5),
     "xdeepfm": ({**UNITS, "cin_hidden_units": [3, 2]}, 3 + 2 + 5),
+    "xdeepfm halves": ({**UNITS, "cin_hidden_units": [20, 10, 7], "cin_split_half": True}, 10 + 5 + 7 + 5),
     "pnn": (UNITS, 5),
     "pnn both": ({**UNITS, "product_type": "both"}, 5),
     "afm": ({"attention_dim": 3}, D),

@@ -149,18 +149,26 @@ def test_a_layer_of_feature_maps_equals_equation_6(num_maps_in):
     by_field = fields.transpose(0, 1)
     inputs = by_field if num_maps_in == F else maps.transpose(0, 1)
     assert_equal(layer(inputs, by_field).transpose(0, 1), expected)
-    assert_equal(layer.pooled(inputs, by_field), [[sum(one) for one in row] for row in expected])
+    assert_equal(layer(inputs, by_field, 2).transpose(0, 1), [row[:2] for row in expected])
+    assert_equal(layer.pooled(inputs, by_field, 2), [[sum(row[h]) for h in (2, 3, 4)] for row in expected])
 
 
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("split_half", [False, True])
 @pytest.mark.parametrize("hidden_units", [[5], [4, 2, 3]])
-def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(hidden_units):
-    network, x = with_random_weights(CompressedInteractionNetwork(F, hidden_units)), random(B, F, D)
+def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(hidden_units, split_half, activation):
+    network = with_random_weights(CompressedInteractionNetwork(F, hidden_units, split_half, activation))
+    x = random(B, F, D)
     expected = []
     for row in x:
         maps, sums = row, []
-        for layer in network.layers:
-            maps = feature_maps(layer.weight, maps, row)
-            sums += [sum(one) for one in maps]
+        for k, layer in enumerate(network.layers):
+            made = feature_maps(layer.weight, maps, row)
+            if activation == "relu":
+                made = [relu(one) for one in made]
+            half = len(made) // 2 if split_half and k < len(hidden_units) - 1 else 0
+            sums += [sum(one) for one in made[half:]]
+            maps = made[:half] if half else made
         expected.append(sums)
     assert_equal(network(x), expected)
     assert network.output_size == len(expected[0])
@@ -226,6 +234,8 @@ def test_attention_equals_equations_5_to_8_head_by_head(use_residual):
         (lambda: MultiLayerPerceptron(X, []), r"dnn_hidden_units=\[\] has no layer"),
         (lambda: VectorCrossNetwork(X, 0), "num_cross_layers=0 leaves no cross layer: give one at least"),
         (lambda: CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
+        (lambda: CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of linear, "),
+        (lambda: CompressedInteractionNetwork(F, [4, 5, 3], True), r"cannot halve cin_hidden_units=\[4, 5, 3\]"),
         (lambda: FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
         (lambda: FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
     ],
