@@ -87,7 +87,7 @@ def test_a_split_reads_times_as_a_field_of_times_does(times, time_format):
 
 
 UNKNOWN = [[1, 2, None, 4], [1, 2, 0, 4], [1.0, 2.0, float("nan"), 4.0], ["1", "2", None, "4"]]
-UNKNOWN.append(["2024-01-02"] * 3 + [""])
+UNKNOWN += [["2024-01-02"] * 3 + [""], [1_700_000_000, 1_700_000_001, 0, 1_700_000_002]]
 
 
 @pytest.mark.parametrize("times", UNKNOWN)

@@ -5,17 +5,16 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
-from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from ..columns_flip import read_labels, with_class_names
+from ..columns_flip import batches, code_scalars, read_labels, with_class_names
 from ..values_flip import canonical_value, read_times
 from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows
@@ -32,7 +31,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(["validation", "valid", "val", "dev"], 1),
     **dict.fromkeys(["test", "testing", "true", "1"], 2),
 }
-# which arguments a strategy reads, beside seed: another one is a mistake
+# which arguments a strategy reads: another one is a mistake
 _ARGUMENTS = {
     "random": ("fractions", "stratify"),
     "time": ("fractions", "time_column", "time_format"),
@@ -69,9 +68,9 @@ def split_dataset(
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory. A stream is split by
-            `"hash"` alone: the other strategies need to know all rows.
-        strategy (`str`): who is held out.
+        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory; or a stream, for `"hash"`
+            alone: the other strategies need to know all rows.
+        strategy (`str`): who is held out (values are compared as text is: 1, 1.0, "1" and " 1" are one).
 
             - `"random"`: any rows.
             - `"time"`: the earliest rows train, the latest test; equal times keep the order of the table.
@@ -81,25 +80,20 @@ def split_dataset(
             - `"cold"`: whole values of `column` (`"movie_id"`, or a user column): no value of a validation or test row
               occurs in train, and none of test in validation. Rows without a value train.
             - `"column"`: what `column` says: train, validation (also valid, val, dev) or test, or true (1) for the
-              rows that test and false (0) for those that train. If no row validates, random ones of the training rows
-              do, as large a share of them as `fractions` has. The column itself is dropped, since it is no field.
+              rows that test and false (0) for those that train. If no row validates, random training rows do, as large
+              a share of them as `fractions` has. The column itself is dropped, since it is no field.
             - `"hash"`: by a hash of the value of `column` (an id of the row, or of the user): the same value goes the
               same way in every table, stream and day. Rows without a value train.
-
-            Values are compared as text is: 1, 1.0, "1" and " 1" are one.
         seed (`int`): of whatever is random, and of the hash.
-        fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"`,
-            shares of the distinct values of `column`; for `"hash"`, expected shares of them.
-        time_column (`str`): for `"time"` and `"last"`: dates, and numbers and text as `kind="datetime"` reads them
-            (numbers that are all below a million count steps).
-        column (`str`): for `"cold"`, `"column"` and `"hash"`.
-        user_column (`str`): for `"last"`.
-        num_last (`int`): for `"last"`: rows of each user in each of test and validation.
+        fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"` and
+            `"hash"`, shares of the distinct values of `column`.
+        time_column, time_format (`str`): for `"time"` and `"last"`: dates, and numbers and text as `kind="datetime"`
+            reads them (numbers that are all below a million count steps); `time_format` as for `datetime.strptime`.
+        user_column (`str`), num_last (`int`): for `"last"`.
         warm_fraction (`float`): for `"cold"`: this share of the training rows becomes a fourth split `"warm"` of rows
             whose value does occur in train, to compare the cold ones with. Every value keeps a row in train.
         stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
             where a class has fewer than 1 % of the rows.
-        time_format (`str`, *optional*): of a `time_column` of text or of compact numbers, as for `datetime.strptime`.
         label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
         cache_dir (`str`, *optional*): where the rows of a table that is mapped into memory are written in their new
             order (default: `flip_hf` in datasets' own cache); those of a table in memory stay there.
@@ -114,51 +108,40 @@ def split_dataset(
             not there or holds lists, a time that is no time or unknown, or a value that names no split.
         TypeError: for splits, or a stream that is not to be split by hash.
     """
-    arguments: dict[str, Any] = {
-        "fractions": tuple(fractions),
-        "time_column": time_column,
-        "column": column,
-        "user_column": user_column,
-        "num_last": num_last,
-        "warm_fraction": warm_fraction,
-        "stratify": stratify,
-        "time_format": time_format,
-    }
-    _check_arguments(strategy, arguments)
+    arguments = {**locals(), "fractions": tuple(fractions)}
+    _check_arguments(**arguments)
     if isinstance(dataset, IterableDataset):
-        if strategy != "hash":
-            raise TypeError(
-                f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
-                "strategy='hash' with the column of an id, or load the table without streaming"
-            )
-        return _split_stream(dataset, seed, arguments["fractions"], column)
+        if strategy == "hash":
+            return _split_stream(dataset, seed, fractions, str(column))
+        raise TypeError(
+            f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
+            "strategy='hash' with the column of an id, or load the table without streaming"
+        )
     dataset = as_dataset(dataset)
-    size = len(dataset)
     if label != "label" or stratify:
         _check_column(dataset, label, "label")
     if negative_sampling_rate(dataset) < 1.0:
         logger.warning(
             "non-clicks of this table were left out (sample_negatives): those of validation and test are, too, and "
-            "metrics there are not those of the whole table; split first, then sample the training rows"
+            "their metrics are not those of the whole table; split first, then sample the training rows"
         )
     if strategy in ("random", "time"):
-        bounds = _bounds(size, arguments["fractions"], "rows")
+        bounds = _bounds(len(dataset), fractions, "rows")
         if strategy == "random":
-            order = np.random.default_rng(seed).permutation(size)
+            order = np.random.default_rng(seed).permutation(len(dataset))
         else:
             order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
         orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
         if strategy == "random" and stratify is not False and label in dataset.column_names:
-            orders = (
-                _stratified(_column(dataset, label, label), order, arguments["fractions"], bool(stratify)) or orders
-            )
+            classes = _codes(_column(dataset, label, "label", label), label)[0] + 1
+            orders = _stratified(classes, order, fractions, bool(stratify)) or orders
     else:
-        parts = _parts(dataset, strategy, seed, arguments) if size else np.zeros(0, np.int8)
+        parts = _parts(**{**arguments, "dataset": dataset}) if len(dataset) else np.zeros(0, np.int8)
         names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
         orders = {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
-        empty = [name for name, rows in orders.items() if not len(rows)]
+        empty = ", ".join(name for name, rows in orders.items() if not len(rows))
         if empty:
-            raise ValueError(f"{', '.join(empty)} would be empty: strategy={strategy!r} finds no row for it in {size}")
+            raise ValueError(f"{empty} would be empty: strategy={strategy!r} finds no row for it in {len(dataset)}")
         if strategy == "column":
             dataset = dataset.remove_columns(column)
     splits = DatasetDict({name: _take(dataset, order, dataset.info, cache_dir) for name, order in orders.items()})
@@ -170,12 +153,14 @@ def split_dataset(
 def _warn_of_few_clicks(splits: DatasetDict, label: str) -> None:
     few = []
     for name, split in splits.items():
-        distinct = _column(split, label, label).value_counts().to_pylist()
-        counts = {canonical_value(row["values"]): row["counts"] for row in distinct}
+        codes, values = _codes(_column(split, label, "label", label), label)
+        rows = np.bincount(codes + 1, minlength=len(values) + 1).tolist()
+        counts = {value: count for value, count in zip([None, *values], rows, strict=True) if count}
         clicks = counts.get("1", counts.get("True", 0))
         if len(counts) == 1:
-            (value,) = counts
-            logger.warning(f"all {len(split)} rows of {name} have label {value}: nothing can be measured there")
+            logger.warning(
+                f"all {len(split)} rows of {name} have label {next(iter(counts))}: nothing can be measured there"
+            )
         elif len(counts) == 2 and 0 < clicks < _FEW_CLICKS:
             few.append(f"{name} has {clicks}")
     if few:
@@ -186,24 +171,20 @@ def sample_negatives(
     dataset: Any, rate: float, seed: int = 0, label: str = "label", cache_dir: str | os.PathLike | None = None
 ) -> Dataset:
     """
-    Training rows with all clicks and a random share of the non-clicks, in the order of the table.
+    Training rows with all clicks and a random share `rate`, in (0, 1], of the non-clicks, in the order of the table.
 
     The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
     (`to_iterable_dataset` does not): a model that is trained on these rows needs it as
     `config.negative_sampling_rate`, so that its probabilities are those of the whole table. Metrics of sampled
-    validation or test rows are not those of the whole table: split first.
-
-    Args:
-        dataset, cache_dir: as of `split_dataset`.
-        rate (`float`): share of the non-clicks that stays, in (0, 1].
+    validation or test rows are not those of the whole table: split first. `dataset` and `cache_dir` are as of
+    `split_dataset`.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
     if isinstance(dataset, IterableDataset):
         raise TypeError("non-clicks are sampled from a table, not from a stream: load it without streaming")
     dataset = as_dataset(dataset)
-    _check_column(dataset, label, "label")
-    labels = read_labels(_column(dataset, label, label), label)
+    labels = read_labels(_column(dataset, label, "label", label), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
     sampled = np.random.default_rng(seed).choice(others, round(rate * len(others)), replace=False)
     if not len(sampled):
@@ -220,21 +201,20 @@ def negative_sampling_rate(dataset: Any) -> float:
     return float(recorded[1]) if recorded else 1.0
 
 
-def _check_arguments(strategy: str, arguments: Mapping[str, Any]) -> None:
+def _check_arguments(strategy: str, **arguments: Any) -> None:
     if strategy not in _ARGUMENTS:
         raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_ARGUMENTS)}")
     parameters = inspect.signature(split_dataset).parameters
     for name, value in arguments.items():
-        if name not in _ARGUMENTS[strategy] and value != parameters[name].default:
-            takers = [other for other, names in _ARGUMENTS.items() if name in names]
+        takers = [other for other, names in _ARGUMENTS.items() if name in names]
+        if takers and strategy not in takers and value != parameters[name].default:
             raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
-    fractions = arguments["fractions"]
+    fractions, num_last, warm_fraction = (arguments[name] for name in ("fractions", "num_last", "warm_fraction"))
     # "not all", so that nan is refused as well
     if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
-        raise ValueError(f"fractions={fractions} are not three positive shares that sum to 1")
-    if arguments["num_last"] < 1 or not 0 <= arguments["warm_fraction"] < 1:
-        settings = f"num_last={arguments['num_last']}, warm_fraction={arguments['warm_fraction']}"
-        raise ValueError(f"{settings}: the one is at least 1, the other a share of the training rows, in [0, 1)")
+        raise ValueError(f"{fractions=} are not three positive shares that sum to 1")
+    if num_last < 1 or not 0 <= warm_fraction < 1:
+        raise ValueError(f"{num_last=}, {warm_fraction=}: the one is at least 1, the other a share in [0, 1)")
     if "column" in _ARGUMENTS[strategy] and arguments["column"] is None:
         raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
 
@@ -248,53 +228,47 @@ def _bounds(size: int, fractions: _Fractions, what: str) -> tuple[int, int]:
 
 
 def _stratified(
-    labels: pa.ChunkedArray, order: np.ndarray, fractions: _Fractions, wanted: bool
+    classes: np.ndarray, order: np.ndarray, fractions: _Fractions, wanted: bool
 ) -> dict[str, np.ndarray] | None:
     """Random splits that have their share of each class; `None` where no class is rare, and it is not `wanted`."""
-    counts = labels.value_counts()
-    rarest = pc.min(counts.field("counts")).as_py() / len(labels)
-    if not wanted and (len(counts) != 2 or rarest >= _RARE_SHARE):
+    counts = np.bincount(classes)
+    rarest = counts[counts > 0].min() / len(classes)
+    if not wanted and (np.count_nonzero(counts) != 2 or rarest >= _RARE_SHARE):
         return None
     if not wanted:
         logger.warning_once(
             f"{rarest:.2%} of the rows are of one class: the random splits are stratified, so that each has its share "
             "(stratify=False: left to chance)"
         )
-    codes = pc.index_in(labels, counts.field("values")).to_numpy()[order]
     parts = np.empty(len(order), np.int8)
-    for code in range(len(counts)):
-        rows = np.flatnonzero(codes == code)
-        ends = [round(len(rows) * share) for share in (fractions[0], fractions[0] + fractions[1])]
-        for part, places in enumerate(np.split(rows, ends)):
+    for number, count in enumerate(counts.tolist()):
+        ends = [round(count * share) for share in (fractions[0], fractions[0] + fractions[1])]
+        for part, places in enumerate(np.split(np.flatnonzero(classes[order] == number), ends)):
             parts[places] = part
     return {name: order[parts == part] for part, name in enumerate(_SPLITS)}
 
 
-# --- number of the split of each row ---------------------------------------------------------------------------------
-
-
-def _parts(dataset: Dataset, strategy: str, seed: int, arguments: Mapping[str, Any]) -> np.ndarray:
+def _parts(
+    dataset: Dataset, strategy: str, seed: int, fractions: _Fractions, column: str, **arguments: Any
+) -> np.ndarray:
     """Number of the split of each row `(B,)`."""
-    fractions, column = arguments["fractions"], arguments["column"]
     if strategy == "last":
-        users, _ = _codes(dataset, arguments["user_column"], "user_column")
-        return _last_of_each(
-            users, _times(dataset, arguments["time_column"], arguments["time_format"]), arguments["num_last"]
-        )
-    codes, values = _codes(dataset, column, "column")
+        users, _ = _codes(_column(dataset, arguments["user_column"], "user_column"), arguments["user_column"])
+        times = _times(dataset, arguments["time_column"], arguments["time_format"])
+        return _last_of_each(users, times, arguments["num_last"])
+    codes, values = _codes(_column(dataset, column, "column"), column)
     if strategy == "cold":
         return _cold(codes, len(values), seed, fractions, arguments["warm_fraction"])
     if strategy == "column":
-        return _named(codes, values, column, seed, fractions)
-    return _hashed([*values, None], seed, fractions)[codes]  # None is last, and -1 the code of a hole
+        return _named(codes, values, seed, fractions, column)
+    return _hashed(codes, values, seed, fractions)
 
 
 def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.ndarray:
     order = np.lexsort((times, users))  # stable: equal times keep the order of the table
     counts = np.bincount(users + 1)  # of no user first
-    ends = np.cumsum(counts)[users[order] + 1]
     from_end = np.empty(len(users), np.int64)
-    from_end[order] = ends - 1 - np.arange(len(users))
+    from_end[order] = np.cumsum(counts)[users[order] + 1] - 1 - np.arange(len(users))
     parts = np.where(from_end < num_last, 2, np.where(from_end < 2 * num_last, 1, 0)).astype(np.int8)
     parts[(counts[users + 1] < 2 * num_last + 1) | (users < 0)] = 0
     return parts
@@ -315,18 +289,17 @@ def _cold(codes: np.ndarray, num_values: int, seed: int, fractions: _Fractions, 
     return parts
 
 
-def _named(codes: np.ndarray, values: Sequence[str], column: str, seed: int, fractions: _Fractions) -> np.ndarray:
-    unknown = [value for value in values if value.lower() not in _SPLIT_NAMES]
+def _named(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions, column: str) -> np.ndarray:
+    unknown = [repr(value) for value in values if value.lower() not in _SPLIT_NAMES]
     if unknown:
         raise ValueError(
-            f"column {column!r} holds {', '.join(map(repr, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}, "
-            "which name no split: train, validation (valid, val, dev) and test do, or false (train) and true (test)"
+            f"column {column!r} holds {', '.join([*unknown[:10], *(['...'] if unknown[10:] else [])])}, which name no "
+            "split: train, validation (valid, val, dev) and test do, or false (train) and true (test)"
         )
     holes = int(np.sum(codes < 0))
     if holes:
         raise ValueError(f"{holes} of {len(codes)} rows have no {column!r}: write train, validation or test in each")
-    part_of_value = [_SPLIT_NAMES[value.lower()] for value in values]
-    parts = np.array(part_of_value, np.int8)[codes]
+    parts = np.array([_SPLIT_NAMES[value.lower()] for value in values], np.int8)[codes]
     if not np.any(parts == 1):
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(parts == 0))
         held_out = int(len(rows) * fractions[1] / (fractions[0] + fractions[1]))
@@ -335,35 +308,32 @@ def _named(codes: np.ndarray, values: Sequence[str], column: str, seed: int, fra
     return parts
 
 
-def _hashed(values: Sequence[str | None], seed: int, fractions: _Fractions) -> np.ndarray:
-    """Number of the split of each value: where its hash, a number in [0, 1), falls among the fractions."""
-    hashes = [
-        0 if value is None else int.from_bytes(hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest())
-        for value in values
-    ]
+def _hashed(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions) -> np.ndarray:
+    """A row's split is where the hash of its value, a number in [0, 1), falls among the fractions."""
+    digests = [hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest() for value in values]
+    hashes = [int.from_bytes(digest) for digest in digests] + [0]  # the last is of no value, whose code is -1
     shares = np.array(hashes, np.uint64) / 2.0**64
-    return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)
+    return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)[codes]
 
 
 def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: str) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
+    settings = {"column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
     splits = IterableDatasetDict()
     for part, name in enumerate(_SPLITS):
-        settings = {"part": part, "seed": seed, "fractions": fractions, "column": column}
-        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
+        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs={"part": part, **settings})
         splits[name] = rows.with_format(None)
     return splits
 
 
-def _is_part(rows: pa.Table, part: int, seed: int, fractions: _Fractions, column: str) -> list[bool]:
+def _is_part(
+    rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Features | None
+) -> list[bool]:
     _check_column(rows, column, "column")  # a stream may not know its columns before
-    parts = _hashed([canonical_value(value, column) for value in rows.column(column).to_pylist()], seed, fractions)
-    return (parts == part).tolist()
-
-
-# --- columns ---------------------------------------------------------------------------------------------------------
+    values = with_class_names(rows.select([column]), features)[column]
+    return (_hashed(*_codes(values, column), seed, fractions) == part).tolist()
 
 
 def _check_column(table: Any, column: str, argument: str) -> None:
@@ -374,43 +344,36 @@ def _check_column(table: Any, column: str, argument: str) -> None:
         )
 
 
-def _column(dataset: Dataset, column: str, label: str | None = None) -> pa.ChunkedArray:
+def _column(dataset: Dataset, column: str, argument: str, label: str | None = None) -> pa.ChunkedArray:
     """The values of a column; classes by their names, but for those of the label."""
-    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
-    chunks: list[pa.Array] = []
-    for table in tables:
-        values = with_class_names(table, dataset.features, label)[column]
-        chunks += [pa.array(values, pa.string())] if isinstance(values, list) else values.chunks
-    return pa.chunked_array(chunks)
-
-
-def _codes(dataset: Dataset, column: str, argument: str) -> tuple[np.ndarray, list[str]]:
-    """Number of each row's value `(B,)` among the distinct ones, as texts (-1: no value), and those."""
     _check_column(dataset, column, argument)
-    rows = _column(dataset, column)
+    chunks: list[pa.Array] = []
+    for batch in batches(dataset.select_columns([column]), label):
+        values = batch[column]
+        chunks += [pa.array(values)] if isinstance(values, list) else values.chunks
+    rows = pa.chunked_array(chunks)
     if rows.type.num_fields:
         raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")
-    encoded = rows.dictionary_encode()
-    raw = [canonical_value(value) for value in encoded.chunk(0).dictionary.to_pylist()]
-    distinct = [value for value in dict.fromkeys(raw) if value is not None]
-    numbers: dict[str | None, int] = {value: number for number, value in enumerate(distinct)}
-    codes = np.array([numbers.get(value, -1) for value in [*raw, None]], np.int64)  # the last is that of null
-    places = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return codes[np.concatenate(places)], distinct
+    return rows
+
+
+def _codes(values: Any, column: str) -> tuple[np.ndarray, list[str]]:
+    """Number of each row's value `(B,)` among the distinct ones, as texts (-1: no value), and those."""
+    coded = code_scalars(values, column)
+    texts = [canonical_value(value) for value in coded.values]
+    distinct = [text for text in dict.fromkeys(texts) if text is not None]
+    numbers: dict[str | None, int] = {text: number for number, text in enumerate(distinct)}
+    return np.array([numbers.get(text, -1) for text in texts], np.int64)[coded.indices], distinct
 
 
 def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray:
-    _check_column(dataset, column, "time_column")
-    values = pa.concat_arrays(_column(dataset, column).chunks)
-    if values.type.num_fields:
-        raise ValueError(f"column {column!r} has the type {values.type}: a split by time needs numbers or dates")
+    """Dates, seconds, or the numbers themselves where they count days or steps `(B,)`."""
+    values = _column(dataset, column, "time_column")
     if pa.types.is_temporal(values.type) and time_format is None:
-        times = values.to_numpy(zero_copy_only=False)
-        unknown = values.null_count
+        times, unknown = values.to_numpy(), values.null_count
     else:
-        encoded = values.dictionary_encode()
-        times = _read_times(encoded.dictionary, column, time_format)
-        times = np.append(times, np.nan)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        coded = code_scalars(values, column)
+        times = _read_times(coded.values, column, time_format)[coded.indices]
         unknown = int(np.isnan(times).sum())
     if unknown:
         raise ValueError(
@@ -420,20 +383,16 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
     return times
 
 
-def _read_times(values: pa.Array, column: str, time_format: str | None) -> np.ndarray:
-    """Distinct values -> seconds, or the numbers themselves where they count days or steps; nan where unknown."""
+def _read_times(values: Sequence[Any], column: str, time_format: str | None) -> np.ndarray:
     try:
-        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
+        numbers = pa.array(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         numbers = None
     if numbers is None or time_format is not None:
-        return read_times(values.to_pylist(), column, time_format)
-    numbers[~np.isfinite(numbers) | (numbers == 0)] = np.nan
-    is_steps = not np.any(np.abs(numbers) >= _MOST_STEPS)
-    return numbers if is_steps else read_times(numbers.tolist(), column)
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
+        return read_times(values, column, time_format)
+    numbers = np.where(np.isfinite(numbers) & (numbers != 0), numbers, np.nan)
+    is_time = np.any(np.abs(numbers) >= _MOST_STEPS)
+    return read_times(numbers.tolist(), column) if is_time else numbers
 
 
 def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
