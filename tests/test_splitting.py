@@ -3,6 +3,7 @@
 
 import itertools
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -440,6 +441,13 @@ def test_classes_are_split_by_their_names():
     table = Dataset.from_dict({"part": [0, 1, 2, 1], "row": [0, 1, 2, 3], "label": [0, 1] * 2}, Features(features))
     splits = split_dataset(table, strategy="column", column="part")
     assert rows_of(splits) == {"train": [1, 3], "validation": [2], "test": [0]}
+    table = numbered(99, item=[k % 3 for k in range(99)])
+    names = table.map(lambda row: {"item": ["test", "train", "val"][row["item"]]})
+    stream = table.cast_column("item", features["part"]).to_iterable_dataset()
+    arguments = {"strategy": "hash", "column": "item", "seed": 2, "fractions": (0.4, 0.3, 0.3)}
+    rows = rows_of(split_dataset(names, **arguments))
+    assert rows_of(split_dataset(stream, **arguments)) == rows
+    assert rows_of(pickle.loads(pickle.dumps(split_dataset(stream, **arguments)))) == rows
 
 
 def test_a_selection_of_rows_is_split_as_the_table_of_these_rows_is(tmp_path):

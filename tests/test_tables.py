@@ -189,7 +189,7 @@ BAD_FILES = [
     ("a.json", "[]", {}, "has no rows"),
     ("a.csv", "user,user,label\na,b,1\n", {}, "a.csv has the columns 'user', 'user', 'label': each needs a name"),
     ("a.csv", "user,,label\n0,b,1\n", {}, "a.csv has the columns 'user', '', 'label': each needs a name"),
-    ("a.csv", "user;label\na;1\n", {}, "has the one column 'user;label' .*delimiter=';'"),
+    ("a.csv", "user;label\na;1\n", {}, "has the columns 'user;label' .*delimiter=';'"),
     ("a.csv", "user;title, year;label\na;Heat;1\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 1: a;Heat;1"),
     ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "single character"),
     ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is for text files, csv, tsv and txt, and this is json"),

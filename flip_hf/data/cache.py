@@ -31,12 +31,7 @@ def cached(
     The rows of the tables that `read` yields, mapped into memory from a folder; where it is there, nothing is read.
 
     They are written beside the folder, which is renamed when it is whole: another process sees all of it or nothing.
-
-    Args:
-        describe: from the number of rows to the info, called after the last table.
-
-    Raises:
-        ValueError: if there is no row.
+    `describe` makes the info of the number of rows, after the last table.
     """
     if not folder.is_dir():
         temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"

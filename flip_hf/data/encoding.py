@@ -31,11 +31,7 @@ _MADE = re.compile(r"^feature_ids=(\d+):\w+$", re.MULTILINE)
 
 @dataclass
 class _Encoder:
-    """
-    Raw columns -> model inputs, from Arrow to Arrow without a Python object per row.
-
-    Worker processes get the folder of the vocabulary, where there is one: they map the same file into memory.
-    """
+    """Raw columns -> model inputs, Arrow to Arrow. Worker processes map one file of the vocabulary into memory."""
 
     processor: FlipProcessor
     return_text: bool
@@ -66,9 +62,9 @@ class _Encoder:
         encoded = self.processor.encode(self._named(table), self.return_text, self.out_of_fold)
         columns: dict[str, Any] = {}
         if self.return_text:
-            columns["input_ids"] = _lists(encoded.tokens, encoded.lengths)
-            columns["attention_mask"] = _lists(np.ones(len(encoded.tokens), np.int8), encoded.lengths)
-            columns["token_field_ids"] = _lists(encoded.token_fields, encoded.lengths)
+            seen = np.ones(len(encoded.tokens), np.int8)
+            texts = zip(_TEXT, (encoded.tokens, seen, encoded.token_fields), strict=True)
+            columns = {name: _lists(flat, encoded.lengths) for name, flat in texts}
         size, num_slots = encoded.feature_ids.shape
         columns["feature_ids"] = _lists(encoded.feature_ids.reshape(-1), np.full(size, num_slots))
         if encoded.labels is not None:
@@ -187,11 +183,8 @@ def _made_by(extractor: Any, num_features: int) -> str:
 
 def check_encoded(dataset: Any, processor: Any, name: str) -> None:
     """
-    Makes sure that the ids of encoded rows are those of a processor, as far as the rows know by what they were made
+    Raises ValueError for encoded rows that were made by another processor, as far as they know by what they were made
     (`info.description`, which `map` and `select` carry along); a processor that was extended since is the same.
-
-    Raises:
-        ValueError: if they were made by another one.
     """
     made = _MADE.search(getattr(getattr(dataset, "info", None), "description", None) or "")
     extractor = processor.feature_extractor

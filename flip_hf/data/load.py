@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as they are published or as users have them -> `datasets.Dataset`, read once and mapped into memory from then
-on.
-"""
+"""Tables, published or of users, -> `datasets.Dataset`, read once and mapped into memory from then on."""
 
 import hashlib
 import os
@@ -17,15 +15,7 @@ from transformers.utils import logging
 from .cache import cache_root, cached
 from .readers import CONVERTERS, NAMED_DATASETS
 from .readers.files import kind_of, name_of, published_files, table_files
-from .readers.tables import (
-    TableOptions,
-    as_dataset,
-    label_key,
-    label_rows,
-    read_clicks,
-    read_files,
-    stream_files,
-)
+from .readers.tables import TableOptions, as_dataset, label_key, label_rows, read_clicks, read_files, stream_files
 
 
 # part of the cache's key: raise it when a reader gives other rows for the same files
@@ -57,14 +47,16 @@ def load_ctr_dataset(
     memory from there: a second process reads neither the files nor anything computed from them again.
 
     Args:
-        name_or_path: a named data set, `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"` or
-            `"restaurants"` (comes with the package; a folder of that name is `"./restaurants"`). Or files of one kind:
-            csv, tsv, txt, json, jsonl (these also as `.gz`, `.bz2`, or alone in a `.zip`) or parquet; one, a list, a
-            glob (`"clicks/*.parquet"`) or a folder, without names that begin with `_` or `.`. All columns of a csv are
-            strings (`007` stays `007`, an empty cell is null), and strings in json stay strings. Or rows in memory: a
-            `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of columns, a list of
-            dicts. Files of one table have the same columns, in any order; of two types of numbers the wider one is
-            taken, and a column without values has the others' type.
+        name_or_path: one of
+
+            - a named data set: `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"`, `"restaurants"`
+              (comes with the package; a folder of that name is `"./restaurants"`);
+            - files of one kind, csv, tsv, txt, json, jsonl (these also as `.gz`, `.bz2`, or alone in a `.zip`) or
+              parquet: one, a list, a glob (`"clicks/*.parquet"`) or a folder, without names that begin with `_` or
+              `.`. They have the same columns, in any order; of two types of numbers the wider one is taken. All
+              columns of a csv are strings (`007` stays `007`, an empty cell is null), strings in json stay strings;
+            - rows in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of
+              columns, a list of dicts.
         data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
             they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
         label (`str`, *optional*): label column; it becomes `label`. By default a column of the name `label` is it, and
@@ -81,8 +73,7 @@ def load_ctr_dataset(
             has the columns and types of its first rows.
         quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other. By default a
             value may stand in quotes, quotes in it doubled; a quote that is closed within a cell, or never, is an
-            error, and a value that looks like several rows is warned about. (`7" single` without quotes around it is
-            what it says.) `csv.QUOTE_MINIMAL` leaves this check out.
+            error, and a value that looks like several rows is warned about. `csv.QUOTE_MINIMAL` leaves this check out.
         escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv, such as a backslash.
         column_names (`list[str]`, *optional*): of a csv without a header.
         label_map (`dict`, *optional*): 0 or 1 for each value of the label column, such as `{"yes": 1, "no": 0}`.
@@ -97,16 +88,9 @@ def load_ctr_dataset(
             0 or 1, or an argument does not go with the data set.
         TypeError: for splits, or rows of no known form.
     """
-    options = TableOptions(
-        label,
-        label_threshold,
-        delimiter,
-        encoding,
-        quoting,
-        escapechar,
-        None if column_names is None else list(column_names),
-        None if label_map is None else {label_key(value): click for value, click in label_map.items()},
-    )
+    names = None if column_names is None else list(column_names)
+    clicks = None if label_map is None else {label_key(value): click for value, click in label_map.items()}
+    options = TableOptions(label, label_threshold, delimiter, encoding, quoting, escapechar, names, clicks)
     of_named = {"data_dir": data_dir, "genre_lists": genre_lists or None, "subset": subset}
     of_files = {"streaming": streaming or None}
     paths = [name_or_path] if isinstance(name_or_path, str | os.PathLike) else name_or_path
@@ -129,8 +113,7 @@ def load_ctr_dataset(
     if label is None and "label" not in (table.column_names or ["label"]):
         logger.warning_once(
             "the table has no column 'label', so it is one to predict; to train, name one of "
-            f"{', '.join(table.column_names)} with label=..., or the columns of a file without a header with "
-            "column_names=[...]"
+            f"{', '.join(table.column_names)} with label=... (of a file without a header, with column_names=[...])"
         )
     return table
 
@@ -142,8 +125,7 @@ def _refuse(what: str, options: Mapping[str, Any]) -> None:
 
 
 def _load_files(files: Sequence[str], options: TableOptions, root: Path) -> Dataset:
-    path = Path(files[0].split("::")[-1])
-    fingerprint = _fingerprint(files, options)
+    path, fingerprint = Path(files[0].split("::")[-1]), _fingerprint(files, options)
     stem = path.stem if len(files) == 1 else path.resolve().parent.stem
     return cached(root / f"{stem}-{fingerprint}", fingerprint, lambda: read_files(files, options))
 

@@ -350,7 +350,7 @@ def _column(dataset: Dataset, column: str, argument: str, label: str | None = No
     chunks: list[pa.Array] = []
     for batch in batches(dataset.select_columns([column]), label):
         values = batch[column]
-        chunks += [pa.array(values)] if isinstance(values, list) else values.chunks
+        chunks += [pa.array(values, pa.string())] if isinstance(values, list) else values.chunks
     rows = pa.chunked_array(chunks)
     if rows.type.num_fields:
         raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")

@@ -21,25 +21,17 @@ from .tables import TableOptions, read_pieces
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """
-    How a published data set is read.
+    """How a published data set is read."""
 
-    Args:
-        files: names of the published files, or a function from `subset` to these.
-        reader: takes a counter of rows that are left out, by reason, the files in that order and `options`; yields
-            tables, none of which has to hold the whole set.
-        threshold: `rating > threshold` makes the label 1.
-        options: arguments of `load_ctr_dataset` that the reader, or `files`, takes.
-    """
-
-    files: Sequence[str] | Callable[..., Sequence[str]]
+    files: Sequence[str] | Callable[..., Sequence[str]]  # names of the published files, or from `subset` to these
+    # of a counter of rows that are left out, by reason, the files in that order and `options`
     reader: Callable[..., Iterator[pa.Table]]
-    threshold: float
+    threshold: float  # the label is 1 where the rating is above
     folder: str
     citation: str
     license: str
     homepage: str
-    options: Sequence[str] = ()
+    options: Sequence[str] = ()  # arguments of load_ctr_dataset that the reader, or `files`, takes
 
 
 def read_restaurants(_: Counter[str], made: str) -> Iterator[pa.Table]:
@@ -75,10 +67,7 @@ NAMED_DATASETS = {
         reader=read_book_crossing,
         threshold=5,
         folder="book-crossing",
-        citation=(
-            "Ziegler, McNee, Konstan and Lausen, Improving Recommendation Lists Through Topic Diversification, "
-            "WWW 2005."
-        ),
+        citation="Ziegler et al., Improving Recommendation Lists Through Topic Diversification, WWW 2005.",
         license="research use with acknowledgement",
         homepage="http://www2.informatik.uni-freiburg.de/~cziegler/BX/",
     ),
@@ -88,8 +77,8 @@ NAMED_DATASETS = {
         threshold=3,
         folder="goodreads",
         citation=(
-            "Wan and McAuley, Item Recommendation on Monotonic Behavior Chains, RecSys 2018; Wan, Misra, Nakashole "
-            "and McAuley, Fine-Grained Spoiler Detection from Large-Scale Review Corpora, ACL 2019."
+            "Wan and McAuley, Item Recommendation on Monotonic Behavior Chains, RecSys 2018; Wan et al., Fine-Grained "
+            "Spoiler Detection from Large-Scale Review Corpora, ACL 2019."
         ),
         license="academic use, no redistribution, no commercial use",
         homepage="https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html",

@@ -67,19 +67,13 @@ def list_files(source: Path) -> list[str]:
 
 
 def published_files(source: Path, names: Sequence[str]) -> list[str]:
-    """
-    Finds files by their names, each with or without `.gz`, in a folder or an archive (the least deep one).
-
-    Raises:
-        FileNotFoundError: naming those that are not there.
-    """
+    """Finds files by their names, each with or without `.gz`, in a folder or an archive (the least deep one)."""
     files: dict[str, str] = {}
     for file in sorted(list_files(source), key=lambda file: (file.count("/"), file)):
         files.setdefault(name_of(file).removesuffix(".gz"), file)
     absent = [name for name in names if name.removesuffix(".gz") not in files]
     if absent:
-        where = source if source.exists() else f"{source}, which is not there,"
-        raise FileNotFoundError(f"{where} lacks {', '.join(absent)}")
+        raise FileNotFoundError(f"{source} lacks {', '.join(absent)}")
     return [files[name.removesuffix(".gz")] for name in names]
 
 
@@ -87,17 +81,12 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     """
     The files of a table: one file, a list of them (in its order), or what a glob or a folder holds, sorted by name;
     names that begin with "." or "_" are no data (`_SUCCESS`, `.part-0.crc`).
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if they are of several kinds, one is listed twice, or a folder has folders in it.
     """
     if not isinstance(source, str | os.PathLike):
         paths = [Path(name).expanduser() for name in source]
-    elif Path(source).expanduser().is_dir():
-        paths = sorted(path for path in Path(source).expanduser().iterdir() if path.name[0] not in "._")
+    elif (path := Path(source).expanduser()).is_dir():
+        paths = sorted(inner for inner in path.iterdir() if inner.name[0] not in "._")
     else:
-        path = Path(source).expanduser()
         paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         paths = [path for path in paths if path.is_file()]
     absent = [str(path) for path in paths if not path.exists()]
@@ -121,7 +110,5 @@ def kind_of(file: str) -> str:
     """`"clicks.csv.gz"` -> `"csv"`. Raises ValueError for an ending that is not read."""
     ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2)?$", name_of(file).lower())
     if ending is None:
-        raise ValueError(
-            f"{name_of(file)} ends in none of {', '.join('.' + kind for kind in KINDS)} (also .gz, .bz2, .zip)"
-        )
+        raise ValueError(f"{name_of(file)} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip)")
     return ending[1]

@@ -22,13 +22,11 @@ _YEARS = range(1400, 2020)
 _DATE = "%a %b %d %H:%M:%S %z %Y"  # Mon Aug 01 13:41:57 -0700 2011
 
 _NUMBERS = ("average_rating", "number_of_reviews", "number_of_pages")
-_BOOK = (
-    "book_id title average_rating number_of_reviews author_id number_of_pages ebook format publisher year work_id"
-).split()
+_BOOK = "book_id title average_rating number_of_reviews author_id number_of_pages ebook format publisher year work_id"
 _COLUMNS = (
     "user_id book_id title genre average_rating number_of_reviews author_id author number_of_pages ebook format "
     "publisher year work_id media_type rating timestamp"
-).split()
+)
 
 
 def goodreads_files(subset: str = "all") -> Sequence[str]:
@@ -61,7 +59,7 @@ def read_goodreads(
     - timestamp: seconds since 1970 of `date_added`.
     """
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
-    schema = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in _BOOK])
+    schema = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in _BOOK.split()])
     whole = in_one(books, _book_rows(books), schema)
     media = ((row["work_id"], row["media_type"] or None) for row in _objects(works, "work_id", "media_type"))
     whole = join(whole, "work_id", in_one(works, media, strings("work_id", "media_type")))
@@ -78,10 +76,9 @@ def read_goodreads(
         rated = batch.filter(pc.greater(batch.column("rating"), 0))
         left_out["interactions without a rating (0)"] += len(batch) - len(rated)
         dates = pc.strptime(rated.column("timestamp"), format=_DATE, unit="s", error_is_null=True)
-        rows = join(rated.drop_columns("timestamp"), "book_id", whole).append_column(
-            "timestamp", dates.cast(pa.int64())
-        )
-        yield rows.select(_COLUMNS)
+        rows = join(rated.drop_columns("timestamp"), "book_id", whole)
+        rows = rows.append_column("timestamp", dates.cast(pa.int64()))
+        yield rows.select(_COLUMNS.split())
 
 
 def _objects(file: str, *keys: str) -> Iterator[dict[str, Any]]:

@@ -44,10 +44,7 @@ def in_one(file: str, rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Ta
 
 
 def join(rows: pa.Table, key: str, table: pa.Table) -> pa.Table:
-    """
-    The columns of another table beside the rows, in the order of the rows: nulls for a key that it has not. Where a
-    key repeats there, its first row counts.
-    """
+    """The columns of the first row with the same key in another table beside each row; nulls where it has none."""
     places = pc.index_in(rows.column(key), value_set=table.column(key), skip_nulls=True)
     found = table.drop_columns([key]).take(places)
     for name, column in zip(found.column_names, found.columns, strict=True):

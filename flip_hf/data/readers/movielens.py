@@ -16,15 +16,8 @@ from .lines import in_batches, in_one, join, name_of_code, read_lines, strings
 
 _GENDERS = {"M": "male", "F": "female"}
 # code -> name, from the README of MovieLens-1M
-_ML1M_AGES = {
-    "1": "under 18",
-    "18": "18-24",
-    "25": "25-34",
-    "35": "35-44",
-    "45": "45-49",
-    "50": "50-55",
-    "56": "56 or older",
-}
+_ML1M_AGES = {"1": "under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55"}
+_ML1M_AGES["56"] = "56 or older"
 _ML1M_OCCUPATION_NAMES = (
     "other,academic/educator,artist,clerical/admin,college/grad student,customer service,doctor/health care,"
     "executive/managerial,farmer,homemaker,K-12 student,lawyer,programmer,retired,sales/marketing,scientist,"
@@ -54,15 +47,9 @@ def read_movielens_1m(
     _: Counter[str], ratings: str, users: str, movies: str, genre_lists: bool = False
 ) -> Iterator[pa.Table]:
     """ratings.dat, users.dat and movies.dat, in Latin-1; codes of gender, age and occupation by their names."""
+    codes = (_GENDERS, _ML1M_AGES, _ML1M_OCCUPATIONS)
     people = (
-        (
-            user,
-            name_of_code(gender, _GENDERS),
-            name_of_code(age, _ML1M_AGES),
-            name_of_code(occupation, _ML1M_OCCUPATIONS),
-            zipcode,
-        )
-        for user, gender, age, occupation, zipcode in read_lines(users, "::", 5)
+        (user, *map(name_of_code, of_user, codes), zipcode) for user, *of_user, zipcode in read_lines(users, "::", 5)
     )
     listed = ((movie, title, names.split("|")) for movie, title, names in read_lines(movies, "::", 3))
     return _rated_movies(read_lines(ratings, "::", 4), people, listed, (ratings, users, movies), genre_lists)

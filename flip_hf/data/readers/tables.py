@@ -53,23 +53,13 @@ class TableOptions:
             value = getattr(self, name)
             if value is not None and kind not in _DELIMITERS and not (name == "encoding" and "json" in kind):
                 raise ValueError(f"{name}={value!r} is for text files, csv, tsv and txt, and this is {kind}")
-        if self.label_map is not None and (self.threshold is not None or not {*self.label_map.values()} <= {0, 1}):
-            raise ValueError(
-                f"label_map={dict(self.label_map)!r} has to say 0 or 1 of each value of the label column, without a "
-                "label_threshold"
-            )
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
+        label_map = self.label_map
+        if label_map is not None and (self.threshold is not None or not {*label_map.values()} <= {0, 1}):
+            raise ValueError(f"{label_map=} has to say 0 or 1 of each label, without a label_threshold")
 
 
 def read_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
-    """
-    The rows of a file, some megabytes at a time. Pieces of a json file may differ in their columns and types.
-
-    Raises:
-        ValueError: for what cannot be read, naming the file.
-    """
+    """The rows of a file, some megabytes at a time. Pieces of a json file may differ in their columns and types."""
     kind = kind_of(file)
     if kind in _DELIMITERS:
         yield from _csv_pieces(file, options)
@@ -89,26 +79,22 @@ def _csv_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
     delimiter, names = _csv_header(file, options)
     is_checked = options.quoting is None and options.escapechar is None and _check_quotes(file, options, delimiter)
     with opened(file) as stream:
-        for batch in _open_csv(stream, options, delimiter, dict.fromkeys(names, pa.string())):
+        for batch in _open_csv(stream, options, delimiter, names):
             piece = pa.Table.from_batches([batch])
             if is_checked:
                 _warn_of_rows_in_a_value(file, piece, delimiter)
             yield _tidy(piece, options)
 
 
-def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, types: Mapping[str, pa.DataType]) -> Any:
+def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, names: Sequence[str] = ()) -> Any:
     is_quoted = options.quoting != csv.QUOTE_NONE
+    read = {"column_names": options.column_names, "encoding": options.encoding or "utf8"}
+    quotes = {"quote_char": '"' if is_quoted else False, "newlines_in_values": is_quoted}
+    types = dict.fromkeys(names, pa.string())
     return pyarrow.csv.open_csv(
         stream,
-        pyarrow.csv.ReadOptions(
-            block_size=_BLOCK_BYTES, column_names=options.column_names, encoding=options.encoding or "utf8"
-        ),
-        pyarrow.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if is_quoted else False,
-            escape_char=options.escapechar or False,
-            newlines_in_values=is_quoted,
-        ),
+        pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, **read),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, escape_char=options.escapechar or False, **quotes),
         pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )
 
@@ -120,18 +106,13 @@ def _csv_header(file: str, options: TableOptions) -> tuple[str, list[str]]:
         with opened(file) as stream:
             delimiter = max(",\t;|", key=io.TextIOWrapper(stream, options.encoding or "utf-8").readline().count)
     with opened(file) as stream:
-        names = _open_csv(stream, options, delimiter, {}).schema.names
+        names = _open_csv(stream, options, delimiter).schema.names
+    listed = f"{name_of(file)} has the columns {', '.join(map(repr, names))}"
     others = [other for other in ",;\t|" if other != delimiter and other in names[0]]
     if len(names) == 1 and others:
-        raise ValueError(
-            f"{name_of(file)} has the one column {names[0]!r} with delimiter {delimiter!r}: it looks like "
-            f"delimiter={others[0]!r}"
-        )
+        raise ValueError(f"{listed} with delimiter {delimiter!r}: it looks like delimiter={others[0]!r}")
     if len(set(names)) < len(names) or any(not name.strip() for name in names[1:]):
-        raise ValueError(
-            f"{name_of(file)} has the columns {', '.join(map(repr, names))}: each needs a name, and none the name of "
-            "another"
-        )
+        raise ValueError(f"{listed}: each needs a name, and none the name of another")
     return delimiter, names
 
 
@@ -170,12 +151,7 @@ def _warn_of_rows_in_a_value(file: str, piece: pa.Table, delimiter: str) -> None
 
 
 def json_objects(file: str, stream: IO[bytes], encoding: str = "utf-8", keys: Sequence[str] = ()) -> Iterator[dict]:
-    """
-    The objects of a json file, one a line or all in a list.
-
-    Raises:
-        ValueError: for what is no object with all of `keys`.
-    """
+    """The objects of a json file, one a line or all in a list; one without all of `keys` is an error."""
     text = io.TextIOWrapper(stream, encoding)
     first = next(filter(str.strip, text), "[]")
     if first.lstrip().startswith("["):
@@ -187,9 +163,6 @@ def json_objects(file: str, stream: IO[bytes], encoding: str = "utf-8", keys: Se
             with_keys = f" with {', '.join(keys)}" if keys else ""
             raise ValueError(f"{name_of(file)} holds {str(row)[:80]}, which is no object{with_keys}")
         yield row
-
-
-# --- the files of a table have one schema ----------------------------------------------------------------------------
 
 
 def _schemas(file: str, options: TableOptions) -> Iterator[pa.Schema]:
@@ -206,12 +179,7 @@ def _schemas(file: str, options: TableOptions) -> Iterator[pa.Schema]:
 
 
 def _common_schema(files: Sequence[str], options: TableOptions, streaming: bool = False) -> pa.Schema:
-    """
-    One schema for all files, with the columns in the order of the first: of two types of numbers the wider one.
-
-    Raises:
-        ValueError: where there is none, or files (but for json) differ in their columns.
-    """
+    """One schema for all files, with the columns in the order of the first: of two types of numbers the wider one."""
     whole: pa.Schema = None
     for file in files:
         for schema in itertools.islice(_schemas(file, options), 1 if streaming else None):
@@ -261,9 +229,6 @@ def _numbered(files: list[str], options: TableOptions, schema: pa.Schema) -> Ite
             yield (shard, number), table
 
 
-# --- rows in memory --------------------------------------------------------------------------------------------------
-
-
 def as_dataset(rows: Any) -> Dataset:
     """A table in any of the forms that `as_columns` takes -> a `Dataset`. Raises TypeError for splits."""
     if isinstance(rows, Dataset):
@@ -281,9 +246,8 @@ def as_table(rows: Any, where: str = "") -> pa.Table:
             is_arrow = isinstance(column, pa.Array | pa.ChunkedArray)
             columns[str(name)] = column if is_arrow else pa.array(column, from_pandas=True)
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
-            raise ValueError(
-                f"{where}column {str(name)!r} holds values that have no type in common ({error}): write strings"
-            ) from error
+            problem = f"column {str(name)!r} holds values that have no type in common"
+            raise ValueError(f"{where}{problem} ({error}): write strings") from error
     return _tidy(pa.table(columns), TableOptions())
 
 
@@ -294,12 +258,7 @@ def label_rows(dataset: Dataset, options: TableOptions) -> Dataset:
 
 
 def _tidy(table: pa.Table, options: TableOptions, features: Features | None = None) -> pa.Table:
-    """
-    Values in place of categories and classes, but for a label of two classes, and no index of pandas.
-
-    Raises:
-        ValueError: for a label column of more classes.
-    """
+    """Values in place of categories and classes, but for a label of two classes, and no index of pandas."""
     if features is None and b"huggingface" in (table.schema.metadata or {}):
         features = Features.from_arrow_schema(table.schema)
     label = (options.label or "label") if options.label_map is None else None
@@ -316,27 +275,14 @@ def _tidy(table: pa.Table, options: TableOptions, features: Features | None = No
         if isinstance(column, list):
             is_list = pa.types.is_nested(table.schema.field(name).type)
             column = pa.array(column, pa.list_(pa.string()) if is_list else pa.string())
-        columns[name] = column.cast(_plain_type(column.type))
+        # categories and views are ways to store values, not types
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        columns[name] = column.cast(pa.string() if pa.types.is_string_view(kind) else kind)
     return pa.table(columns)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Categories and views are ways to store values, not types."""
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
 def labelled(table: pa.Table, options: TableOptions, source: str) -> pa.Table:
-    """
-    The label column, if there is one, as `label`, 0 or 1, the last.
-
-    Raises:
-        ValueError: if the column that was named is not there, or a label is missing or not 0 or 1.
-    """
+    """The label column, if there is one, as `label`, 0 or 1, the last. Raises ValueError for any other label."""
     names, name = table.column_names, options.label or "label"
     if name not in names:
         if options.label is options.threshold is options.label_map is None:
