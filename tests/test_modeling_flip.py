@@ -103,6 +103,16 @@ def test_the_contrast_starts_at_chance_and_in_old_configurations_where_it_did(st
     assert FlipConfig.from_pretrained(tmp_path).icl_projection_init == 1.0
 
 
+@pytest.mark.parametrize("mtm_loss", ["nce", "full_softmax"])
+def test_noise_is_drawn_where_it_is_read(mtm_loss, stage_1, masked_batch, monkeypatch):
+    model = stage_1(mtm_loss=mtm_loss)
+    drawn, draw = [], model.mtm_head.draw_noise
+    monkeypatch.setattr(model.mtm_head, "draw_noise", lambda *given: drawn.append(1) or draw(*given))
+    model.train()(**masked_batch).loss.backward()
+    assert len(drawn) == (mtm_loss == "nce")
+    assert 0.0 <= float(model.eval()(**masked_batch).mtm_accuracy) <= 1.0 and drawn
+
+
 def test_counts_of_a_step_divide_the_losses_and_nothing_masked_costs_nothing(stage_1, masked_batch):
     model = stage_1().eval()
     whole = model(**masked_batch)
@@ -226,6 +236,12 @@ def test_the_loss_is_that_of_the_paper_with_weights_of_towers_and_clicks(mode, c
         torch.testing.assert_close(output.loss, expected)
     odds = torch.sigmoid(output.logits.detach().double() - math.log(3.0))
     torch.testing.assert_close(model.predict_probabilities(output.logits), odds)
+
+
+def test_a_term_of_weight_0_gives_no_gradient(ctr, batch):
+    model = ctr("joint", alpha_init=1.0, text_bce_weight=0.0)
+    model(**batch).loss.backward()  # alpha is 1: nothing asks the text tower for anything
+    assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])

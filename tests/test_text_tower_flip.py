@@ -4,7 +4,7 @@ frozen and saved.
 
 bert: plain; roberta: positions counted from the pad token; deberta-v2: relative positions; albert: layers that share
 weights; modernbert: rotary positions, and a norm behind the layers; qwen2: a decoder; distilbert, electra: MLM heads
-of other names.
+of other names. Slow: their kin, MPNet, XLM-R, Qwen3 and Llama.
 """
 
 import importlib
@@ -27,11 +27,15 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    LlamaConfig,
     MobileBertConfig,
     ModernBertConfig,
+    MPNetConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 from transformers.utils import import_utils
 
@@ -66,6 +70,7 @@ DEBERTA = {
     "type_vocab_size": 0,
 }
 MODERNBERT = {**SIZES, "max_position_embeddings": 256, "local_attention": 8, "global_attn_every_n_layers": 2}
+DECODER = {**SIZES, "num_key_value_heads": 1, "max_position_embeddings": 256}
 # name -> configuration, kind of tokenizer, sizes, longest text
 ARCHITECTURES = {
     "bert": (BertConfig, "wordpiece", {**SIZES, "max_position_embeddings": 96}, 96),
@@ -73,12 +78,17 @@ ARCHITECTURES = {
     "deberta-v2": (DebertaV2Config, "unigram", DEBERTA, None),
     "albert": (AlbertConfig, "unigram", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
     "modernbert": (ModernBertConfig, "bytes", MODERNBERT, 256),
-    "qwen2": (Qwen2Config, "causal bytes", {**SIZES, "num_key_value_heads": 1, "max_position_embeddings": 256}, 256),
+    "qwen2": (Qwen2Config, "causal bytes", DECODER, 256),
     "distilbert": (DistilBertConfig, "wordpiece", DISTILBERT, 96),
     "electra": (ElectraConfig, "wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
+    "mpnet": (MPNetConfig, "wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
+    "xlm-roberta": (XLMRobertaConfig, "unigram", {**SIZES, "max_position_embeddings": 98}, 96),
+    "qwen3": (Qwen3Config, "causal bytes", {**DECODER, "head_dim": 8}, 256),
+    "llama": (LlamaConfig, "causal bytes", DECODER, 256),
 }
 TOWERS = list(ARCHITECTURES)[:6]
-HEADS = [name for name in ARCHITECTURES if name != "qwen2"]
+KIN = [pytest.param(name, marks=pytest.mark.slow) for name in list(ARCHITECTURES)[6:]]
+HEADS = [*TOWERS[:5], "distilbert", "electra", *KIN[2:4]]
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -119,7 +129,7 @@ class Architecture:
 
     def __init__(self, name, splits, folder):
         config_class, kind, sizes, self.longest = ARCHITECTURES[name]
-        self.name, self.is_decoder = name, name == "qwen2"
+        self.name, self.is_decoder = name, kind == "causal bytes"
         self.tokenizer = tiny_tokenizer(kind)
         self.extractor = FlipFeatureExtractor.fit(splits["train"])
         self.processor = FlipProcessor(self.extractor, self.tokenizer, max_length=220 if "bytes" in kind else 90)
@@ -179,7 +189,7 @@ def bert(make) -> Architecture:
     return make("bert")
 
 
-every_tower = pytest.mark.parametrize("name", TOWERS)
+every_tower = pytest.mark.parametrize("name", [*TOWERS, *KIN])
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -598,7 +608,7 @@ def test_frozen_parts_get_no_gradient_and_the_rest_does(name, make):
             number = {key: int(next(part for part in key.split(".") if part.isdigit())) for key in in_layers}
             lowest = 0 if parts == "embeddings" else int(parts)
             assert {key for key in in_layers if number[key] < lowest} == frozen & in_layers
-            last_norm = {"modernbert": {"final_norm"}, "qwen2": {"norm"}}.get(name, set())
+            last_norm = {"norm"} if architecture.is_decoder else {"final_norm"} if name == "modernbert" else set()
             assert {key.split(".")[0] for key in learning - in_layers} == last_norm
         model(**architecture.masked_batch(model.config)).loss.backward()
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}

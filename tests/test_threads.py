@@ -91,8 +91,14 @@ def wrong_rows(
     return wrong
 
 
-def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch):
-    num_rows, bound, sizes = 60, 30, (1, 1, 2, 5, 1, 3)
+@pytest.mark.parametrize(
+    ("num_rows", "num_threads", "sizes"),
+    [(60, 8, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)],
+)
+def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_threads, sizes):
+    if num_rows > 1000:  # chance has time enough
+        sys.setswitchinterval(5e-3)
+    bound = num_rows // 2
     keep_little(monkeypatch, bound)
     rows = make_rows(num_rows)
     fitted = make_processor(rows, tokenizer)
@@ -103,11 +109,11 @@ def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monk
     def work(number):
         return wrong_rows(shared, rows, expected, np.random.default_rng(number).permutation(num_rows), sizes)
 
-    assert set().union(*run_together(work)) == set()
+    assert set().union(*run_together(work, num_threads)) == set()
     # and nothing wrong has stayed
     assert shared.max_length == 48 and wrong_rows(shared, rows, expected, np.arange(num_rows), sizes) == set()
     # beyond the bound only what the running calls, of 5 fields, may add
-    most = bound + NUM_THREADS * max(sizes) * 5
+    most = bound + num_threads * max(sizes) * 5
     assert shared._pieces.count <= most
     assert sum(map(len, shared.feature_extractor.vocabulary._cached_ids)) <= most
 
