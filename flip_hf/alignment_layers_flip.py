@@ -112,7 +112,7 @@ class FlipMTMHead(nn.Module):
         self.config = config
         text_size = config.text_config.hidden_size
         self.query = nn.Linear(tabular_size, text_size)
-        self.query_norm = StartedLayerNorm(text_size, config.mtm_query_init)
+        self.query_norm = StartedLayerNorm(text_size, config.mtm_query_init or text_size**-0.5)
         self.dense = nn.Linear(tabular_size + text_size, config.num_fields * config.mtm_embedding_size)
         self.feature_embeddings = nn.Embedding(config.num_features, config.mtm_embedding_size)
         self.feature_bias = nn.Parameter(torch.zeros(config.num_features))
@@ -304,11 +304,11 @@ class FlipProjectionHead(nn.Module):
 
     def __init__(self, size: int, config: FlipConfig):
         super().__init__()
-        projection_size, start = config.icl_projection_size, config.icl_projection_init
+        projection_size = config.icl_projection_size
         self.projection = nn.Linear(size, projection_size)
         self.dense = nn.Linear(projection_size, projection_size)
         self.dropout = nn.Dropout(config.icl_dropout_prob)
-        self.norm = StartedLayerNorm(projection_size, projection_size**-0.5 if start is None else start)
+        self.norm = StartedLayerNorm(projection_size, config.icl_projection_init or projection_size**-0.5)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """`(B, d)` -> `(B, P)`."""

@@ -103,8 +103,9 @@ class FlipConfig(PreTrainedConfig):
         mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's vocabulary).
         mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
         num_noise_features (`int`): K, noise draws per (row, masked field).
-        mtm_query_init (`float`): start of the query's LayerNorm weights. With the usual 1 the unscaled attention
-            begins saturated on a token or two; 1 / sqrt(d_w) lets it look around first.
+        mtm_query_init (`float`, *optional*): where the query's LayerNorm weights start; `None`: 1 / sqrt(d_w), so that
+            its attention begins soft. With the release's 1 it begins on a token or two and leaves the others
+            gradients of 1e-30 and less.
         mtm_embedding_size, icl_projection_size (`int`): of an MTM output row (32 in the paper), a projection (128).
         icl_projection_init (`float`, *optional*): where the projections' LayerNorm weights start; `None`: 1 /
             sqrt(size), so that the contrast starts near ln(batch size). With the release's 1 it is 10 to 30 nats.
@@ -113,7 +114,8 @@ class FlipConfig(PreTrainedConfig):
         fusion (`str`), fusion_hidden_size (`int`): how stage 2's joint logit is made: see [`FlipFusion`].
         alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
         tabular_bce_weight, text_bce_weight (`float`): of the towers' losses beside the joint one's (0: not computed).
-        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables; in stage 2's training loss only.
+        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables, rows of reserved ids left out; in
+            stage 2's training loss only.
         positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
         negative_sampling_rate (`float`): share of non-clicks that the training rows kept ([`predict_probabilities`]).
         newly_initialized (`list[str]`, *optional*): weights of stage 2 that are random still; `None` once trained.
@@ -162,7 +164,7 @@ class FlipConfig(PreTrainedConfig):
     mtm_loss: str = within(("nce", "sampled_softmax", "full_softmax"), "nce")
     mtm_noise: str = within(("global", "field"), "global")
     num_noise_features: int = within("[1, inf)", 25)
-    mtm_query_init: float = within("(0, inf)", 1.0)
+    mtm_query_init: float | None = within("(0, inf)", None)
     mtm_embedding_size: int = within("[1, inf)", 32)
     icl_projection_size: int = within("[1, inf)", 128)
     icl_projection_init: float | None = within("(0, inf)", None)
@@ -194,7 +196,7 @@ class FlipConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "FlipConfig":
         """As `PreTrainedConfig.from_dict`; what an old configuration does not say is what was so then."""
-        return super().from_dict({"icl_projection_init": 1.0, **config_dict}, **kwargs)
+        return super().from_dict({"icl_projection_init": 1.0, "mtm_query_init": 1.0, **config_dict}, **kwargs)
 
     def check(self) -> None:
         """Raises `ValueError` for a value that is not allowed, naming it and what is."""

@@ -125,8 +125,13 @@ class FlipTabularModel(FlipPreTrainedModel):
         return [table for table in (self.embeddings, self.first_order) if table is not None]
 
     def sum_of_squares(self) -> torch.Tensor:
-        """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies."""
-        return torch.stack([table.weight.square().sum() for table in self.tables()]).sum()
+        """
+        Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
+        reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero.
+        """
+        reserved = self.config.num_reserved_features
+        sums = [w.square().sum() - w[:reserved].square().sum() for w in (table.weight for table in self.tables())]
+        return torch.stack(sums).sum()
 
     def _check(self, feature_ids: torch.LongTensor) -> None:
         if not isinstance(feature_ids, torch.Tensor):

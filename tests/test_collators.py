@@ -16,6 +16,7 @@ from flip_hf import (
     FlipProcessor,
 )
 from flip_hf.training import collators
+from flip_hf.training.collators import ArrowRows
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,23 @@ def test_ctr_batches_are_padded_with_the_tokenizers_pad_id(processor, rows, mult
         assert set(batch["input_ids"][k, length:].tolist()) <= {processor.tokenizer.pad_token_id}
         assert batch["attention_mask"][k].sum() == length
         assert batch["feature_ids"][k].tolist() == row["feature_ids"] and batch["labels"][k] == row["labels"]
+
+
+def test_a_batch_as_an_arrow_table_is_the_batch_of_its_rows(processor, encoded):
+    order = [7, 3, 3, 40, 11]
+    some = encoded["train"].select(range(90, 0, -1))  # a selection has its rows elsewhere
+    for dataset in (encoded["train"], some, encoded["train"].select(range(20, 80))):
+        table, rows = ArrowRows(dataset).__getitems__(order), [dataset[k] for k in order]
+        for collator in (
+            DataCollatorForFlipCTR(processor),
+            DataCollatorForFlipCTR(processor, mode="tabular"),
+            DataCollatorForFlipPreTraining(processor, seed=1, pad_to_multiple_of=8),
+        ):
+            expected, found = collator(rows), collator(table)
+            assert {name: tensor.dtype for name, tensor in found.items()} == {k: v.dtype for k, v in expected.items()}
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="rows have no input_ids, attention_mask .they have feature_ids, labels"):
+        DataCollatorForFlipCTR(processor)(table.select(["feature_ids", "labels"]))
 
 
 def test_tabular_batches_need_and_hold_no_text(processor, rows):

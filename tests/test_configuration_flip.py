@@ -31,7 +31,7 @@ ENDS = {
     "[0, 1)": ((0.0, 0.99), (1.0, 1.5, -0.1)),
     "(0, 1]": ((1e-9, 1.0), (0.0, 1.1, -0.1)),
 }
-OPTIONAL = {"final_text_mask_ratio", "final_feature_mask_ratio", "icl_projection_init"}
+OPTIONAL = {"final_text_mask_ratio", "final_feature_mask_ratio", "icl_projection_init", "mtm_query_init"}
 FIELDS = {field.name: field for field in dataclasses.fields(FlipConfig)}
 NUMBERS = {name: field.metadata["allowed"] for name, field in FIELDS.items() if "allowed" in field.metadata}
 NUMBERS = {name: allowed for name, allowed in NUMBERS.items() if isinstance(allowed, str)}

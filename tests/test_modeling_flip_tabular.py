@@ -114,16 +114,18 @@ def test_without_logit_layers_the_vector_is_the_same_and_what_only_the_logit_rea
     torch.testing.assert_close(stage1(ids).vector, whole(ids).vector)
 
 
-def test_sum_of_squares_is_that_of_the_two_tables_and_nothing_else():
-    for add_logit_layers, expected in ((True, 8 * 32 * 0.25 + 8 * 4.0), (False, 8 * 32 * 0.25)):
-        model = make_model("dcnv2", add_logit_layers, num_features=8)
+def test_sum_of_squares_is_that_of_the_real_features_in_the_two_tables_and_nothing_else():
+    for add_logit_layers in (True, False):
+        model = make_model("dcnv2", add_logit_layers, num_features=16)  # of them 8 reserved
         for table, value in zip(model.tables(), (0.5, 2.0), strict=False):
             table.weight.data.fill_(value)
         total = model.sum_of_squares()
-        torch.testing.assert_close(total, torch.tensor(expected))
+        torch.testing.assert_close(total, torch.tensor(8 * 32 * 0.25 + 8 * 4.0 * add_logit_layers))
         total.backward()
         trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert trained == {"embeddings.weight", "first_order.weight"} & dict(model.named_parameters()).keys()
+        for table in model.tables():  # no step of the penalty's, not even of a rounding error
+            assert not table.weight.grad[:8].any() and table.weight.grad[8:].all()
 
 
 VARIANTS = [("dcnv2", {"use_low_rank_mixture": False}), ("autoint", {"use_residual": False})]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from flip_hf import (
     DataCollatorForFlipCTR,
@@ -28,6 +28,7 @@ from flip_hf import (
 )
 from flip_hf.analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS
 from flip_hf.training.optimization import parameter_groups
+from flip_hf.training.precision import has_fast_bf16
 from flip_hf.training.trainer import ResumableLengthGroupedSampler, text_lengths
 
 
@@ -259,9 +260,55 @@ def test_accumulated_mlm_and_mtm_gradients_equal_those_of_one_large_batch(stage_
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_no_thread_computes_with_denormal_numbers_while_a_model_is_trained(stage_1, stage_2, monkeypatch):
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # and both have been at work
+    tiny = torch.full((1_000_000,), 1e-39)
+
+    def left() -> int:
+        return int((tiny * 0.5).count_nonzero())
+
+    assert left() == len(tiny)
+    for build in (stage_1, stage_2):
+        trainer, found = build(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False), []
+        step = trainer.training_step
+        monkeypatch.setattr(trainer, "training_step", lambda *given, step=step: found.append(left()) or step(*given))
+        trainer.train()
+        assert found == [0] and left() == len(tiny)
+    torch.set_flush_denormal(True)  # who wants it always has it afterwards
+    trainer.train()
+    assert left() < len(tiny)
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(num_threads)
+
+
+def test_bf16_auto_asks_the_hardware_and_a_cpu_needs_no_word_more(tmp_path, monkeypatch, caplog):
+    for has_it in (True, False):
+        monkeypatch.setattr("flip_hf.training.arguments.has_fast_bf16", lambda has_it=has_it: has_it)
+        args = FlipCTRArguments(str(tmp_path), bf16="auto")
+        assert args.bf16 is has_it and f"bf16='auto': {'bfloat16' if has_it else 'float32'}" in caplog.text
+    assert FlipCTRArguments(str(tmp_path), bf16=True).use_cpu is not torch.accelerator.is_available()
+    parse = HfArgumentParser(FlipPreTrainingArguments).parse_args_into_dataclasses
+    for words, expected in (
+        ([], False),
+        (["--bf16"], True),
+        (["--bf16", "auto"], False),
+        (["--bf16", "False"], False),
+    ):
+        assert parse(["--output_dir", str(tmp_path), *words])[0].bf16 is expected
+    assert has_fast_bf16() in (True, False)
+
+
+def test_a_mode_of_ids_reads_no_text_and_shuffles_whatever_the_lengths(stage_2, encoded):
+    trainer = stage_2()
+    loader = trainer.get_train_dataloader()
+    assert set(next(iter(loader))) == {"feature_ids", "labels"}
+    assert isinstance(loader.batch_sampler.sampler, torch.utils.data.RandomSampler)
+
+
 @pytest.mark.parametrize("metric", ["auc", "ne", "eval_b_auc"])
 def test_the_best_model_on_validation_rows_is_the_one_that_is_left(metric, stage_2, encoded):
-    options = {"num_train_epochs": 6, "learning_rate": 5e-2, "early_stopping_patience": 2}
+    options = {"num_train_epochs": 6, "learning_rate": 2e-3, "early_stopping_patience": 2}
     if "_b_" in metric:
         options["eval_dataset"] = {"a": encoded["test"], "b": encoded["validation"]}
     trainer = stage_2(metric_for_best_model=metric, **options)

@@ -3,20 +3,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ..analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS, greater_is_better
+from .precision import has_fast_bf16
 
 
 logger = logging.get_logger(__name__)
 
 
-def _default(value: Any, help: str) -> Any:
-    return field(default=value, metadata={"help": help})
+def _default(value: Any, help: str, **of_the_parser: Any) -> Any:
+    return field(default=value, metadata={"help": help, **of_the_parser})
 
 
 @dataclass
@@ -33,12 +34,20 @@ class FlipTrainingArguments(TrainingArguments):
         "group_by_length", "group_by_length (where text is read), random or sequential."
     )
     logging_steps: float = _default(50, "Log the losses every so many steps.")
+    bf16: Literal[True, False, "auto"] = _default(
+        False, "Autocast to bfloat16; auto: where the hardware multiplies it, CPUs too.", nargs="?", const=True
+    )
     hub_private_repo: bool | None = _default(True, "A repository that a push makes is a private one.")
 
     metrics: ClassVar[Mapping[str, bool]] = {}  # what is evaluated, and whether more of it is better
 
     def __post_init__(self) -> None:
         args: Any = self  # mypy cannot tell the types that TrainingArguments gives
+        if args.bf16 == "auto":
+            args.bf16 = not args.fp16 and has_fast_bf16()
+            logger.warning(f"bf16='auto': {'bfloat16 autocast' if args.bf16 else 'float32'}")
+        # on a CPU transformers wants to be told so
+        args.use_cpu = args.use_cpu or bool(args.bf16 and not torch.accelerator.is_available())
         name = args.metric_for_best_model
         if name is not None and args.greater_is_better is None:
             # transformers takes all metrics but losses for those of which more is better

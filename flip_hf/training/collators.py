@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ..configuration_flip import MODES, TEXT_MASK_LEVELS, FlipConfig, check_masks
@@ -17,30 +19,58 @@ from ..masking_flip import hide_features, hide_tokens, pad_rows
 from ..processing_flip import FlipProcessor
 
 
+class ArrowRows(torch.utils.data.Dataset):
+    """Encoded rows by the batch, each an Arrow table that the collators read: no row becomes Python objects."""
+
+    def __init__(self, rows: datasets.Dataset):
+        self.rows, self.tables = rows, rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> pa.Table:
+        return self.tables[indices]
+
+
+def _names(rows: Sequence[dict[str, Any]] | pa.Table) -> list[str]:
+    return rows.column_names if isinstance(rows, pa.Table) else list(rows[0])
+
+
+def _flat(rows: Sequence[dict[str, Any]] | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists end to end `(L,)`, and their lengths `(B,)`."""
+    if isinstance(rows, pa.Table):
+        column = rows.column(name).combine_chunks()
+        return column.flatten().to_numpy(), column.value_lengths().to_numpy()
+    lists = [row[name] for row in rows]
+    return np.concatenate(lists), np.array([len(values) for values in lists])
+
+
 def _stack(
-    rows: Sequence[dict[str, Any]], processor: FlipProcessor, multiple: int, *ragged: str
+    rows: Sequence[dict[str, Any]] | pa.Table, processor: FlipProcessor, multiple: int, *ragged: str
 ) -> dict[str, np.ndarray]:
     """`feature_ids` `(B, S)`, and columns of lists as long as the texts `(B, T)`: int64; `multiple` divides T."""
-    if not rows:
+    if not len(rows):
         raise ValueError("the batch is empty: a collator needs at least one row")
-    absent = [column for column in ("feature_ids", *ragged) if column not in rows[0]]
+    absent = [column for column in ("feature_ids", *ragged) if column not in _names(rows)]
     if absent:
         raise ValueError(
-            f"rows have no {', '.join(absent)} (they have {', '.join(rows[0])}): encode the data set with "
+            f"rows have no {', '.join(absent)} (they have {', '.join(_names(rows))}): encode the data set with "
             "prepare_dataset(dataset, processor), with return_text=True unless only ids are used"
         )
-    batch = {"feature_ids": np.array([row["feature_ids"] for row in rows], np.int64)}
+    batch = {"feature_ids": _flat(rows, "feature_ids")[0].reshape(len(rows), -1).astype(np.int64)}
     if ragged:
         fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "token_field_ids": -1}
         if fills["input_ids"] is None:
             raise ValueError(
                 "the tokenizer has no pad token: set one, such as tokenizer.pad_token = tokenizer.eos_token"
             )
-        lengths = np.array([len(row["input_ids"]) for row in rows])
+        lengths = _flat(rows, "input_ids")[1]
         width = -(-max(lengths.max(), 1) // multiple) * multiple
         for column in ragged:
-            flat = np.concatenate([row[column] for row in rows])
-            batch[column] = pad_rows(flat, lengths, fills[column], width)[0]
+            batch[column] = pad_rows(_flat(rows, column)[0], lengths, fills[column], width)[0]
     return batch
 
 
@@ -78,11 +108,12 @@ class DataCollatorForFlipCTR:
         """Reads what a model of this configuration reads."""
         return cls(processor, **{"mode": config.mode, **kwargs})
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
         ragged = () if self.mode == "tabular" else ("input_ids", "attention_mask")
         batch = _stack(rows, self.processor, self.pad_to_multiple_of, *ragged)
-        if "labels" in rows[0]:
-            batch["labels"] = np.array([row["labels"] for row in rows], np.float32)
+        if "labels" in _names(rows):
+            labels = rows["labels"].to_numpy() if isinstance(rows, pa.Table) else [row["labels"] for row in rows]
+            batch["labels"] = np.array(labels, np.float32)
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
 
@@ -179,7 +210,7 @@ class DataCollatorForFlipPreTraining:
             feature += progress * (final_feature - feature)
         return text, feature
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
         columns = ("input_ids", "attention_mask", "token_field_ids")
         batch = _stack(rows, self.processor, self.pad_to_multiple_of, *columns)
         feature_ids, token_fields = batch["feature_ids"], batch.pop("token_field_ids")  # (B, S), (B, T)

@@ -34,8 +34,9 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..sharing.hub import push_to_hub, write_folder
 from ..values_flip import canonical_value
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
-from .collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .optimization import parameter_groups
+from .precision import flushed_denormals
 
 
 logger = logging.get_logger(__name__)
@@ -162,7 +163,8 @@ class FlipTrainer(Trainer):
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
         try:
-            return super().train(*args, **kwargs)
+            with flushed_denormals():
+                return super().train(*args, **kwargs)
         finally:
             self.processing_class = self._processor
 
@@ -191,14 +193,24 @@ class FlipTrainer(Trainer):
                 "lower learning rates or a longer warm-up (or bf16 in place of fp16)"
             )
 
+    def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
+        rows = super()._remove_unused_columns(dataset, description)
+        reads_tables = (
+            isinstance(self.data_collator, MaskRatioCurriculum) or type(self.data_collator) is self._collates
+        )
+        return ArrowRows(rows) if reads_tables else rows
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, datasets.Dataset):
-            if "input_ids" not in dataset.column_names:
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(
+            dataset, ArrowRows | datasets.Dataset
+        ):
+            rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
+            if "input_ids" not in rows.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return ResumableLengthGroupedSampler(batch_size, text_lengths(dataset), seed)
+            return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
@@ -475,6 +487,11 @@ class FlipCTRTrainer(FlipTrainer):
                 f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), "
                 f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
             )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # a mode that reads no text has none decoded, and no batches of similar length
+        text = [] if self.model.config.mode == "tabular" else ["input_ids", "attention_mask"]
+        self._signature_columns = ["feature_ids", *text, "labels"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.model.config.calibration is not None:
