@@ -156,7 +156,8 @@ def seconds_per_epoch(trainer, num_steps: int = 3) -> float:
     seconds = []
     start = time.perf_counter()
     for inputs in itertools.islice(batches, num_steps + 1):
-        loss = model(**inputs).loss
+        with torch.autocast(inputs["feature_ids"].device.type, torch.bfloat16, enabled=trainer.args.bf16):
+            loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -232,14 +233,14 @@ def main() -> None:
     common = {"per_device_train_batch_size": arguments.batch_size, "seed": arguments.seed, "logging_steps": 10}
 
     def ctr_trainer(name: str, model: FlipForCTR) -> FlipCTRTrainer:
-        text_rate = {} if model.config.mode == "tabular" else {"text_learning_rate": 1e-4}
+        of_text = {} if model.config.mode == "tabular" else {"text_learning_rate": 1e-4, "bf16": "auto"}
         return FlipCTRTrainer(
             model=model,
             args=FlipCTRArguments(
                 output_dir=str(checkpoints / name),
                 num_train_epochs=arguments.finetuning_epochs,
                 learning_rate=arguments.learning_rate,
-                **text_rate,
+                **of_text,
                 **common,
             ),
             train_dataset=rows["train"],
@@ -261,6 +262,7 @@ def main() -> None:
                 output_dir=str(checkpoints / "pretrained"),
                 num_train_epochs=arguments.pretraining_epochs,
                 warmup_steps=0.1,
+                bf16="auto",
                 save_strategy="no",
                 **common,
             ),

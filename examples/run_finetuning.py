@@ -73,6 +73,8 @@ def main() -> None:
         parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         arguments, training_arguments = parse(sys.argv[1])
     else:
+        known = HfArgumentParser(ModelArguments).parse_args_into_dataclasses(return_remaining_strings=True)
+        parser.set_defaults(bf16=known[0].mode != "tabular" and "auto")  # where text is read
         arguments, training_arguments = parser.parse_args_into_dataclasses()
 
     set_seed(training_arguments.seed)

@@ -49,6 +49,7 @@ def read_overrides(given: dict | str | None) -> dict:
 
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, FlipPreTrainingArguments))
+    parser.set_defaults(bf16="auto")
     if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
         parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         arguments, training_arguments = parse(sys.argv[1])

@@ -114,8 +114,8 @@ class FlipConfig(PreTrainedConfig):
         fusion (`str`), fusion_hidden_size (`int`): how stage 2's joint logit is made: see [`FlipFusion`].
         alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
         tabular_bce_weight, text_bce_weight (`float`): of the towers' losses beside the joint one's (0: not computed).
-        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables, rows of reserved ids left out; in
-            stage 2's training loss only.
+        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables, without the rows of reserved
+            ids; in stage 2's training loss only.
         positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
         negative_sampling_rate (`float`): share of non-clicks that the training rows kept ([`predict_probabilities`]).
         newly_initialized (`list[str]`, *optional*): weights of stage 2 that are random still; `None` once trained.

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from flip_hf import (
@@ -268,18 +270,56 @@ def test_no_thread_computes_with_denormal_numbers_while_a_model_is_trained(stage
     def left() -> int:
         return int((tiny * 0.5).count_nonzero())
 
+    found: list[int] = []
     assert left() == len(tiny)
     for build in (stage_1, stage_2):
-        trainer, found = build(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False), []
+        trainer = build(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
         step = trainer.training_step
         monkeypatch.setattr(trainer, "training_step", lambda *given, step=step: found.append(left()) or step(*given))
         trainer.train()
-        assert found == [0] and left() == len(tiny)
+        assert found.pop() == 0 and left() == len(tiny)
     torch.set_flush_denormal(True)  # who wants it always has it afterwards
     trainer.train()
     assert left() < len(tiny)
     torch.set_flush_denormal(False)
     torch.set_num_threads(num_threads)
+
+
+def test_a_probe_sees_what_the_vector_knows_of_the_label_and_teaches_it_nothing(stage_1, processor, encoded):
+    trainer = stage_1(probe_rows=60, metric_for_best_model="probe_auc", eval_strategy="epoch")
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "eval_probe_auc" in entry)
+    assert {f"eval_{name}_gradient_norm" for name in ("mlm", "mtm", "icl")} < set(logged)
+    before = copy.deepcopy(trainer.model.state_dict())
+    states = {}
+    for trainer.args.probe_rows in (0, 60):
+        torch.manual_seed(0)
+        metrics = trainer.evaluate()
+        states[trainer.args.probe_rows] = torch.get_rng_state()
+    assert torch.equal(states[0], states[60]) and metrics["eval_probe_auc"] == logged["eval_probe_auc"]
+    assert all(torch.equal(before[name], weight) for name, weight in trainer.model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in trainer.model.parameters())
+    # the same regression by another hand
+    tower, first = (
+        trainer.model.eval().flip.tabular,
+        np.sort(np.random.default_rng(0).permutation(len(encoded["train"]))[:60]),
+    )
+    splits = [encoded["train"].select(first), encoded["validation"]]
+    known, asked = (tower(torch.tensor(rows["feature_ids"][:])).vector.detach().double().numpy() for rows in splits)
+    mean, size = known.mean(0), known.std(0, ddof=1)
+    known, asked = (known - mean) / size.clip(1e-6), (asked - mean) / size.clip(1e-6)
+    regression = LogisticRegression(C=1 / (2 * 1e-3 * 60), max_iter=10_000, tol=1e-8).fit(
+        known, splits[0]["labels"][:]
+    )
+    expected = roc_auc_score(splits[1]["labels"][:], regression.decision_function(asked))
+    assert metrics["eval_probe_auc"] == pytest.approx(expected, abs=5e-3)
+    # and the gradients of the loss itself
+    batch = next(iter(trainer.get_eval_dataloader()))
+    weighted = trainer.model(**batch)
+    weighted.icl_loss.backward()
+    assert metrics["eval_icl_gradient_norm"] == pytest.approx(tower.embeddings.weight.grad.norm().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="probe_rows=9 needs eval_dataset as a table with a labels column"):
+        stage_1(probe_rows=9, eval_dataset=encoded["validation"].remove_columns("labels"))
 
 
 def test_bf16_auto_asks_the_hardware_and_a_cpu_needs_no_word_more(tmp_path, monkeypatch, caplog):

@@ -19,7 +19,7 @@ _SMALLEST_PROBABILITY = 1e-7
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
 # in the order in which the trainer gathers them
 _PRE_TRAINING = "loss mlm_loss mlm_accuracy mtm_loss mtm_accuracy mtm_field_accuracy icl_loss icl_recall".split()
-PRE_TRAINING_METRICS = {name: not name.endswith("loss") for name in _PRE_TRAINING}
+PRE_TRAINING_METRICS = {name: not name.endswith("loss") for name in [*_PRE_TRAINING, "probe_auc"]}
 
 
 def greater_is_better(name: str, metrics: Mapping[str, bool]) -> bool | None:

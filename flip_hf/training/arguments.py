@@ -75,6 +75,7 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
     """
 
     contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
+    probe_rows: int = _default(0, "Training rows that a linear probe of the ID tower is fitted on (eval_probe_auc).")
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")

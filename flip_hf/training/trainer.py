@@ -37,11 +37,12 @@ from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingA
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .optimization import parameter_groups
 from .precision import flushed_denormals
+from .probe import gradient_norms, probe_auc
 
 
 logger = logging.get_logger(__name__)
 
-_EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name != "loss"), "icl_chance")
+_EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
@@ -320,7 +321,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     Logs `mlm_loss`, `mtm_loss`, `icl_loss` (nats) beside `loss`; evaluation adds `eval_mlm_accuracy`,
     `eval_mtm_accuracy` (against K noise features), `eval_mtm_field_accuracy` (against the field's whole vocabulary),
-    `eval_icl_recall` (recall@1 in the batch) and `eval_icl_chance` (ln B, where a collapsed contrast stands).
+    `eval_icl_recall` (recall@1 in the batch) and `eval_icl_chance` (ln B, where a collapsed contrast stands); with
+    `args.probe_rows` also what these do not show, [`probe_auc`] and [`gradient_norms`].
     """
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
@@ -334,6 +336,9 @@ class FlipPreTrainingTrainer(FlipTrainer):
             )
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
+        for name, rows in data.items() if args.probe_rows else ():
+            if "labels" not in (getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
+                raise ValueError(f"probe_rows={args.probe_rows} needs {name} as a table with a labels column")
         self._logged_losses: dict[str, torch.Tensor] = {}
         return args
 
@@ -433,7 +438,14 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
-        return {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
+        metrics = {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
+        if self.args.probe_rows:
+            model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
+            metrics["probe_auc"] = probe_auc(model, self._processor, self.train_dataset, rows, self.args.probe_rows)
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
+                batch = next(iter(self.get_test_dataloader(rows)))
+            metrics |= gradient_norms(model, self._prepare_inputs(batch))
+        return metrics
 
 
 class FlipCTRTrainer(FlipTrainer):
