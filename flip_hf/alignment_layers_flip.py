@@ -8,12 +8,14 @@ tabular vector and of a text state.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
@@ -24,6 +26,8 @@ from .text_tower_flip import TextMLMHead, mlm_activation
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
 MAX_FIELD_VOCABULARY_SCORED = 100_000
+# Vocabulary logits in memory at a time are of so many masked tokens: 0.5 GB of BERT's 30,522 word pieces.
+MAX_TOKENS_SCORED = 4096
 
 
 class StartedLayerNorm(nn.LayerNorm):
@@ -86,12 +90,23 @@ class FlipMLMHead(nn.Module):
         `()`, how many these are `()`, and in evaluation mode what [`FlipForPreTrainingOutput`] says of them.
         """
         row, position = (masked_input_ids != input_ids).nonzero(as_tuple=True)
-        targets = input_ids[row, position]  # (M,)
-        logits = self(states[row, position], vectors[row]).float()  # (M, V)
-        total, count = F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(row), device=row.device)
+        asked = (states[row, position], vectors[row], input_ids[row, position])  # (M, d_w), (M, d_v), (M,)
+        chunks = list(zip(*(tensor.split(MAX_TOKENS_SCORED) for tensor in asked), strict=True))
+        # of several chunks the logits are computed again on the way back, so that those of one are in memory
+        score = self._loss if len(chunks) == 1 else partial(checkpoint, self._loss, use_reentrant=False)
+        totals, is_right = zip(*(score(*chunk) for chunk in chunks), strict=True)
+        total, count = torch.stack(totals).sum(), torch.tensor(len(row), device=row.device)
         if self.training:
             return total, count, {}
-        return total, count, {"num_masked_tokens": count, "mlm_accuracy": share(logits.argmax(-1) == targets)}
+        return total, count, {"num_masked_tokens": count, "mlm_accuracy": share(torch.cat(is_right))}
+
+    def _loss(
+        self, states: torch.Tensor, vectors: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of masked tokens `(M,)`: the summed loss `()`, and in evaluation mode which are right `(M,)`."""
+        logits = self(states, vectors).float()  # (M, V)
+        is_right = targets.new_empty(0) if self.training else logits.argmax(-1) == targets
+        return F.cross_entropy(logits, targets, reduction="sum"), is_right
 
 
 class FlipMTMHead(nn.Module):

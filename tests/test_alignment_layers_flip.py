@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from flip_hf import FlipConfig
-from flip_hf.alignment_layers_flip import FlipICLHead, FlipMTMHead, masked_slots, slots_per_field
+from flip_hf import FlipConfig, alignment_layers_flip
+from flip_hf.alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead, masked_slots, slots_per_field
 
 
 # 2 fields: ids 0 pad, 1 mask, 2/3 and 4/5 unseen/missing, 6-8 field 0, 9-10 field 1
@@ -30,6 +30,28 @@ def make_mtm_head(**overrides) -> FlipMTMHead:
     head = FlipMTMHead(make_config(**overrides), tabular_size=6).double().eval()
     head.set_feature_counts(COUNTS, FIELDS)
     return head
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_vocabulary_logits_in_chunks_are_those_of_the_whole_and_are_not_held(training, monkeypatch):
+    torch.manual_seed(0)
+    head = FlipMLMHead(make_config(mlm_dropout_prob=0.0), tabular_size=6).double().train(training)
+    input_ids = torch.randint(5, 17, (9, 20))
+    masked = torch.where(torch.rand(9, 20) < 0.6, 4, input_ids)
+    found, held, shapes = {}, {}, []
+    for size in (1000, 16):
+        monkeypatch.setattr(alignment_layers_flip, "MAX_TOKENS_SCORED", size)
+        torch.manual_seed(1)
+        states, vectors = torch.randn(9, 20, 8).double().requires_grad_(), torch.randn(9, 6).double().requires_grad_()
+        shapes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
+            total, count, metrics = head.loss(states, vectors, input_ids, masked)
+        held[size] = max([shape[0] for shape in shapes if len(shape) == 2 and shape[1] == 17 and shape[0] != 8] or [0])
+        gradients = torch.autograd.grad(total, [states, vectors, *head.parameters()])
+        found[size] = [total, count, *metrics.values(), *gradients]
+    torch.testing.assert_close(found[16], found[1000], rtol=1e-5, atol=1e-6)  # the losses are taken in float32
+    assert count > 80 and held[1000] >= count and held[16] == 0
+    assert head.loss(states, vectors, input_ids, input_ids)[0].item() == 0.0
 
 
 def test_noise_follows_the_training_frequencies_of_real_features_and_scores_start_as_their_logarithms():

@@ -67,10 +67,11 @@ def _stack(
             raise ValueError(
                 "the tokenizer has no pad token: set one, such as tokenizer.pad_token = tokenizer.eos_token"
             )
-        lengths = _flat(rows, "input_ids")[1]
+        flat, lengths = _flat(rows, "input_ids")
         width = -(-max(lengths.max(), 1) // multiple) * multiple
         for column in ragged:
-            batch[column] = pad_rows(_flat(rows, column)[0], lengths, fills[column], width)[0]
+            flat = flat if column == "input_ids" else _flat(rows, column)[0]
+            batch[column] = pad_rows(flat, lengths, fills[column], width)[0]
     return batch
 
 
