@@ -10,7 +10,8 @@ float32. A third step reads the masked text alone (`text_passes=1`), which is no
 
 Prints, for a random batch and for one of rows of similar length: seconds of each step (median), their ratios, and the
 share of the machine's matrix-product rate that the language model's own arithmetic reaches here, counted as
-6 x parameters of its layers x tokens x 2 passes (padding not counted).
+6 x parameters of its layers x tokens x 2 passes (padding not counted). Then the seconds of the way back with denormal
+numbers flushed to zero, as the trainers do, and without: with `mtm_query_init=1` some CPUs take five times as long.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from flip_hf import (
     split_dataset,
 )
 from flip_hf.training.optimization import parameter_groups
+from flip_hf.training.precision import flushed_denormals
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_hidden_layers", type=int, default=6, help="Lowest layers kept.")
     parser.add_argument("--batch_size", type=int, default=64, help="Rows per step.")
     parser.add_argument("--steps", type=int, default=5, help="Timed steps of each kind (one more warms up).")
+    parser.add_argument("--mtm_query_init", type=float, help="As in FlipConfig; the release's is 1.")
     parser.add_argument("--threads", type=int, default=2, help="torch threads.")
     return parser.parse_args()
 
@@ -78,6 +81,15 @@ def timed(step: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) ->
     return time.perf_counter() - start
 
 
+def seconds_back(model: FlipForPreTraining, batch: dict[str, torch.Tensor]) -> float:
+    loss = model(**batch).loss
+    start = time.perf_counter()
+    loss.backward()
+    seconds = time.perf_counter() - start
+    model.zero_grad()
+    return seconds
+
+
 def matrix_product_rate(rows: int, width: int, inner: int) -> float:
     """Floating-point operations a second of products as large as the language model's own."""
     a, b = torch.randn(rows, width), torch.randn(inner, width)
@@ -98,7 +110,10 @@ def main() -> None:
     processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"]), tokenizer, max_length=100)
     rows = prepare_dataset(splits["train"], processor)
     model = FlipForPreTraining.from_text_pretrained(
-        arguments.text_model, processor=processor, num_hidden_layers=arguments.num_hidden_layers
+        arguments.text_model,
+        processor=processor,
+        num_hidden_layers=arguments.num_hidden_layers,
+        mtm_query_init=arguments.mtm_query_init,
     ).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1e-4, 1e-3), fused=True)
     layers = sum(parameter.numel() for parameter in model.flip.text.encoder.layer.parameters())
@@ -145,6 +160,14 @@ def main() -> None:
             f"{statistics.median(shares[1:]):.0%} of the matrix-product rate; one pass of the text "
             f"{statistics.median(once[1:]):.2f} s, {saved:.2f} of two"
         )
+
+    ratios = []
+    batch = to_longest(rows.select(pools["random"](0)).to_list())
+    for _ in range(arguments.steps):
+        plain = seconds_back(model, batch)
+        with flushed_denormals():
+            ratios.append(plain / seconds_back(model, batch))
+    print(f"the way back without flushing denormal numbers takes {statistics.median(ratios):.2f} of the time with it")
 
 
 if __name__ == "__main__":
