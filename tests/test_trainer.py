@@ -464,6 +464,8 @@ def test_every_metric_has_its_direction(tmp_path):
         plateau = kind(str(tmp_path), lr_scheduler_type="reduce_lr_on_plateau", **options)
         assert plateau.greater_is_better is better, metric
         assert (plateau.lr_scheduler_kwargs or {}).get("mode", "min") == ("max" if better else "min")
+        with pytest.raises(ValueError, match=f"of {metric} {'more' if better else 'less'} is better"):
+            kind(str(tmp_path), greater_is_better=not better, **options)
 
 
 def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2):

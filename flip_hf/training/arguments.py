@@ -49,14 +49,17 @@ class FlipTrainingArguments(TrainingArguments):
         # on a CPU transformers wants to be told so
         args.use_cpu = args.use_cpu or bool(args.bf16 and not torch.accelerator.is_available())
         name = args.metric_for_best_model
-        if name is not None and args.greater_is_better is None:
+        if name is not None:
             # transformers takes all metrics but losses for those of which more is better
-            args.greater_is_better = greater_is_better(name, args.metrics)
+            known = greater_is_better(name, args.metrics)
+            args.greater_is_better = known if args.greater_is_better is None else args.greater_is_better
             if args.greater_is_better is None:
                 raise ValueError(
                     f"metric_for_best_model={name!r} is none of {', '.join(args.metrics)}: for a metric of your own "
                     "compute_metrics say greater_is_better=True or False"
                 )
+            if known not in (None, args.greater_is_better):
+                raise ValueError(f"greater_is_better={not known}: of {name} {'more' if known else 'less'} is better")
         super().__post_init__()
         # pinned memory serves copies to an accelerator; without one torch warns at every loader
         args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
