@@ -31,7 +31,6 @@ from .configuration_flip import POOLINGS
 from .values_flip import (
     VALUE_TYPES,
     canonical_value,
-    container_error,
     is_container,
     number_text,
     read_number,
@@ -409,9 +408,7 @@ class MultivaluedField(CategoricalField):
             return ()
         if isinstance(value, str) and self.separator:
             return value.split(self.separator)
-        if isinstance(value, Mapping):
-            raise container_error(value, self.name, row)
-        return as_list(value) if is_container(value) else (value,)
+        return as_list(value) if is_container(value) and not isinstance(value, Mapping) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:
         """The last `max_values` values of one row, in order."""
