@@ -25,7 +25,6 @@ from .columns_flip import (
     is_arrow,
     plain_values,
     select_columns,
-    tuples_of,
 )
 from .configuration_flip import POOLINGS
 from .values_flip import (
@@ -384,30 +383,31 @@ class MultivaluedField(CategoricalField):
         return 0 if self.view == "text" else self.max_values
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        column, indices, is_set = columns[0], None, None
+        (column,), indices = columns, slice(None)
         lists = arrow_lists(column, self.name)
         if lists is None:
             if is_arrow(column):
                 column, indices, _ = code_scalars(column, self.name)
-            column = as_list(column)
-            parts = [self.split(value, row) for row, value in enumerate(column, first_row)]
+            parts = list(map(self.split, as_list(column)))
             elements = plain_values(list(itertools.chain.from_iterable(parts)), self.name)
-            lists = code_values(elements), np.array(list(map(len, parts)), np.int64)
-            is_set = [isinstance(value, set | frozenset) for value in column]
+            lists = code_values(elements), list(map(len, parts))
         (values, places, _), lengths = lists
-        texts = self.read(values, codes)
-        rows = tuples_of(list(map(texts.__getitem__, places.tolist())), lengths)
-        if is_set and any(is_set):
-            rows = [tuple(sorted(row)) if sort else row for row, sort in zip(rows, is_set, strict=True)]
+        texts = list(map(self.read(values, codes).__getitem__, places.tolist()))
+        bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+        rows = [tuple(texts[start:end]) for start, end in bounds]
+        if None in texts:
+            rows = [tuple(text for text in row if text is not None) for row in rows]
         coded = code_values(rows)
-        return coded if indices is None else CodedColumn(coded.values, coded.indices[indices])
+        return CodedColumn(coded.values, coded.indices[indices])
 
-    def split(self, value: Any, row: int | None = None) -> Sequence[Any]:
+    def split(self, value: Any) -> Sequence[Any]:
         """A raw value -> its elements."""
         if value is None:
             return ()
         if isinstance(value, str) and self.separator:
             return value.split(self.separator)
+        if isinstance(value, set | frozenset):
+            return sorted(value, key=str)
         return as_list(value) if is_container(value) and not isinstance(value, Mapping) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -187,7 +187,7 @@ def infer_type(values: Sequence[Any]) -> tuple[str, str]:
 
 def _type_of(value: Any) -> str | None:
     """The type of one plain value; `None` for one that is missing in any type that is not text."""
-    if str(value).strip().lower() in ("true", "false"):
+    if isinstance(value, bool | str) and str(value).strip().lower() in ("true", "false"):
         return "boolean"
     number = read_number(value)
     if is_code(value):

@@ -110,7 +110,6 @@ def test_batches_of_whatever_fit_takes(monkeypatch):
     assert [as_dicts(columns) for columns in batches(dataset.to_iterable_dataset())] == pieces
     assert [as_dicts(columns) for columns in batches(iter(pieces))] == pieces
     assert [as_dicts(columns) for columns in batches(ROWS)] == [ROWS]
-    assert list(batches([])) == []
 
 
 # --- distinct values -------------------------------------------------------------------------------------------------
