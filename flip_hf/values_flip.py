@@ -111,14 +111,11 @@ def number_text(number: float) -> str:
 
 
 def read_times(values: Sequence[Any], field: str = "", format: str | None = None) -> np.ndarray:
-    """
-    Values `(n,)` -> seconds since 1970 in UTC, float64 `(n,)`, nan where missing.
-
-    Reads dates, datetimes (in UTC where they name no zone), ISO strings, and numbers: seconds since 1970, milliseconds
-    from 1e11 on, microseconds from 1e14 on, nanoseconds from 1e17 on. With `format`, as for `datetime.strptime`,
-    numbers and strings are read so. Raises `ValueError` for what is no time, also for a number that would be a time
-    before 1990 or after 2100, or that may be a date and hour without dashes (2014102100).
-    """
+    """Values `(n,)` -> seconds since 1970 in UTC, float64 `(n,)`, nan where missing. Reads dates, datetimes (in UTC
+    without a zone), ISO strings, and numbers: seconds since 1970, milliseconds from 1e11 on, microseconds from 1e14
+    on, nanoseconds from 1e17 on. With `format`, as for `datetime.strptime`, numbers and strings are read so. Raises
+    `ValueError` for what is no time, also for a number that would be a time before 1990 or after 2100, or that may be
+    a date and hour without dashes (2014102100)."""
     return np.array([_read_time(plain_value(value, field), field, format) for value in values], np.float64)
 
 
