@@ -184,7 +184,7 @@ class NumericField(Field):
         super().__post_init__()
         if self.edges is not None:
             edges = np.array(self.edges, np.float64).ravel()
-            is_right = np.isfinite(edges).all() and (np.diff(edges) > 0).all()
+            is_right = bool(np.isfinite(edges).all() and (np.diff(edges) > 0).all())
             self._check(is_right, f"edges={self.edges!r} have to be finite numbers that increase")
             object.__setattr__(self, "edges", tuple(edges.tolist()))
             if self.bucketing == "quantile":
@@ -297,7 +297,7 @@ class MultivaluedField(CategoricalField):
         return 0 if self.view == "text" else self.max_values
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        (column,), indices = columns, slice(None)
+        column, indices = columns[0], None
         lists = arrow_lists(column, self.name)
         if lists is None:
             if is_arrow(column):
@@ -312,7 +312,7 @@ class MultivaluedField(CategoricalField):
         if None in texts:
             rows = [tuple(text for text in row if text is not None) for row in rows]
         coded = code_values(rows)
-        return CodedColumn(coded.values, coded.indices[indices])
+        return coded if indices is None else CodedColumn(coded.values, coded.indices[indices])
 
     def split(self, value: Any) -> Sequence[Any]:
         """A raw value -> its elements."""

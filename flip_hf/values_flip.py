@@ -93,7 +93,9 @@ def whole_number(value: Any) -> str | None:
     if isinstance(value, float):
         return None
     found = _WHOLE_NUMBER.fullmatch(f"{value:f}" if isinstance(value, decimal.Decimal) else str(value).strip())
-    return found and (found[2] if found[1] is None or found[2] == "0" else f"-{found[2]}")
+    if found is None:
+        return None
+    return f"-{found[2]}" if found[1] and found[2] != "0" else found[2]
 
 
 def is_code(value: Any) -> bool:
@@ -163,7 +165,7 @@ def infer_type(values: Sequence[Any]) -> tuple[str, str]:
     """Distinct values of a column -> one of `VALUE_TYPES`, and why, in words. A type is what all values are, however
     they are held: `"2008"`, 2008 and 2008.0 are integers, `"true"` and `True` booleans, `"2024-05-31"` and a date
     times. A code with zeros at its front (`"00012"`) is text."""
-    types = set(map(type, values))
+    types = set(map(type, values))  # the usual ones first
     if types == {int} or (types == {str} and all(map(_PLAIN_INTEGER.fullmatch, values))):
         return "integer", "whole numbers"
     found: dict[str | None, Any] = {}  # the first value of each type

@@ -31,9 +31,6 @@ def as_dicts(columns) -> dict[str, list]:
     return {name: list(as_list(column)) for name, column in columns.items()}
 
 
-# --- forms of rows ---------------------------------------------------------------------------------------------------
-
-
 def test_every_form_of_rows_gives_the_same_columns():
     records = [{"user": "b", "age": 30}, {"user": "a", "age": 41}, {"user": None, "age": 30}]
     dataset = Dataset.from_dict(ROWS)
@@ -46,12 +43,10 @@ def test_every_form_of_rows_gives_the_same_columns():
         assert as_dicts(as_columns(form)) == ROWS, type(form)
 
 
-@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["a", "b"])])
-def test_categories_of_polars_are_columns_like_others(dtype):
-    frame = pl.DataFrame({"u": ["b", None, "a"]}).with_columns(pl.col("u").cast(dtype))
-    assert as_dicts(as_columns(frame)) == {"u": ["b", None, "a"]}
-    values, indices, _ = code_scalars(as_columns(frame)["u"], "u")
-    assert [values[number] for number in indices] == ["b", None, "a"]
+def test_categories_of_polars_are_columns_like_others():
+    for dtype in (pl.Categorical, pl.Enum(["a", "b"])):
+        columns = as_columns(pl.DataFrame({"u": ["b", None, "a"]}).with_columns(pl.col("u").cast(dtype)))
+        assert as_dicts(columns) == {"u": ["b", None, "a"]}
 
 
 def test_classes_of_a_data_set_go_by_their_names():
@@ -85,20 +80,16 @@ def test_what_is_no_table_is_named():
 
 def test_columns_are_there_are_columns_and_are_equally_long():
     assert select_columns({"a": [1, 2], "b": ["x", "y"], "c": 3}, ["b", "a"]) == [["x", "y"], [1, 2]]
-    with pytest.raises(ValueError, match="no column for field 'c', 'd'; the rows have a, b"):
-        select_columns({"a": [1], "b": [2]}, ["a", "c", "d"])
-    with pytest.raises(ValueError, match="field 'b' is the one value 'xy' and others are columns"):
-        select_columns({"a": [1, 2], "b": "xy"}, ["a", "b"])
-    with pytest.raises(ValueError, match="columns differ in length: {'a': 2, 'b': 1}"):
-        select_columns({"a": [1, 2], "b": ["x"]}, ["a", "b"])
-
-
-def test_one_row_may_hold_a_list_where_lists_are_expected():
-    row = {"a": 1, "tags": ["x", "y"]}
-    assert select_columns(row, ["a", "tags"], of_lists=["tags"]) == [[1], [["x", "y"]]]
-    with pytest.raises(ValueError, match="field 'a' is the one value '1' and others are columns"):
-        select_columns(row, ["a", "tags"])
-    # without a single value beside it a list is a column
+    for columns, names, message in (
+        ({"a": [1], "b": [2]}, ["a", "c", "d"], "no column for field 'c', 'd'; the rows have a, b"),
+        ({"a": [1, 2], "b": "xy"}, ["a", "b"], "field 'b' is the one value 'xy' and others are columns"),
+        ({"a": [1, 2], "b": ["x"]}, ["a", "b"], "columns differ in length: {'a': 2, 'b': 1}"),
+        ({"a": 1, "tags": ["x", "y"]}, ["a", "tags"], "field 'a' is the one value '1' and others are columns"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select_columns(columns, names)
+    # one row may hold a list where lists are expected; without a single value beside it a list is a column
+    assert select_columns({"a": 1, "tags": ["x", "y"]}, ["a", "tags"], of_lists=["tags"]) == [[1], [["x", "y"]]]
     assert select_columns({"tags": ["x", "y"]}, ["tags"], of_lists=["tags"]) == [["x", "y"]]
 
 
@@ -110,9 +101,6 @@ def test_batches_of_whatever_fit_takes(monkeypatch):
     assert [as_dicts(columns) for columns in batches(dataset.to_iterable_dataset())] == pieces
     assert [as_dicts(columns) for columns in batches(iter(pieces))] == pieces
     assert [as_dicts(columns) for columns in batches(ROWS)] == [ROWS]
-
-
-# --- distinct values -------------------------------------------------------------------------------------------------
 
 
 def coded(column):
@@ -187,9 +175,6 @@ def test_the_first_container_is_named_with_its_row():
     for column in ([1, "a", ["b"]], [None, "a", {"b": 1}], np.array([1, "a", ("b",)], dtype=object)):
         with pytest.raises(TypeError, match="field 'x' holds a .* in row 12 "):
             code_scalars(column, "x", first_row=10)
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_in_all_their_forms():

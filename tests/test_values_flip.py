@@ -21,7 +21,6 @@ from flip_hf.values_flip import (
 )
 
 
-UTC = datetime.UTC
 NOON = 1717156800.0  # 2024-05-31T12:00:00Z
 
 
@@ -31,9 +30,6 @@ class Prints:
 
     def __str__(self) -> str:
         return self.text
-
-
-# --- the string of a categorical value -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,9 +53,6 @@ def test_a_container_is_no_single_value_to_any_reader(value):
     for read in (canonical_value, read_number, lambda value, field: read_times([value], field)):
         with pytest.raises(TypeError, match="field 'tags' holds a .* and not one value per row: make it multivalued"):
             read(value, "tags")
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,36 +94,25 @@ def test_a_number_is_written_as_a_person_would(number, text):
     assert number_text(number) == text
 
 
-# --- times -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        datetime.datetime(2024, 5, 31, 12), datetime.datetime(2024, 5, 31, 12, tzinfo=UTC),
-        datetime.datetime(2024, 5, 31, 14, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
-        pd.Timestamp("2024-05-31 12:00"), pd.Timestamp("2024-05-31 14:00", tz="Europe/Berlin"),
-        np.datetime64("2024-05-31T12"), np.datetime64("2024-05-31T12:00", "ns"),
+def test_one_time_in_all_the_ways_it_is_written_times_at_the_borders_and_missing_times():
+    berlin = datetime.timezone(datetime.timedelta(hours=2))
+    noons = [
+        datetime.datetime(2024, 5, 31, 12), datetime.datetime(2024, 5, 31, 12, tzinfo=datetime.UTC),
+        datetime.datetime(2024, 5, 31, 14, tzinfo=berlin), pd.Timestamp("2024-05-31 14:00", tz="Europe/Berlin"),
+        pd.Timestamp("2024-05-31 12:00"), np.datetime64("2024-05-31T12"), np.datetime64("2024-05-31T12:00", "ns"),
         "2024-05-31T12:00", " 2024-05-31 12:00:00 ", "2024-05-31T12:00Z", "2024-05-31T14:00+02:00",
-        b"2024-05-31T12:00",
-        1717156800, 1717156800.0, "1717156800", "1,717,156,800", 1717156800_000, 1717156800_000_000, np.int64(NOON),
-        1717156800_000_000_000, "1717156800000", decimal.Decimal(1717156800),
-    ],
-)  # fmt: skip
-def test_one_time_in_all_the_ways_it_is_written(value):
-    assert read_times([value]).tolist() == [NOON]
-
-
-def test_dates_before_1970_numbers_at_the_borders_and_missing_times():
-    for value, seconds in (
-        (datetime.date(1970, 1, 2), 86400.0), ("1970-01-02", 86400.0), (np.datetime64("1970-01-02"), 86400.0),
-        ("1969-12-31T23:59:59", -1.0), (datetime.datetime(1969, 12, 31), -86400.0),
-        (datetime.date(1, 1, 1), -62135596800.0), (631_152_000, 631_152_000.0), (631_152_000_000, 631_152_000.0),
-        (4_133_980_799.5, 4_133_980_799.5),
-    ):  # fmt: skip
-        assert read_times([value]).tolist() == [seconds]
+        b"2024-05-31T12:00", 1717156800, 1717156800.0, "1717156800", "1,717,156,800", 1717156800_000,
+        1717156800_000_000, np.int64(NOON), 1717156800_000_000_000, "1717156800000", decimal.Decimal(1717156800),
+    ]  # fmt: skip
+    assert read_times(noons).tolist() == [NOON] * len(noons)
+    times = {
+        datetime.date(1970, 1, 2): 86400.0, "1970-01-02": 86400.0, np.datetime64("1970-01-02"): 86400.0,
+        "1969-12-31T23:59:59": -1.0, datetime.datetime(1969, 12, 31): -86400.0, datetime.date(1, 1, 1): -62135596800.0,
+        631_152_000: 631_152_000.0, 631_152_000_000: 631_152_000.0, 4_133_980_799.5: 4_133_980_799.5,
+    }  # fmt: skip
+    assert read_times(list(times)).tolist() == list(times.values())
     missing = [None, "", " ", b"", math.nan, "nan", "-", "NULL", pd.NaT, pd.NA, np.datetime64("NaT", "ns")]
-    assert np.isnan(read_times(missing)).all()
+    assert np.isnan(read_times(missing)).all() and np.isnan(read_times(missing, format="%Y%m%d")).all()
 
 
 @pytest.mark.parametrize(
@@ -167,20 +149,13 @@ def test_what_is_no_time_is_named(value, message):
         (2014102107.0, "%Y%m%d%H", "2014-10-21T07"), (20141021123000, "%Y%m%d%H%M%S", "2014-10-21T12:30"),
         ("21.10.2014 12:30", "%d.%m.%Y %H:%M", "2014-10-21T12:30"),
         ("21.10.2014 14:30 +0200", "%d.%m.%Y %H:%M %z", "2014-10-21T12:30"),
-        (datetime.datetime(2014, 10, 21), "%y%m%d%H", "2014-10-21"), (None, "%y%m%d%H", "NaT"),
+        (datetime.datetime(2014, 10, 21), "%y%m%d%H", "2014-10-21"),
     ],
 )  # fmt: skip
 def test_compact_times_are_read_by_their_format(value, format, time):
-    expected = np.datetime64(time, "us").astype(np.float64) / 1e6 if time != "NaT" else math.nan
-    np.testing.assert_array_equal(read_times([value], format=format), [expected])
-
-
-def test_what_a_format_does_not_read_is_named():
+    assert read_times([value], format=format).tolist() == np.array([time], "M8[s]").astype(np.float64).tolist()
     with pytest.raises(ValueError, match="field 'when': '2014' is no date or time .*format"):
         read_times(["2014"], "when", "%Y%m%d")
-
-
-# --- types -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,18 +163,18 @@ def test_what_a_format_does_not_read_is_named():
     [
         ([1, 2, None], ("integer", "whole numbers")), (["1", "2", ""], ("integer", "whole numbers")),
         ([1.0, math.nan], ("integer", "whole numbers")), (["1.0", "-", "1,234"], ("integer", "whole numbers")),
-        ([2**70, np.int8(3), decimal.Decimal(4)], ("integer", "whole numbers")),
+        ([2**70, np.int8(3), decimal.Decimal(4), b"7"], ("integer", "whole numbers")),
         ([1, 2.5], ("number", "such as 2.5")), (["1", "2.50", "NaN"], ("number", "such as 2.50")),
         ([math.inf], ("number", "such as inf")), ([pd.NA, 0.5], ("number", "such as 0.5")),
-        ([True, None], ("boolean", "true and false")), (["TRUE", "false"], ("boolean", "true and false")),
+        (["0.5", "0", "1e5"], ("number", "such as 0.5")), (["TRUE", "false"], ("boolean", "true and false")),
         ([np.bool_(True), "n/a"], ("boolean", "true and false")),
         (["2024-05-31", datetime.date(2024, 5, 31)], ("time", "dates or times")),
         ([np.datetime64("2024"), pd.NaT, "2024-01-01T10:00:00Z"], ("time", "dates or times")),
         (["00012", "7"], ("text", "'00012' begins with a zero")), (["1", "-07"], ("text", "'-07' begins with a zero")),
-        (["1", "x1"], ("text", "'x1' is no number")), (["0.5", "0", "1e5"], ("number", "such as 0.5")),
+        (["20240531", "05310101"], ("text", "'05310101' begins with a zero")),
+        (["1", "x"], ("text", "'x' is no number")),
         ([1, True], ("text", "'1' beside 'True'")), (["2024-05-31", 3], ("text", "'2024-05-31' beside '3'")),
-        ([None, "", math.nan], ("text", "no value")), ([], ("text", "no value")), (["?", "-"], ("text", "no value")),
-        ([b"7", b"8"], ("integer", "whole numbers")), (["yes", "no"], ("text", "'yes' is no number")),
+        ([None, "", math.nan, "?", "-"], ("text", "no value")), ([], ("text", "no value")),
     ],
 )  # fmt: skip
 def test_the_type_is_what_the_values_are(values, type_and_why):
@@ -207,9 +182,8 @@ def test_the_type_is_what_the_values_are(values, type_and_why):
 
 
 def test_a_code_is_what_loses_zeros_as_a_number():
-    assert [value for value in ("007", " 00 ", "-01", "0", "0.5", "10", "0x1", "00a", 7, None) if is_code(value)] == [
-        "007", " 00 ", "-01",
-    ]  # fmt: skip
+    values = ("007", " 00 ", "-01", "0", "0.5", "10", "0x1", "00a", 7, None)
+    assert list(filter(is_code, values)) == ["007", " 00 ", "-01"]
 
 
 @pytest.mark.parametrize(
