@@ -202,14 +202,12 @@ def _type_of(value: Any) -> str | None:
 
 
 def read_values(values: Sequence[Any], value_type: str, field: str = "", codes: Codes = None) -> list[str | None]:
-    """
-    Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` where it is
+    """Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` if it is
     missing: the same whatever container they came in. What is no value of the type is the string that it is anyway.
     Numbers have their shortest spelling (7.0 and "+7" are "7", 3.50 is "3.5"; a float beyond 2**53, which is several
     whole numbers, is no known integer), truths are "true" and "false", of 1 and 0 as well, and times are ISO dates in
     UTC, with the time of day where it is not midnight. Of text see `canonical_value`; a number (12, 12.0, "12.0") is
-    the one known value that is written so, and digits ("12") too if that is a code with zeros ("00012").
-    """
+    the one known value that is written so, and digits ("12") too if that is a code with zeros ("00012")."""
     if value_type != "text":
         if value_type in ("integer", "number") and set(map(type, values)) == {int}:
             return list(map(str, values))
