@@ -200,7 +200,7 @@ def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, list[int]] | None
 def read_labels(column: Any, name: str) -> np.ndarray:
     """Labels `(B,)`, float32 0 or 1. Raises `ValueError` at the first that is neither (as number, text or truth)."""
     column = column if is_column(column) else [column]
-    labels = np.asarray(column)
+    labels = np.asarray(column if is_arrow(column) else as_list(column))
     if labels.ndim > 1:
         raise TypeError(f"column {name!r} holds lists ({labels[0]!s:.60}) and not one label, 0 or 1, per row")
     if labels.dtype.kind not in "biuf":
