@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in any of the forms users have them -> columns, and a column -> its distinct values.
+"""B rows in any of the forms users have them -> columns, and a column -> its distinct values."""
 
-Letters: B rows.
-"""
-
-import importlib
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +11,9 @@ import numpy as np
 from .values_flip import canonical_value, plain_value
 
 
-# rows read at a time from what is larger than memory
-BATCH_SIZE = 100_000
-
-
-# --- rows -> columns -------------------------------------------------------------------------------------------------
+BATCH_SIZE = 100_000  # rows read at a time from what is larger than memory
+_SHORT_FLOATS = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}
+_LABELS: dict[str | None, float] = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
 
 
 def is_column(value: Any) -> bool:
@@ -28,34 +22,26 @@ def is_column(value: Any) -> bool:
 
 
 def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
-    """
-    A batch in any of the forms users have it -> a mapping of columns.
-
-    Takes a dict of lists, a list of dicts, one dict (a batch of one), a batch or row of `datasets.map`, a
-    `datasets.Dataset` (of a `ClassLabel` the names, but for the column `label`), an Arrow table, a pandas frame or one
-    row of it (a Series), a record or an array of records of numpy, or whatever hands out Arrow tables (polars). A key
-    that some of the dicts lack is missing there.
-    """
+    """Rows as a dict of lists, a list of dicts (a key that some lack is missing there), one dict (a batch of one), a
+    batch or row of `datasets.map`, a `datasets.Dataset` (of a `ClassLabel` the names, but for the column `label`), an
+    Arrow table, a frame or a row of pandas, records of numpy, or a frame of polars -> a mapping of columns."""
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
         return rows if any(is_column(rows[name]) for name in rows) else {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
         return with_class_names(rows.with_format("arrow")[:], rows.features, label)
-    if hasattr(rows, "column_names") and hasattr(rows, "column"):  # an Arrow table
-        return _by_name(rows.column_names, rows.column)
-    if hasattr(rows, "iloc"):  # of pandas
-        if hasattr(rows, "columns"):
-            return _by_name(rows.columns, lambda number: rows.iloc[:, number])
-        return as_columns(rows.to_dict())
+    if hasattr(rows, "column_names") and hasattr(rows, "columns"):  # an Arrow table
+        return _by_name(list(zip(rows.column_names, rows.columns, strict=True)))
+    if hasattr(rows, "iloc"):  # a frame or a row of pandas
+        return _by_name(list(rows.items())) if hasattr(rows, "columns") else as_columns(rows.to_dict())
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
-        records = np.asarray(rows)
-        return as_columns({name: records[name] if records.ndim else records[name].item() for name in rows.dtype.names})
-    if hasattr(rows, "__arrow_c_stream__"):
-        arrow = importlib.import_module("pyarrow")  # which what travels with a checkpoint does not ask for
-        return {name: _signed(column, arrow) for name, column in as_columns(arrow.table(rows)).items()}
+        return as_columns({name: rows[name] for name in rows.dtype.names})
+    if hasattr(rows, "to_arrow"):  # of polars, whose categories have names that Arrow cannot look up
+        columns = as_columns(rows.to_arrow()).items()
+        return {name: as_list(column) if hasattr(column.type, "index_type") else column for name, column in columns}
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         if not len(rows):
-            raise ValueError("no rows: the list is empty")
+            raise ValueError("the table has no rows: the list is empty")
         if all(isinstance(row, Mapping) for row in rows):
             names = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in names}
@@ -65,20 +51,11 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     )
 
 
-def _by_name(names: Sequence[Any], column: Callable[[int], Any]) -> dict[str, Any]:
-    columns = {str(name): column(number) for number, name in enumerate(names)}
-    if len(columns) < len(names):
-        twice = [name for name in columns if list(map(str, names)).count(name) > 1]
-        raise ValueError(f"two columns of the table are named {twice[0]!r}: rename one")
-    return columns
-
-
-def _signed(column: Any, arrow: Any) -> Any:
-    """Categories of polars, whose numbers have no sign and whose names are views, as those of Arrow's own."""
-    if not hasattr(column.type, "index_type") or not column.num_chunks:
-        return column
-    chunks = ((chunk.indices.cast("int64"), chunk.dictionary.cast("string")) for chunk in column.chunks)
-    return arrow.chunked_array([arrow.DictionaryArray.from_arrays(*chunk) for chunk in chunks])
+def _by_name(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    names = [str(name) for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns of the table are named {max(names, key=names.count)!r}: rename one")
+    return dict(zip(names, (column for _, column in pairs), strict=True))
 
 
 def class_names(features: Any) -> dict[str, list[str]]:
@@ -88,39 +65,31 @@ def class_names(features: Any) -> dict[str, list[str]]:
 
 
 def with_class_names(table: Any, features: Any, label: str | None = None) -> Mapping[str, Any]:
-    """Columns of a table of a `datasets.Dataset`, with the names of classes in place of their numbers, also where a
-    row is a list of them, but for the column `label`."""
+    """Columns of a table of a `datasets.Dataset`, with the names of classes in place of their numbers, also in lists,
+    but for the column `label`."""
     columns = dict(as_columns(table))
     for name, names in class_names(features).items():
         if name in columns and name != label:
             spell = dict(enumerate(names)).get
-            columns[name] = [
-                list(map(spell, value)) if isinstance(value, list) else spell(value)
-                for value in as_list(columns[name])
-            ]
+            values = as_list(columns[name])
+            columns[name] = [list(map(spell, v)) if isinstance(v, list) else spell(v) for v in values]
     return columns
 
 
 def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: Sequence[str] = ()) -> list[Any]:
-    """
-    The columns `names`, after checking that they are there, are columns, and are equally long. What a single row holds
-    of the columns `of_lists` may be a list.
-    """
+    """The columns `names`, after checking that they are there, are columns, and are equally long. What a single row
+    holds of the columns `of_lists` may be a list."""
     absent = [name for name in names if name not in columns]
     if absent:
-        raise ValueError(
-            f"no column for field {', '.join(map(repr, absent))}; the rows have {', '.join(map(str, columns))}. A "
-            "value may be missing (None), a column may not"
-        )
+        found = ", ".join(map(str, columns))
+        raise ValueError(f"no column for field {', '.join(map(repr, absent))}; the rows have {found}")
     selected = {name: columns[name] for name in names}
     single = [name for name, column in selected.items() if not is_column(column)]
     if single and {*single, *of_lists} >= {*names}:  # one row; no field is a column, or it holds lists
         return [[value] for value in selected.values()]
     if single:
-        raise ValueError(
-            f"field {single[0]!r} is the one value {str(columns[single[0]])[:40]!r} and others are columns: pass a "
-            "list for every field, or one value for every field"
-        )
+        value = str(columns[single[0]])[:40]
+        raise ValueError(f"field {single[0]!r} is the one value {value!r} and others are columns: pass lists for all")
     sizes = {name: len(column) for name, column in selected.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
@@ -128,10 +97,8 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: S
 
 
 def gives_arrow(dataset: Any) -> bool:
-    """
-    Whether a `Dataset` or `IterableDataset` has Arrow tables to give. A stream of rows made in Python has none:
-    `datasets` would make a table of each row, and tables of rows with and without holes do not fit together.
-    """
+    """Whether a data set has Arrow tables to give. Of a stream of rows made in Python `datasets` would make a table of
+    each row, and those of rows with and without holes do not fit together."""
     return getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", True) is not None
 
 
@@ -140,36 +107,24 @@ def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any
     if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
         for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
             yield with_class_names(batch, dataset.features, label)
-    elif isinstance(dataset, Iterator):
-        for batch in dataset:
+    else:
+        for batch in dataset if isinstance(dataset, Iterator) else [dataset]:
             yield as_columns(batch, label)
-    elif not isinstance(dataset, Sequence) or len(dataset):
-        yield as_columns(dataset, label)
-
-
-# --- a column -> its distinct values ---------------------------------------------------------------------------------
 
 
 class CodedColumn(NamedTuple):
-    """
-    A column as its distinct values, and for each row the number of its value: what is done per value is done once.
-
-    Args:
-        values (`Sequence`): distinct values that can be keys of one dict.
-        indices (`np.ndarray` of shape `(B,)`, int64): position of each row's value in `values`.
-        raw (`Sequence`, *optional*): the distinct values before `mapped`, where it changed them.
-    """
+    """A column as its distinct values, the keys of one dict, and for each row the position of its value `(B,)`, int64:
+    what is done per value is done once."""
 
     values: Sequence[Any]
     indices: np.ndarray
-    raw: Sequence[Any] | None = None
+    raw: Sequence[Any] | None = None  # the distinct values before `mapped`, where it changed them
 
     @property
     def num_rows(self) -> int:
         return len(self.indices)
 
     def counts(self) -> np.ndarray:
-        """How often each of the values occurs."""
         return np.bincount(self.indices, minlength=len(self.values))
 
     def mapped(self, values: Sequence[Any]) -> "CodedColumn":
@@ -197,37 +152,23 @@ def code_values(values: Sequence[Any]) -> CodedColumn:
 
 def is_arrow(column: Any) -> bool:
     """An Arrow column whose distinct values Arrow itself can find: lists, structs and extensions are none."""
-    is_scalar = hasattr(column, "dictionary_encode") and not column.type.num_fields
-    return is_scalar and not hasattr(column.type, "extension_name")
-
-
-def _arrow_codes(column: Any) -> tuple[np.ndarray, Sequence[Any]]:
-    """An Arrow column -> index of each row's value in the list of distinct values (-1 where it is null), that list."""
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()  # still chunked if it is more than one array can hold
-    if not hasattr(column.type, "index_type"):
-        column = column.dictionary_encode()
-    elif hasattr(column, "unify_dictionaries"):
-        column = column.unify_dictionaries()
-    chunks = getattr(column, "chunks", [column])
-    parts = [chunk.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks]
-    return np.concatenate(parts), chunks[0].dictionary.to_pylist()
+    kind = getattr(column, "type", None)
+    return hasattr(column, "dictionary_encode") and not kind.num_fields and not hasattr(kind, "extension_name")
 
 
 def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
-    """A column of single values as they are: strings, numbers, truths, times, `None`. Raises `TypeError` at the first
-    list or other container, naming the field and the row, counted from `first_row`."""
+    """A column of single values as they are. Raises `TypeError` at the first container, naming its field and row."""
     if is_arrow(column):
-        indices, values = _arrow_codes(column)
-        values = plain_values(values, field)
-        is_null = indices < 0
-        if is_null.any():
-            values, indices = [*values, None], np.where(is_null, len(values), indices)
-        coded, dtype = CodedColumn(values, indices), str(column.type)
+        dtype, encoded = column.type, column.dictionary_encode()
+        if hasattr(encoded, "combine_chunks"):
+            encoded = encoded.combine_chunks()
+        values = plain_values(encoded.dictionary.to_pylist(), field)
+        indices = encoded.indices.cast("int64").fill_null(len(values)).to_numpy(zero_copy_only=False)
+        coded = CodedColumn([*values, None] if encoded.indices.null_count else values, indices)
     else:
+        dtype = getattr(column, "dtype", "")
         coded = code_values(plain_values(as_list(column), field, first_row))
-        dtype = str(getattr(column, "dtype", "")).lower().removeprefix("torch.")
-    short = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}.get(dtype)
+    short = _SHORT_FLOATS.get(str(dtype).lower().removeprefix("torch."))
     if short is None:
         return coded
     # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
@@ -247,51 +188,28 @@ def plain_values(column: Sequence[Any], field: str, first_row: int | None = None
     return plain
 
 
-def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, np.ndarray] | None:
-    """An Arrow column of lists -> the elements of all rows, end to end, and how many each row has `(B,)`; `None` for
-    every other column."""
+def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, list[int]] | None:
+    """An Arrow column of lists -> the elements of all rows, end to end, and how many each has; else `None`."""
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
-    is_map = hasattr(column, "keys")
-    if is_map or not hasattr(column, "value_lengths") or not is_arrow(column.flatten()):
-        return None
-    return code_scalars(column.flatten(), field), column.value_lengths().fill_null(0).to_numpy()
-
-
-def tuples_of(texts: Sequence[str | None], lengths: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
-    """What the elements of all rows stand for, end to end, and how many each row has `(B,)` -> a tuple for each row,
-    missing elements left out."""
-    bounds = itertools.pairwise(np.append(0, np.cumsum(lengths, dtype=np.int64)).tolist())
-    if None in texts:
-        return [tuple(text for text in texts[start:end] if text is not None) for start, end in bounds]
-    return [tuple(texts[start:end]) for start, end in bounds]
-
-
-_LABELS = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
+    if not hasattr(column, "value_lengths") or hasattr(column, "keys") or not is_arrow(column.flatten()):
+        return None  # a map has keys
+    return code_scalars(column.flatten(), field), column.value_lengths().fill_null(0).to_pylist()
 
 
 def read_labels(column: Any, name: str) -> np.ndarray:
-    """
-    A label column `(B,)` as float32 0.0 or 1.0.
-
-    Raises:
-        ValueError: at the first label that is not 0 or 1 (as number, text, or true and false), naming it and its row.
-    """
-    if is_arrow(column) and not column.null_count and str(column.type).startswith(("int", "uint", "float", "bool")):
-        values: Any = np.asarray(column)  # ten million labels are no list of Python numbers
-    else:
-        values = as_list(column) if is_column(column) else [column]
-    array = np.asarray(values)
-    if array.ndim > 1:
-        raise TypeError(f"column {name!r} holds lists ({str(values[0])[:60]}) and not one label, 0 or 1, per row")
-    if array.dtype.kind not in "biuf":
-        array = np.array([_LABELS.get(canonical_value(value, name), np.nan) for value in values])
-    array = array.astype(np.float64)
-    wrong = np.flatnonzero((array != 0.0) & (array != 1.0))
+    """Labels `(B,)`, float32 0 or 1. Raises `ValueError` at the first that is neither (as number, text or truth)."""
+    column = column if is_column(column) else [column]
+    labels = np.asarray(column if is_arrow(column) else as_list(column))
+    if labels.ndim > 1:
+        raise TypeError(f"column {name!r} holds lists ({labels[0]!s:.60}) and not one label, 0 or 1, per row")
+    if labels.dtype.kind not in "biuf":
+        labels = np.array([_LABELS.get(canonical_value(value, name), np.nan) for value in as_list(column)])
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
     if len(wrong):
-        label = as_list(values)[int(wrong[0])]
+        label, row = as_list(column)[int(wrong[0])], int(wrong[0])
         raise ValueError(
-            f"label {label!r} in row {int(wrong[0])} of column {name!r} is neither 0 nor 1: make it so (label_map or "
+            f"label {label!r} in row {row} of column {name!r} is neither 0 nor 1: make it so (label_map or "
             "label_threshold of load_ctr_dataset), or leave the column out to predict"
         )
-    return array.astype(np.float32)
+    return labels.astype(np.float32)

@@ -2,8 +2,7 @@
 """What a field is: its kind, its options, and how the raw values of its column are read and said in words.
 
 A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
-and one entry of `FIELD_KINDS`. What is learnt from rows lives elsewhere: counts in `fitting/counts.py`, ids in
-`feature_extraction_flip.py`.
+and one entry of `FIELD_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_extraction_flip.py`.
 """
 
 import dataclasses
@@ -25,13 +24,12 @@ from .columns_flip import (
     is_arrow,
     plain_values,
     select_columns,
-    tuples_of,
 )
 from .configuration_flip import POOLINGS
 from .values_flip import (
     VALUE_TYPES,
+    Codes,
     canonical_value,
-    container_error,
     is_container,
     number_text,
     read_number,
@@ -41,48 +39,38 @@ from .values_flip import (
 )
 
 
-BUCKETINGS = ("quantile", "log", "fixed")
-DATE_PARTS = ("hour", "weekday", "month")
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = "January February March April May June July August September October November December".split()
+DATE_PARTS = {
+    "hour": lambda time: str(time.hour),
+    "weekday": lambda time: _WEEKDAYS[time.weekday()],
+    "month": lambda time: _MONTHS[time.month - 1],
+}
 STATISTICS = ("frequency", "label_mean")
 # what options of any kind may be: one of these, or at least 1
 _CHOICES = {
     "view": ("joint", "tabular", "text"),
     "type": VALUE_TYPES,
-    "part": DATE_PARTS,
-    "bucketing": BUCKETINGS,
+    "part": tuple(DATE_PARTS),
+    "bucketing": ("quantile", "log", "fixed"),
     "statistic": STATISTICS,
     "pooling": POOLINGS,
 }
 _SIZES = ("min_frequency", "vocabulary_size", "hash_buckets", "num_buckets", "max_values")
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
-_POWERS = tuple(2.0**exponent for exponent in range(-20, 64))
-LOG_EDGES = (*(-power for power in reversed(_POWERS)), 0.0, *_POWERS)
-
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = "January February March April May June July August September October November December".split()
-SECONDS_PER_DAY = 86_400.0
-# whole numbers, as Python writes them -> the known values that are written so (see `read_values`)
-Codes = Callable[[], Mapping[Any, str]] | None
+LOG_EDGES = (*(-(2.0**power) for power in range(63, -21, -1)), 0.0, *(2.0**power for power in range(-20, 64)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """
-    What all kinds have in common.
-
-    Args:
-        name (`str`): of the field, and of its words in the text.
-        view (`str`): `"joint"` (ids and text), `"tabular"` (ids alone, for a hash that says nothing) or `"text"` (text
-            alone, for a description).
-        column (`str`, *optional*): raw column, where it is not `name`.
-    """
+    """What all kinds have in common."""
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
     read_by: ClassVar[tuple[str, ...]] = ()  # options that decide what values stand for
-    name: str
-    view: str = "joint"
-    column: str | None = None
+    name: str  # also in the text
+    view: str = "joint"  # ids and text; "tabular", ids alone, for a hash that says nothing; or "text", text alone
+    column: str | None = None  # the raw column, where it is not `name`
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -91,10 +79,12 @@ class Field:
             self._check(allowed is None or value in allowed, f"{shown} is not one of {', '.join(allowed or ())}")
             if option.name in _SIZES and value != option.default:
                 self._check(isinstance(value, int) and value >= 1, f"{shown} has to be an integer of at least 1")
+            if isinstance(value, list):  # of json
+                object.__setattr__(self, option.name, tuple(value))
 
     def _check(self, is_right: bool, message: str) -> None:
         if not is_right:
-            raise ValueError(f"field {self.name!r}: {message}")
+            raise ValueError(message)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -106,15 +96,8 @@ class Field:
         """Columns of `feature_ids` that it takes."""
         return 0 if self.view == "text" else 1
 
-    @property
-    def coding(self) -> tuple:
-        """Fields of equal coding have equal `CodedColumn`s."""
-        options = (getattr(self, name) for name in self.read_by)
-        return (type(self).code, type(self).read, *self.columns, *options)
-
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        """Raw columns -> distinct values, brought to the field's type, and indices. Errors count rows from
-        `first_row`."""
+        """Raw columns -> distinct values, brought to the field's type. Errors count rows from `first_row`."""
         raw = code_scalars(columns[0], self.name, first_row)
         return raw.mapped(self.read(raw.values, codes))
 
@@ -128,30 +111,20 @@ class Field:
 
     def to_dict(self) -> dict[str, Any]:
         """For json: kind, number of slots, and every option that is not at its default."""
-        options = {option.name: (getattr(self, option.name), option.default) for option in dataclasses.fields(self)}
-        changed = {name: value for name, (value, default) in options.items() if value != default}
+        changed = {
+            o.name: getattr(self, o.name) for o in dataclasses.fields(self) if getattr(self, o.name) != o.default
+        }
         return {"name": self.name, "kind": self.kind, "num_slots": self.num_slots, "view": self.view, **changed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueField(Field):
-    """
-    What reads one value of a vocabulary: a categorical field, and the statistics of one.
-
-    Args:
-        type (`str`): what values are, one of `VALUE_TYPES` (see `read_values`).
-        classes (`tuple[str, ...]`, *optional*): what the whole numbers from 0 on stand for, of a `ClassLabel`, where
-            rows hold no more than the numbers.
-    """
+    """What reads one value of a vocabulary: a categorical field, and the statistics of one."""
 
     read_by: ClassVar[tuple[str, ...]] = ("type", "classes")
-    type: str = "text"
+    type: str = "text"  # what values are, one of `VALUE_TYPES` (see `read_values`)
+    # of a `ClassLabel`: what the whole numbers from 0 on stand for, where rows hold no more than the numbers
     classes: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         if self.classes is not None:
@@ -162,27 +135,17 @@ class ValueField(Field):
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalField(ValueField):
-    """
-    One value of a vocabulary.
-
-    Args:
-        min_frequency (`int`, *optional*): rarer values count as unseen; default: the extractor's.
-        vocabulary_size (`int`, *optional*): at most so many values, the most frequent ones.
-        hash_buckets (`int`, *optional*): values are hashed to so many ids and no vocabulary is stored: nothing is
-            unseen, and values share ids.
-    """
+    """One value of a vocabulary."""
 
     kind: ClassVar[str] = "categorical"
-    min_frequency: int | None = None
-    vocabulary_size: int | None = None
-    hash_buckets: int | None = None
+    min_frequency: int | None = None  # rarer values count as unseen; default: the extractor's
+    vocabulary_size: int | None = None  # at most so many values, the most frequent ones
+    hash_buckets: int | None = None  # no vocabulary is stored: nothing is unseen, and values share so many ids
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check(
-            not self.hash_buckets or not (self.min_frequency or self.vocabulary_size),
-            "hash_buckets stores no vocabulary that min_frequency or vocabulary_size could limit",
-        )
+        is_limited = self.min_frequency or self.vocabulary_size
+        self._check(not (self.hash_buckets and is_limited), "hash_buckets stores no vocabulary that could be limited")
 
     @property
     def has_vocabulary(self) -> bool:  # type: ignore[override]
@@ -191,69 +154,43 @@ class CategoricalField(ValueField):
 
 @dataclass(frozen=True, kw_only=True)
 class DatePartField(CategoricalField):
-    """
-    A part of a date or time (see `read_times`), in UTC.
-
-    Args:
-        part (`str`): `"hour"` (0 to 23), `"weekday"` ("Monday") or `"month"` ("January").
-        format (`str`, *optional*): of times without dashes, `"%y%m%d%H"` say.
-    """
+    """A part of a date or time (see `read_times`), in UTC."""
 
     kind: ClassVar[str] = "date_part"
     read_by: ClassVar[tuple[str, ...]] = ("part", "format")
-    part: str
-    format: str | None = None
+    part: str  # "hour" (0 to 23), "weekday" ("Monday") or "month" ("January")
+    format: str | None = None  # of times without dashes, "%y%m%d%H" say
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
-        seconds = read_times(values, self.name, self.format).tolist()
-        times = (None if math.isnan(second) else time_of(second) for second in seconds)
-        if self.part == "hour":
-            return [time and str(time.hour) for time in times]
-        if self.part == "weekday":
-            return [time and _WEEKDAYS[time.weekday()] for time in times]
-        return [time and _MONTHS[time.month - 1] for time in times]
+        say, seconds = DATE_PARTS[self.part], read_times(values, self.name, self.format).tolist()
+        return [None if math.isnan(second) else say(time_of(second)) for second in seconds]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumericField(Field):
-    """
-    A number, which the ID tower reads as the bucket it falls into and the text as a number.
-
-    Args:
-        bucketing (`str`): `"quantile"` (equally many training rows in each bucket), `"log"` (0 and the powers of two
-            from 2^-20 to 2^63, of both signs, that lie between the training rows) or `"fixed"` (`edges`).
-        num_buckets (`int`): of quantile bucketing; fewer where values repeat.
-        edges (`tuple[float, ...]`, *optional*): increasing; bucket k holds edges[k - 1] <= x < edges[k].
-        text_format (`str`, *optional*): as Python's `format`, `",.2f"` say; default: six significant digits.
-
-    A number outside the training rows' range falls into the first or last bucket. What is no number (see
-    `read_number`) takes the field's id for unseen values, and the text says it as it is.
-    """
+    """A number, which the ID tower reads as the bucket it falls into and the text as a number. Outside the training
+    rows' range that is the first or last bucket. What is no number (see `read_number`) has the field's id for unseen
+    values, and the text says it as it is."""
 
     kind: ClassVar[str] = "numeric"
+    # "quantile": equally many training rows in each bucket; "log": 0 and the powers of two from 2^-20 to 2^63, of both
+    # signs, that lie between the training rows; "fixed": `edges`
     bucketing: str = "quantile"
-    num_buckets: int = 32
-    edges: tuple[float, ...] | None = None
-    text_format: str | None = None
+    num_buckets: int = 32  # of quantile bucketing; fewer where values repeat
+    edges: tuple[float, ...] | None = None  # increasing; bucket k holds edges[k - 1] <= x < edges[k]
+    text_format: str | None = None  # as Python's `format`, ",.2f" say; default: six significant digits
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.edges is not None:
-            try:
-                edges = tuple(map(float, self.edges))
-            except (TypeError, ValueError):
-                edges = (math.nan,)
-            is_right = all(map(math.isfinite, edges)) and all(a < b for a, b in itertools.pairwise(edges))
-            self._check(is_right, f"edges={self.edges!r} have to be a list of finite numbers that increase")
-            object.__setattr__(self, "edges", edges)
+            edges = np.array(self.edges, np.float64).ravel()
+            is_right = bool(np.isfinite(edges).all() and (np.diff(edges) > 0).all())
+            self._check(is_right, f"edges={self.edges!r} have to be finite numbers that increase")
+            object.__setattr__(self, "edges", tuple(edges.tolist()))
             if self.bucketing == "quantile":
                 object.__setattr__(self, "bucketing", "fixed")
-        is_fixed = self.bucketing == "fixed"
-        self._check(is_fixed == (self.edges is not None), "bucketing='fixed' and edges=[...] go together")
-        try:
-            format(1.5, self.text_format or "")
-        except (ValueError, TypeError):
-            self._check(False, f"text_format={self.text_format!r} formats no number: ',.2f' say")
+        self._check((self.bucketing == "fixed") == (self.edges is not None), "bucketing='fixed' goes with edges=[...]")
+        format(1.5, self.text_format or "")  # raises for what formats no number
 
     @property
     def known_edges(self) -> tuple[float, ...] | None:
@@ -262,14 +199,11 @@ class NumericField(Field):
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         """Numbers; what is none, as the string that it is."""
-        numbers: list[float | str | None] = []
-        for value in values:
-            number = value if type(value) is float else read_number(value, self.name)
-            if number is None:
-                numbers.append(canonical_value(value))
-            else:
-                numbers.append(None if math.isnan(number) else number)
-        return numbers
+        numbers = [value if type(value) is float else read_number(value, self.name) for value in values]
+        return [
+            canonical_value(value) if number is None else None if math.isnan(number) else number
+            for value, number in zip(values, numbers, strict=True)
+        ]
 
     def numbers(self, values: Sequence[float | str | None]) -> tuple[np.ndarray, np.ndarray]:
         """What `read` gave -> float64 `(n,)`, nan where missing; bool `(n,)`, true where a value is no number."""
@@ -284,19 +218,14 @@ class NumericField(Field):
 
 @dataclass(frozen=True, kw_only=True)
 class AgeField(NumericField):
-    """
-    Days from a date or time (see `read_times`) to a later one.
-
-    Args:
-        reference (`str`, *optional*): column with the later time of the same row (when the ad was shown); default: the
-            newest time of the training rows, counted in whole hours.
-        format (`str`, *optional*): of times without dashes, `"%y%m%d%H"` say.
-    """
+    """Days from a date or time (see `read_times`) to a later one."""
 
     kind: ClassVar[str] = "age"
     read_by: ClassVar[tuple[str, ...]] = ("format",)
-    reference: str | None = None
-    format: str | None = None
+    reference: str | None = (
+        None  # column with the later time; default: that of the newest training row, in whole hours
+    )
+    format: str | None = None  # of times without dashes, "%y%m%d%H" say
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -307,7 +236,7 @@ class AgeField(NumericField):
             return super().code(columns, codes, first_row)
         coded = [code_scalars(column, self.name, first_row) for column in columns]
         start, end = (read_times(column.values, self.name, self.format)[column.indices] for column in coded)
-        days = ((end - start) / SECONDS_PER_DAY).tolist()
+        days = ((end - start) / 86_400).tolist()
         return code_values([None if math.isnan(age) else age for age in days])
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
@@ -330,20 +259,14 @@ class AgeField(NumericField):
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticField(ValueField, NumericField):
-    """
-    What the training rows say of the value of a categorical field: how often it occurs, or the mean label of its rows.
-
-    Args:
-        source (`str`): the categorical field, whose `type` and `classes` it has.
-        statistic (`str`): `"frequency"` (other training rows with the value) or `"label_mean"`, smoothed: (sum of
-            labels + smoothing x mean of all labels) / (rows + smoothing). A training row sees the mean over the folds
-            it is not in, so never its own label; an unseen value has the mean of all labels.
-        smoothing (`float`): see above.
-    """
+    """What the training rows say of the value of a categorical field, for the ID tower alone. A training row counts
+    the others, and has the mean label of the folds that it is not in; an unseen value has that of all rows."""
 
     kind: ClassVar[str] = "statistic"
     view: str = "tabular"
-    source: str
+    source: str  # the categorical field, whose `type` and `classes` it has
+    # "frequency", how many rows have the value, or "label_mean", their mean label, smoothed:
+    # (sum of labels + smoothing x mean of all labels) / (rows + smoothing)
     statistic: str
     smoothing: float = 20.0
 
@@ -355,26 +278,15 @@ class StatisticField(ValueField, NumericField):
 
 @dataclass(frozen=True, kw_only=True)
 class MultivaluedField(CategoricalField):
-    """
-    Several values of one vocabulary: genres, or a history in the order of time.
-
-    Args:
-        separator (`str`, *optional*): splits strings, `"|"` say; lists need none.
-        max_values (`int`): the last so many values are kept, in their order; fewer slots where the training rows have
-            fewer.
-        pooling (`str`): in the ID tower: `"mean"`, `"sum"` or `"attention"`.
-        joiner (`str`): between values in the text.
-
-    Values that are missing themselves are left out; a row with none is missing. A set has the order of its sorted
-    values.
-    """
+    """Several values of one vocabulary: genres, or a history in the order of time. Values that are missing themselves
+    are left out, and a row with none is missing. A set is sorted."""
 
     kind: ClassVar[str] = "multivalued"
     read_by: ClassVar[tuple[str, ...]] = ("separator", "type", "classes")
-    separator: str | None = None
-    max_values: int = 20
-    pooling: str = "mean"
-    joiner: str = ", "
+    separator: str | None = None  # splits strings, "|" say; lists need none
+    max_values: int = 20  # the last so many are kept, in their order; fewer slots where the training rows have fewer
+    pooling: str = "mean"  # in the ID tower: "mean", "sum" or "attention"
+    joiner: str = ", "  # between values in the text
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -385,33 +297,32 @@ class MultivaluedField(CategoricalField):
         return 0 if self.view == "text" else self.max_values
 
     def code(self, columns: Sequence[Any], codes: Codes = None, first_row: int = 0) -> CodedColumn:
-        column, indices, is_set = columns[0], None, None
+        column, indices = columns[0], None
         lists = arrow_lists(column, self.name)
         if lists is None:
             if is_arrow(column):
                 column, indices, _ = code_scalars(column, self.name)
-            column = as_list(column)
-            parts = [self.split(value, row) for row, value in enumerate(column, first_row)]
+            parts = list(map(self.split, as_list(column)))
             elements = plain_values(list(itertools.chain.from_iterable(parts)), self.name)
-            lists = code_values(elements), np.array(list(map(len, parts)), np.int64)
-            is_set = [isinstance(value, set | frozenset) for value in column]
+            lists = code_values(elements), list(map(len, parts))
         (values, places, _), lengths = lists
-        texts = self.read(values, codes)
-        rows = tuples_of(list(map(texts.__getitem__, places.tolist())), lengths)
-        if is_set and any(is_set):
-            rows = [tuple(sorted(row)) if sort else row for row, sort in zip(rows, is_set, strict=True)]
+        texts = list(map(self.read(values, codes).__getitem__, places.tolist()))
+        bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+        rows = [tuple(texts[start:end]) for start, end in bounds]
+        if None in texts:
+            rows = [tuple(text for text in row if text is not None) for row in rows]
         coded = code_values(rows)
         return coded if indices is None else CodedColumn(coded.values, coded.indices[indices])
 
-    def split(self, value: Any, row: int | None = None) -> Sequence[Any]:
+    def split(self, value: Any) -> Sequence[Any]:
         """A raw value -> its elements."""
         if value is None:
             return ()
         if isinstance(value, str) and self.separator:
             return value.split(self.separator)
-        if isinstance(value, Mapping):
-            raise container_error(value, self.name, row)
-        return as_list(value) if is_container(value) else (value,)
+        if isinstance(value, set | frozenset):
+            return sorted(value, key=str)
+        return as_list(value) if is_container(value) and not isinstance(value, Mapping) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:
         """The last `max_values` values of one row, in order."""
@@ -421,10 +332,8 @@ class MultivaluedField(CategoricalField):
         return value if isinstance(value, str) else self.joiner.join(self.elements(value)) or None
 
 
-FIELD_KINDS: dict[str, type[Field]] = {
-    cls.kind: cls
-    for cls in (CategoricalField, NumericField, MultivaluedField, DatePartField, AgeField, StatisticField)
-}
+_KINDS = (CategoricalField, NumericField, MultivaluedField, DatePartField, AgeField, StatisticField)
+FIELD_KINDS: dict[str, type[Field]] = {cls.kind: cls for cls in _KINDS}
 
 
 def field_from_dict(spec: Mapping[str, Any]) -> Field:
@@ -433,14 +342,11 @@ def field_from_dict(spec: Mapping[str, Any]) -> Field:
     kind, name = spec.get("kind", "categorical"), spec.get("name")
     if kind not in FIELD_KINDS:
         raise ValueError(f"field {name!r}: kind={kind!r} is not one of {', '.join([*FIELD_KINDS, 'datetime'])}")
-    known = {option.name: option.default for option in dataclasses.fields(FIELD_KINDS[kind])}
-    for option in [*options, *known]:
-        if option not in known:
-            others = ", ".join(sorted(known.keys() - {"name"}))
-            raise ValueError(f"field {name!r}: a {kind} field has no option {option!r}; it has {others}")
-        if option not in options and known[option] is dataclasses.MISSING:
-            raise ValueError(f"field {name!r}: a {kind} field needs the option {option!r}")
-    return FIELD_KINDS[kind](**options)
+    try:
+        return FIELD_KINDS[kind](**options)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(sorted(option.name for option in dataclasses.fields(FIELD_KINDS[kind])))
+        raise ValueError(f"field {name!r}: {error}, of {options}; of kind {kind!r} it has {known}") from error
 
 
 def code_columns(
@@ -449,16 +355,15 @@ def code_columns(
     first_row: int = 0,
     codes: Callable[[str], Mapping[Any, str]] | None = None,
 ) -> list[CodedColumn]:
-    """
-    The column of each field, coded and brought to the field's type; fields that read the same column in the same way
-    share one result. Errors count rows from `first_row`; `codes` gives the `Codes` of the field of a name.
-    """
+    """The column of each field, coded and brought to the field's type; fields that read a column in the same way share
+    one result. Errors count rows from `first_row`; `codes` gives the `Codes` of the field of a name."""
     names = list(dict.fromkeys(name for field in fields for name in field.columns))
     of_lists = [name for field in fields if isinstance(field, MultivaluedField) for name in field.columns]
     raw = dict(zip(names, select_columns(rows, names, of_lists), strict=True))
     coded: dict[tuple, CodedColumn] = {}
-    for field in fields:
-        if field.coding not in coded:
+    keys = [(type(f).code, type(f).read, *f.columns, *(getattr(f, option) for option in f.read_by)) for f in fields]
+    for field, key in zip(fields, keys, strict=True):
+        if key not in coded:
             known = None if codes is None else functools.partial(codes, field.name)
-            coded[field.coding] = field.code([raw[name] for name in field.columns], known, first_row)
-    return [coded[field.coding] for field in fields]
+            coded[key] = field.code([raw[name] for name in field.columns], known, first_row)
+    return [coded[key] for key in keys]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..columns_flip import BATCH_SIZE, as_list, code_scalars, is_arrow, plain_values
-from ..fields_flip import DATE_PARTS, STATISTICS, Field, MultivaluedField, StatisticField, field_from_dict
+from ..fields_flip import DATE_PARTS, STATISTICS, Field, MultivaluedField, field_from_dict
 from ..values_flip import VALUE_TYPES, canonical_value, infer_type, is_container
 
 
@@ -78,4 +78,5 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
         )
     of_statistics |= {"source": name, "column": name}
     of_statistics |= {option: getattr(field, option) for option in ("type", "classes") if statistics}
-    return [field], [StatisticField(name=f"{name}_{word}", statistic=word, **of_statistics) for word in statistics]
+    specs = [{"kind": "statistic", "name": f"{name}_{word}", "statistic": word} | of_statistics for word in statistics]
+    return [field], list(map(field_from_dict, specs))
