@@ -9,6 +9,7 @@ and rows are put together from pieces by array operations. Whether a tokenizer m
 is tried out, not assumed.
 """
 
+import bisect
 import copy
 import itertools
 import json
@@ -51,32 +52,66 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
+class _Piece(NamedTuple):
+    """The sentence of one value of one field, and where in it the value stands: nowhere if it is missing."""
+
+    text: str
+    start: int
+    end: int
+
+
+class _Wording(NamedTuple):
+    """What texts say of rows."""
+
+    extractor: FlipFeatureExtractor
+    template: str
+    separator: str
+    missing_text: str
+
+    def around(self, field: int) -> tuple[str, str]:
+        """What stands before and after the value of field number `field`, the separator before it included."""
+        words = self.extractor.field_names[field].replace("_", " ")
+        before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
+        is_first = field == self.extractor.text_fields[0]
+        return ("" if is_first else self.separator) + before, after
+
+    def pieces(self, field: int, values: Sequence[Any]) -> list[_Piece]:
+        before, after = self.around(field)
+        start = len(before)
+        pieces = []
+        for value in values:
+            text = self.extractor.value_text(field, value)
+            shown = self.missing_text if text is None else text
+            pieces.append(_Piece(f"{before}{shown}{after}", start, start + len(text or "")))
+        return pieces
+
+    def rows(self, columns: Sequence[CodedColumn]) -> list[tuple[_Piece, ...]]:
+        by_field = []
+        for field in self.extractor.text_fields:
+            pieces = self.pieces(field, columns[field].values)
+            by_field.append([pieces[number] for number in columns[field].indices.tolist()])
+        return list(zip(*by_field, strict=True)) or [()] * columns[0].num_rows
+
+    @staticmethod
+    def sentence(row: Sequence[_Piece]) -> str:
+        return "".join(piece.text for piece in row)
+
+
 class _TextEncoder:
     """
     Columns -> tokens, by pieces where the tokenizer may be cut, and else by whole rows.
 
     The tokens of pieces stand end to end in one array, each piece a prefix, the value's tokens and a suffix.
-    `codes[f]` maps a value of field f to the number of its piece. Two pieces more hold the special tokens around a
-    row. Threads share all this: it only grows, and a piece has its number once all of it is there, so that a reader
-    who takes the arrays *after* a number needs no lock.
-
-    Args:
-        settings (`tuple`): of the processor, by which it knows whether this is still the right encoder.
-        around (`list[tuple[str, str]]`): what stands before and after the value of each field of the text.
+    `codes[f]` maps a value of field f to the number of its piece; the first two are the special tokens around a row.
+    Threads share all this: it only grows, and a piece has its number once all of it is there, so that a reader who
+    takes the arrays *after* a number needs no lock.
     """
 
     can_be_cut: bool | None = None  # not tried yet
 
-    def __init__(
-        self,
-        settings: tuple,
-        extractor: FlipFeatureExtractor,
-        backend: Tokenizer,
-        around: list[tuple[str, str]],
-        missing_text: str,
-    ):
-        self.settings, self.extractor, self.backend = settings, extractor, backend
-        self.fields, self.around, self.missing_text = extractor.text_fields, around, missing_text
+    def __init__(self, wording: _Wording, backend: Tokenizer, settings: tuple):
+        self.wording, self.backend, self.settings = wording, backend, settings
+        self.fields = wording.extractor.text_fields
         # what the tokenizer puts before and after a text is found out by asking it
         plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         starts = [k for k in range(len(whole) - len(plain) + 1) if whole[k : k + len(plain)] == plain]
@@ -90,52 +125,71 @@ class _TextEncoder:
         self.tokens, self.token_fields = np.zeros(1 << 12, np.int32), np.zeros(1 << 12, np.int16)
         self.parts = np.zeros((1 << 8, 4), np.int64)  # of each piece the start, and lengths of prefix, value, suffix
         self.size = self.count = self.num_bytes = 0
-        self.opening, self.closing = (self.add(tokens, -1, 0, 0) for tokens in self.special_tokens)
+        self.opening, self.closing = self.add(-1, self.special_tokens, [(0, 0), (0, 0)])
 
     def emptied(self) -> "_TextEncoder":
         other = copy.copy(self)
         other._empty()
         return other
 
-    def add(self, tokens: Sequence[int], field: int, first: int, last: int) -> int:
-        """Appends a piece whose tokens `first` to `last` (exclusive) spell the value; returns its number."""
-        start, end = self.size, self.size + len(tokens)
-        self.tokens, self.token_fields = _with_room(self.tokens, end), _with_room(self.token_fields, end)
-        self.parts = _with_room(self.parts, self.count + 1)
-        self.tokens[start:end], self.token_fields[start:end] = tokens, -1
-        self.token_fields[start + first : start + last] = field
-        self.parts[self.count] = (start, first, last - first, len(tokens) - last)
-        self.size, self.count = end, self.count + 1
-        self.num_bytes += _BYTES_PER_PIECE + 6 * len(tokens)
-        return self.count - 1
+    def add(self, fields: Any, tokens: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> range:
+        """Appends pieces, of each its tokens, the first that spells the value and the one behind the last; returns
+        their numbers. `fields` is the field of each, or of all."""
+        flat = np.array(list(itertools.chain.from_iterable(tokens)), np.int32)
+        sizes = np.array(list(map(len, tokens)), np.int64)
+        first, last = np.array(spans, np.int64).T
+        parts = np.column_stack([self.size + np.cumsum(sizes) - sizes, first, last - first, sizes - last])
+        owners = np.full((len(tokens), 3), -1, np.int16)
+        owners[:, 1] = fields
+        self.tokens = _with(self.tokens, self.size, flat)
+        self.token_fields = _with(self.token_fields, self.size, owners.repeat(parts[:, 1:].reshape(-1)))
+        self.parts = _with(self.parts, self.count, parts)
+        self.size, self.count = self.size + len(flat), self.count + len(parts)
+        self.num_bytes += _BYTES_PER_PIECE * len(parts) + 6 * len(flat)
+        return range(self.count - len(parts), self.count)
 
     def _encodings(self, texts: list[str]) -> list[Any]:
         return self.backend.encode_batch(texts, add_special_tokens=False)
 
-    def _piece_codes(self, position: int, column: CodedColumn) -> np.ndarray:
+    def _codes(self, field: int, column: CodedColumn) -> np.ndarray:
         """The column of a field -> number of the piece of each row `(B,)`; new values are tokenised, all at once."""
-        field, (before, after) = self.fields[position], self.around[position]
         known = self.codes[field]
         new = [value for value in column.values if value not in known]
         if new:
-            texts = [self.extractor.value_text(field, value) for value in new]
-            shown = [self.missing_text if text is None else text for text in texts]
-            encodings = self._encodings([f"{before}{text}{after}" for text in shown])
-            ends = [len(before) + len(text or "") for text in texts]
-            spans = [_touching(one.offsets, len(before), end) for one, end in zip(encodings, ends, strict=True)]
+            pieces = self.wording.pieces(field, new)
+            encodings = self._encodings([piece.text for piece in pieces])
+            spans = [_touching(one.offsets, *piece[1:]) for one, piece in zip(encodings, pieces, strict=True)]
             with _LOCK:
-                for value, text, encoding, span in zip(new, texts, encodings, spans, strict=True):
-                    if value not in known:  # another thread may have been faster
-                        self.num_bytes += len(text or "")
-                        known[value] = self.add(encoding.ids, field, *span)
+                late = [k for k, value in enumerate(new) if value not in known]  # another thread may have been faster
+                if late:
+                    numbers = self.add(field, [encodings[k].ids for k in late], [spans[k] for k in late])
+                    self.num_bytes += sum(len(pieces[k].text) for k in late)
+                    known.update(zip([new[k] for k in late], numbers, strict=True))
         return np.array([known[value] for value in column.values], np.int64).take(column.indices)
 
     def by_pieces(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, their fields, and lengths, as in `EncodedRows`."""
-        codes = np.empty((columns[0].num_rows, len(self.fields) + 2), np.int64)  # opening, a piece per field, closing
-        codes[:, 0], codes[:, -1] = self.opening, self.closing
-        for position, field in enumerate(self.fields):
-            codes[:, position + 1] = self._piece_codes(position, columns[field])
+        codes = [self._codes(field, columns[field]) for field in self.fields]
+        return self._put_together(np.column_stack(codes), max_length)
+
+    def by_rows(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, slower, of any tokenizer: rows share no pieces, which end behind their values."""
+        rows, store = self.wording.rows(columns), self.emptied()
+        tokens, spans = [], []
+        for row, encoding in zip(rows, self._encodings(list(map(self.wording.sentence, rows))), strict=True):
+            place = begin = 0
+            for piece in row:
+                first, last = _touching(encoding.offsets, place + piece.start, place + piece.end, begin)
+                tokens.append(encoding.ids[begin:last])
+                spans.append((first - begin, last - begin))
+                place, begin = place + len(piece.text), last
+            tokens[-1] += encoding.ids[begin:]
+        numbers = store.add(self.fields * len(rows), tokens, spans)
+        return store._put_together(np.array(numbers).reshape(len(rows), -1), max_length)
+
+    def _put_together(self, codes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers of pieces `(B, F)` -> rows of at most `max_length` tokens."""
+        codes = np.pad(codes, ((0, 0), (1, 1)), constant_values=((0, 0), (self.opening, self.closing)))
         start, prefix, value, suffix = np.moveaxis(self.parts[codes], -1, 0)  # (B, F + 2) each
         kept = value
         lengths = (prefix + value + suffix).sum(1)
@@ -152,34 +206,6 @@ class _TextEncoder:
         source += np.arange(len(source))
         return self.tokens.take(source), self.token_fields.take(source), lengths
 
-    def render(self, columns: Sequence[CodedColumn]) -> list[tuple[list[str], list[int]]]:
-        return _render(columns, self.extractor, self.around, self.missing_text)
-
-    def by_rows(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same as `by_pieces`, slower, of any tokenizer."""
-        rendered = self.render(columns)
-        opening, closing = self.special_tokens
-        text_fields = np.array(self.fields)
-        rows, owners = [], []
-        encodings = self._encodings(["".join(parts) for parts, _ in rendered])
-        for (parts, present), encoding in zip(rendered, encodings, strict=True):
-            ids = np.array([*opening, *encoding.ids, *closing], np.int32)
-            owner = np.full(len(ids), -1, np.int16)
-            ends = list(itertools.accumulate(map(len, parts)))
-            for position in present:  # a value is the second of the three parts of its field
-                first, last = _touching(encoding.offsets, *ends[3 * position : 3 * position + 2])
-                owner[len(opening) + first : len(opening) + last] = text_fields[position]
-            if len(ids) > max_length:
-                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
-                kept = _fit(sizes[None], (owner < 0).sum(keepdims=True), max_length)[0]
-                keep = np.ones(len(ids), bool)
-                for position in np.flatnonzero(kept < sizes).tolist():
-                    keep[np.flatnonzero(owner == text_fields[position])[kept[position] :]] = False
-                ids, owner = ids[keep], owner[keep]
-            rows.append(ids)
-            owners.append(owner)
-        return np.concatenate(rows), np.concatenate(owners), np.array(list(map(len, rows)), np.int64)
-
     def try_cutting(self, columns: Sequence[CodedColumn]) -> bool:
         """
         Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
@@ -190,7 +216,7 @@ class _TextEncoder:
         """
         count = len(_PROBE_VALUES)
         probes = []
-        for position, (column, field) in enumerate(zip(columns, self.extractor.fields, strict=True)):
+        for position, (column, field) in enumerate(zip(columns, self.wording.extractor.fields, strict=True)):
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
             made_up: list[Any] = [_PROBE_VALUES[(row + 3 * position) % count] for row in range(count)]
             if isinstance(field, AgeField | DatePartField):  # which read times alone
@@ -199,43 +225,24 @@ class _TextEncoder:
         # what is made up does not stay
         if not all(map(np.array_equal, self.emptied().by_pieces(probes, _NO_LIMIT), self.by_rows(probes, _NO_LIMIT))):
             return False
-        rendered = [parts for parts, _ in self.render(probes)]
-        for parts, encoding in zip(rendered, self._encodings(list(map("".join, rendered))), strict=True):
-            words = [
-                (word, high)
-                for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
-                if low < high
-            ]
-            for border in list(itertools.accumulate(map(len, parts)))[2:-1:3]:  # a piece has three parts
-                before = [word for word, high in words if high <= border]
-                after = [word for word, high in words if high > border]
-                if before and after and before[-1] == after[0]:
+        rows = self.wording.rows(probes)
+        for row, encoding in zip(rows, self._encodings(list(map(self.wording.sentence, rows))), strict=True):
+            borders = list(itertools.accumulate(len(piece.text) for piece in row))
+            piece_of: dict[int, int] = {}
+            for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True):
+                piece = bisect.bisect_left(borders, high)
+                if low < high and piece_of.setdefault(word, piece) != piece:
                     return False
         return True
 
 
-def _with_room(array: np.ndarray, size: int) -> np.ndarray:
-    if size <= len(array):
-        return array
-    return np.concatenate([array, np.zeros((max(size - len(array), len(array)), *array.shape[1:]), array.dtype)])
-
-
-def _render(
-    columns: Sequence[CodedColumn], extractor: FlipFeatureExtractor, around: Sequence[tuple[str, str]], missing: str
-) -> list[tuple[list[str], list[int]]]:
-    """For each row the words before, of and after each value, and the positions of values that are not missing."""
-    fields = extractor.text_fields
-    if not fields:
-        return [([], [])] * columns[0].num_rows
-    texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
-    rows = []
-    for numbers in zip(*(columns[field].indices.tolist() for field in fields), strict=True):
-        values = [spelled[number] for spelled, number in zip(texts, numbers, strict=True)]
-        parts: list[str] = []
-        for (before, after), value in zip(around, values, strict=True):
-            parts += [before, missing if value is None else value, after]
-        rows.append((parts, [position for position, value in enumerate(values) if value is not None]))
-    return rows
+def _with(array: np.ndarray, start: int, new: np.ndarray) -> np.ndarray:
+    """The array, or a larger one, with new rows from `start` on."""
+    end = start + len(new)
+    if end > len(array):
+        array = np.concatenate([array, np.zeros((max(end - len(array), len(array)), *array.shape[1:]), array.dtype)])
+    array[start:end] = new
+    return array
 
 
 def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
@@ -261,10 +268,12 @@ def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
     return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
 
 
-def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """First and last (exclusive) of the tokens that touch a character of [start, end); an empty range if none does."""
-    touching = [number for number, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
-    return (touching[0], touching[-1] + 1) if touching else (len(offsets), len(offsets))
+def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int, begin: int = 0) -> tuple[int, int]:
+    """First and last (exclusive) of the tokens, from number `begin` on, that touch a character of [start, end); an
+    empty range if none does."""
+    tokens = range(begin, len(offsets))
+    touching = [k for k in tokens if max(offsets[k][0], start) < min(offsets[k][1], end)]
+    return (touching[0], touching[-1] + 1) if touching else (begin, begin)
 
 
 def _private_copy(backend: Tokenizer) -> Tokenizer:
@@ -501,9 +510,7 @@ class FlipProcessor(ProcessorMixin):
 
     def render(self, rows: Any) -> list[str]:
         """The sentence of each row, as the text tower would read it untruncated."""
-        extractor = self.feature_extractor
-        rendered = _render(extractor.select_columns(rows), extractor, self._around_values(), self.missing_text)
-        return ["".join(parts) for parts, _ in rendered]
+        return list(map(_Wording.sentence, self.wording.rows(self.feature_extractor.select_columns(rows))))
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """As [`FlipFeatureExtractor.describe`], with what the tokenizer makes of texts and `max_length` cuts off."""
@@ -522,33 +529,22 @@ class FlipProcessor(ProcessorMixin):
             )
         return self.tokenizer.pad_token_id
 
-    def _around_value(self, field: int) -> tuple[str, str]:
-        """What stands before and after the value of field number `field`, the separator before it included."""
-        words = self.feature_extractor.field_names[field].replace("_", " ")
-        before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
-        is_first = field == self.feature_extractor.text_fields[0]
-        return ("" if is_first else self.separator) + before, after
-
-    def _around_values(self) -> list[tuple[str, str]]:
-        return [self._around_value(field) for field in self.feature_extractor.text_fields]
+    @property
+    def wording(self) -> _Wording:
+        return _Wording(self.feature_extractor, self.template, self.separator, self.missing_text)
 
     def _store(self) -> _TextEncoder:
-        """
-        The encoder for the settings as they are now, an empty one after a full one. Calls that read another one go on
-        with it.
-        """
-        extractor, tokenizer = self.feature_extractor, self.tokenizer
-        settings = (self.template, self.separator, self.missing_text, extractor, tokenizer, len(tokenizer))
-        encoder = self._pieces
-        if encoder is None or encoder.settings != settings or encoder.num_bytes > _MAX_STORED_BYTES:
-            with _LOCK:
-                encoder = self._pieces  # perhaps another thread's by now
-                if encoder is None or encoder.settings != settings:
-                    backend = _private_copy(tokenizer.backend_tokenizer)
-                    encoder = _TextEncoder(settings, extractor, backend, self._around_values(), self.missing_text)
-                elif encoder.num_bytes > _MAX_STORED_BYTES:
-                    encoder = encoder.emptied()
-                self._pieces = encoder
+        """The encoder for the settings as they are now, an empty one after a full one. Calls that read another one go
+        on with it."""
+        settings = (self.wording, self.tokenizer, len(self.tokenizer))
+        with _LOCK:
+            encoder = self._pieces
+            if encoder is None or encoder.settings != settings:
+                backend = _private_copy(self.tokenizer.backend_tokenizer)
+                encoder = _TextEncoder(settings[0], backend, settings)
+            elif encoder.num_bytes > _MAX_STORED_BYTES:
+                encoder = encoder.emptied()
+            self._pieces = encoder
         return encoder
 
     # --- the rest of a processor ----------------------------------------------------------------------------------
