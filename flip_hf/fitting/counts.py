@@ -135,9 +135,9 @@ def _count_column(field: Any, column: CodedColumn, counts: Counts) -> None:
 
 
 def _check_names(argument: str, asked: Iterable[str], names: Sequence[str], owner: str = "the table has") -> None:
-    unknown = [name for name in asked if name not in names]
+    unknown = [repr(name) for name in asked if name not in names]
     if unknown:
-        raise ValueError(f"{argument} has {', '.join(map(repr, unknown))}, and {owner} {', '.join(names)}")
+        raise ValueError(f"{argument} has {', '.join(unknown)}, and {owner} {', '.join(names)}")
 
 
 def choose_fields(
@@ -227,11 +227,8 @@ class FeatureCounts:
     Parts of a table can be counted apart, on several machines, and merged; the result is the same as that of counting
     the whole. A count that was cut off goes on from its last checkpoint.
 
-    Args:
-        fields (`list[Field]`): the schema (`choose_fields`).
-        label (`str`): name of the label column.
-
     Attributes:
+        fields (`list[Field]`): the schema (`choose_fields`).
         num_rows (`int`): rows counted so far.
         of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
         of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
@@ -329,16 +326,16 @@ class FeatureCounts:
     def _read_checkpoint(self, path: str | os.PathLike, dataset: Any) -> "FeatureCounts":
         saved = FeatureCounts.load(path)
         num_rows = len(dataset) if hasattr(dataset, "__len__") else saved.num_rows  # a stream does not know
+        other = ""
         if (saved.fields, saved.label) != (self.fields, self.label):
             other = f"counts of other fields or options ({', '.join(saved.field_names)})"
         elif saved.num_rows > num_rows:
             other = f"the counts of {saved.num_rows} rows and the table has {num_rows}"
         elif saved.first_rows != self.first_rows:
             other = "counts of a table that begins with other rows"
-        else:
-            logger.info(f"{path} holds the counts of {saved.num_rows} rows: going on behind them")
-            return saved
-        raise ValueError(f"{path} holds {other}: delete it to count from the start")
+        if other:
+            raise ValueError(f"{path} holds {other}: delete it to count from the start")
+        return saved
 
     def add(self, rows: Any, codes: Callable[[str], Mapping[Any, str]] | None = None) -> None:
         """Counts rows, in any form that `extractor(rows)` takes; `codes` as for `code_columns`."""
@@ -382,12 +379,7 @@ class FeatureCounts:
 
     @classmethod
     def merge(cls, parts: Sequence["FeatureCounts"]) -> "FeatureCounts":
-        """
-        The counts of all parts together, a new object.
-
-        Raises:
-            ValueError: if there are none, or they are of different fields, naming the first that differs.
-        """
+        """The counts of all parts together, a new object. Raises `ValueError` if fields differ, or there are none."""
         parts = list(parts)
         if not parts:
             raise ValueError("there is nothing to merge: the list is empty")
