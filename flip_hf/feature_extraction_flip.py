@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -270,11 +270,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return self._vocabulary
 
     @property
-    def num_features(self) -> int:
-        """N, reserved ids included."""
-        return len(self.feature_counts)
-
-    @property
     def feature_counts(self) -> np.ndarray:
         """How often each feature occurs in the training rows `(N,)`, int64."""
         return self.vocabulary["feature_counts"]
@@ -283,6 +278,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def feature_fields(self) -> np.ndarray:
         """Field of each feature `(N,)`, int32, -1 for pad and mask."""
         return self.vocabulary["feature_fields"]
+
+    @property
+    def num_features(self) -> int:
+        """N, reserved ids included."""
+        return len(self.feature_counts)
 
     @property
     def field_specs(self) -> list[dict[str, Any]]:
@@ -328,11 +328,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
         categorical; columns of dates or times are left out. What was decided, and why, is logged.
-
-        Raises:
-            ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
-                an option does not fit, or validation and test rows are passed as well.
-            TypeError: if a value is a list where a single value is expected.
         """
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
@@ -350,14 +345,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def extend(self, rows: Any) -> dict[str, int]:
         """
-        Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves.
+        Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves. Returns
+        for each field that grew the number of its new features.
 
         Frequencies of values that are known grow by those of the new rows; labels are not read. Buckets, statistics
         and fields that are hashed stay what they are, and so does a vocabulary that its `vocabulary_size` caps. The
         model has to grow as well: `model.resize_feature_embeddings(extractor)`.
-
-        Returns:
-            For each field that grew the number of its new features.
         """
         arrays, grown = workshop("fitting.building").extended(self, rows)
         self._set_arrays(**arrays)
@@ -367,18 +360,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
         """
-        Args:
-            rows: rows in any form that [`as_columns`] takes; columns that are no fields are ignored.
-            out_of_fold (`bool`): for the rows the extractor was fitted on: statistics leave out the fold a row is in,
-                so that no row reads its own label.
-
-        Returns:
-            `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out of range; unseen and missing values have
-            ids of their own, and a multivalued field is padded with 0.
-
-        Raises:
-            ValueError: if a field has no column.
-            TypeError: if a value is a list where a single value is expected.
+        Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out
+        of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0. Columns
+        that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on, statistics leave
+        out the fold a row is in, so that no row reads its own label.
         """
         return self.encode_columns(self.select_columns(rows), out_of_fold)
 
@@ -500,11 +485,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return _digest(16, settings.encode(), self.vocabulary.checksum.encode())
 
     def field_digests(self, num_features: int | None = None) -> list[str]:
-        """
-        For each field a digest of all that decides its ids: options, values and their ids, buckets, label statistics.
-        How often values occur is left out, and so are features from id `num_features` on: what the digests were before
-        [`extend`] added those.
-        """
+        """For each field a digest of all that decides its ids, but not of how often values occur; without features
+        from id `num_features` on what it was before [`extend`] added those."""
         return self.vocabulary.field_digests(self.num_features if num_features is None else num_features)
 
     def __eq__(self, other: object) -> bool:
@@ -560,10 +542,7 @@ MAX_HASHED_BYTES = 64
 
 
 def value_hashes(values: Sequence[bytes], field: int) -> np.ndarray:
-    """
-    64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again: the
-    same on every machine, whatever else is hashed with it.
-    """
+    """64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again."""
     lengths = np.fromiter(map(len, values), np.int64, len(values))
     num_words = -(-min(int(lengths.max(initial=1)), MAX_HASHED_BYTES) // 8)
     words = np.array(values, f"S{8 * num_words}").view("<u8").reshape(-1, num_words)
@@ -584,23 +563,18 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(33))
 
 
-def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
+def content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
     """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
-    if isinstance(field, MultivaluedField):
-        texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
-    elif isinstance(field, CategoricalField):
-        texts = (text or "" for text in values)
-    else:
-        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
+    if not isinstance(field, CategoricalField):
+        numbers, _ = field.numbers(values)
         return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
-    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
+    if isinstance(field, MultivaluedField):
+        values = ["\0".join(field.elements(value)) for value in values]
+    return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
 
 
 def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
-    """
-    The fold of each row `(B,)`, in [0, K), from what its fields hold: the same row is in the same fold wherever it
-    stands, and rows that are alike in every field share one.
-    """
+    """The fold of each row `(B,)`, in [0, K), from what its fields hold: it is the same wherever the row stands."""
     mixed = np.zeros(columns[0].num_rows, np.uint64)
     for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
         if not isinstance(field, StatisticField):
@@ -612,18 +586,13 @@ def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.nda
 
 def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
     """Values -> int64 bucket in [0, num_buckets), `num_buckets` itself where one is missing."""
-    return np.fromiter(
-        (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values),
-        np.int64,
-        len(values),
-    )
+    buckets = (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values)
+    return np.fromiter(buckets, np.int64, len(values))
 
 
 def statistics(field: StatisticField, sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """
-    Rows and clicks in each fold, of n values `(n, K, 2)` and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as a
-    row of each fold reads it, and as a row that was not counted does.
-    """
+    """Rows and clicks in each fold, of n values `(n, K, 2)` and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as
+    rows of each fold read it, and those that were not counted."""
     if field.statistic == "frequency":
         # a training row counts the others: a value that it alone has is as rare as one that is new
         num_rows = sums[:, :, 0].sum(1, keepdims=True)

@@ -392,16 +392,9 @@ class FlipProcessor(ProcessorMixin):
             text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
         Returns:
-            [`BatchFeature`] with, as lists or tensors:
-
-            - `input_ids`, `attention_mask` `(batch_size, num_tokens)`: the row's sentence.
-            - `token_field_ids` `(batch_size, num_tokens)`: number of the field whose value the token spells, or -1.
-            - `feature_ids` `(batch_size, num_slots)`: ids of the global feature space.
-            - `labels` `(batch_size,)`: 0.0 or 1.0, if the rows have the label column.
-
-        Raises:
-            ValueError: if a field has no column, a label is not 0 or 1, `max_length` is more than the tokenizer's
-                model takes, or not even the template fits it.
+            [`BatchFeature`] with, as lists or tensors, `input_ids`, `attention_mask` and `token_field_ids` (the field
+            whose value a token spells, or -1) `(batch_size, num_tokens)`, `feature_ids` `(batch_size, num_slots)`, and
+            `labels` `(batch_size,)`, 0.0 or 1.0, if the rows have the label column.
         """
         if text is not None:
             return_text = old_word("text", text, "return_text")
@@ -527,10 +520,9 @@ class FlipProcessor(ProcessorMixin):
 
     def digest(self) -> str:
         """Of everything that decides the output: equal digests encode equal rows equally."""
-        tokenizer = ""
-        if self.tokenizer is not None:
-            # what stands before is the padding and truncation of the tokenizer's last call, which decide nothing here
-            tokenizer = self.tokenizer.backend_tokenizer.to_str().partition('"added_tokens":')[2]
+        # what stands before is the padding and truncation of the tokenizer's last call, which decide nothing here
+        state = "" if self.tokenizer is None else self.tokenizer.backend_tokenizer.to_str()
+        _, _, tokenizer = state.partition('"added_tokens":')
         settings = tuple(getattr(self, name) for name in _SETTINGS)
         return f"{self.feature_extractor.digest()}-{settings!r}-{tokenizer}"
 
@@ -563,14 +555,8 @@ class FlipProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "FlipProcessor":
-        """
-        Loads feature extractor and tokenizer from one folder or Hub repository; `token`, `revision`, `subfolder`,
-        `cache_dir` and `local_files_only` hold for all files, and `max_length` and the like replace what was saved.
-
-        Raises:
-            OSError: if a file is not there.
-            ValueError: if the vocabulary is cut off, or the folder holds no FLIP processor.
-        """
+        """Loads feature extractor and tokenizer from one folder or Hub repository; `token`, `revision`, `subfolder`,
+        `cache_dir` and `local_files_only` hold for all files, and `max_length` and the like replace what was saved."""
         name = str(pretrained_model_name_or_path)
         where = hub_arguments(name, kwargs)
         with open(fetch(name, PROCESSOR_NAME, where), encoding="utf-8") as file:

@@ -27,9 +27,6 @@ def fit_numbers(values, **options) -> FlipFeatureExtractor:
     return FlipFeatureExtractor.fit({"x": values}, field_options={"x": {"kind": "numeric", **options}})
 
 
-# --- edges -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("numbers", "counts", "num_buckets", "edges"),
     [
@@ -63,9 +60,6 @@ def test_log_edges_are_the_powers_of_two_between_the_training_rows(values, edges
     assert edges or extractor.decode([4]) == ["any number"]
 
 
-# --- numbers to ids --------------------------------------------------------------------------------------------------
-
-
 def test_a_number_on_an_edge_is_in_the_upper_bucket_and_far_ones_in_the_last():
     extractor = fit_numbers([1, 2, 3], edges=[0, 10])
     # 0 pad, 1 mask, 2 unseen, 3 missing
@@ -92,9 +86,6 @@ def test_counts_of_buckets_are_those_of_the_training_rows():
         extractor = fit_numbers(values, **options)
         ids = extractor({"x": values})[:, 0]
         np.testing.assert_array_equal(np.bincount(ids, minlength=extractor.num_features), extractor.feature_counts)
-
-
-# --- ages ------------------------------------------------------------------------------------------------------------
 
 
 def test_ages_count_from_the_newest_training_row_and_recent_days_are_told_apart():
@@ -129,9 +120,6 @@ def test_ages_from_another_column_and_in_edges_of_ones_own():
     assert extractor(rows)[:, 0].tolist() == [5, 4, 3] and extractor.feature_counts.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-# --- vocabularies ----------------------------------------------------------------------------------------------------
-
-
 def test_rare_capped_and_hashed_values_have_the_ids_they_are_said_to_have():
     values = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", "e"]
     rows = dict.fromkeys(("plain", "frequent", "capped", "hashed"), values)
@@ -144,9 +132,6 @@ def test_rare_capped_and_hashed_values_have_the_ids_they_are_said_to_have():
     ids = extractor({name: ["a", "c", "d", "new", None] for name in rows})
     assert ids[:, :3].tolist() == [[10, 13, 15], [12, 4, 6], [2, 4, 6], [2, 4, 6], [3, 5, 7]]
     assert ids[:, 3].tolist() == [16 + zlib.crc32(value) % 4 for value in (b"a", b"c", b"d", b"new")] + [9]
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
 
 
 def shop(num_rows=300, seed=0):

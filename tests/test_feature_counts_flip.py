@@ -103,9 +103,6 @@ def whole(rows) -> FeatureCounts:
     return count(Dataset.from_dict(rows))
 
 
-# --- bins ------------------------------------------------------------------------------------------------------------
-
-
 def test_bins_are_in_the_order_of_numbers_and_start_with_their_smallest():
     for bits, integers in ((10, np.arange(2049.0)), (HOUR_BITS, np.arange(400_000.0, 401_000.0))):
         np.testing.assert_array_equal(bin_starts(number_bins(integers, bits), bits), integers)
@@ -123,16 +120,16 @@ def test_bins_are_in_the_order_of_numbers_and_start_with_their_smallest():
         assert number_bins(infinities, num_bits)[0] < bins[0] and number_bins(infinities, num_bits)[1] > bins[-1]
 
 
-# --- folds -----------------------------------------------------------------------------------------------------------
-
-
 def folds_of(fields, rows) -> list[int]:
     return row_folds(fields, code_columns(fields, rows)).tolist()
 
 
 def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole):
-    numbers = {"a": list(range(5_000))}
-    shares = np.bincount(folds_of([NumericField(name="a")], numbers), minlength=NUM_FOLDS) / 5_000
+    number = NumericField(name="a")
+    odd_nan = np.array([0xFFF8000000000123], np.uint64).view(np.float64)[0]
+    for same in ([3, 3.0, "3", " 3 ", True + 2], [None, float("nan"), odd_nan, "-"], [0.0, -0.0, "0"]):
+        assert len(set(folds_of([number], {"a": same}))) == 1
+    shares = np.bincount(folds_of([number], {"a": list(range(5_000))}), minlength=NUM_FOLDS) / 5_000
     np.testing.assert_allclose(shares, 0.2, atol=0.03)  # five standard errors
     folds = folds_of(whole.fields, {**rows, "label": [1] * 60})  # which do not know the label
     assert set(folds) == set(range(NUM_FOLDS))
@@ -141,16 +138,6 @@ def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole)
     for form in (pa.table(rows), pd.DataFrame(rows, dtype=object), Dataset.from_dict(rows)):
         assert folds_of(whole.fields, as_columns(form)) == folds, type(form)
     assert [folds_of(whole.fields, part(rows, [number])) for number in (0, 7)] == [[folds[0]], [folds[7]]]
-
-
-def test_numbers_in_any_type_and_nan_of_any_bits_share_a_fold():
-    odd_nan = np.array([0xFFF8000000000123], np.uint64).view(np.float64)[0]
-    fields = [NumericField(name="x"), CategoricalField(name="k")]
-    for same in ([3, 3.0, "3", " 3 ", True + 2], [None, float("nan"), odd_nan, "-"], [0.0, -0.0, "0"]):
-        assert len(set(folds_of(fields, {"x": same, "k": ["a"] * len(same)}))) == 1
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
 
 
 def test_values_holes_lengths_hashes_and_buckets_are_counted():
@@ -195,9 +182,6 @@ def test_labels_are_counted_by_value_and_fold(rows, whole):
     np.testing.assert_array_equal(counts.of(["nobody"])[0], np.zeros((NUM_FOLDS, 2)))
 
 
-# --- the schema ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -227,11 +211,7 @@ def test_label_means_need_labels_and_frequencies_do_not(rows):
     bare = {"user": rows["user"]}
     with pytest.raises(ValueError, match="label_mean needs the label column 'label'; the rows have user"):
         FeatureCounts.count(bare, field_options={"user": {"statistics": ["label_mean"]}})
-    counts = FeatureCounts.count(bare, field_options={"user": {"statistics": ["frequency"]}})
-    assert counts.num_rows == 60
-
-
-# --- parts -----------------------------------------------------------------------------------------------------------
+    assert FeatureCounts.count(bare, field_options={"user": {"statistics": ["frequency"]}}).num_rows == 60
 
 
 def test_parts_add_up_to_the_whole_in_any_order(rows, whole):
@@ -259,9 +239,6 @@ def test_parts_of_other_fields_do_not_add_up(rows):
         FeatureCounts.merge([one, FeatureCounts.count({"a": ["x"]})])
     with pytest.raises(ValueError, match="nothing to merge"):
         FeatureCounts.merge([])
-
-
-# --- streams and files -----------------------------------------------------------------------------------------------
 
 
 def test_the_disk_gives_back_the_same_counts_and_counting_goes_on(rows, whole, tmp_path):

@@ -338,9 +338,6 @@ def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
         processor({"title": ["a", "a b"]}, padding=True, return_tensors="pt")
 
 
-# --- kinds of fields -------------------------------------------------------------------------------------------------
-
-
 KINDS = {
     "user_id": ["1", "2", "3", None, "1", "2"],
     "genre": ["drama|horror", "drama", "", None, "comedy|drama|horror", "horror"],
@@ -401,8 +398,7 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
 def test_one_row_of_every_kind(kinds, tokenizer):
     processor = FlipProcessor(kinds, tokenizer, max_length=128)
     expected = processor(KINDS)
-    for number in range(6):
-        row = {name: column[number] for name, column in KINDS.items()}
+    for number, row in enumerate(Dataset.from_dict(KINDS)):
         assert dict(processor([row])) == {name: column[number : number + 1] for name, column in expected.items()}
     # equal numbers have one text, whatever stands beside them
     extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": {"text_format": ",.2f"}})
@@ -450,9 +446,6 @@ def test_every_kind_is_read_by_a_folders_own_code_and_grows_where_flip_hf_is_ins
     assert read[:4] == [ids, dict(processor(KINDS)), KIND_TEXTS, refused]
     again = FlipFeatureExtractor.fit(KINDS, fields=["title", "price"])
     assert read[4:] == [ids, kinds.num_features + 1, again(KINDS).tolist()]
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["of a table", "parquet", "of rows", "without a schema", "mapped", "filtered"])
