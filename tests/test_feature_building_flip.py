@@ -10,9 +10,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
-from flip_hf.fields_flip import StatisticField
-from flip_hf.fitting.building import quantile_edges, statistics
-from flip_hf.fitting.counts import NUM_FOLDS, code_columns, row_folds
+from flip_hf.fitting.building import quantile_edges
+from flip_hf.fitting.counts import code_columns, row_folds
 
 
 INF, NAN = math.inf, math.nan
@@ -191,18 +190,6 @@ def test_statistics_equal_a_slow_loop_over_the_rows(min_frequency):
             column = ids[:, extractor.slot_fields.index(extractor.field_names.index(field))].tolist()
             for feature, number in zip(column, slow, strict=True):
                 assert feature in {bucket_of(extractor, field, number + d) for d in (-1e-9, 1e-9)}, field
-
-
-def test_the_statistic_itself_on_literal_counts():
-    common = {"name": "s", "source": "u"}
-    sums = np.zeros((2, NUM_FOLDS, 2), np.int64)
-    sums[0, :2] = [[2, 1], [1, 1]]  # rows and clicks
-    totals = np.array([[10, 5]] * NUM_FOLDS)
-    frequency = statistics(StatisticField(statistic="frequency", **common), sums, totals)
-    assert frequency.tolist() == [[2, 2, 2, 2, 2, 3], [0, 0, 0, 0, 0, 0]]
-    mean = statistics(StatisticField(statistic="label_mean", smoothing=2.0, **common), sums, totals)
-    # fold 0 sees one row of fold 1: (1 + 2 * 0.5) / (1 + 2)
-    np.testing.assert_allclose(mean, [[2 / 3, 0.5, 0.6, 0.6, 0.6, 0.6], [0.5] * 6])
 
 
 def test_a_row_never_reads_its_own_label():

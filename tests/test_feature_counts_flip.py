@@ -3,7 +3,6 @@
 
 import itertools
 import random
-import zlib
 
 import numpy as np
 import pandas as pd
@@ -166,20 +165,6 @@ def test_values_holes_lengths_hashes_and_buckets_are_counted():
     many = FeatureCounts(fields[:1])
     many.add({"a": [str(number % 300) for number in range(600)]})
     assert as_dict(many.of_field[0]) == {str(number): 2 for number in range(300)}, "there is room for them"
-
-
-def test_labels_are_counted_by_value_and_fold(rows, whole):
-    folds = folds_of(whole.fields, rows)
-    buckets = [None if value is None else zlib.crc32(str(value).encode()) % 5 for value in rows["item"]]
-    for source, keys in (("user", rows["user"]), ("item", buckets)):
-        expected: dict = {}
-        for key, fold, label in zip(keys, folds, rows["label"], strict=True):
-            expected.setdefault(key, np.zeros((NUM_FOLDS, 2), np.int64))[fold] += [1, label]
-        counts = whole.of_source[source]
-        assert set(counts.rows) == set(expected)
-        for key, sums in expected.items():
-            np.testing.assert_array_equal(counts.of([key])[0], sums)
-    np.testing.assert_array_equal(counts.of(["nobody"])[0], np.zeros((NUM_FOLDS, 2)))
 
 
 @pytest.mark.parametrize(

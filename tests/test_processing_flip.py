@@ -27,12 +27,6 @@ TEXTS = [
     "user id is 202. gender is female. title is Über Ω? genre is comedy, horror.",
     " user item title genre gender male female missing is . , ( ) 0 1 2 3 4 5 6 7 8 9",
 ]
-ROWS = {
-    "user_id": ["101", "202", "7", None],
-    "gender": ["male", "female", None, "male"],
-    "title": ["It's a (strange) day", "Über Ω?", "x", "(1996)"],
-    "genre": ["drama", "comedy, horror", " horror ", ""],
-}
 
 
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
@@ -96,14 +90,6 @@ def test_golden_field_ids_of_a_wordpiece_row(tokenizer):
         ("genre", -1), ("is", -1), ("drama", 1), (",", 1), ("horror", 1), (".", -1), ("[SEP]", -1),
     ]  # fmt: skip
     assert row["attention_mask"] == [[1] * 15]
-
-
-def test_pieces_give_the_ids_of_the_whole_sentence(any_tokenizer, request):
-    processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), any_tokenizer, max_length=128)
-    empty = {name: [] for name in ROWS}
-    assert processor(empty)["input_ids"] == processor(empty)["feature_ids"] == []
-    assert processor(ROWS)["input_ids"] == whole(processor, ROWS)
-    assert processor._pieces.can_be_cut is ("uncuttable" not in request.node.name)
 
 
 VALUES = st.one_of(
@@ -176,6 +162,9 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     assert again(splits["train"][:3], return_text=False)["feature_ids"] == output["feature_ids"].tolist()
     with pytest.raises(ValueError, match="has no tokenizer: pass return_text=False"):
         ids_only(splits["train"][:3])
+    extractor = FlipFeatureExtractor.fit({"a": ["x", "y"]}, field_options={"a": {"view": "tabular"}})
+    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
+        FlipProcessor(extractor, processor.tokenizer)({"a": ["x"]})
 
 
 @pytest.mark.parametrize(
@@ -378,12 +367,15 @@ def kinds():
     return FlipFeatureExtractor.fit(KINDS, field_options=KIND_OPTIONS)
 
 
-def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any_tokenizer):
+def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any_tokenizer, request):
     processor = FlipProcessor(kinds, any_tokenizer, max_length=128)
     processor.max_length = 10**6
     assert processor.render(KINDS) == KIND_TEXTS
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
+    assert processor._pieces.can_be_cut is ("uncuttable" not in request.node.name)
+    empty = processor({name: [] for name in KINDS})
+    assert empty["input_ids"] == empty["feature_ids"] == []
     columns = kinds.select_columns(KINDS)
     longest = max(map(len, output["input_ids"]))
     for max_length in (longest, longest - 1, longest - 4):
@@ -403,14 +395,6 @@ def test_one_row_of_every_kind(kinds, tokenizer):
     # equal numbers have one text, whatever stands beside them
     extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": {"text_format": ",.2f"}})
     assert FlipProcessor(extractor, tokenizer).render({"x": [-0.0, 0.0, False, 0]}) == ["x is 0.00."] * 4
-
-
-def test_a_table_of_ids_alone_has_no_text(tokenizer):
-    rows = {"a": ["x", "y"], "label": [0, 1]}
-    processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"a": {"view": "tabular"}}), tokenizer)
-    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
-        processor(rows)
-    assert processor(rows, return_text=False)["feature_ids"] == [[4], [5]]
 
 
 READ_ELSEWHERE = """

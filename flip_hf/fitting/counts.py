@@ -274,15 +274,10 @@ class FeatureCounts:
         Counts rows in one pass.
 
         Args:
-            dataset: training rows: a `Dataset` or streamed `IterableDataset`, any form that `extractor(rows)` takes,
-                or an iterator of such batches.
-            fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be the
-                `fields` of other counts, of a part of the same table: what was decided there holds here.
+            dataset, fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be
+                the `fields` of other counts, of a part of the same table: what was decided there holds here.
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
-
-        Raises:
-            ValueError: if the table is empty, a field has no column, or the checkpoint is of other fields or rows.
         """
         parts = dataset.values() if isinstance(dataset, Mapping) else ()
         if any(hasattr(part, "columns") or hasattr(part, "column_names") for part in parts):
