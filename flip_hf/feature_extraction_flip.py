@@ -106,7 +106,7 @@ class Vocabulary:
     def find(self, field: int, values: Sequence[bytes]) -> np.ndarray:
         """Bytes of distinct values -> ids `(n,)`, int32. Those that share a hash with others are told apart."""
         hashes, sorted_hashes = value_hashes(values, field), self["sorted_hashes"]
-        stored, offsets = memoryview(self["value_bytes"]), self["value_offsets"]
+        stored, offsets = self["value_bytes"].data, self["value_offsets"]
         ids = np.full(len(values), unseen_id(field), np.int32)
         positions = np.searchsorted(sorted_hashes, hashes)
         left = np.arange(len(values))

@@ -188,9 +188,9 @@ class _TextEncoder:
         tokens, parts = (np.frombuffer(b"".join(part), np.int32) for part in zip(*pieces, *self.around, strict=True))
         parts = parts.reshape(-1, 3).astype(np.int64)
         starts = np.cumsum(parts.sum(1)) - parts.sum(1)
-        token_fields = np.full(parts.shape, -1, np.int16)
-        token_fields[:-2, 1] = owners
-        token_fields = token_fields.repeat(parts.reshape(-1))
+        fields_of_parts = np.full(parts.shape, -1, np.int16)
+        fields_of_parts[:-2, 1] = owners
+        token_fields = fields_of_parts.repeat(parts.reshape(-1))
         codes = np.hstack([np.full((len(codes), 1), len(pieces)), codes, np.full((len(codes), 1), len(pieces) + 1)])
         start, (prefix, value, suffix) = starts[codes], np.moveaxis(parts[codes], -1, 0)  # (B, F + 2) each
         kept = value
@@ -216,7 +216,7 @@ class _TextEncoder:
         Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
         those, whatever the values.
         """
-        probes = []
+        probes: list[CodedColumn] = []
         for column in columns:
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
             turn = 3 * len(probes) % len(_PROBE_VALUES)
@@ -420,6 +420,7 @@ class FlipProcessor(ProcessorMixin):
         tokens, token_fields, lengths = encoded[:3]
         width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
         differ = bool((lengths < width).any())
+        arrays: tuple[Any, ...]
         if padding not in (False, "do_not_pad"):
             padded, mask = pad_rows(tokens, lengths, self.pad_token_id if differ else 0, width)
             arrays = padded, mask, pad_rows(token_fields, lengths, -1, width)[0]

@@ -95,7 +95,7 @@ class FeatureList:
         ids = np.arange(self.num_features, self.num_features + len(names), dtype=np.int32)
         self.num_features += len(names)
         lengths = np.fromiter(map(len, names), np.int64, len(names))
-        added = {
+        added: dict[str, Any] = {
             "value_bytes": np.frombuffer(b"".join(names), np.uint8),
             "value_offsets": sum(map(len, self.parts["value_bytes"])) + np.cumsum(lengths),
             "feature_counts": counts,
