@@ -12,10 +12,11 @@ never json and never pickle (a pickled extractor carries a copy of it).
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from .columns_flip import CodedColumn, as_columns
-from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID, missing_id, num_reserved_features, unseen_id
+from .columns_flip import CodedColumn, as_columns, code_values
+from .configuration_flip import PAD_FEATURE_ID, missing_id, num_reserved_features, unseen_id
 from .fields_flip import (
     AgeField,
     CategoricalField,
@@ -65,10 +66,10 @@ _MAX_CACHED_LENGTH = 1 << 8
 
 class Vocabulary:
     """
-    What training rows taught, as arrays (`ARRAYS`): values and their ids, edges of buckets, statistics of the label.
+    What training rows taught, as arrays (`ARRAYS`) that do not change.
 
-    The arrays do not change. What follows from them is computed when it is first needed; threads that compute it at
-    the same time get the same, so there is no lock.
+    What follows from them is computed when it is first needed; threads that compute it at the same time get the same,
+    so there is no lock.
     """
 
     def __init__(self, fields: Sequence[Field], arrays: Mapping[str, np.ndarray]):
@@ -86,30 +87,26 @@ class Vocabulary:
 
     def lookup(self, field: int, values: Sequence[str | None]) -> np.ndarray:
         """Distinct values of field number `field`, `None` where missing -> ids `(n,)`, int32."""
-        ids = list(map(self._cached_ids[field].get, values))
-        new = [value for value, feature in zip(values, ids, strict=True) if feature is None and value is not None]
-        if new:
-            found = dict(zip(new, self.find(field, [value.encode() for value in new]).tolist(), strict=True))
-            ids = [found[value] if feature is None else feature for value, feature in zip(values, ids, strict=True)]
-            self._remember(field, found)
+        known = self._cached_ids[field]
+        new = [value for value in values if value not in known]
+        if not new:
+            return np.array([known[value] for value in values], np.int32)
+        found = dict(zip(new, self.find(field, [value.encode() for value in new]).tolist(), strict=True))
+        ids = [found[value] if value in found else known[value] for value in values]
+        short = {value: feature for value, feature in found.items() if len(value) <= _MAX_CACHED_LENGTH}
+        if sum(map(len, self._cached_ids)) + len(short) > _MAX_CACHED_VALUES:  # others go on with the old ones
+            self._cached_ids = self._empty_cache()
+        if len(short) <= _MAX_CACHED_VALUES:
+            self._cached_ids[field].update(short)
         return np.array(ids, np.int32)
 
     def _empty_cache(self) -> list[dict[str | None, int]]:
         return [{None: missing_id(field)} for field in range(len(self.fields))]
 
-    def _remember(self, field: int, ids: Mapping[str, int]) -> None:
-        ids = {value: feature for value, feature in ids.items() if len(value) <= _MAX_CACHED_LENGTH}
-        if sum(map(len, self._cached_ids)) + len(ids) > _MAX_CACHED_VALUES:
-            self._cached_ids = self._empty_cache()
-        if len(ids) <= _MAX_CACHED_VALUES:
-            self._cached_ids[field].update(ids)
-
     def find(self, field: int, values: Sequence[bytes]) -> np.ndarray:
-        """
-        Bytes of distinct values -> ids `(n,)`, int32, by their hashes, and by a comparison of the bytes: values that
-        share 64 bits with others are told apart.
-        """
+        """Bytes of distinct values -> ids `(n,)`, int32. Those that share a hash with others are told apart."""
         hashes, sorted_hashes = value_hashes(values, field), self["sorted_hashes"]
+        stored, offsets = self["value_bytes"].data, self["value_offsets"]
         ids = np.full(len(values), unseen_id(field), np.int32)
         positions = np.searchsorted(sorted_hashes, hashes)
         left = np.arange(len(values))
@@ -117,26 +114,14 @@ class Vocabulary:
             left = left[positions[left] < len(sorted_hashes)]
             left = left[sorted_hashes[positions[left]] == hashes[left]]
             features = self["sorted_ids"][positions[left]]
-            is_same = self._spell(features, field, [values[number] for number in left.tolist()])
+            numbers = features - self.num_reserved
+            spans = zip(left.tolist(), offsets[numbers].tolist(), offsets[numbers + 1].tolist(), strict=True)
+            is_same = np.array([stored[start:end] == values[number] for number, start, end in spans], bool)
+            is_same &= self["feature_fields"][features] == field
             ids[left[is_same]] = features[is_same]
             left = left[~is_same]
             positions[left] += 1
         return ids
-
-    def _spell(self, features: np.ndarray, field: int, values: Sequence[bytes]) -> np.ndarray:
-        """Which of the features `(n,)` belong to the field and are these values, one for each: bool `(n,)`."""
-        numbers = features - self.num_reserved
-        starts, ends = self["value_offsets"][numbers], self["value_offsets"][numbers + 1]
-        lengths = np.fromiter(map(len, values), np.int64, len(values))
-        is_same = (self["feature_fields"][features] == field) & (ends - starts == lengths)
-        compared = np.flatnonzero(is_same)
-        if len(compared):
-            lengths = lengths[compared]
-            firsts = np.cumsum(lengths) - lengths  # of each value, end to end
-            wanted = np.frombuffer(b"".join([values[number] for number in compared.tolist()]), np.uint8)
-            stored = self["value_bytes"][np.repeat(starts[compared] - firsts, lengths) + np.arange(len(wanted))]
-            is_same[compared] = np.logical_and.reduceat(wanted == stored, firsts)
-        return is_same
 
     def value(self, feature: int) -> str:
         """The value of a real feature, or the name of a bucket."""
@@ -171,16 +156,12 @@ class Vocabulary:
         ids = self.first_features[field] + np.searchsorted(self.edges(field), numbers, side="right")
         return np.where(np.isnan(numbers), missing_id(field), ids).astype(np.int32)
 
-    @functools.cached_property
-    def _label_positions(self) -> np.ndarray:
-        positions = np.full(len(self["feature_counts"]), -1, np.int64)
-        positions[self["label_features"]] = np.arange(len(self["label_features"]))
-        return positions
-
     def label_sums(self, ids: np.ndarray) -> np.ndarray:
         """Features `(n,)` -> rows and clicks in each fold `(n, K, 2)`, 0 for those that training rows do not have."""
-        positions = self._label_positions[ids]
-        return np.where((positions >= 0)[:, None, None], self["label_sums"][positions], 0)
+        first, last = (np.searchsorted(self["label_features"], ids, side) for side in ("left", "right"))
+        sums = np.zeros((len(ids), NUM_FOLDS, 2), np.int64)
+        sums[first < last] = self["label_sums"][first[first < last]]
+        return sums
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -194,26 +175,24 @@ class Vocabulary:
 
     def _field_digest(self, index: int, limit: int) -> str:
         field, fields = self.fields[index], self["feature_fields"][:limit]
-        starts = np.flatnonzero(np.diff(fields, prepend=-2))  # a field has one run of features, and more by `extend`
-        ends = np.append(starts[1:], limit)
 
-        def is_of(features: np.ndarray, owner: int) -> np.ndarray:
-            """A feature that is out of range, in a corrupt file, belongs to no field."""
+        def of(features: np.ndarray, owner: int) -> np.ndarray:
+            """Which features are the owner's: one that is out of range, in a corrupt file, is nobody's."""
             return (features >= 0) & (features < limit) & (np.take(fields, features, mode="clip") == owner)
 
         parts = [fields[: self.num_reserved], self["references"][index]]
-        of_field = (starts >= self.num_reserved) & (fields[starts] == index)
-        for start, end in zip(starts[of_field].tolist(), ends[of_field].tolist(), strict=True):
-            offsets = self["value_offsets"][start - self.num_reserved : end - self.num_reserved + 1]
-            parts += [np.array([start, end]), np.diff(offsets), self["value_bytes"][offsets[0] : offsets[-1]]]
-        is_known = is_of(self["sorted_ids"], index)
-        parts += [self[name][is_known] for name in ("sorted_hashes", "sorted_ids")]
+        bounds = np.flatnonzero(np.diff(fields, prepend=-2, append=-2))  # one run of features, and more by `extend`
+        for start, end in itertools.pairwise(bounds.tolist()):
+            if start >= self.num_reserved and fields[start] == index:
+                offsets = self["value_offsets"][start - self.num_reserved : end - self.num_reserved + 1]
+                parts += [np.array([start, end]), np.diff(offsets), self["value_bytes"][offsets[0] : offsets[-1]]]
+        is_known = of(self["sorted_ids"], index)
+        parts += [self["sorted_hashes"][is_known], self["sorted_ids"][is_known]]
         parts += [np.diff(self["edge_offsets"][index : index + 2]), self.edges(index)]
         if isinstance(field, StatisticField):
             source = [other.name for other in self.fields].index(field.source)
-            is_counted = is_of(self["label_features"], source)
-            parts += [self[name][is_counted] for name in ("label_features", "label_sums")]
-            parts.append(self["label_totals"][source])
+            is_counted = of(self["label_features"], source)
+            parts += [self["label_features"][is_counted], self["label_sums"][is_counted], self["label_totals"][source]]
         return _digest(8, json.dumps(field.to_dict(), sort_keys=True).encode(), *parts)
 
     def save(self, folder: str | os.PathLike) -> str:
@@ -227,16 +206,15 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | os.PathLike, fields: Sequence[Field]) -> "Vocabulary":
         """Maps the arrays of a file into memory. Raises `ValueError` if it is cut off, corrupt or of other fields."""
+        again = "copy or download the folder again"
         try:
             with safe_open(path, framework="pt") as file:  # torch's tensors, unlike numpy's, stay mapped
                 vocabulary = cls(fields, {name: file.get_tensor(name).numpy() for name in ARRAYS})
                 checksum = (file.metadata() or {}).get("checksum")  # none in files of before
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is cut off or no {VOCABULARY_NAME} ({error}): copy or download the folder again"
-            ) from error
+            raise ValueError(f"{path} is cut off or no {VOCABULARY_NAME} ({error}): {again}") from error
         if checksum not in (None, vocabulary.checksum):
-            raise ValueError(f"{path} is corrupt (its checksum is another): copy or download the folder again")
+            raise ValueError(f"{path} is corrupt (its checksum is another): {again}")
         num_features, num_fields = len(vocabulary["feature_counts"]), len(vocabulary["references"])
         if num_features < vocabulary.num_reserved or num_fields != len(fields):
             raise ValueError(f"{path} does not belong to the fields {[field.name for field in fields]}")
@@ -273,8 +251,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         **kwargs: Any,
     ):
         self.fields: list[Field] = [field_from_dict(spec) for spec in field_specs or []]
-        self.label = label
-        self.min_frequency = min_frequency
+        self.label, self.min_frequency = label, min_frequency
         self.field_names = names = [field.name for field in self.fields]
         self.num_fields = len(names)
         self.num_reserved_features = num_reserved_features(self.num_fields)
@@ -284,18 +261,13 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self.statistic_sources = np.array(sources, np.int64)
         self.has_label_statistics = max(sources, default=-1) >= 0
         self._vocabulary: Vocabulary | None = None
-        super().__init__(**{key: value for key, value in kwargs.items() if key != "feature_extractor_type"})
+        super().__init__(**kwargs)
 
     @property
     def vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
             raise ValueError("this feature extractor is not fitted: use FlipFeatureExtractor.fit(training_rows)")
         return self._vocabulary
-
-    @property
-    def num_features(self) -> int:
-        """N, reserved ids included."""
-        return len(self.feature_counts)
 
     @property
     def feature_counts(self) -> np.ndarray:
@@ -306,6 +278,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def feature_fields(self) -> np.ndarray:
         """Field of each feature `(N,)`, int32, -1 for pad and mask."""
         return self.vocabulary["feature_fields"]
+
+    @property
+    def num_features(self) -> int:
+        """N, reserved ids included."""
+        return len(self.feature_counts)
 
     @property
     def field_specs(self) -> list[dict[str, Any]]:
@@ -351,11 +328,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
         categorical; columns of dates or times are left out. What was decided, and why, is logged.
-
-        Raises:
-            ValueError: if the table is empty, a field is not there or has no value at all, columns differ in length,
-                an option does not fit, or validation and test rows are passed as well.
-            TypeError: if a value is a list where a single value is expected.
         """
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
@@ -364,12 +336,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_counts(cls, counts: Any, min_frequency: int = 1) -> "FlipFeatureExtractor":
-        """
-        Builds an extractor from [`FeatureCounts`] of training rows, merged from parts perhaps.
-
-        Raises:
-            ValueError: if a field has no value in any row.
-        """
+        """Builds an extractor from [`FeatureCounts`] of training rows, merged from parts perhaps. Raises `ValueError`
+        if a field has no value in any row."""
         specs, arrays = workshop("fitting.building").build(counts, min_frequency)
         extractor = cls(specs, counts.label, min_frequency)
         extractor._set_arrays(**arrays)
@@ -377,14 +345,12 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def extend(self, rows: Any) -> dict[str, int]:
         """
-        Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves.
+        Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves. Returns
+        for each field that grew the number of its new features.
 
         Frequencies of values that are known grow by those of the new rows; labels are not read. Buckets, statistics
         and fields that are hashed stay what they are, and so does a vocabulary that its `vocabulary_size` caps. The
         model has to grow as well: `model.resize_feature_embeddings(extractor)`.
-
-        Returns:
-            For each field that grew the number of its new features.
         """
         arrays, grown = workshop("fitting.building").extended(self, rows)
         self._set_arrays(**arrays)
@@ -394,18 +360,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
         """
-        Args:
-            rows: rows in any form that [`as_columns`] takes; columns that are no fields are ignored.
-            out_of_fold (`bool`): for the rows the extractor was fitted on: statistics leave out the fold a row is in,
-                so that no row reads its own label.
-
-        Returns:
-            `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out of range; unseen and missing values have
-            ids of their own, and a multivalued field is padded with 0.
-
-        Raises:
-            ValueError: if a field has no column.
-            TypeError: if a value is a list where a single value is expected.
+        Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out
+        of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0. Columns
+        that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on, statistics leave
+        out the fold a row is in, so that no row reads its own label.
         """
         return self.encode_columns(self.select_columns(rows), out_of_fold)
 
@@ -428,7 +386,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             folds = row_folds(self.fields, columns)
         slot = 0
         for index, (field, column) in enumerate(zip(self.fields, columns, strict=True)):
-            if field.num_slots == 0:
+            if not field.num_slots:
                 continue
             if isinstance(field, StatisticField):
                 ids[:, slot] = self._statistic_ids(index, field, column.values)[column.indices, folds]
@@ -459,12 +417,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
         """Distinct lists of a multivalued field -> ids `(n, num_slots)`, padded at the end."""
         lists = [field.elements(value) for value in values]
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-        elements = [element for row in lists for element in row]
-        distinct = list(dict.fromkeys(elements))
-        id_of = dict(zip(distinct, self._lookup(index, distinct).tolist(), strict=True))
+        lengths = np.array(list(map(len, lists)))
+        elements = code_values(list(itertools.chain.from_iterable(lists)))
         ids = np.full((len(lists), field.num_slots), PAD_FEATURE_ID, np.int32)
-        ids[np.arange(field.num_slots) < lengths[:, None]] = [id_of[element] for element in elements]
+        ids[np.arange(field.num_slots) < lengths[:, None]] = self._lookup(index, elements.values)[elements.indices]
         ids[lengths == 0, 0] = missing_id(index)
         return ids
 
@@ -480,13 +436,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def decode(self, feature_ids: Any) -> list[str]:
         """Ids -> values, and of buckets their names; reserved ids as `"[PAD]"`, `"[MASK]"`, `"[UNSEEN]"`,
         `"[MISSING]"`."""
-        pads = {PAD_FEATURE_ID: "[PAD]", MASK_FEATURE_ID: "[MASK]"}
-        return [
-            self.vocabulary.value(feature)
-            if feature >= self.num_reserved_features
-            else pads.get(feature, "[MISSING]" if feature % 2 else "[UNSEEN]")
-            for feature in np.asarray(feature_ids).reshape(-1).tolist()
-        ]
+        reserved = ["[PAD]", "[MASK]", *["[UNSEEN]", "[MISSING]"] * self.num_fields]
+        ids = np.asarray(feature_ids).reshape(-1).tolist()
+        return [reserved[feature] if feature < len(reserved) else self.vocabulary.value(feature) for feature in ids]
 
     def value_text(self, field: int, value: Any) -> str | None:
         """What the text says of a value of field number `field` in what `select_columns` gives; `None` where it is
@@ -500,10 +452,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
     def occurrences(self, feature_ids: Any) -> np.ndarray:
         """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
         unseen and missing. Zeros for a field without ids."""
-        ids = np.asarray(feature_ids)
+        ids, slots = np.asarray(feature_ids), np.asarray(self.slot_fields, np.int64)
         is_reserved = (ids >= unseen_id(0)) & (ids < self.num_reserved_features)
         reserved = np.bincount(ids[is_reserved] - unseen_id(0), minlength=2 * self.num_fields)
-        slots = np.asarray(self.slot_fields, np.int64)
         values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
         rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
         return np.column_stack([rows, values, reserved.reshape(-1, 2)])
@@ -517,22 +468,16 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """`(B, S)` -> for each field with ids the shares of values that are unseen, and of rows that are missing."""
         shares = self.shares_of(self.occurrences(feature_ids)).tolist()
         return {
-            self.field_names[field]: dict(zip(("unseen", "missing"), shares[field], strict=True))
+            self.field_names[field]: {"unseen": shares[field][0], "missing": shares[field][1]}
             for field in dict.fromkeys(self.slot_fields)
         }
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
-        """
-        What a person should know of a table, in any form that `fit` takes, or of its splits, before training on it:
-        `print(extractor.describe(splits))`. For data that may not be shown, `show_values=False` leaves out examples.
-        """
+        """What a person should know of a table, in any form that `fit` takes, or of its splits, before training on it:
+        `print(extractor.describe(splits))`. Where data may not be shown, `show_values=False` leaves out examples."""
         return workshop("analysis.describe").describe_rows(self, dataset, show_values=show_values)
 
-    def without_arrays(self) -> "FlipFeatureExtractor":
-        """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
-        other = copy.copy(self)
-        other._vocabulary = None
-        return other
+    # --- state ----------------------------------------------------------------------------------------------------
 
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
@@ -540,14 +485,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return _digest(16, settings.encode(), self.vocabulary.checksum.encode())
 
     def field_digests(self, num_features: int | None = None) -> list[str]:
-        """
-        For each field a digest of all that decides its ids: options, values and their ids, buckets, label statistics.
-        How often values occur is left out.
-
-        Args:
-            num_features (`int`, *optional*): leave out features from this id on: what the digests were before
-                [`extend`] added those.
-        """
+        """For each field a digest of all that decides its ids, but not of how often values occur; without features
+        from id `num_features` on what it was before [`extend`] added those."""
         return self.vocabulary.field_digests(self.num_features if num_features is None else num_features)
 
     def __eq__(self, other: object) -> bool:
@@ -564,34 +503,33 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         names = ("field_specs", "label", "min_frequency", *(["auto_map"] if hasattr(self, "auto_map") else []))
         return {"feature_extractor_type": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
+    def without_arrays(self) -> "FlipFeatureExtractor":
+        """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
+        other = copy.copy(self)
+        other._vocabulary = None
+        return other
+
     def save_vocabulary(self, folder: str | os.PathLike) -> str:
         """Writes the arrays to `folder`; returns the path of the file."""
         return self.vocabulary.save(folder)
 
     def load_vocabulary(self, path: str | os.PathLike) -> None:
-        """Maps the arrays of a file into memory. Raises `ValueError` if it is cut off, corrupt or of other fields."""
         self._vocabulary = Vocabulary.load(path, self.fields)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`, and the code that reads them."""
-        files = super().save_pretrained(save_directory)
-        files.append(self.save_vocabulary(save_directory))
+        files = [*super().save_pretrained(save_directory), self.save_vocabulary(save_directory)]
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), **kwargs)
         return files
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """
-        Loads a fitted extractor from a folder or the Hub; `token`, `revision`, `subfolder`, `cache_dir` and
-        `local_files_only` hold for all of its files.
-
-        Raises:
-            OSError: if a file is not there.
-            ValueError: if the vocabulary is cut off or corrupt.
-        """
+        """Loads a fitted extractor from a folder or the Hub; `token`, `revision`, `subfolder`, `cache_dir` and
+        `local_files_only` hold for all of its files. Raises `OSError` if one is not there, and `ValueError` if the
+        vocabulary is cut off or corrupt."""
         name = str(pretrained_model_name_or_path)
         where = hub_arguments(name, kwargs)
         extractor = super().from_pretrained(name, **{**kwargs, **where})
@@ -604,10 +542,7 @@ MAX_HASHED_BYTES = 64
 
 
 def value_hashes(values: Sequence[bytes], field: int) -> np.ndarray:
-    """
-    64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again: the
-    same on every machine, whatever else is hashed with it.
-    """
+    """64 bits of each value of field number `field`, int64 `(n,)`, under which the vocabulary file finds it again."""
     lengths = np.fromiter(map(len, values), np.int64, len(values))
     num_words = -(-min(int(lengths.max(initial=1)), MAX_HASHED_BYTES) // 8)
     words = np.array(values, f"S{8 * num_words}").view("<u8").reshape(-1, num_words)
@@ -628,23 +563,18 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(33))
 
 
-def content_hashes(field: Field, values: Sequence[Any]) -> np.ndarray:
+def content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
     """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
-    if isinstance(field, MultivaluedField):
-        texts: Iterable[str] = ("\0".join(field.elements(value)) for value in values)
-    elif isinstance(field, CategoricalField):
-        texts = (text or "" for text in values)
-    else:
-        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
+    if not isinstance(field, CategoricalField):
+        numbers, _ = field.numbers(values)
         return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
-    return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(values))
+    if isinstance(field, MultivaluedField):
+        values = ["\0".join(field.elements(value)) for value in values]
+    return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
 
 
 def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
-    """
-    The fold of each row `(B,)`, in [0, K), from what its fields hold: the same row is in the same fold wherever it
-    stands, and rows that are alike in every field share one.
-    """
+    """The fold of each row `(B,)`, in [0, K), from what its fields hold: it is the same wherever the row stands."""
     mixed = np.zeros(columns[0].num_rows, np.uint64)
     for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
         if not isinstance(field, StatisticField):
@@ -656,18 +586,13 @@ def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.nda
 
 def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:
     """Values -> int64 bucket in [0, num_buckets), `num_buckets` itself where one is missing."""
-    return np.fromiter(
-        (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values),
-        np.int64,
-        len(values),
-    )
+    buckets = (num_buckets if value is None else zlib.crc32(value.encode()) % num_buckets for value in values)
+    return np.fromiter(buckets, np.int64, len(values))
 
 
 def statistics(field: StatisticField, sums: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """
-    Rows and clicks in each fold, of n values `(n, K, 2)` and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as a
-    row of each fold reads it, and as a row that was not counted does.
-    """
+    """Rows and clicks in each fold, of n values `(n, K, 2)` and of all rows `(K, 2)` -> the statistic `(n, K + 1)`, as
+    rows of each fold read it, and those that were not counted."""
     if field.statistic == "frequency":
         # a training row counts the others: a value that it alone has is as rare as one that is new
         num_rows = sums[:, :, 0].sum(1, keepdims=True)

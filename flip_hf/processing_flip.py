@@ -9,14 +9,17 @@ and rows are put together from pieces by array operations. Whether a tokenizer m
 is tried out, not assumed.
 """
 
+import array
+import bisect
 import copy
 import itertools
 import json
+import math
 import operator
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,116 +30,169 @@ from transformers.utils import PROCESSOR_NAME, logging
 
 from .columns_flip import CodedColumn, as_columns, code_values, read_labels
 from .feature_extraction_flip import FlipFeatureExtractor
-from .fields_flip import AgeField, DatePartField
 from .masking_flip import pad_rows
 from .pulling_flip import fetch, hub_arguments, workshop
 
 
 logger = logging.get_logger(__name__)
 
-# bytes, about, that pieces take before they are emptied and built anew, and those of a piece beside its tokens
+# bytes, about, that pieces take before they are emptied and built anew, and those of a piece beside tokens and value
 _MAX_STORED_BYTES = 1 << 26
-_BYTES_PER_PIECE = 200
-# first rows of the first batch on which pieces are compared with whole sentences as well
+_BYTES_PER_PIECE = 250
+# first rows of the first batch on which pieces are compared with whole texts as well
 _NUM_PROBE_ROWS = 4
 _PROBE_VALUES = ("a", "7", "x.", "(1996)", "é!", "b c", "it's", "9.5", "-", "Ω?")
 # a `max_length` that no row reaches
 _NO_LIMIT = 1 << 30
 _SETTINGS = ("max_length", "template", "separator", "missing_text")
 
-# held by whoever adds pieces to a store or puts one store in place of another. A fork waits for it: a child that
-# inherited it locked would wait for ever
+# held by whoever adds pieces or puts one encoder in place of another. A fork waits for it: a child that inherited it
+# locked would wait for ever
 _LOCK = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+class _Sentence(NamedTuple):
+    """What a text says of one value of one field, and where in it the value stands: nowhere if it is missing."""
+
+    text: str
+    start: int
+    end: int
+
+
+class _Wording(NamedTuple):
+    """What texts say of rows."""
+
+    extractor: FlipFeatureExtractor
+    template: str
+    separator: str
+    missing_text: str
+
+    def around(self, field: int) -> tuple[str, str]:
+        """What stands before and after the value of field number `field`, the separator before it included."""
+        words = self.extractor.field_names[field].replace("_", " ")
+        before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
+        is_first = field == self.extractor.text_fields[0]
+        return ("" if is_first else self.separator) + before, after
+
+    def sentences(self, field: int, values: Sequence[Any]) -> list[_Sentence]:
+        before, after = self.around(field)
+        start = len(before)
+        sentences = []
+        for value in values:
+            text = self.extractor.value_text(field, value)
+            shown = self.missing_text if text is None else text
+            sentences.append(_Sentence(f"{before}{shown}{after}", start, start + len(text or "")))
+        return sentences
+
+    def rows(self, columns: Sequence[CodedColumn]) -> list[tuple[_Sentence, ...]]:
+        by_field = []
+        for field in self.extractor.text_fields:
+            sentences = self.sentences(field, columns[field].values)
+            by_field.append([sentences[number] for number in columns[field].indices.tolist()])
+        return list(zip(*by_field, strict=True)) or [()] * columns[0].num_rows
+
+
+def _text(row: Sequence[_Sentence]) -> str:
+    return "".join(sentence.text for sentence in row)
 
 
 class _TextEncoder:
     """
     Columns -> tokens, by pieces where the tokenizer may be cut, and else by whole rows.
 
-    The tokens of pieces stand end to end in one array, each piece a prefix, the value's tokens and a suffix.
-    `codes[f]` maps a value of field f to the number of its piece. Two pieces more hold the special tokens around a
-    row. Threads share all this: it only grows, and a piece has its number once all of it is there, so that a reader
-    who takes the arrays *after* a number needs no lock.
+    A piece is the tokens of a sentence, and how many of them stand before, spell and follow the value: both as bytes,
+    int32, so that those of a batch are joined fast. `pieces[f]` has the piece of each value of field f so far. Threads
+    share it: it only grows.
 
     Args:
-        settings (`tuple`): of the processor, by which it knows whether this is still the right encoder.
-        around (`list[tuple[str, str]]`): what stands before and after the value of each field of the text.
+        settings (`tuple`): wording, tokenizer and its size, by which a processor knows whether this is its encoder.
     """
 
     can_be_cut: bool | None = None  # not tried yet
 
-    def __init__(
-        self,
-        settings: tuple,
-        extractor: FlipFeatureExtractor,
-        backend: Tokenizer,
-        around: list[tuple[str, str]],
-        missing_text: str,
-    ):
-        self.settings, self.extractor, self.backend = settings, extractor, backend
-        self.fields, self.around, self.missing_text = extractor.text_fields, around, missing_text
+    def __init__(self, settings: tuple[_Wording, PreTrainedTokenizerBase, int]):
+        self.settings, self.wording = settings, settings[0]
+        self.fields = self.wording.extractor.text_fields
+        self.backend = backend = _private_copy(settings[1].backend_tokenizer)
         # what the tokenizer puts before and after a text is found out by asking it
         plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         starts = [k for k in range(len(whole) - len(plain) + 1) if whole[k : k + len(plain)] == plain]
         if not starts:
             raise ValueError("the tokenizer changes a text when it adds special tokens: it cannot be used here")
-        self.special_tokens = whole[: starts[0]], whole[starts[0] + len(plain) :]
+        self.around = _piece(whole[: starts[0]], 0, 0), _piece(whole[starts[0] + len(plain) :], 0, 0)
         self._empty()
 
     def _empty(self) -> None:
-        self.codes: dict[int, dict[Any, int]] = {field: {} for field in self.fields}
-        self.tokens, self.token_fields = np.zeros(1 << 12, np.int32), np.zeros(1 << 12, np.int16)
-        self.parts = np.zeros((1 << 8, 4), np.int64)  # of each piece the start, and lengths of prefix, value, suffix
-        self.size = self.count = self.num_bytes = 0
-        self.opening, self.closing = (self.add(tokens, -1, 0, 0) for tokens in self.special_tokens)
+        self.pieces: dict[int, dict[Any, tuple[bytes, bytes]]] = {field: {} for field in self.fields}
+        self.num_bytes = 0
 
     def emptied(self) -> "_TextEncoder":
         other = copy.copy(self)
         other._empty()
         return other
 
-    def add(self, tokens: Sequence[int], field: int, first: int, last: int) -> int:
-        """Appends a piece whose tokens `first` to `last` (exclusive) spell the value; returns its number."""
-        start, end = self.size, self.size + len(tokens)
-        self.tokens, self.token_fields = _with_room(self.tokens, end), _with_room(self.token_fields, end)
-        self.parts = _with_room(self.parts, self.count + 1)
-        self.tokens[start:end], self.token_fields[start:end] = tokens, -1
-        self.token_fields[start + first : start + last] = field
-        self.parts[self.count] = (start, first, last - first, len(tokens) - last)
-        self.size, self.count = end, self.count + 1
-        self.num_bytes += _BYTES_PER_PIECE + 6 * len(tokens)
-        return self.count - 1
+    def add(self, field: int, pieces: Mapping[Any, tuple[bytes, bytes]]) -> None:
+        self.pieces[field].update(pieces)
+        self.num_bytes += sum(_BYTES_PER_PIECE + len(str(value)) + len(piece[0]) for value, piece in pieces.items())
 
-    def _encodings(self, texts: list[str]) -> list[Any]:
-        return self.backend.encode_batch(texts, add_special_tokens=False)
+    def _encodings(self, texts: Iterable[str]) -> list[Any]:
+        return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
-    def _piece_codes(self, position: int, column: CodedColumn) -> np.ndarray:
-        """The column of a field -> number of the piece of each row `(B,)`; new values are tokenised, all at once."""
-        field, (before, after) = self.fields[position], self.around[position]
-        known = self.codes[field]
-        new = [value for value in column.values if value not in known]
+    def _pieces_of(self, field: int, values: Sequence[Any]) -> list[tuple[bytes, bytes]]:
+        """The piece of each distinct value of a field; those of new values are tokenised, all at once."""
+        known = self.pieces[field]
+        new = [value for value in values if value not in known]
         if new:
-            texts = [self.extractor.value_text(field, value) for value in new]
-            shown = [self.missing_text if text is None else text for text in texts]
-            encodings = self._encodings([f"{before}{text}{after}" for text in shown])
-            ends = [len(before) + len(text or "") for text in texts]
-            spans = [_touching(one.offsets, len(before), end) for one, end in zip(encodings, ends, strict=True)]
+            sentences = self.wording.sentences(field, new)
+            encodings = self._encodings(sentence.text for sentence in sentences)
+            pieces = {
+                value: _piece(encoding.ids, *_touching(encoding.offsets, sentence.start, sentence.end))
+                for value, sentence, encoding in zip(new, sentences, encodings, strict=True)
+            }
             with _LOCK:
-                for value, text, encoding, span in zip(new, texts, encodings, spans, strict=True):
-                    if value not in known:  # another thread may have been faster
-                        self.num_bytes += len(text or "")
-                        known[value] = self.add(encoding.ids, field, *span)
-        return np.array([known[value] for value in column.values], np.int64).take(column.indices)
+                self.add(field, pieces)
+        return list(map(known.__getitem__, values))
 
     def by_pieces(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, their fields, and lengths, as in `EncodedRows`."""
-        codes = np.empty((columns[0].num_rows, len(self.fields) + 2), np.int64)  # opening, a piece per field, closing
-        codes[:, 0], codes[:, -1] = self.opening, self.closing
-        for position, field in enumerate(self.fields):
-            codes[:, position + 1] = self._piece_codes(position, columns[field])
-        start, prefix, value, suffix = np.moveaxis(self.parts[codes], -1, 0)  # (B, F + 2) each
+        pieces: list[tuple[bytes, bytes]] = []
+        codes = []
+        for field in self.fields:
+            codes.append(columns[field].indices + len(pieces))
+            pieces += self._pieces_of(field, columns[field].values)
+        owners = np.repeat(self.fields, [len(columns[field].values) for field in self.fields])
+        return self._put_together(pieces, owners, np.column_stack(codes), max_length)
+
+    def by_rows(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, slower, of any tokenizer: each row has pieces of its own, which end behind their values."""
+        rows = self.wording.rows(columns)
+        pieces = []
+        for row, encoding in zip(rows, self._encodings(map(_text, rows)), strict=True):
+            place = begin = 0
+            for sentence in row:
+                first, last = _touching(encoding.offsets, place + sentence.start, place + sentence.end, begin)
+                place += len(sentence.text)
+                end = len(encoding) if sentence is row[-1] else last
+                pieces.append(_piece(encoding.ids[begin:end], first - begin, last - begin))
+                begin = end
+        codes = np.arange(len(pieces)).reshape(len(rows), -1)
+        return self._put_together(pieces, np.tile(self.fields, len(rows)), codes, max_length)
+
+    def _put_together(
+        self, pieces: Sequence[tuple[bytes, bytes]], owners: np.ndarray, codes: np.ndarray, max_length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """P pieces, the field of each `(P,)` and the numbers of each row's `(B, F)` -> rows of at most `max_length`
+        tokens, special tokens included."""
+        tokens, parts = (np.frombuffer(b"".join(part), np.int32) for part in zip(*pieces, *self.around, strict=True))
+        parts = parts.reshape(-1, 3).astype(np.int64)
+        starts = np.cumsum(parts.sum(1)) - parts.sum(1)
+        fields_of_parts = np.full(parts.shape, -1, np.int16)
+        fields_of_parts[:-2, 1] = owners
+        token_fields = fields_of_parts.repeat(parts.reshape(-1))
+        codes = np.hstack([np.full((len(codes), 1), len(pieces)), codes, np.full((len(codes), 1), len(pieces) + 1)])
+        start, (prefix, value, suffix) = starts[codes], np.moveaxis(parts[codes], -1, 0)  # (B, F + 2) each
         kept = value
         lengths = (prefix + value + suffix).sum(1)
         too_long = np.flatnonzero(lengths > max_length)
@@ -144,41 +200,13 @@ class _TextEncoder:
             kept = value.copy()
             kept[too_long] = _fit(value[too_long], (prefix + suffix)[too_long].sum(1), max_length)
             lengths = (prefix + kept + suffix).sum(1)
-        # each piece contributes two runs of the store: its head up to the last value token kept, and its suffix
+        # each piece contributes two runs of the tokens: its head up to the last value token kept, and its suffix
         run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
         run_length = np.stack([prefix + kept, suffix], axis=-1).reshape(-1)
         run_end = np.cumsum(run_length)
         source = np.repeat(run_start - (run_end - run_length), run_length)
         source += np.arange(len(source))
-        return self.tokens.take(source), self.token_fields.take(source), lengths
-
-    def render(self, columns: Sequence[CodedColumn]) -> list[tuple[list[str], list[int]]]:
-        return _render(columns, self.extractor, self.around, self.missing_text)
-
-    def by_rows(self, columns: Sequence[CodedColumn], max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same as `by_pieces`, slower, of any tokenizer."""
-        rendered = self.render(columns)
-        opening, closing = self.special_tokens
-        text_fields = np.array(self.fields)
-        rows, owners = [], []
-        encodings = self._encodings(["".join(parts) for parts, _ in rendered])
-        for (parts, present), encoding in zip(rendered, encodings, strict=True):
-            ids = np.array([*opening, *encoding.ids, *closing], np.int32)
-            owner = np.full(len(ids), -1, np.int16)
-            ends = list(itertools.accumulate(map(len, parts)))
-            for position in present:  # a value is the second of the three parts of its field
-                first, last = _touching(encoding.offsets, *ends[3 * position : 3 * position + 2])
-                owner[len(opening) + first : len(opening) + last] = text_fields[position]
-            if len(ids) > max_length:
-                sizes = np.bincount(owner[owner >= 0], minlength=len(columns))[text_fields]
-                kept = _fit(sizes[None], (owner < 0).sum(keepdims=True), max_length)[0]
-                keep = np.ones(len(ids), bool)
-                for position in np.flatnonzero(kept < sizes).tolist():
-                    keep[np.flatnonzero(owner == text_fields[position])[kept[position] :]] = False
-                ids, owner = ids[keep], owner[keep]
-            rows.append(ids)
-            owners.append(owner)
-        return np.concatenate(rows), np.concatenate(owners), np.array(list(map(len, rows)), np.int64)
+        return tokens.take(source), token_fields.take(source), lengths
 
     def try_cutting(self, columns: Sequence[CodedColumn]) -> bool:
         """
@@ -188,54 +216,29 @@ class _TextEncoder:
         Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
         those, whatever the values.
         """
-        count = len(_PROBE_VALUES)
-        probes = []
-        for position, (column, field) in enumerate(zip(columns, self.extractor.fields, strict=True)):
+        probes: list[CodedColumn] = []
+        for column in columns:
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
-            made_up: list[Any] = [_PROBE_VALUES[(row + 3 * position) % count] for row in range(count)]
-            if isinstance(field, AgeField | DatePartField):  # which read times alone
-                made_up = first[:1] * count
-            probes.append(code_values([*made_up, *first]))
+            turn = 3 * len(probes) % len(_PROBE_VALUES)
+            probes.append(code_values([*_PROBE_VALUES[turn:], *_PROBE_VALUES[:turn], *first]))
         # what is made up does not stay
         if not all(map(np.array_equal, self.emptied().by_pieces(probes, _NO_LIMIT), self.by_rows(probes, _NO_LIMIT))):
             return False
-        rendered = [parts for parts, _ in self.render(probes)]
-        for parts, encoding in zip(rendered, self._encodings(list(map("".join, rendered))), strict=True):
-            words = [
-                (word, high)
-                for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True)
-                if low < high
-            ]
-            for border in list(itertools.accumulate(map(len, parts)))[2:-1:3]:  # a piece has three parts
-                before = [word for word, high in words if high <= border]
-                after = [word for word, high in words if high > border]
-                if before and after and before[-1] == after[0]:
+        rows = self.wording.rows(probes)
+        for row, encoding in zip(rows, self._encodings(map(_text, rows)), strict=True):
+            borders = list(itertools.accumulate(len(sentence.text) for sentence in row))
+            piece_of: dict[int, int] = {}
+            for word, (low, high) in zip(encoding.word_ids, encoding.offsets, strict=True):
+                piece = bisect.bisect_left(borders, high)
+                if low < high and piece_of.setdefault(word, piece) != piece:
                     return False
         return True
 
 
-def _with_room(array: np.ndarray, size: int) -> np.ndarray:
-    if size <= len(array):
-        return array
-    return np.concatenate([array, np.zeros((max(size - len(array), len(array)), *array.shape[1:]), array.dtype)])
-
-
-def _render(
-    columns: Sequence[CodedColumn], extractor: FlipFeatureExtractor, around: Sequence[tuple[str, str]], missing: str
-) -> list[tuple[list[str], list[int]]]:
-    """For each row the words before, of and after each value, and the positions of values that are not missing."""
-    fields = extractor.text_fields
-    if not fields:
-        return [([], [])] * columns[0].num_rows
-    texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
-    rows = []
-    for numbers in zip(*(columns[field].indices.tolist() for field in fields), strict=True):
-        values = [spelled[number] for spelled, number in zip(texts, numbers, strict=True)]
-        parts: list[str] = []
-        for (before, after), value in zip(around, values, strict=True):
-            parts += [before, missing if value is None else value, after]
-        rows.append((parts, [position for position, value in enumerate(values) if value is not None]))
-    return rows
+def _piece(ids: Sequence[int], first: int, last: int) -> tuple[bytes, bytes]:
+    """Tokens, of which numbers `first` to `last` (exclusive) spell a value."""
+    parts = (first, last - first, len(ids) - last)
+    return array.array("i", ids).tobytes(), array.array("i", parts).tobytes()
 
 
 def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
@@ -261,10 +264,12 @@ def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
     return kept + (shortened & (np.cumsum(shortened, axis=1) <= left_over))
 
 
-def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """First and last (exclusive) of the tokens that touch a character of [start, end); an empty range if none does."""
-    touching = [number for number, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
-    return (touching[0], touching[-1] + 1) if touching else (len(offsets), len(offsets))
+def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int, begin: int = 0) -> tuple[int, int]:
+    """First and last (exclusive) of the tokens, from number `begin` on, that touch a character of [start, end); an
+    empty range if none does."""
+    tokens = range(begin, len(offsets))
+    touching = [k for k in tokens if max(offsets[k][0], start) < min(offsets[k][1], end)]
+    return (touching[0], touching[-1] + 1) if touching else (begin, begin)
 
 
 def _private_copy(backend: Tokenizer) -> Tokenizer:
@@ -312,9 +317,6 @@ class FlipProcessor(ProcessorMixin):
         missing_text (`str`): what stands for a missing value. Its tokens belong to no field: there is nothing to
             recover.
 
-    Raises:
-        ValueError: if the template lacks a placeholder, or `max_length` is more than the tokenizer's model takes.
-
     A row that is longer than `max_length` loses the tails of its longest values: every value keeps at most c tokens, c
     the largest number that fits (tokens left over go to the first of the shortened fields); names and template words
     all stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
@@ -323,6 +325,7 @@ class FlipProcessor(ProcessorMixin):
     begins anew.
     """
 
+    model_input_names = ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
     feature_extractor: FlipFeatureExtractor
     tokenizer: Any
     _pieces: _TextEncoder | None
@@ -339,10 +342,8 @@ class FlipProcessor(ProcessorMixin):
         if template.count("{value}") != 1 or template.count("{field}") != 1:
             raise ValueError(f"template {template!r} has to contain {{field}} and {{value}} once each")
         if not hasattr(feature_extractor, "select_columns"):
-            raise TypeError(
-                f"feature_extractor is a {type(feature_extractor).__name__}: pass a FlipFeatureExtractor first, the "
-                "tokenizer second, or both by name"
-            )
+            kind = type(feature_extractor).__name__
+            raise TypeError(f"feature_extractor is a {kind}: pass a FlipFeatureExtractor first, the tokenizer second")
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use "
@@ -355,10 +356,10 @@ class FlipProcessor(ProcessorMixin):
         self._pieces = None
 
     def _checked_length(self, max_length: int) -> int:
-        if self.tokenizer is not None and max_length > self.tokenizer.model_max_length:
+        limit = math.inf if self.tokenizer is None else self.tokenizer.model_max_length
+        if max_length > limit:
             raise ValueError(
-                f"max_length={max_length} is more than the {self.tokenizer.model_max_length} tokens that this "
-                "tokenizer's model takes"
+                f"max_length={max_length} is more than the {limit} tokens that the tokenizer's model takes"
             )
         return max_length
 
@@ -377,14 +378,13 @@ class FlipProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            rows: in any form that [`as_columns`] takes: a dict of lists, a list of dicts, one dict, a batch of
-                `datasets.map`, a table or frame. Columns that are no fields are ignored; the label column is
+            rows: in any form that [`as_columns`] takes. Columns that are no fields are ignored; the label column is
                 optional.
             return_text (`bool`): `False` leaves the text out and touches no tokenizer: all that FLIP_ID needs.
             padding (`bool` or `str`): `True` pads to the longest row, `"max_length"` to `max_length` (or to the
                 longest row, where `truncation=False` leaves a longer one).
-            return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists, four for each row, which a large
-                batch takes several times longer to build.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; otherwise lists, which a large batch takes several
+                times longer to build.
             out_of_fold (`bool`): for the rows the extractor was fitted on, where it has label statistics (see
                 [`FlipFeatureExtractor`]).
             truncation (`bool`): `False` leaves rows as long as they are.
@@ -392,17 +392,9 @@ class FlipProcessor(ProcessorMixin):
             text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
         Returns:
-            [`BatchFeature`] with, as lists or tensors:
-
-            - `input_ids`, `attention_mask` `(batch_size, num_tokens)`: the row's sentence.
-            - `token_field_ids` `(batch_size, num_tokens)`: number of the field whose value the token spells, -1
-            elsewhere.
-            - `feature_ids` `(batch_size, num_slots)`: ids of the global feature space.
-            - `labels` `(batch_size,)`: 0.0 or 1.0, if the rows have the label column.
-
-        Raises:
-            ValueError: if a field has no column, a label is not 0 or 1, `max_length` is more than the tokenizer's
-                model takes, or not even the template fits it.
+            [`BatchFeature`] with, as lists or tensors, `input_ids`, `attention_mask` and `token_field_ids` (the field
+            whose value a token spells, or -1) `(batch_size, num_tokens)`, `feature_ids` `(batch_size, num_slots)`, and
+            `labels` `(batch_size,)`, 0.0 or 1.0, if the rows have the label column.
         """
         if text is not None:
             return_text = old_word("text", text, "return_text")
@@ -423,54 +415,41 @@ class FlipProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _text_inputs(
-        self, encoded: EncodedRows, padding: bool | str, max_length: int, return_tensors: str | None
+        self, encoded: Any, padding: bool | str, max_length: int, return_tensors: str | None
     ) -> dict[str, Any]:
         tokens, token_fields, lengths = encoded[:3]
-        input_ids: Any
-        token_field_ids: Any
-        attention_mask: Any
         width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
         differ = bool((lengths < width).any())
-        if padding and padding != "do_not_pad":
-            input_ids, attention_mask = pad_rows(tokens, lengths, self.pad_token_id if differ else 0, width)
-            token_field_ids, _ = pad_rows(token_fields, lengths, -1, width)
+        arrays: tuple[Any, ...]
+        if padding not in (False, "do_not_pad"):
+            padded, mask = pad_rows(tokens, lengths, self.pad_token_id if differ else 0, width)
+            arrays = padded, mask, pad_rows(token_fields, lengths, -1, width)[0]
         elif return_tensors and differ:
-            raise ValueError(
-                f"rows of {lengths.min()} to {width} tokens make no tensor: pass padding=True with "
-                f"return_tensors={return_tensors!r}"
-            )
+            problem = f"rows of {lengths.min()} to {width} tokens make no tensor"
+            raise ValueError(f"{problem}: pass padding=True with return_tensors={return_tensors!r}")
         else:
-            input_ids, token_field_ids = _lists(tokens, lengths), _lists(token_fields, lengths)
-            attention_mask = [[1] * length for length in lengths.tolist()]
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "token_field_ids": token_field_ids}
+            arrays = tuple(_lists(flat, lengths) for flat in (tokens, np.ones_like(tokens), token_fields))
+        return dict(zip(self.model_input_names, arrays, strict=False))
 
     def encode(
         self, rows: Any, return_text: bool = True, out_of_fold: bool = False, max_length: int | None = None
     ) -> EncodedRows:
         """As `processor(rows)`, but as flat arrays: what a data set is built from without a Python object per row."""
-        rows = as_columns(rows, self.feature_extractor.label)
-        columns = self.feature_extractor.select_columns(rows)
-        labels = self.encode_labels(rows)
-        if labels is not None and len(labels) != columns[0].num_rows:
-            raise ValueError(
-                f"{len(labels)} labels in column {self.feature_extractor.label!r} for {columns[0].num_rows} rows"
-            )
+        name = self.feature_extractor.label
+        rows = as_columns(rows, name)
+        columns, labels = self.feature_extractor.select_columns(rows), self.encode_labels(rows)
+        num_rows = columns[0].num_rows
+        if labels is not None and len(labels) != num_rows:
+            raise ValueError(f"{len(labels)} labels in column {name!r} for {num_rows} rows")
         return self.encode_columns(columns, return_text, out_of_fold, max_length)._replace(labels=labels)
 
     def encode_columns(
-        self,
-        columns: list[CodedColumn],
-        return_text: bool = True,
-        out_of_fold: bool = False,
-        max_length: int | None = None,
+        self, columns: list[CodedColumn], return_text: bool = True, out_of_fold: bool = False, max_length: Any = None
     ) -> EncodedRows:
         """What `feature_extractor.select_columns` gives -> rows without labels."""
-        tokens = token_fields = lengths = None
-        if return_text:
-            limit = self.max_length if max_length is None else max_length
-            tokens, token_fields, lengths = self._encode_text(columns, limit)
-        feature_ids = self.feature_extractor.encode_columns(columns, out_of_fold)
-        return EncodedRows(tokens, token_fields, lengths, feature_ids, None)
+        limit = self.max_length if max_length is None else max_length
+        text = self._encode_text(columns, limit) if return_text else (None, None, None)
+        return EncodedRows(*text, self.feature_extractor.encode_columns(columns, out_of_fold), None)
 
     def encode_labels(self, rows: Any) -> np.ndarray | None:
         """The label column `(B,)`, float32; `None` if the rows have none. See [`read_labels`] for what it refuses."""
@@ -501,16 +480,12 @@ class FlipProcessor(ProcessorMixin):
 
     def render(self, rows: Any) -> list[str]:
         """The sentence of each row, as the text tower would read it untruncated."""
-        extractor = self.feature_extractor
-        rendered = _render(extractor.select_columns(rows), extractor, self._around_values(), self.missing_text)
-        return ["".join(parts) for parts, _ in rendered]
+        return list(map(_text, self.wording.rows(self.feature_extractor.select_columns(rows))))
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """As [`FlipFeatureExtractor.describe`], with what the tokenizer makes of texts and `max_length` cuts off."""
         describe = workshop("analysis.describe").describe_rows
         return describe(self.feature_extractor, dataset, processor=self, show_values=show_values)
-
-    # --- pieces ---------------------------------------------------------------------------------------------------
 
     @property
     def pad_token_id(self) -> int:
@@ -522,57 +497,38 @@ class FlipProcessor(ProcessorMixin):
             )
         return self.tokenizer.pad_token_id
 
-    def _around_value(self, field: int) -> tuple[str, str]:
-        """What stands before and after the value of field number `field`, the separator before it included."""
-        words = self.feature_extractor.field_names[field].replace("_", " ")
-        before, after = (part.replace("{field}", words) for part in self.template.split("{value}"))
-        is_first = field == self.feature_extractor.text_fields[0]
-        return ("" if is_first else self.separator) + before, after
-
-    def _around_values(self) -> list[tuple[str, str]]:
-        return [self._around_value(field) for field in self.feature_extractor.text_fields]
+    @property
+    def wording(self) -> _Wording:
+        return _Wording(self.feature_extractor, self.template, self.separator, self.missing_text)
 
     def _store(self) -> _TextEncoder:
-        """
-        The encoder for the settings as they are now, an empty one after a full one. Calls that read another one go on
-        with it.
-        """
-        extractor, tokenizer = self.feature_extractor, self.tokenizer
-        settings = (self.template, self.separator, self.missing_text, extractor, tokenizer, len(tokenizer))
-        encoder = self._pieces
-        if encoder is None or encoder.settings != settings or encoder.num_bytes > _MAX_STORED_BYTES:
-            with _LOCK:
-                encoder = self._pieces  # perhaps another thread's by now
-                if encoder is None or encoder.settings != settings:
-                    backend = _private_copy(tokenizer.backend_tokenizer)
-                    encoder = _TextEncoder(settings, extractor, backend, self._around_values(), self.missing_text)
-                elif encoder.num_bytes > _MAX_STORED_BYTES:
-                    encoder = encoder.emptied()
-                self._pieces = encoder
+        """The encoder for the settings as they are now, an empty one after a full one. Calls that read another one go
+        on with it."""
+        settings = (self.wording, self.tokenizer, len(self.tokenizer))
+        with _LOCK:
+            encoder = self._pieces
+            if encoder is None or encoder.settings != settings:
+                encoder = _TextEncoder(settings)
+            elif encoder.num_bytes > _MAX_STORED_BYTES:
+                encoder = encoder.emptied()
+            self._pieces = encoder
         return encoder
 
     # --- the rest of a processor ----------------------------------------------------------------------------------
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "token_field_ids", "feature_ids"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pieces": None}
 
     def digest(self) -> str:
         """Of everything that decides the output: equal digests encode equal rows equally."""
-        tokenizer = ""
-        if self.tokenizer is not None:
-            # what stands before is the padding and truncation of the tokenizer's last call, which decide nothing here
-            tokenizer = self.tokenizer.backend_tokenizer.to_str().partition('"added_tokens":')[2]
+        # what stands before is the padding and truncation of the tokenizer's last call, which decide nothing here
+        state = "" if self.tokenizer is None else self.tokenizer.backend_tokenizer.to_str()
+        _, _, tokenizer = state.partition('"added_tokens":')
         settings = tuple(getattr(self, name) for name in _SETTINGS)
         return f"{self.feature_extractor.digest()}-{settings!r}-{tokenizer}"
 
     def __repr__(self) -> str:
-        name, tokenizer = type(self.tokenizer).__name__, "no tokenizer"
-        if self.tokenizer is not None:
-            tokenizer = f"{name}, {len(self.tokenizer)} tokens"
+        tokenizer = "no tokenizer" if self.tokenizer is None else type(self.tokenizer).__name__
         return f"{type(self).__name__}({self.feature_extractor!r}; {tokenizer}; max_length={self.max_length})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -585,8 +541,8 @@ class FlipProcessor(ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Writes `processor_config.json`, the tokenizer's files, the vocabularies, and the code that reads them."""
-        os.makedirs(save_directory, exist_ok=True)
         if self.tokenizer is None:  # which ProcessorMixin would look for
+            os.makedirs(save_directory, exist_ok=True)
             if self._auto_class is not None:
                 custom_object_save(self, save_directory, config=[self.feature_extractor, self])
             files = [os.path.join(save_directory, PROCESSOR_NAME)]
@@ -600,14 +556,8 @@ class FlipProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "FlipProcessor":
-        """
-        Loads feature extractor and tokenizer from one folder or Hub repository; `token`, `revision`, `subfolder`,
-        `cache_dir` and `local_files_only` hold for all files, and `max_length` and the like replace what was saved.
-
-        Raises:
-            OSError: if a file is not there.
-            ValueError: if the vocabulary is cut off, or the folder holds no FLIP processor.
-        """
+        """Loads feature extractor and tokenizer from one folder or Hub repository; `token`, `revision`, `subfolder`,
+        `cache_dir` and `local_files_only` hold for all files, and `max_length` and the like replace what was saved."""
         name = str(pretrained_model_name_or_path)
         where = hub_arguments(name, kwargs)
         with open(fetch(name, PROCESSOR_NAME, where), encoding="utf-8") as file:

@@ -18,11 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers import processors as post_processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from flip_hf import (
-    FlipFeatureExtractor,
-    FlipProcessor,
-    prepare_dataset,
-)
+from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
 from flip_hf.processing_flip import _fit
 
 
@@ -31,50 +27,39 @@ TEXTS = [
     "user id is 202. gender is female. title is Über Ω? genre is comedy, horror.",
     " user item title genre gender male female missing is . , ( ) 0 1 2 3 4 5 6 7 8 9",
 ]
-ROWS = {
-    "user_id": ["101", "202", "7", None],
-    "gender": ["male", "female", None, "male"],
-    "title": ["It's a (strange) day", "Über Ω?", "x", "(1996)"],
-    "genre": ["drama", "comedy, horror", " horror ", ""],
-}
+
+
+def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
 
 
 def byte_level_bpe() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        TEXTS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
-    )
-    backend.post_processor = post_processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, pad_token="<pad>")
+    specials, alphabet = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXTS * 3, trainer)
+    backend.post_processor = post_processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return fast(backend)
 
 
 def unigram() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.train_from_iterator(
-        TEXTS * 3, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>")
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>")
+    backend.train_from_iterator(TEXTS * 3, trainer)
+    return fast(backend)
 
 
 def uncuttable() -> PreTrainedTokenizerFast:
     """No pre-tokenizer at all: merges run across the borders of fields."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.train_from_iterator(
-        [". gender is male. gender is female"] * 9 + TEXTS,
-        trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<pad>"]),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", model_max_length=512
-    )
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<pad>"])
+    backend.train_from_iterator([". gender is male. gender is female"] * 9 + TEXTS, trainer)
+    return fast(backend)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +92,6 @@ def test_golden_field_ids_of_a_wordpiece_row(tokenizer):
     assert row["attention_mask"] == [[1] * 15]
 
 
-def test_pieces_give_the_ids_of_the_whole_sentence(any_tokenizer, request):
-    processor = FlipProcessor(FlipFeatureExtractor.fit(ROWS), any_tokenizer, max_length=128)
-    empty = {name: [] for name in ROWS}
-    assert processor(empty)["input_ids"] == processor(empty)["feature_ids"] == []
-    assert processor(ROWS)["input_ids"] == whole(processor, ROWS)
-    assert processor._pieces.can_be_cut is ("uncuttable" not in request.node.name)
-
-
 VALUES = st.one_of(
     st.text(max_size=30),
     st.integers(-10, 10**6),
@@ -136,17 +113,10 @@ def test_any_values_give_the_ids_of_the_whole_sentence(minilm, rows):
 
 
 def test_unseen_values_keep_their_words_and_missing_ones_say_so(processor):
-    rows = {
-        "user_id": ["999"],
-        "gender": [None],
-        "item_id": ["200"],
-        "title": ["new night (1980)"],
-        "genre": ["Drama"],
-    }
-    output = processor(rows)
-    assert processor.render(rows) == [
-        "user id is 999. gender is missing. item id is 200. title is new night (1980). genre is Drama."
-    ]
+    row = {"user_id": "999", "gender": None, "item_id": "200", "title": "new night (1980)", "genre": "Drama"}
+    output = processor(row)
+    text = "user id is 999. gender is missing. item id is 200. title is new night (1980). genre is Drama."
+    assert processor.render(row) == [text]
     owner = np.array(output["token_field_ids"][0])
     assert (owner == 0).sum() == 3 and (owner == 1).sum() == 0
     assert output["feature_ids"][0][:2] == [2, 5]
@@ -156,11 +126,10 @@ def test_long_rows_lose_the_tails_of_their_longest_values_evenly(tokenizer):
     rows = {"user_id": ["1"], "title": ["a b c d e f g h i j"], "genre": ["k l m n o p"]}
     extractor = FlipFeatureExtractor.fit(rows)
     # 2 special tokens + "user id is", "." + "title is", "." + "genre is", "." make 12
-    for max_length, kept in ((30, (1, 10, 6)), (28, (1, 9, 6)), (22, (1, 5, 4)), (14, (1, 1, 0)), (12, (0, 0, 0))):
+    for max_length, kept in ((30, [1, 10, 6]), (28, [1, 9, 6]), (22, [1, 5, 4]), (14, [1, 1, 0]), (12, [0, 0, 0])):
         output = FlipProcessor(extractor, tokenizer, max_length=max_length)(rows)
-        owner = np.array(output["token_field_ids"][0])
-        assert tuple((owner == field).sum() for field in range(3)) == kept, max_length
-        assert len(owner) <= max_length
+        owner = output["token_field_ids"][0]
+        assert [owner.count(field) for field in range(3)] == kept and len(owner) <= max_length
     text = tokenizer.convert_ids_to_tokens(FlipProcessor(extractor, tokenizer, max_length=22)(rows)["input_ids"][0])
     assert " ".join(text) == "[CLS] user id is 1 . title is a b c d e . genre is k l m n . [SEP]"
     with pytest.raises(ValueError, match="max_length=11 does not even hold the template.*at least 12"):
@@ -189,11 +158,13 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     assert set(output) == {"feature_ids", "labels"}
     ids_only.save_pretrained(tmp_path)
     again = FlipProcessor.from_pretrained(tmp_path)
-    assert again.tokenizer is None and torch.equal(
-        again(splits["train"][:3], return_text=False, return_tensors="pt")["feature_ids"], output["feature_ids"]
-    )
+    assert again.tokenizer is None
+    assert again(splits["train"][:3], return_text=False)["feature_ids"] == output["feature_ids"].tolist()
     with pytest.raises(ValueError, match="has no tokenizer: pass return_text=False"):
         ids_only(splits["train"][:3])
+    extractor = FlipFeatureExtractor.fit({"a": ["x", "y"]}, field_options={"a": {"view": "tabular"}})
+    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
+        FlipProcessor(extractor, processor.tokenizer)({"a": ["x"]})
 
 
 @pytest.mark.parametrize(
@@ -201,11 +172,7 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     [
         ({"template": "{field} {name}"}, ValueError, "has to contain"),
         ({"max_length": 500}, ValueError, "max_length=500 is more than the 128 tokens"),
-        (
-            {"tokenizer": "bert-base-uncased"},
-            ValueError,
-            "str gives no character offsets.* use the tokenizer that Auto",
-        ),
+        ({"tokenizer": "bert-base-uncased"}, ValueError, "str gives no character offsets.* use the tokenizer that"),
         ({"feature_extractor": None}, TypeError, "feature_extractor is a NoneType: pass a FlipFeatureExtractor first"),
     ],
 )
@@ -242,20 +209,30 @@ def test_pickles_hold_no_cache_and_hashes_are_stable(processor, splits):
     assert Hasher.hash(other) != before
 
 
-def test_a_plain_map_and_prepare_dataset_give_the_same_rows(processor, splits, encoded):
+def test_a_plain_map_and_prepare_dataset_in_two_processes_give_the_same_rows(processor, splits, encoded):
     mapped = splits["train"].map(processor, batched=True, remove_columns=splits["train"].column_names)
     assert mapped.column_names == ["input_ids", "attention_mask", "token_field_ids", "feature_ids", "labels"]
-    assert mapped[:] == encoded["train"][:]
+    assert mapped[:] == encoded["train"][:] == prepare_dataset(splits["train"], processor, num_proc=2)[:]
     assert encoded["train"][:]["feature_ids"] == processor(splits["train"][:])["feature_ids"]
 
 
-def test_prepare_dataset_works_in_two_processes_without_text_and_with_columns_kept(processor, splits, encoded):
-    two = prepare_dataset(splits["train"], processor, num_proc=2)
-    assert two[:] == encoded["train"][:]
-    slim = prepare_dataset(splits["test"], processor, return_text=False, keep_columns=["title"])
-    assert slim.column_names == ["feature_ids", "labels", "title"] and slim["title"][:] == splits["test"]["title"][:]
-    with pytest.raises(ValueError, match="has no rows"):
-        prepare_dataset(splits["test"].select([]), processor)
+def test_prepare_dataset_keeps_columns_counts_rows_of_the_table_and_guards_its_own_columns(processor, splits):
+    table = splits["test"]
+    slim = prepare_dataset(table, processor, return_text=False, keep_columns=["title"])
+    assert slim.column_names == ["feature_ids", "labels", "title"] and slim["title"][:] == table["title"][:]
+    with pytest.raises(ValueError, match="1 labels in column 'label' for 2 rows"):
+        processor({**table[:2], "label": [1]}, return_text=False)
+    labels = table["label"][:]
+    twice = table.add_column("labels", labels)
+    broken = table.remove_columns("label").add_column("label", [*labels[:-1], 7])
+    for dataset, options, message in (
+        (table.select([]), {}, "has no rows"),
+        (broken, {"batch_size": 10}, f"label 7 in row {len(table) - 1} of column 'label'"),
+        (table, {"keep_columns": ["nope"]}, "keep_columns names 'nope', and the table has user_id"),
+        (twice, {"keep_columns": ["labels"]}, "keep_columns names 'labels', which the processor makes: rename it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare_dataset(dataset, processor, **options)
 
 
 def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
@@ -275,32 +252,25 @@ def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
     assert fresh._pieces.num_bytes > 2**17
 
 
-# --- rows made of pieces ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [None, "pt", "np"])
-def test_length_and_truncation_can_be_said_for_one_call(tokenizer, kind):
+def test_length_and_truncation_can_be_said_for_one_call(tokenizer):
     rows = {"title": ["a b c d e f g h i j", "a"], "genre": ["x y z", "x"]}
     extractor = FlipFeatureExtractor.fit(rows)
     processor = FlipProcessor(extractor, tokenizer, max_length=14)
-    settings = {"return_tensors": kind, "padding": kind is not None}
-
-    def as_lists(output):
-        return {name: np.asarray(value).tolist() if kind else value for name, value in output.items()}
-
-    short = as_lists(processor(rows, **settings))
+    short = dict(processor(rows))
     for max_length in (11, 18, 128):
-        expected = FlipProcessor(extractor, tokenizer, max_length=max_length)(rows, **settings)
-        assert as_lists(processor(rows, max_length=max_length, **settings)) == as_lists(expected)
-    assert as_lists(processor(rows, truncation=False, **settings)) == as_lists(expected)  # of 128: all there
-    assert as_lists(processor(rows, truncation=False, max_length=12, **settings)) == as_lists(expected)
-    assert as_lists(processor(rows, truncation=True, **settings)) == short  # and nothing stays
-    with pytest.raises(ValueError, match="max_length=129 is more than the 128 tokens"):
-        processor(rows, max_length=129)
-    with pytest.raises(ValueError, match="max_length=3 does not even hold the template.*at least 8"):
-        processor(rows, max_length=3)
-    with pytest.raises(ValueError, match="truncation='left' is not True"):
-        processor(rows, truncation="left")
+        expected = dict(FlipProcessor(extractor, tokenizer, max_length=max_length)(rows))
+        assert dict(processor(rows, max_length=max_length)) == expected
+    assert dict(processor(rows, truncation=False)) == expected  # of 128: all there
+    assert dict(processor(rows, truncation=False, max_length=12)) == expected
+    assert dict(processor(rows, truncation=True)) == short  # and nothing stays
+    for options, message in (
+        ({"max_length": 129}, "max_length=129 is more than the 128 tokens"),
+        ({"max_length": 3}, "max_length=3 does not even hold the template.*at least 8"),
+        ({"truncation": "left"}, "truncation='left' is not True"),
+        ({"padding": "nope", "return_tensors": "pt"}, "padding='nope' is not one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(rows, **options)
 
 
 def test_settings_changed_after_use_hold_for_every_value(tokenizer):
@@ -318,7 +288,7 @@ def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_notice
     characters = sorted(set("user id is item.title ZQ0123456789abcdefghijklmnopqrstuvwxyz"))
     vocabulary = {token: k for k, token in enumerate(["<unk>", "<pad>", *characters, "Z.", "Z. "])}
     backend = Tokenizer(models.BPE(vocabulary, [("Z", "."), ("Z.", " ")], unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    tokenizer = fast(backend)
     rows = {"user_id": ["1", "2", "3", "4", "5", "6", "Z"], "title": ["a", "b", "a", "b", "a", "b", "aZ"]}
     processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer)
     assert processor(rows)["input_ids"] == whole(processor, rows)
@@ -339,17 +309,12 @@ def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths
     assert _fit(np.array([lengths]), np.array([7]), budget + 7)[0].tolist() == expected
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
-
-
 def test_rows_of_different_lengths_make_no_tensor_without_padding(processor, splits):
     rows = {**splits["train"][:2], "genre": ["Horror", "Action, Thriller"], "title": ["red", "red house (1996)"]}
     for kind in ("pt", "np"):
         with pytest.raises(ValueError, match=r"rows of \d+ to \d+ tokens make no tensor: pass padding=True"):
             processor(rows, return_tensors=kind)
     assert dict(processor(rows, padding="do_not_pad")) == dict(processor(rows))
-    with pytest.raises(ValueError, match="padding='nope' is not one of"):
-        processor(rows, padding="nope", return_tensors="pt")
 
 
 def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
@@ -360,23 +325,6 @@ def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
     assert processor({"title": ["a", "b"]}, padding=True, return_tensors="pt")["input_ids"].shape[0] == 2
     with pytest.raises(ValueError, match="has no pad token"):
         processor({"title": ["a", "a b"]}, padding=True, return_tensors="pt")
-
-
-def test_prepare_dataset_counts_rows_of_the_table_and_guards_its_own_columns(processor, splits):
-    with pytest.raises(ValueError, match="1 labels in column 'label' for 2 rows"):
-        processor({**splits["train"][:2], "label": [1]}, return_text=False)
-    table = splits["test"]
-    labels = table["label"][:]
-    broken = table.remove_columns("label").add_column("label", [*labels[:-1], 7])
-    with pytest.raises(ValueError, match=f"label 7 in row {len(table) - 1} of column 'label'"):
-        prepare_dataset(broken, processor, batch_size=10)
-    with pytest.raises(ValueError, match="keep_columns names 'nope', and the table has user_id"):
-        prepare_dataset(table, processor, keep_columns=["nope"])
-    with pytest.raises(ValueError, match="keep_columns names 'labels', which the processor makes: rename it first"):
-        prepare_dataset(table.add_column("labels", labels), processor, keep_columns=["labels"])
-
-
-# --- kinds of fields -------------------------------------------------------------------------------------------------
 
 
 KINDS = {
@@ -419,12 +367,15 @@ def kinds():
     return FlipFeatureExtractor.fit(KINDS, field_options=KIND_OPTIONS)
 
 
-def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any_tokenizer):
+def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any_tokenizer, request):
     processor = FlipProcessor(kinds, any_tokenizer, max_length=128)
     processor.max_length = 10**6
     assert processor.render(KINDS) == KIND_TEXTS
     output = processor(KINDS)
     assert output["input_ids"] == whole(processor, KINDS)
+    assert processor._pieces.can_be_cut is ("uncuttable" not in request.node.name)
+    empty = processor({name: [] for name in KINDS})
+    assert empty["input_ids"] == empty["feature_ids"] == []
     columns = kinds.select_columns(KINDS)
     longest = max(map(len, output["input_ids"]))
     for max_length in (longest, longest - 1, longest - 4):
@@ -439,20 +390,11 @@ def test_every_kind_is_spelled_as_the_whole_sentence_by_any_tokenizer(kinds, any
 def test_one_row_of_every_kind(kinds, tokenizer):
     processor = FlipProcessor(kinds, tokenizer, max_length=128)
     expected = processor(KINDS)
-    for number in range(6):
-        row = {name: column[number] for name, column in KINDS.items()}
+    for number, row in enumerate(Dataset.from_dict(KINDS)):
         assert dict(processor([row])) == {name: column[number : number + 1] for name, column in expected.items()}
     # equal numbers have one text, whatever stands beside them
     extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": {"text_format": ",.2f"}})
     assert FlipProcessor(extractor, tokenizer).render({"x": [-0.0, 0.0, False, 0]}) == ["x is 0.00."] * 4
-
-
-def test_a_table_of_ids_alone_has_no_text(tokenizer):
-    rows = {"a": ["x", "y"], "label": [0, 1]}
-    processor = FlipProcessor(FlipFeatureExtractor.fit(rows, field_options={"a": {"view": "tabular"}}), tokenizer)
-    with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
-        processor(rows)
-    assert processor(rows, return_text=False)["feature_ids"] == [[4], [5]]
 
 
 READ_ELSEWHERE = """
@@ -490,17 +432,6 @@ def test_every_kind_is_read_by_a_folders_own_code_and_grows_where_flip_hf_is_ins
     assert read[4:] == [ids, kinds.num_features + 1, again(KINDS).tolist()]
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-def python_stream(features):
-    def generate():
-        for number in range(30):
-            yield {name: column[number % 6] for name, column in KINDS.items()}
-
-    return IterableDataset.from_generator(generate, features=features)
-
-
 @pytest.mark.parametrize("form", ["of a table", "parquet", "of rows", "without a schema", "mapped", "filtered"])
 def test_streams_are_fitted_and_encoded_as_the_table_is_and_go_on(kinds, tokenizer, form, tmp_path):
     table = Dataset.from_dict({name: column * 5 for name, column in KINDS.items()})
@@ -513,7 +444,8 @@ def test_streams_are_fitted_and_encoded_as_the_table_is_and_go_on(kinds, tokeniz
         stream = table.to_iterable_dataset(num_shards=2)
         stream = stream.map(lambda row: {"more": 1}) if form == "mapped" else stream
     else:
-        stream = python_stream(None if form == "without a schema" else table.features)
+        features = None if form == "without a schema" else table.features
+        stream = IterableDataset.from_generator(lambda: iter(table), features=features)
         stream = stream.filter(lambda row: True) if form == "filtered" else stream
     fields = [column for column in KINDS if column != "label"]
     fitted = FlipFeatureExtractor.fit(stream, fields=fields, field_options=KIND_OPTIONS)

@@ -260,7 +260,7 @@ class _Reader:
         """
         words, sentences, position = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
         for index in self.extractor.text_fields:
-            before, _ = processor._around_value(index)
+            before, _ = processor.wording.around(index)
             prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
             size = len(prefix)
             starts = [start for start in range(position, len(words)) if words[start : start + size] == prefix]

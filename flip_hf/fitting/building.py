@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from ..columns_flip import batches
 from ..configuration_flip import missing_id, num_reserved_features, unseen_id
-from ..feature_extraction_flip import MAX_HASHED_BYTES, NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
-from ..fields_flip import AgeField, CategoricalField, Field, MultivaluedField, NumericField, StatisticField
+from ..feature_extraction_flip import NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
+from ..fields_flip import AgeField, CategoricalField, MultivaluedField, NumericField, StatisticField
 from ..values_flip import number_text
 from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, number_keys
 
@@ -36,41 +36,23 @@ def most_frequent(counts: Counts, least: int, most: int | None = None) -> tuple[
         is_frequent[counts.rows[None]] = False
     values = [value.encode() for value in itertools.compress(counts.rows, is_frequent.tolist())]
     occurrences = counts.sums[is_frequent]
-    # arrays are sorted fast, by the first bytes of values and as if zeros at their end were not there: a last key
-    # tells apart what is alike then
-    last = np.fromiter(map(len, values), np.int64, len(values))
-    longer = sorted(np.flatnonzero(last > MAX_HASHED_BYTES).tolist(), key=values.__getitem__)
-    last[longer] = MAX_HASHED_BYTES + 1 + np.arange(len(longer))
-    first = np.array(values, f"S{min(last.max(initial=1), MAX_HASHED_BYTES)}")
-    order = np.lexsort((last, first, -occurrences))[:most]
+    order = np.array(sorted(range(len(values)), key=values.__getitem__), np.int64)
+    order = order[np.argsort(-occurrences[order], kind="stable")][:most]
     return [values[number] for number in order.tolist()], occurrences[order]
 
 
 def build(counts: FeatureCounts, min_frequency: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Counts -> what an extractor is made of: the fields' specs, and its arrays."""
-    fields = list(counts.fields)
-    for index, (field, of_field) in enumerate(zip(fields, counts.of_field, strict=True)):
-        if isinstance(field, MultivaluedField) and of_field is not None:
-            longest = int(max(of_field.largest, 1))
-            fields[index] = dataclasses.replace(field, max_values=min(field.max_values, longest))
-    builder = FeatureBuilder(fields, counts, min_frequency)
-    for index in range(len(fields)):
-        builder.add(index)
-    return [field.to_dict() for field in fields], builder.arrays()
-
-
-def installed(extractor: Any) -> FlipFeatureExtractor:
-    """An extractor as the installed package's own class: one that was loaded from a folder's code is of another."""
-    if isinstance(extractor, FlipFeatureExtractor):
-        return extractor
-    copied = FlipFeatureExtractor(extractor.field_specs, extractor.label, extractor.min_frequency)
-    copied._set_arrays(**extractor.vocabulary.arrays)
-    return copied
+    builder = FeatureBuilder(counts, min_frequency)
+    return [field.to_dict() for field in builder.fields], builder.arrays()
 
 
 def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """[`FlipFeatureExtractor.extend`]: the arrays that change, and for each field that grew its new features."""
-    extractor = installed(extractor)
+    if not isinstance(extractor, FlipFeatureExtractor):  # but of a folder's own code
+        arrays = extractor.vocabulary.arrays
+        extractor = FlipFeatureExtractor(extractor.field_specs, extractor.label, extractor.min_frequency)
+        extractor._set_arrays(**arrays)
     # statistics would need labels, and are not extended
     indices = [index for index, field in enumerate(extractor.fields) if not isinstance(field, StatisticField)]
     counts = FeatureCounts([extractor.fields[index] for index in indices], extractor.label)
@@ -81,13 +63,13 @@ def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str
     grown: dict[str, int] = {}
     for index, of_field in zip(indices, counts.of_field, strict=True):
         field = extractor.fields[index]
-        if of_field is None or not isinstance(field, CategoricalField) or field.hash_buckets:
+        if of_field is None or not field.has_vocabulary:
             continue
         ids = extractor.vocabulary.lookup(index, list(of_field.rows))
-        is_new = ids == unseen_id(index)
         np.add.at(totals, ids, of_field.sums)
         if field.vocabulary_size is not None:
             continue
+        is_new = ids == unseen_id(index)
         unknown = Counts()
         unknown.add(itertools.compress(of_field.rows, is_new.tolist()), of_field.sums[is_new])
         new, occurrences = most_frequent(unknown, field.min_frequency or extractor.min_frequency)
@@ -99,12 +81,7 @@ def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str
 
 
 class FeatureList:
-    """
-    Features in the order of their ids, as arrays: `arrays` and what is added behind them.
-
-    Args:
-        arrays (`dict[str, np.ndarray]`): those of `NAMES`, as an extractor holds them.
-    """
+    """Features in the order of their ids, as arrays of an extractor (`NAMES`): some, and what is added behind them."""
 
     NAMES = ("value_bytes", "value_offsets", "sorted_hashes", "sorted_ids", "feature_counts", "feature_fields")
 
@@ -112,16 +89,15 @@ class FeatureList:
         self.parts = {name: [arrays[name]] for name in self.NAMES}
         self.num_features = len(arrays["feature_counts"])
 
-    def add(self, field: int, names: Sequence[bytes], counts: np.ndarray, can_be_found: bool) -> None:
-        """Features of field number `field`, and whether they are values that are looked up by their hashes."""
-        if not len(names):
-            return
+    def add(self, field: int, names: Sequence[bytes], counts: np.ndarray, can_be_found: bool) -> np.ndarray:
+        """Features of field number `field`, and whether they are values that are looked up by their hashes; returns
+        their ids."""
         ids = np.arange(self.num_features, self.num_features + len(names), dtype=np.int32)
         self.num_features += len(names)
         lengths = np.fromiter(map(len, names), np.int64, len(names))
-        added = {
+        added: dict[str, Any] = {
             "value_bytes": np.frombuffer(b"".join(names), np.uint8),
-            "value_offsets": self.parts["value_offsets"][-1][-1] + np.cumsum(lengths),
+            "value_offsets": sum(map(len, self.parts["value_bytes"])) + np.cumsum(lengths),
             "feature_counts": counts,
             "feature_fields": np.full(len(names), field, np.int32),
         }
@@ -129,6 +105,7 @@ class FeatureList:
             added |= {"sorted_hashes": value_hashes(names, field), "sorted_ids": ids}
         for name, part in added.items():
             self.parts[name].append(part)
+        return ids
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = {name: np.concatenate(parts) for name, parts in self.parts.items()}
@@ -139,9 +116,10 @@ class FeatureList:
 class FeatureBuilder:
     """Counts of training rows, field by field -> the arrays of an extractor."""
 
-    def __init__(self, fields: Sequence[Field], counts: FeatureCounts, min_frequency: int):
-        self.fields, self.counts, self.min_frequency = fields, counts, min_frequency
-        self.reserved = np.zeros(num_reserved_features(len(fields)), np.int64)  # how often each reserved id occurs
+    def __init__(self, counts: FeatureCounts, min_frequency: int):
+        self.fields, self.counts, self.min_frequency = list(counts.fields), counts, min_frequency
+        num_fields = len(self.fields)
+        self.reserved = np.zeros(num_reserved_features(num_fields), np.int64)  # how often each reserved id occurs
         self.features = FeatureList(
             {
                 "value_bytes": np.zeros(0, np.uint8),
@@ -149,41 +127,40 @@ class FeatureBuilder:
                 "sorted_hashes": np.zeros(0, np.int64),
                 "sorted_ids": np.zeros(0, np.int32),
                 "feature_counts": self.reserved,
-                "feature_fields": np.repeat(np.arange(-1, len(fields), dtype=np.int32), 2),
+                "feature_fields": np.repeat(np.arange(-1, num_fields, dtype=np.int32), 2),
             }
         )
-        self.edges = [np.zeros(0) for _ in fields]
-        self.references = np.full(len(fields), np.nan)
+        self.edges = [np.zeros(0) for _ in self.fields]
+        self.references = np.full(num_fields, np.nan)
         self.label_features = [np.zeros(0, np.int32)]
         self.label_sums: dict[int, np.ndarray] = {}  # of the values of each source
-        self.label_totals = np.zeros((len(fields), NUM_FOLDS, 2), np.int64)
+        self.label_totals = np.zeros((num_fields, NUM_FOLDS, 2), np.int64)
+        for index, (field, of_field) in enumerate(zip(counts.fields, counts.of_field, strict=True)):
+            if of_field is not None:
+                self.reserved[missing_id(index)] = of_field.of([None])[0]
+            if isinstance(field, StatisticField):
+                self._add_statistic(index, field)
+            elif isinstance(field, NumericField) and of_field is not None:
+                self._add_numbers(index, field, of_field)
+            elif isinstance(field, CategoricalField) and of_field is not None:
+                self._add_values(index, field, of_field)
 
-    def add(self, index: int) -> None:
-        """The features of field number `index`."""
-        field, counts = self.fields[index], self.counts.of_field[index]
-        if counts is not None:
-            self.reserved[missing_id(index)] = counts.of([None])[0]
-        if isinstance(field, StatisticField):
-            self._add_statistic(index, field)
-        elif isinstance(field, NumericField) and counts is not None:
-            self._add_numbers(index, field, counts)
-        elif isinstance(field, CategoricalField) and counts is not None:
-            self._add_values(index, field, counts)
-
-    def _check_any(self, field: Field, num_values: int) -> None:
+    def _check_any(self, index: int, num_values: int) -> None:
         if not num_values:
-            raise ValueError(
-                f"field {field.name!r} has no value in any of the {self.counts.num_rows} rows: leave it out"
-            )
+            name, num_rows = self.fields[index].name, self.counts.num_rows
+            raise ValueError(f"field {name!r} has no value in any of the {num_rows} rows: leave it out")
 
     def _add_values(self, index: int, field: CategoricalField, counts: Counts) -> None:
+        if isinstance(field, MultivaluedField):
+            longest = int(max(counts.largest, 1))
+            self.fields[index] = dataclasses.replace(field, max_values=min(field.max_values, longest))
         keys: list[Any]
         if field.hash_buckets:
             keys = list(range(field.hash_buckets))
             names, occurrences = [b"hash %d" % key for key in keys], counts.of(keys)
         else:
             values = counts.rows.keys() - {None}
-            self._check_any(field, len(values))
+            self._check_any(index, len(values))
             if len(values) == 1:
                 (value,) = values
                 logger.warning(f"field {field.name!r} has the one value {value[:40]!r} in all rows: it says nothing")
@@ -192,39 +169,32 @@ class FeatureBuilder:
             keys = [name.decode() for name in names]
             known = occurrences.sum() + self.reserved[missing_id(index)]
             self.reserved[unseen_id(index)] = counts.sums.sum() - known
-        first = self.features.num_features
-        self.features.add(index, names, occurrences, can_be_found=not field.hash_buckets)
-        if field.name in self.counts.of_source:
-            source = self.counts.of_source[field.name]
-            self.label_features.append(np.arange(first, self.features.num_features, dtype=np.int32))
+        ids = self.features.add(index, names, occurrences, can_be_found=not field.hash_buckets)
+        source = self.counts.of_source.get(field.name)
+        if source is not None:
+            self.label_features.append(ids)
             self.label_sums[index] = source.of(keys)
             self.label_totals[index] = source.sums.sum(0)
 
     def _add_numbers(self, index: int, field: NumericField, counts: Counts) -> None:
-        (num_unreadable,) = counts.of([UNREADABLE]).tolist()
-        self.reserved[unseen_id(index)] = num_unreadable
+        self.reserved[unseen_id(index)] = num_unreadable = counts.of([UNREADABLE])[0]
         if num_unreadable:
             logger.warning(
                 f"field {field.name!r}: {num_unreadable} of {self.counts.num_rows} rows hold no number: they take the "
                 "id of unseen values"
             )
         bins, occurrences = counts.bins()
-        self._check_any(field, len(bins))
         if isinstance(field, AgeField) and field.reference is None:
-            newest = counts.largest
+            self._check_any(index, len(bins))
+            self.references[index] = newest = counts.largest
             if newest > _LATEST_HOUR:
                 raise ValueError(
                     f"field {field.name!r}: ages are counted to the newest time of the training rows, and that is in "
                     f"the year {1970 + newest / 8_765.8:.0f}: make times that stand for none missing (None)"
                 )
-            self.references[index] = newest
             if not field.num_slots:
                 return
-            ages = Counts()
-            ages.add(
-                number_keys(field.ages(bin_starts(bins, HOUR_BITS), newest), field.known_edges).tolist(), occurrences
-            )
-            bins, occurrences = ages.bins()
+            bins, occurrences = binned(field, field.ages(bin_starts(bins, HOUR_BITS), newest), occurrences)
         self._add_buckets(index, field, bins, occurrences)
 
     def _add_statistic(self, index: int, field: StatisticField) -> None:
@@ -235,14 +205,11 @@ class FeatureBuilder:
         # values that are too rare for the vocabulary are read as unseen
         num_rows = np.vstack([sums, (totals - sums.sum(0) - missing)[None]])[:, :, 0]
         numbers = statistics(field, np.vstack([sums, np.zeros_like(missing)[None]]), totals)[:, :NUM_FOLDS]
-        counts = Counts()
-        counts.add(number_keys(numbers[num_rows > 0], None).tolist(), num_rows[num_rows > 0])
         self.reserved[missing_id(index)] = self.reserved[missing_id(source)]
-        bins, occurrences = counts.bins()
-        self._check_any(field, len(bins))
-        self._add_buckets(index, field, bins, occurrences)
+        self._add_buckets(index, field, *binned(field, numbers[num_rows > 0], num_rows[num_rows > 0]))
 
     def _add_buckets(self, index: int, field: NumericField, bins: np.ndarray, occurrences: np.ndarray) -> None:
+        self._check_any(index, len(bins))
         if field.known_edges is None:
             starts = bin_starts(bins)
             edges = quantile_edges(starts, occurrences, field.num_buckets)
@@ -265,6 +232,12 @@ class FeatureBuilder:
             "label_sums": np.concatenate([self.label_totals[:0], *self.label_sums.values()]),
             "label_totals": self.label_totals,
         }
+
+
+def binned(field: NumericField, numbers: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and how often each occurs `(n,)` -> the bins or buckets they are in, in order, and how many in each."""
+    bins, places = np.unique(number_keys(numbers, field.known_edges), return_inverse=True)
+    return bins, np.bincount(places, counts).astype(np.int64)
 
 
 def quantile_edges(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:

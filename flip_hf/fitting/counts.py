@@ -7,6 +7,7 @@ that are fixed beforehand, and the fold of a row follows from its content.
 Letters: B rows, n distinct keys, K folds (`NUM_FOLDS`).
 """
 
+import collections
 import hashlib
 import itertools
 import json
@@ -69,11 +70,8 @@ def number_keys(numbers: np.ndarray, edges: Sequence[float] | None) -> np.ndarra
 
 
 class Counts:
-    """
-    Whole numbers `(..., *shape)` under keys, which add up, and the largest of something else.
-
-    Keys are values, buckets of hashes or bins of numbers, and `None` for missing values.
-    """
+    """Whole numbers `(..., *shape)` under keys, which add up, and the largest of something else. Keys are values,
+    buckets of hashes or bins of numbers, and `None` for missing values."""
 
     def __init__(self, *shape: int):
         self.rows: dict[Any, int] = {}
@@ -85,16 +83,13 @@ class Counts:
         """Of the keys in `rows`, in order."""
         return self._sums[: len(self.rows)]
 
-    def add(self, keys: Iterable[Any], sums: Any) -> None:
+    def add(self, keys: Iterable[Any], sums: Any, largest: float = -np.inf) -> None:
         """Adds `(n, *shape)` to what is under keys, of which some may be equal."""
         rows = np.array([self.rows.setdefault(key, len(self.rows)) for key in keys], np.int64)
         while len(self.rows) > len(self._sums):
             self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
         np.add.at(self._sums, rows, sums)
-
-    def merge(self, other: "Counts") -> None:
-        self.add(other.rows, other.sums)
-        self.largest = max(self.largest, other.largest)
+        self.largest = max(self.largest, largest)
 
     def of(self, keys: Sequence[Any]) -> np.ndarray:
         """Keys -> what is under them `(n, *shape)`, zeros for keys that are not there."""
@@ -118,8 +113,7 @@ def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
     """What distinct values of a field are counted under: themselves, buckets of hashes, or bins of numbers."""
     if isinstance(field, NumericField):
         numbers, unreadable = field.numbers(values)
-        hours = is_age_of_newest(field)
-        bins = number_bins(numbers, HOUR_BITS) if hours else number_keys(numbers, field.known_edges)
+        bins = number_bins(numbers, HOUR_BITS) if is_age_of_newest(field) else number_keys(numbers, field.known_edges)
         found = zip(bins.tolist(), np.isnan(numbers).tolist(), unreadable.tolist(), strict=True)
         return [UNREADABLE if is_text else None if is_nan else key for key, is_nan, is_text in found]
     if field.hash_buckets:
@@ -128,23 +122,22 @@ def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
-def _count_column(field: Field, column: CodedColumn, counts: Counts) -> None:
-    values, occurrences = column.values, column.counts()
+def _count_column(field: Any, column: CodedColumn, counts: Counts) -> None:
+    values, occurrences, largest = column.values, column.counts(), -np.inf
     if isinstance(field, MultivaluedField):
         lists = [field.elements(value) or (None,) for value in values]
         lengths = list(map(len, lists))
-        counts.largest = max([counts.largest, *lengths])
         values, occurrences = list(itertools.chain.from_iterable(lists)), occurrences.repeat(lengths)
+        largest = max(lengths, default=largest)
     elif is_age_of_newest(field):
-        numbers, _ = field.numbers(values)  # type: ignore[attr-defined]
-        counts.largest = max(counts.largest, numbers.max(initial=-np.inf, where=~np.isnan(numbers)))
-    counts.add(_keys(field, values), occurrences)
+        largest = max((hour for hour in values if hour is not None), default=largest)
+    counts.add(_keys(field, values), occurrences, largest)
 
 
 def _check_names(argument: str, asked: Iterable[str], names: Sequence[str], owner: str = "the table has") -> None:
-    unknown = [name for name in asked if name not in names]
+    unknown = [repr(name) for name in asked if name not in names]
     if unknown:
-        raise ValueError(f"{argument} has {', '.join(map(repr, unknown))}, and {owner} {', '.join(names)}")
+        raise ValueError(f"{argument} has {', '.join(unknown)}, and {owner} {', '.join(names)}")
 
 
 def choose_fields(
@@ -156,17 +149,9 @@ def choose_fields(
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Field]:
     """
-    The schema of a table: named fields (or all columns but the label and `exclude`), type and kind of each from
-    `field_options` or from its values. What was decided, and why, is logged.
-
-    Args:
-        heads (`list[dict]`): the first rows, in batches of columns.
-        classes (`dict[str, list[str]]`, *optional*): names of the classes of columns that have some.
-
-    Raises:
-        ValueError: for a field, an excluded column, an option or a label (other than the defaults) that is not there,
-            or if no field is left.
-        TypeError: if `fields` is one string.
+    The schema of a table, of which `heads` are the first batches: named fields (or all columns but the label and
+    `exclude`), type and kind of each from `field_options`, from its values or the names of its `classes`. What was
+    decided, and why, is logged.
     """
     if isinstance(fields, str):
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
@@ -186,17 +171,16 @@ def choose_fields(
     said = []
     for name in fields:
         pieces = [head[name] for head in heads if name in head]
-        kind, options_of_kind, why = _choose_kind(name, pieces, options.get(name, {}), (classes or {}).get(name))
-        if kind == "datetime" and not options.get(name) and not are_named:
-            said.append(
-                f'{name}: {why}, left out; for its parts field_options={{{name!r}: {{"kind": "datetime", '
-                '"parts": ["hour", "weekday", "age"]}}'
-            )
+        asked = options.get(name, {})
+        kind, options_of_kind, why = _choose_kind(name, pieces, asked, (classes or {}).get(name))
+        if kind == "datetime" and not asked and not are_named:
+            example = f'{{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
+            said.append(f"{name}: {why}, left out; for its parts field_options={example}")
             continue
         columns, of_column = expand_field(name, {"kind": kind, **options_of_kind})
         chosen += columns
         statistics += of_column
-        said.append(f"{name}: {why}, {kind}{' as asked' if 'kind' in options.get(name, {}) else ''}")
+        said.append(f"{name}: {why}, {kind}{' as asked' if 'kind' in asked else ''}")
     left_out = [name for name in names if name not in fields and name != label]
     if left_out:
         said.append(f"no fields: {', '.join(left_out)}")
@@ -204,12 +188,9 @@ def choose_fields(
     chosen += statistics
     if not chosen:
         raise ValueError(f"no field is left: the table has {', '.join(names) or 'no columns'}")
-    chosen_names = [field.name for field in chosen]
-    repeated = [name for name in chosen_names if chosen_names.count(name) > 1]
-    if repeated:
-        raise ValueError(
-            f"there are two fields {repeated[0]!r}, named or made of a column: rename one, or name it once"
-        )
+    (name, number), *_ = collections.Counter(field.name for field in chosen).most_common(1)
+    if number > 1:
+        raise ValueError(f"there are two fields {name!r}, named or made of a column: rename one, or name it once")
     return chosen
 
 
@@ -246,11 +227,8 @@ class FeatureCounts:
     Parts of a table can be counted apart, on several machines, and merged; the result is the same as that of counting
     the whole. A count that was cut off goes on from its last checkpoint.
 
-    Args:
-        fields (`list[Field]`): the schema (`choose_fields`).
-        label (`str`): name of the label column.
-
     Attributes:
+        fields (`list[Field]`): the schema (`choose_fields`).
         num_rows (`int`): rows counted so far.
         of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
         of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
@@ -265,17 +243,15 @@ class FeatureCounts:
 
     def __init__(self, fields: Sequence[Field], label: str = "label"):
         self.fields = list(fields)
-        self.label = label
-        self.num_rows = 0
-        # statistics follow from the counts of their sources, and text needs none; an age has to know the newest row
-        self.of_field = [
-            Counts()
-            if is_age_of_newest(field) or (field.num_slots and not isinstance(field, StatisticField))
-            else None
-            for field in self.fields
-        ]
-        sources = dict.fromkeys(field.source for field in self.fields if isinstance(field, StatisticField))
-        self.of_source = {source: Counts(NUM_FOLDS, 2) for source in sources}
+        self.label, self.num_rows = label, 0
+        self.of_field: list[Counts | None] = []
+        self.of_source: dict[str, Counts] = {}
+        for field in self.fields:
+            # statistics follow from counts of their sources, and text needs none; an age has to know the newest row
+            if isinstance(field, StatisticField):
+                self.of_source[field.source] = Counts(NUM_FOLDS, 2)
+            is_counted = field.num_slots and not isinstance(field, StatisticField)
+            self.of_field.append(Counts() if is_counted or is_age_of_newest(field) else None)
         self.first_rows = ""  # a digest, by which a checkpoint knows the table that it is of
         self._warned_of: set[str] = set()
 
@@ -298,27 +274,20 @@ class FeatureCounts:
         Counts rows in one pass.
 
         Args:
-            dataset: training rows: a `Dataset` or streamed `IterableDataset`, any form that `extractor(rows)` takes,
-                or an iterator of such batches.
-            fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be the
-                `fields` of other counts, of a part of the same table: what was decided there holds here.
+            dataset, fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be
+                the `fields` of other counts, of a part of the same table: what was decided there holds here.
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
-
-        Raises:
-            ValueError: if the table is empty, a field has no column, or the checkpoint is of other fields or rows.
         """
-        if isinstance(dataset, Mapping) and any(
-            hasattr(part, "columns") or hasattr(part, "column_names") for part in dataset.values()
-        ):
+        parts = dataset.values() if isinstance(dataset, Mapping) else ()
+        if any(hasattr(part, "columns") or hasattr(part, "column_names") for part in parts):
             raise ValueError(
                 f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
                 "FlipFeatureExtractor.fit(splits['train'])"
             )
         if checkpoint is not None and not hasattr(dataset, "skip"):
-            raise TypeError(
-                f"a {type(dataset).__name__} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset"
-            )
+            kind = type(dataset).__name__
+            raise TypeError(f"a {kind} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset")
         rest = batches(dataset, label)
         heads: list[Mapping[str, Any]] = []
         num_head_rows = 0
@@ -331,7 +300,9 @@ class FeatureCounts:
             classes = class_names(getattr(dataset, "features", None))
             fields = choose_fields(heads, fields, label, exclude, field_options, classes)  # type: ignore[arg-type]
         counts = cls(fields, label)  # type: ignore[arg-type]
-        counts.first_rows = _digest_of_rows(counts.fields, heads[0])
+        first = code_columns(counts.fields, {name: column[:1000] for name, column in heads[0].items()})
+        read = repr([list(map(column.values.__getitem__, column.indices.tolist())) for column in first])
+        counts.first_rows = hashlib.blake2b(read.encode("utf-8", "replace"), digest_size=16).hexdigest()
         rest = itertools.chain(heads, rest)
         if checkpoint is not None and os.path.isfile(checkpoint):
             counts = counts._read_checkpoint(checkpoint, dataset)
@@ -350,24 +321,23 @@ class FeatureCounts:
     def _read_checkpoint(self, path: str | os.PathLike, dataset: Any) -> "FeatureCounts":
         saved = FeatureCounts.load(path)
         num_rows = len(dataset) if hasattr(dataset, "__len__") else saved.num_rows  # a stream does not know
+        other = ""
         if (saved.fields, saved.label) != (self.fields, self.label):
             other = f"counts of other fields or options ({', '.join(saved.field_names)})"
         elif saved.num_rows > num_rows:
             other = f"the counts of {saved.num_rows} rows and the table has {num_rows}"
         elif saved.first_rows != self.first_rows:
             other = "counts of a table that begins with other rows"
-        else:
-            logger.info(f"{path} holds the counts of {saved.num_rows} rows: going on behind them")
-            return saved
-        raise ValueError(f"{path} holds {other}: delete it to count from the start")
+        if other:
+            raise ValueError(f"{path} holds {other}: delete it to count from the start")
+        return saved
 
     def add(self, rows: Any, codes: Callable[[str], Mapping[Any, str]] | None = None) -> None:
         """Counts rows, in any form that `extractor(rows)` takes; `codes` as for `code_columns`."""
         rows = as_columns(rows, self.label)
         coded = code_columns(self.fields, rows, self.num_rows, codes)
         for field, column, counts in zip(self.fields, coded, self.of_field, strict=True):
-            if getattr(field, "type", "text") in ("integer", "number") and column.raw is not None:
-                self._warn_of_codes(field.name, column.raw)
+            self._warn_of_codes(field, column)
             if counts is not None:
                 _count_column(field, column, counts)
         if self.of_source:
@@ -375,56 +345,48 @@ class FeatureCounts:
         self.num_rows += coded[0].num_rows
 
     def _count_labels(self, rows: Mapping[str, Any], coded: Sequence[CodedColumn]) -> None:
-        labels = None
+        labels: Any = np.zeros(coded[0].num_rows)
         if any(isinstance(field, StatisticField) and field.statistic == "label_mean" for field in self.fields):
             if self.label not in rows:
-                raise ValueError(
-                    f"label_mean needs the label column {self.label!r}; the rows have {', '.join(map(str, rows))}"
-                )
+                found = ", ".join(map(str, rows))
+                raise ValueError(f"label_mean needs the label column {self.label!r}; the rows have {found}")
             labels = read_labels(rows[self.label], self.label)
         folds = row_folds(self.fields, coded)
         for source, counts in self.of_source.items():
             number = self.field_names.index(source)
-            column = coded[number]
-            cells, num_cells = column.indices * NUM_FOLDS + folds, len(column.values) * NUM_FOLDS
-            num_rows = np.bincount(cells, minlength=num_cells)
-            clicks = np.zeros(num_cells) if labels is None else np.bincount(cells, labels, num_cells)
-            sums = np.stack([num_rows, clicks.astype(np.int64)], axis=1).reshape(-1, NUM_FOLDS, 2)
-            counts.add(_keys(self.fields[number], column.values), sums)
+            values, indices, _ = coded[number]
+            cells = indices * NUM_FOLDS + folds
+            sums = [np.bincount(cells, weights, len(values) * NUM_FOLDS) for weights in (None, labels)]
+            counts.add(
+                _keys(self.fields[number], values), np.stack(sums, 1).astype(np.int64).reshape(-1, NUM_FOLDS, 2)
+            )
 
-    def _warn_of_codes(self, name: str, values: Sequence[Any]) -> None:
-        code = next((value for value in values if is_code(value)), None)
-        if code is not None and name not in self._warned_of:
-            self._warned_of.add(name)
+    def _warn_of_codes(self, field: Field, column: CodedColumn) -> None:
+        if getattr(field, "type", "text") not in ("integer", "number") or field.name in self._warned_of:
+            return
+        code = next(filter(is_code, column.raw or ()), None)
+        if code is not None:
+            self._warned_of.add(field.name)
             logger.warning(
-                f"field {name!r} is read as numbers and has {code!r} in its later rows: if zeros at the front "
-                f'matter, say so: field_options={{{name!r}: {{"type": "text"}}}}'
+                f"field {field.name!r} is read as numbers and has {code!r} in its later rows: if zeros at the front "
+                f'matter, say so: field_options={{{field.name!r}: {{"type": "text"}}}}'
             )
 
     @classmethod
     def merge(cls, parts: Sequence["FeatureCounts"]) -> "FeatureCounts":
-        """
-        The counts of all parts together, a new object.
-
-        Raises:
-            ValueError: if there are none, or they are of different fields, naming the first that differs.
-        """
+        """The counts of all parts together, a new object. Raises `ValueError` if fields differ, or there are none."""
         parts = list(parts)
         if not parts:
             raise ValueError("there is nothing to merge: the list is empty")
         merged = cls(parts[0].fields, parts[0].label)
         for part in parts:
-            if part.fields != merged.fields or part.label != merged.label:
-                pairs = [*itertools.zip_longest(merged.fields, part.fields), (merged.label, part.label)]
-                mine, other = next(pair for pair in pairs if pair[0] != pair[1])
-                raise ValueError(
-                    f"the parts were counted with different fields, so they do not add up: {mine!r} and {other!r}; "
-                    "count the others with fields=counts.fields of the first, or name types and kinds with "
-                    "field_options"
-                )
+            for mine, other in [*itertools.zip_longest(merged.fields, part.fields), (merged.label, part.label)]:
+                if mine != other:
+                    problem = f"the parts have different fields, so they do not add up: {mine!r} and {other!r}"
+                    raise ValueError(f"{problem}; count the others with fields=counts.fields of the first")
             merged.num_rows += part.num_rows
             for (_, counts), (_, others) in zip(merged._counts(), part._counts(), strict=True):
-                counts.merge(others)
+                counts.add(others.rows, others.sums, others.largest)
         return merged
 
     def _counts(self) -> Iterator[tuple[str, Counts]]:
@@ -439,11 +401,8 @@ class FeatureCounts:
         """Writes a safetensors file, by way of a temporary one, so that no crash leaves half of it."""
         arrays = {"num_rows": np.array([self.num_rows])}
         for name, counts in self._counts():
-            keys = json.dumps(list(counts.rows)).encode()
-            arrays |= {
-                f"{name}.keys": np.frombuffer(keys, np.uint8),
-                f"{name}.sums": np.ascontiguousarray(counts.sums),
-            }
+            arrays[f"{name}.keys"] = np.frombuffer(json.dumps(list(counts.rows)).encode(), np.uint8)
+            arrays[f"{name}.sums"] = np.ascontiguousarray(counts.sums)
             arrays[f"{name}.largest"] = np.array([counts.largest], np.float64)
         fields = [field.to_dict() for field in self.fields]
         state = json.dumps({"fields": fields, "label": self.label, "first_rows": self.first_rows})
@@ -452,10 +411,7 @@ class FeatureCounts:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureCounts":
-        """
-        Raises:
-            ValueError: if the file is cut off, or holds something else.
-        """
+        """Raises `ValueError` if the file is cut off, or holds something else."""
         try:
             with safe_open(path, framework="numpy") as file:
                 state = (file.metadata() or {}).get(_FORMAT)
@@ -470,18 +426,9 @@ class FeatureCounts:
         loaded = cls([field_from_dict(spec) for spec in saved["fields"]], saved["label"])
         loaded.num_rows, loaded.first_rows = int(arrays["num_rows"][0]), saved["first_rows"]
         for name, counts in loaded._counts():
-            counts.add(json.loads(arrays[f"{name}.keys"].tobytes()), arrays[f"{name}.sums"])
-            counts.largest = float(arrays[f"{name}.largest"][0])
+            keys, sums, largest = (arrays[f"{name}.{part}"] for part in ("keys", "sums", "largest"))
+            counts.add(json.loads(keys.tobytes()), sums, float(largest[0]))
         return loaded
-
-
-def _digest_of_rows(fields: Sequence[Field], rows: Mapping[str, Any], number: int = 1000) -> str:
-    """Of what the fields read of the first rows."""
-    coded = code_columns(fields, {name: column[:number] for name, column in rows.items()})
-    content = hashlib.blake2b(digest_size=16)
-    for column in coded:
-        content.update(repr([column.values[place] for place in column.indices.tolist()]).encode("utf-8", "replace"))
-    return content.hexdigest()
 
 
 __all__ = ["FeatureCounts"]

@@ -60,13 +60,10 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
                 f"reference, format and view, not {rest | {'parts': parts}}"
             )
         common = {"column": name, "view": rest.get("view", "joint"), "format": rest.get("format")}
-        fields = []
-        for part in parts:
-            spec = {"kind": "date_part", "part": part}
-            if part == "age":
-                spec = {"kind": "age", "reference": rest.get("reference")}
-            fields.append(field_from_dict({"name": f"{name}_{part}", **common, **spec}))
-        return fields, []
+        specs = {part: {"kind": "date_part", "part": part} for part in parts}
+        if "age" in specs:
+            specs["age"] = {"kind": "age", "reference": rest.get("reference")}
+        return [field_from_dict({"name": f"{name}_{part}", **common, **specs[part]}) for part in parts], []
     statistics = rest.pop("statistics", [])
     moved = [option for option in ("smoothing", "num_buckets") if statistics and option in rest]
     of_statistics: dict[str, Any] = {option: rest.pop(option) for option in moved}
