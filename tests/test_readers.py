@@ -20,7 +20,7 @@ from datasets import List, Value
 
 import flip_hf
 from flip_hf import load_ctr_dataset
-from flip_hf.data.readers import CONVERTERS, NAMED_DATASETS, lines, movielens
+from flip_hf.data.readers import NAMED_DATASETS, lines, movielens
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -471,13 +471,6 @@ def test_an_argument_of_another_set_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_ctr_dataset(name, **arguments)
     assert set(NAMED_DATASETS) == {*MAKERS, "restaurants"}
-
-
-def test_a_set_that_a_script_reads_says_so():
-    for name, script in CONVERTERS.items():
-        assert (EXAMPLES / "converters" / script).is_file()
-        with pytest.raises(ValueError, match=f"{name}: examples/converters/{script} makes parquet"):
-            load_ctr_dataset(name)
 
 
 def test_criteo_has_numbers_hashes_and_labels(tmp_path, monkeypatch):

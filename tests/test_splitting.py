@@ -106,7 +106,7 @@ BAD_ARGUMENTS = [
     ({**LAST, "user_column": "row", "num_last": 0}, "num_last=0, .*: the one is at least 1"),
     ({**LAST, "fractions": (0.5, 0.2, 0.3)}, "fractions=.* is not for strategy='last', but for random, time, cold"),
     ({"column": "row"}, "column='row' is not for strategy='random', but for cold, column, hash"),
-    ({"strategy": "cold", "column": "label"}, "2 distinct values are too few for fractions"),
+    ({"strategy": "cold", "column": "label"}, "validation would be empty: strategy='cold' finds no row for it in 20"),
     ({"strategy": "cold", "column": "row", "warm_fraction": 1.0}, "warm_fraction=1.0: the one is at least 1"),
     ({"strategy": "cold", "column": "row", "warm_fraction": 0.1}, "warm would be empty: strategy='cold' finds no row"),
     ({"strategy": "hash", "column": "label"}, "would be empty: strategy='hash' finds no row for it in 20"),
@@ -115,7 +115,7 @@ BAD_ARGUMENTS = [
     ({"fractions": (0.8, 0.1, 0.2)}, "not three positive shares that sum to 1"),
     ({"fractions": (1.0, 0.1, -0.1)}, "not three positive shares"),
     ({"fractions": (float("nan"), 0.1, 0.1)}, "not three positive shares"),
-    ({"fractions": (0.98, 0.01, 0.01)}, "20 rows are too few for fractions .*: a split would be empty"),
+    ({"fractions": (0.98, 0.01, 0.01)}, "validation would be empty: strategy='random' finds no row for it in 20"),
     ({"label": "clicked"}, "no column 'clicked'"),
 ]
 
@@ -327,9 +327,9 @@ def test_a_column_without_validation_leaves_it_to_chance(values, caplog):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["train", "test", "fold 3", "fold 4"], "column 'part' holds 'fold 3', 'fold 4', which name no split: train"),
-        ([str(k) for k in range(20)], "holds '2', '3', '4', '5', '6', '7', '8', '9', '10', '11', ..., which name"),
-        (["train", "test", None, ""], "2 of 4 rows have no 'part': write train, validation or test in each"),
+        (["train", "test", "fold 3", "fold 4"], "column 'part' holds 'fold 3', 'fold 4', which names no split: train"),
+        ([str(k) for k in range(20)], "holds '2', '3', '4', '5', '6', '7', '8', '9', '10', '11', which names"),
+        (["train", "test", None, ""], "column 'part' holds None, which names no split"),
         (["train", "val", "train"], "test would be empty: strategy='column'"),
         ([["train"], ["test"]], "column 'part' has the type list<.*>: a split needs one value per row"),
     ],

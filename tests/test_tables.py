@@ -71,7 +71,7 @@ def test_csv_values_stay_the_strings_they_are(tmp_path):
     ("name", "lines", "arguments"),
     [
         ("a.tsv", ["userid\tday\tlabel", "u1\t1,2\t1", "u2\t3\t0"], {}),
-        ("a.txt", ["userid|day|label", "u1|1,2|1", "u2|3|0"], {}),
+        ("a.txt", ["userid|day|label", "u1|1,2|1", "u2|3|0"], {"delimiter": "|"}),
         ("a.csv", ["userid day label", "u1 1,2 1", "u2 3 0"], {"delimiter": " "}),
         ("a.csv.gz", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv.bz2", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
@@ -192,8 +192,8 @@ BAD_FILES = [
     ("a.csv", "user;label\na;1\n", {}, "has the columns 'user;label' .*delimiter=';'"),
     ("a.csv", "user;title, year;label\na;Heat;1\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 1: a;Heat;1"),
     ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "single character"),
-    ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is for text files, csv, tsv and txt, and this is json"),
-    ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is for text files"),
+    ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is not for json"),
+    ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is not for parquet"),
     ("a.csv", "user,label\na,1\n\nb,1,2\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 3: b,1,2"),
     ("a.csv", "user,item,label\na,b,1\na,b\n", {}, "a.csv cannot be read: .*Expected 3 columns, got 2: a,b"),
     ("a.csv", "a,1\nb,2\n", {"column_names": ["x"]}, "a.csv cannot be read: .*Expected 1 columns, got 2"),
@@ -213,7 +213,7 @@ BAD_FILES = [
     ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), {}, "two columns of the table are named 'a'"),
     ("a.parquet", pa.table({"label": [1.0, float("nan")]}), {}, "column 'label' has a row without a label"),
     ("a.xlsx", "x", {}, "a.xlsx ends in none of .csv, .tsv, .txt"),
-    ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is not for files"),
+    ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is not for csv"),
 ]  # fmt: skip
 
 
@@ -257,7 +257,7 @@ def test_a_tsv_of_raw_quotes_loses_no_row_in_silence(tmp_path, case, caplog):
     path = write(tmp_path / "a.tsv", "t\tlabel\n" + RAW_QUOTES[case])
     if case == "rows between two":  # which are a value, to everybody who does not know better
         assert len(both_ways(path)) == 2
-        assert "a.tsv: a value of 't' in quotes looks like several rows" in caplog.text
+        assert "a.tsv, line 5: a value in quotes looks like several rows" in caplog.text
     else:
         for streaming in (False, True):
             with pytest.raises(ValueError, match="a.tsv, line 4.*has to be doubled|a.tsv, line 2|cannot be read"):
