@@ -101,10 +101,10 @@ def test_movielens_1m_names_its_codes(tmp_path):
         ["1", "female", "under 18", "K-12 student", "48067", "10", title, "Crime, Drama", 4, 978300760, 1],
         ["2", "male", "56 or older", "self-employed", "00123", "11", "A", "Children's", 3, None, 0],
     ]
-    assert len(movielens._ML1M_OCCUPATIONS) == 21
-    names = [movielens._ML1M_OCCUPATIONS[code] for code in ("0", "7", "12", "17", "20")]
+    assert len(movielens._OCCUPATIONS) == 21
+    names = [movielens._OCCUPATIONS[code] for code in ("0", "7", "12", "17", "20")]
     assert names == ["other", "executive/managerial", "programmer", "technician/engineer", "writer"]
-    ages = [movielens._ML1M_AGES[code] for code in ("18", "25", "35", "45", "50")]
+    ages = [movielens._AGES[code] for code in ("18", "25", "35", "45", "50")]
     assert ages == ["18-24", "25-34", "35-44", "45-49", "50-55"]
 
 

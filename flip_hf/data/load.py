@@ -21,15 +21,11 @@ from .readers.tables import TableOptions, as_dataset, label_key, label_rows, rea
 # part of the cache's key: raise it when a reader gives other rows for the same files
 _READER_VERSION = 4
 # which arguments say something of a table: another one is a mistake
-_OF_LABEL = {"label", "label_threshold", "label_map"}
-_OF_FILES = {
-    "parquet": _OF_LABEL | {"streaming"},
-    **dict.fromkeys(["json", "jsonl"], _OF_LABEL | {"streaming", "encoding"}),
-    **dict.fromkeys(
-        ["csv", "tsv", "txt"],
-        _OF_LABEL | {"streaming", "encoding", "delimiter", "quoting", "escapechar", "column_names"},
-    ),
-}
+_OF_TABLES = {"label", "label_threshold", "label_map"}
+_OF_FILES = _OF_TABLES | {"streaming"}
+_OF_JSON = _OF_FILES | {"encoding"}
+_OF_CSV = _OF_JSON | {"delimiter", "quoting", "escapechar", "column_names"}
+_OF_KIND = {"parquet": _OF_FILES, "json": _OF_JSON, "jsonl": _OF_JSON}
 
 logger = logging.get_logger(__name__)
 
@@ -91,12 +87,6 @@ def load_ctr_dataset(
     Returns:
         `datasets.Dataset` (`IterableDataset` if streaming) with every row of the files, in their order, and `label`
         int8, the last. What a reader of a named set left out is counted in the log and in `info.description`.
-
-    Raises:
-        FileNotFoundError: if a file is not there.
-        ValueError: if the table is empty or cannot be parsed, there is no such label column, a label is missing or not
-            0 or 1, or an argument does not go with what is read.
-        TypeError: for splits, or rows of no known form.
     """
     arguments = {**locals()}
     del arguments["name_or_path"], arguments["cache_dir"]
@@ -113,10 +103,10 @@ def load_ctr_dataset(
     paths = [name_or_path] if isinstance(name_or_path, str | os.PathLike) else name_or_path
     if isinstance(paths, list | tuple) and all(isinstance(path, str | os.PathLike) for path in paths):
         files = table_files(name_or_path)
-        _refuse_others(kind_of(files[0]), arguments, _OF_FILES[kind_of(files[0])])
+        _refuse_others(kind_of(files[0]), arguments, _OF_KIND.get(kind_of(files[0]), _OF_CSV))
         table = stream_files(files, options) if streaming else _load_files(files, options, cache_root(cache_dir))
     else:
-        _refuse_others("rows in memory", arguments, _OF_LABEL)
+        _refuse_others("rows in memory", arguments, _OF_TABLES)
         table = label_rows(as_dataset(name_or_path), options)
     if label is None and "label" not in (table.column_names or ["label"]):
         logger.warning_once(

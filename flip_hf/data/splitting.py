@@ -171,10 +171,8 @@ def sample_negatives(
     Training rows with all clicks and a random share `rate`, in (0, 1], of the non-clicks, in the order of the table.
 
     The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
-    (`to_iterable_dataset` does not): a model that is trained on these rows needs it as
-    `config.negative_sampling_rate`, so that its probabilities are those of the whole table. Metrics of sampled
-    validation or test rows are not those of the whole table: split first. `dataset` and `cache_dir` are as of
-    `split_dataset`.
+    (`to_iterable_dataset` does not): a model of these rows needs it as `config.negative_sampling_rate`, so that its
+    probabilities are those of the whole table. `dataset` and `cache_dir` are as of `split_dataset`: split first.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
@@ -388,10 +386,8 @@ def _read_times(values: pa.Array, column: str, time_format: str | None) -> np.nd
 
 
 def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
-    """
-    Rows in a given order, written out in that order to this package's cache: `dataset.select` would keep a list of row
-    numbers instead, and gather rows one by one at every later read; so does `flatten_indices`, 100 times as slow.
-    """
+    """Rows written out in a given order: `dataset.select` would keep a list of row numbers, and gather rows one by one
+    at every later read; so does `flatten_indices`, 100 times as slow."""
     known = f"{fingerprint_of(dataset)}{info.description}".encode()
     digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
     if not dataset.cache_files:

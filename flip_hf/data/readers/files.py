@@ -87,19 +87,22 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     elif (path := Path(source).expanduser()).is_dir():
         paths = sorted(inner for inner in path.iterdir() if inner.name[0] not in "._")
     else:
-        paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        paths = [path for path in paths if path.is_file()]
-    absent = [str(path) for path in paths if not path.exists()]
-    if absent or not paths:
-        raise FileNotFoundError(f"{', '.join(absent) or source}: there is no such file, folder or glob of files")
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise ValueError(f"{folders[0]} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
+        found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        paths = [path for path in found if path.is_file()]
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
+        members = list_files(path)
+        if len(members) != 1:
+            raise ValueError(f"{path.name}: of an archive with several files in it, unpack those that are the table")
+        files += members
+    if not files:
+        raise FileNotFoundError(f"{source}: there is no such file, folder or glob of files")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{len(paths)} files are listed, and {len(set(paths))} of them differ: rows would be doubled")
-    files = [file for path in paths for file in list_files(path)]
-    if len(files) != len(paths):
-        raise ValueError(f"{paths[0].name}: of an archive with several files in it, unpack those that are the table")
     kinds = {kind_of(file): name_of(file) for file in files}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(kinds.values())} are files of several kinds, and no one table: name one kind")
