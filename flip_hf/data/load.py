@@ -57,17 +57,16 @@ def load_ctr_dataset(
 
             - a named data set: `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"`, `"restaurants"`
               (comes with the package; a folder of that name is `"./restaurants"`);
-            - files of one kind, csv, tsv, txt, json, jsonl (these also as `.gz`, `.bz2`, or alone in a `.zip`) or
-              parquet: one, a list, a glob (`"clicks/*.parquet"`) or a folder, without names that begin with `_` or
-              `.`. They have the same columns, in any order; of two types of numbers the wider one is taken. All
-              columns of a csv are strings (`007` stays `007`, an empty cell is null), strings in json stay strings;
+            - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`, or alone in a `.zip`) or parquet: one,
+              a list, a glob (`"clicks/*.parquet"`) or a folder. They have the same columns, in any order; of two types
+              of numbers the wider one is taken. All columns of a csv are strings (`007` stays `007`, an empty cell is
+              null), strings in json stay strings;
             - rows in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of
               columns, a list of dicts.
         data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
             they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
-        label (`str`, *optional*): label column; it becomes `label`. By default a column of the name `label` is it, and
-            a table without one is for prediction. Values: 0 and 1, also as text, true and false, or a `ClassLabel` of
-            two classes.
+        label (`str`, *optional*): the column that becomes `label` (default: `label`; a table without one is for
+            prediction). Values: 0 and 1, also as text, true and false, or a `ClassLabel` of two classes.
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
             it. Defaults of named sets: 3 (of 1 to 5), 5 for BookCrossing (0 to 10), 1 for restaurants (0 to 2).
         delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv and .txt).

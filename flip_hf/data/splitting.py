@@ -59,15 +59,14 @@ def split_dataset(
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory; or a stream, for `"hash"`
-            alone: the other strategies need to know all rows.
+        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory; or a stream, for `"hash"`.
         strategy (`str`): who is held out (values are compared as text is: 1, 1.0, "1" and " 1" are one).
 
             - `"random"`: any rows.
             - `"time"`: the earliest rows train, the latest test; equal times keep the order of the table.
-            - `"last"`: the last `num_last` rows of each user test, those before them validate, the rest train. Users
-              with fewer than `2 x num_last + 1` rows, and rows without a user, train. (Training rows of one user may
-              be later than test rows of another: only `"time"` keeps the future out.)
+            - `"last"`: the last `num_last` rows of each user test, as many before them validate, the rest train; so do
+              users with fewer than `2 x num_last + 1` rows, and rows without a user. (Training rows of one user may be
+              later than test rows of another: only `"time"` keeps the future out.)
             - `"cold"`: whole values of `column` (`"movie_id"`, or a user column): no value of a validation or test row
               occurs in train, and none of test in validation. Rows without a value train.
             - `"column"`: what `column` says: train, validation (also valid, val, dev) or test, or true (1) for the
@@ -86,8 +85,8 @@ def split_dataset(
         stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
             where a class has fewer than 1 % of the rows.
         label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
-        cache_dir (`str`, *optional*): where the rows of a table that is mapped into memory are written in their new
-            order (default: `flip_hf` in datasets' own cache); those of a table in memory stay there.
+        cache_dir (`str`, *optional*): where rows that are mapped into memory are written in their new order (default:
+            `flip_hf` in datasets' own cache); those in memory stay there.
 
     Returns:
         `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
@@ -98,7 +97,7 @@ def split_dataset(
     _check_arguments(**arguments)
     if isinstance(dataset, IterableDataset):
         if strategy == "hash":
-            return _split_stream(dataset, seed, fractions, str(column))
+            return _split_stream(dataset, seed, fractions, column)
         raise TypeError(
             f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
             "strategy='hash' with the column of an id, or load the table without streaming"
@@ -135,14 +134,12 @@ def _check_arguments(strategy: str, **arguments: Any) -> None:
             raise ValueError(
                 f"{name}={arguments[name]!r} is not for strategy={strategy!r}, but for {', '.join(takers)}"
             )
-    fractions, num_last, warm_fraction = (arguments[name] for name in ("fractions", "num_last", "warm_fraction"))
+    fractions, warm_fraction = arguments["fractions"], arguments["warm_fraction"]
     # "not all", so that nan is refused as well
     if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
         raise ValueError(f"{fractions=} are not three positive shares that sum to 1")
-    if num_last < 1 or not 0 <= warm_fraction < 1:
-        raise ValueError(f"{num_last=}, {warm_fraction=}: the one is at least 1, the other a share in [0, 1)")
-    if "column" in _parameters(_STRATEGIES[strategy]) and arguments["column"] is None:
-        raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
+    if not 0 <= warm_fraction < 1:
+        raise ValueError(f"{warm_fraction=} is no share in [0, 1)")
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
@@ -301,7 +298,9 @@ _STRATEGIES: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
-def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: str) -> IterableDatasetDict:
+def _split_stream(
+    dataset: IterableDataset, seed: int, fractions: _Fractions, column: str | None
+) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
@@ -321,7 +320,7 @@ def _is_part(
     return (_hash_parts(*_coded(values, column), seed, fractions) == part).tolist()
 
 
-def _check_column(table: Any, column: str, argument: str) -> None:
+def _check_column(table: Any, column: str | None, argument: str) -> None:
     if column not in table.column_names:
         raise ValueError(
             f"there is no column {column!r} to split by; the table has {', '.join(table.column_names)}: name one with "

@@ -263,7 +263,7 @@ def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
 
 
 def labelled(table: pa.Table, options: TableOptions, source: str) -> pa.Table:
-    """The label column, if there is one, as `label`, 0 or 1, the last. Raises ValueError for any other label."""
+    """The label column, if there is one, as `label`, 0 or 1, the last."""
     names, name = table.column_names, options.label or "label"
     if name not in names:
         if options.label is options.threshold is options.label_map is None:
