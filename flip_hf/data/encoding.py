@@ -41,10 +41,10 @@ class _Encoder:
     vocabulary_folder: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.vocabulary_folder is None:
-            return self.__dict__
-        processor = copy.copy(self.processor)
-        processor.feature_extractor = processor.feature_extractor.without_arrays()
+        processor = self.processor
+        if self.vocabulary_folder is not None:
+            processor = copy.copy(processor)
+            processor.feature_extractor = processor.feature_extractor.without_arrays()
         return {**self.__dict__, "processor": processor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -97,8 +97,8 @@ def prepare_dataset(
     times faster. Cached like any `map`, also for the next process.
 
     Args:
-        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; a stream is encoded as it is read. Or a
-            table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
+        dataset: raw columns: a `Dataset`, any table in memory that `load_ctr_dataset` takes, a `DatasetDict` or dict
+            of them, or an `IterableDataset`, which is encoded as it is read.
         processor ([`FlipProcessor`]): fitted on the training rows.
         return_text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
@@ -132,8 +132,7 @@ def prepare_dataset(
             "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
         )
     is_stream = isinstance(dataset, IterableDataset)
-    dataset = dataset if is_stream else as_dataset(dataset)
-    if not is_stream and not len(dataset):
+    if not is_stream and not len(dataset := as_dataset(dataset)):
         raise ValueError("the table has no rows: there is nothing to encode")
     raw = dataset.features or Dataset.from_list(list(dataset.take(5))).features
     lists = {**(_TEXT if return_text else {}), "feature_ids": "int32"}
@@ -141,10 +140,10 @@ def prepare_dataset(
     if extractor.label in raw:
         features["labels"] = Value("float32")
     for column in keep_columns:
-        if column not in raw:
-            raise ValueError(f"keep_columns names {column!r}, and the table has {', '.join(raw)}")
-        if column in features:
-            raise ValueError(f"keep_columns names {column!r}, which the processor makes: rename it first")
+        if column not in raw or column in features:
+            raise ValueError(
+                f"keep_columns names {column!r}: it is none of {', '.join(raw)}, or the processor makes it"
+            )
         features[column] = raw[column]
     out_of_fold = bool(out_of_fold and extractor.has_label_statistics)
     encoder = _Encoder(processor, return_text, out_of_fold, list(keep_columns), raw)
@@ -162,9 +161,8 @@ def prepare_dataset(
         if num_proc is not None and num_proc > 1:
             extractor.save_vocabulary(folder)
             encoder.vocabulary_folder = folder
-        dataset = dataset.with_format("arrow")
-        encoded = dataset.map(encoder, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings)
-    encoded = encoded.with_format(None)
+        settings |= {"num_proc": num_proc, "new_fingerprint": fingerprint, "desc": "encoding"}
+        encoded = dataset.with_format("arrow").map(encoder, **settings).with_format(None)
     before = _MADE.sub("", encoded.info.description or "").strip()
     encoded.info.description = f"{before}\n{_made_by(extractor, extractor.num_features)}".strip()
     return encoded

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
 from ..columns_flip import batches, code_scalars, read_labels, with_class_names
@@ -130,10 +130,8 @@ def _check_arguments(strategy: str, **arguments: Any) -> None:
     for name, parameter in _parameters(split_dataset).items():
         takers = [other for other, find in _STRATEGIES.items() if name in _parameters(find)]
         is_others = name not in ("dataset", "seed", "label") and takers and strategy not in takers
-        if is_others and arguments[name] != parameter.default:
-            raise ValueError(
-                f"{name}={arguments[name]!r} is not for strategy={strategy!r}, but for {', '.join(takers)}"
-            )
+        if is_others and (value := arguments[name]) != parameter.default:
+            raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
     fractions, warm_fraction = arguments["fractions"], arguments["warm_fraction"]
     # "not all", so that nan is refused as well
     if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
@@ -304,17 +302,15 @@ def _split_stream(
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
-    settings = {"column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
     splits = IterableDatasetDict()
     for part, name in enumerate(_SPLITS):
-        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs={"part": part, **settings})
+        settings = {"part": part, "column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
+        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
         splits[name] = rows.with_format(None)
     return splits
 
 
-def _is_part(
-    rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Features | None
-) -> list[bool]:
+def _is_part(rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Any) -> list[bool]:
     _check_column(rows, column, "column")  # a stream may not know its columns before
     values = with_class_names(rows.select([column]), features)[column]
     return (_hash_parts(*_coded(values, column), seed, fractions) == part).tolist()

@@ -35,15 +35,7 @@ def goodreads_files(subset: str | None) -> Sequence[str]:
     return files + [f"goodreads_book_{name}.json.gz" for name in ("works", "authors", "genres_initial")]
 
 
-def read_goodreads(
-    left_out: Counter[str],
-    interactions: str,
-    books: str,
-    works: str,
-    authors: str,
-    genres: str,
-    genre_lists: bool = False,
-) -> Iterator[pa.Table]:
+def read_goodreads(left_out: Counter[str], *files: str, genre_lists: bool = False) -> Iterator[pa.Table]:
     """
     Joins interactions, which pass by in batches, with what the other files say of their books, which is held in memory
     as Arrow columns (about 0.5 GB for all 2.4 million); a book that is not listed leaves nulls.
@@ -54,6 +46,7 @@ def read_goodreads(
       the first. ebook: yes or no. timestamp: seconds since 1970 of `date_added`.
     - Unknown (null): empty values, 0 pages, an average of 0, years outside 1400 to 2019.
     """
+    interactions, books, works, authors, genres = files
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
     schema = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in _BOOK.split()])
     whole = in_one(books, map(_book, json_objects(books, keys=("book_id", "title", "authors"))), schema)

@@ -6,6 +6,7 @@ Label: rating > 3, of 1 to 5.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,11 +57,7 @@ def read_movielens_1m(
 
 
 def _rated_movies(
-    ratings: Iterable[Sequence[str]],
-    people: Iterable[Sequence[str]],
-    movies: Iterable[tuple[str, str, list[str]]],
-    files: tuple[str, str, str],
-    genre_lists: bool,
+    ratings: Iterable[Any], people: Iterable[Any], movies: Iterable[Any], files: Sequence[str], genre_lists: bool
 ) -> Iterator[pa.Table]:
     """A rating whose user or movie is in no other file keeps its row, with nulls; a timestamp of 0 is unknown."""
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
