@@ -163,8 +163,7 @@ def test_a_random_split_has_its_share_of_a_class_of_less_than_one_percent(caplog
     assert "few clicks: train has 16, validation has 2, test has 2" in caplog.text
     assert any(clicks_of(split_dataset(table, seed=seed, stratify=False))["test"] != 2 for seed in range(5))
     frequent = {"row": list(range(500)), "label": [int(k < 50) for k in range(500)]}
-    by_chance = split_dataset(frequent)
-    assert rows_of(by_chance) == rows_of(split_dataset(frequent, stratify=False))
+    assert rows_of(split_dataset(frequent)) == rows_of(split_dataset(frequent, stratify=False))
     assert clicks_of(split_dataset(frequent, stratify=True)) == {"train": 40, "validation": 5, "test": 5}
 
 
@@ -333,8 +332,7 @@ def test_a_split_stream_goes_on_where_it_was_left_and_knows_its_columns():
     stream = numbered(3000, user=list(range(3000))).to_iterable_dataset(num_shards=2)
     train = split_dataset(stream, strategy="hash", column="user")["train"]
     assert train.features["user"] == Value("int64")
-    iterator = iter(train)
-    seen = [next(iterator)["row"] for _ in range(1500)]
+    seen = [row["row"] for row in itertools.islice(train, 1500)]
     again = split_dataset(stream, strategy="hash", column="user")["train"]
     again.load_state_dict(train.state_dict())
     assert seen + [row["row"] for row in again] == [row["row"] for row in train]

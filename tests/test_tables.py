@@ -4,6 +4,7 @@
 import bz2
 import csv
 import gzip
+import itertools
 import json
 import pickle
 import zipfile
@@ -361,8 +362,7 @@ def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_n
         assert [row["id"] for row in rows] == list(range(50 * rank, 50 * rank + 50))
     for batch in stream.with_format("arrow").iter(batch_size=150):
         assert batch.column("id").to_pylist() == list(range(150))
-    iterator = iter(stream)
-    seen = [next(iterator)["id"] for _ in range(73)]
+    seen = [row["id"] for row in itertools.islice(stream, 73)]
     again = load_ctr_dataset(folder, streaming=True)
     again.load_state_dict(stream.state_dict())
     assert seen + [row["id"] for row in again] == list(range(150))

@@ -140,10 +140,10 @@ def prepare_dataset(
     if extractor.label in raw:
         features["labels"] = Value("float32")
     for column in keep_columns:
-        if column not in raw or column in features:
-            raise ValueError(
-                f"keep_columns names {column!r}: it is none of {', '.join(raw)}, or the processor makes it"
-            )
+        if column not in raw:
+            raise ValueError(f"keep_columns names {column!r}, and the table has {', '.join(raw)}")
+        if column in features:
+            raise ValueError(f"keep_columns names {column!r}, which the processor makes: rename it first")
         features[column] = raw[column]
     out_of_fold = bool(out_of_fold and extractor.has_label_statistics)
     encoder = _Encoder(processor, return_text, out_of_fold, list(keep_columns), raw)
