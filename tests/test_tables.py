@@ -54,9 +54,6 @@ def write(path: Path, content: str | bytes | pa.Table) -> Path:
     return path
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def test_csv_values_stay_the_strings_they_are(tmp_path):
     path = write(
         tmp_path / "a.csv", '\ufeffuser,day,title,rating,clicked\n007,2020-01-01,"a, ""b""\nc",4,1\n08,,NA,5,0\n'
@@ -147,8 +144,6 @@ def test_the_encoding_is_an_argument(tmp_path):
             assert both_ways(tmp_path / name, encoding=encoding) == [{"Straße": "café", "label": 1}]
 
 
-# --- what cannot be read ---------------------------------------------------------------------------------------------
-
 LATIN = "user,city\na,café\n".encode("latin-1")
 BAD_FILES = [
     ("a.csv", "user,y\na,1\n", {"label": "click"}, "a.csv has no label column 'click'; it has user, y"),
@@ -207,8 +202,6 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
         load_ctr_dataset(tmp_path / "b.csv.gz")
 
 
-# --- quotes ----------------------------------------------------------------------------------------------------------
-
 RAW_QUOTES = {
     "text after a quote": '"hello\t1\nfoo\t0\nbar" baz\t1\n',
     "an odd one": 'a\t1\n"b\t0\nc\t1\n',
@@ -246,9 +239,6 @@ def test_a_long_value_in_quotes_needs_a_word_that_quotes_are_quotes(tmp_path):
     with pytest.raises(ValueError, match="line 2: field larger than field limit .*QUOTE_MINIMAL leaves this"):
         load_ctr_dataset(path)
     assert len(both_ways(path, quoting=csv.QUOTE_MINIMAL)[0]["t"]) == 200_000
-
-
-# --- several files of one table --------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, *shards: dict[str, list]) -> Path:
@@ -349,9 +339,6 @@ def test_a_source_that_is_no_set_of_files_is_refused(tmp_path):
         load_ctr_dataset(tmp_path / "two.csv.zip")
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_BLOCK_ROWS", 20)
     folder = write_shards(tmp_path / "clicks", *({"id": list(range(k, k + 50))} for k in (0, 50, 100)))
@@ -368,9 +355,6 @@ def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_n
     assert seen + [row["id"] for row in again] == list(range(150))
     assert not (tmp_path / "cache").exists()
     assert FlipFeatureExtractor.fit(stream) == FlipFeatureExtractor.fit(load_ctr_dataset(folder))
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -426,8 +410,6 @@ def test_what_is_left_out_or_taken_for_granted_is_said(tmp_path, caplog, monkeyp
     assert len(load_ctr_dataset("restaurants")) == 1161
 
 
-# --- rows in memory --------------------------------------------------------------------------------------------------
-
 FRAME = pd.DataFrame({"user": [1, 2], "city": ["Rome", None], "clicked": [1, 0]}, index=[7, 3])
 CONTAINERS = {
     "pandas": FRAME,
@@ -478,9 +460,6 @@ def test_classes_are_encoded_by_their_names(stream, processor):
         dataset = dataset.map(lambda row: row, features=features) if stream == "python" else dataset
     expected = prepare_dataset(Dataset.from_dict(rows), processor, keep_columns=["title"]).to_list()
     assert list(prepare_dataset(dataset, processor, keep_columns=["title"])) == expected
-
-
-# --- what datasets does not promise ----------------------------------------------------------------------------------
 
 
 def test_what_is_used_of_datasets_beyond_its_public_face_is_there():
