@@ -4,10 +4,12 @@
 import bz2
 import csv
 import gzip
+import itertools
 import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -46,14 +48,10 @@ def write(path: Path, content: str | bytes | pa.Table) -> Path:
     data = content.encode() if isinstance(content, str) else content
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as file:
-            file.writestr("folder/clicks.csv", data)
-            file.writestr("__MACOSX/folder/._clicks.csv", b"x")
+            file.writestr("clicks.csv", data)
         return path
     path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(data))
     return path
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_csv_values_stay_the_strings_they_are(tmp_path):
@@ -67,15 +65,18 @@ def test_csv_values_stay_the_strings_they_are(tmp_path):
     assert load_ctr_dataset(path, label="clicked").features["label"] == Value("int8")
 
 
+OBJECTS = ['{"userid": "u1", "day": "1,2", "label": 1}', '{"userid": "u2", "day": "3", "label": 0}']
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "arguments"),
     [
         ("a.tsv", ["userid\tday\tlabel", "u1\t1,2\t1", "u2\t3\t0"], {}),
-        ("a.txt", ["userid|day|label", "u1|1,2|1", "u2|3|0"], {}),
+        ("a.txt", ["userid|day|label", "u1|1,2|1", "u2|3|0"], {"delimiter": "|"}),
         ("a.csv", ["userid day label", "u1 1,2 1", "u2 3 0"], {"delimiter": " "}),
         ("a.csv.gz", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv.bz2", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
-        ("a.zip", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
+        ("a.csv.zip", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv", ['u1,"1,2",1', "u2,3,0"], {"column_names": ["userid", "day", "label"]}),
         ("a.csv", [",userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
         ("a.csv", ["Unnamed: 0,userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
@@ -83,12 +84,8 @@ def test_csv_values_stay_the_strings_they_are(tmp_path):
         ("a.csv", ["userid,day,label", 'u1,"1,2",1', "u2,3,-1"], {"label_map": {1: 1, -1.0: 0}}),
         ("a.csv", ["userid,day,label", 'u1,"1,2",True', "u2,3,false"], {"label_map": {True: 1, False: 0}}),
         ("a.csv", ["userid,day,stars", 'u1,"1,2",3.5', "u2,3,3"], {"label": "stars", "label_threshold": 3}),
-        ("a.json", ['[{"userid": "u1", "day": "1,2", "label": 1},', '{"userid": "u2", "day": "3", "label": 0}]'], {}),
-        (
-            "a.jsonl.gz",
-            ['{"userid": "u1", "day": "1,2", "label": 1}', "", '{"userid": "u2", "day": "3", "label": 0}'],
-            {},
-        ),
+        ("a.json", [f"[{OBJECTS[0]},", f"{OBJECTS[1]}]"], {}),
+        ("a.jsonl.gz", [OBJECTS[0], "", OBJECTS[1]], {}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
@@ -99,15 +96,9 @@ def test_files_as_people_have_them_are_read(tmp_path, name, lines, arguments, li
 
 
 def test_a_parquet_file_keeps_its_types_and_loses_the_index_of_pandas(tmp_path):
-    table = pa.table(
-        {
-            "user": pa.array([7, 8], pa.int32()),
-            "city": pa.array(["Rome", None]).dictionary_encode(),
-            "clicked": pa.array(["1", "0"]).dictionary_encode(),
-            "__index_level_0__": [5, 9],
-        }
-    )
-    path = write(tmp_path / "day=3" / "a.parquet", table)  # day is not a column either
+    columns = {"user": pa.array([7, 8], pa.int32()), "city": pa.array(["Rome", None]).dictionary_encode()}
+    columns |= {"clicked": pa.array(["1", "0"]).dictionary_encode(), "__index_level_0__": [5, 9]}
+    path = write(tmp_path / "day=3" / "a.parquet", pa.table(columns))  # day is not a column either
     rows = both_ways(path, label="clicked")
     assert rows == [{"user": 7, "city": "Rome", "label": 1}, {"user": 8, "city": None, "label": 0}]
     assert load_ctr_dataset(path, label="clicked").features["user"] == Value("int32")
@@ -119,23 +110,19 @@ ODD = {
 }  # fmt: skip
 
 
-def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> str:
-    quoted = [['"' + cell.replace('"', '""') + '"' for cell in cells] for cells in (rows[0], *map(dict.values, rows))]
-    return "".join(delimiter.join(cells) + "\r\n" for cells in quoted)
+def content_of(rows: list[dict[str, Any]], ending: str) -> str | pa.Table:
+    if ending == "parquet":
+        return pa.Table.from_pylist(rows)
+    if "json" in ending:
+        return json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows))
+    return pd.DataFrame(rows).to_csv(index=False, sep="\t" if "tsv" in ending else ",", lineterminator="\r\n")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.json", "a.jsonl", "a.parquet"])
 def test_odd_names_and_values_come_back_as_they_are(tmp_path, name, monkeypatch):
     monkeypatch.setattr(tables, "_BLOCK_ROWS", 1)
     rows = [ODD, dict.fromkeys(ODD, "x")]
-    content = {
-        "a.csv": as_csv(rows),
-        "a.tsv.gz": as_csv(rows, "\t"),
-        "a.json": json.dumps(rows),
-        "a.jsonl": "\n".join(map(json.dumps, rows)),
-        "a.parquet": pa.Table.from_pylist(rows),
-    }[name]
-    assert both_ways(write(tmp_path / name, content)) == rows
+    assert both_ways(write(tmp_path / name, content_of(rows, name.removeprefix("a.")))) == rows
 
 
 def test_rows_come_back_whatever_the_size_of_a_block(tmp_path, monkeypatch):
@@ -157,26 +144,6 @@ def test_the_encoding_is_an_argument(tmp_path):
             assert both_ways(tmp_path / name, encoding=encoding) == [{"Straße": "café", "label": 1}]
 
 
-def test_a_whole_number_is_one_id_in_every_format_and_a_truth_is_one_of_two(tmp_path):
-    write(tmp_path / "ints.parquet", pa.table({"id": [1, 2, 3]}))
-    write(tmp_path / "floats.parquet", pa.table({"id": [1.0, None, 3.0]}))
-    write(tmp_path / "a.csv", "id,x\n1,\n2,\n1.0,\nTrue,\n")
-    write(tmp_path / "a.jsonl", '{"id": true}\n{"id": false}')
-    extractor = FlipFeatureExtractor.fit(load_ctr_dataset(tmp_path / "ints.parquet"))
-    missing, unseen = extractor.missing_id(0), extractor.unseen_id(0)
-    one, two, three = extractor({"id": [1, 2, 3]})[:, 0].tolist()
-    assert len({one, two, three, missing, unseen}) == 5
-    for name, ids in {
-        "ints.parquet": [one, two, three],
-        "floats.parquet": [one, missing, three],
-        "a.csv": [one, two, one, one],
-        "a.jsonl": [one, unseen],
-    }.items():
-        assert extractor(load_ctr_dataset(tmp_path / name))[:, 0].tolist() == ids, name
-
-
-# --- what cannot be read ---------------------------------------------------------------------------------------------
-
 LATIN = "user,city\na,café\n".encode("latin-1")
 BAD_FILES = [
     ("a.csv", "user,y\na,1\n", {"label": "click"}, "a.csv has no label column 'click'; it has user, y"),
@@ -185,35 +152,28 @@ BAD_FILES = [
     ("a.json", '[{"label": [1]}]', {}, "column 'label' has the type list"),
     ("a.csv", "user,label\n", {}, "has no rows"),
     ("a.csv", "", {}, "a.csv cannot be read: Empty CSV"),
-    ("a.jsonl", "\n", {}, "has no rows"),
     ("a.json", "[]", {}, "has no rows"),
     ("a.csv", "user,user,label\na,b,1\n", {}, "a.csv has the columns 'user', 'user', 'label': each needs a name"),
     ("a.csv", "user,,label\n0,b,1\n", {}, "a.csv has the columns 'user', '', 'label': each needs a name"),
     ("a.csv", "user;label\na;1\n", {}, "has the columns 'user;label' .*delimiter=';'"),
     ("a.csv", "user;title, year;label\na;Heat;1\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 1: a;Heat;1"),
-    ("a.csv", "user::label\na::1\n", {"delimiter": "::"}, "single character"),
-    ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is for text files, csv, tsv and txt, and this is json"),
-    ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is for text files"),
+    ("a.json", "[]", {"delimiter": ","}, "delimiter=',' is not for json"),
+    ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is not for parquet"),
     ("a.csv", "user,label\na,1\n\nb,1,2\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 3: b,1,2"),
-    ("a.csv", "user,item,label\na,b,1\na,b\n", {}, "a.csv cannot be read: .*Expected 3 columns, got 2: a,b"),
-    ("a.csv", "a,1\nb,2\n", {"column_names": ["x"]}, "a.csv cannot be read: .*Expected 1 columns, got 2"),
     ("a.csv", LATIN, {}, "a.csv cannot be read: .*UTF8.*encoding='latin-1'"),
     ("a.csv", LATIN, {"encoding": "ascii"}, "a.csv cannot be read: .*0xe9.*encoding='latin-1'"),
     ("a.json", '[{"a": "café"}]'.encode("latin-1"), {}, "a.json cannot be read: .*0xe9 .*encoding='latin-1'"),
-    ("a.csv", "user,label\na,1\n".encode("utf-16"), {}, "a.csv cannot be read"),
     ("a.jsonl", '{"a": "x"}\n{"a": ["x"]}', {}, "a.jsonl: column 'a' holds values that have no type in common"),
     ("a.jsonl", '{"a": 1}\n[1]\n', {}, "a.jsonl holds .*1.*, which is no object"),
-    ("a.json", "[1, 2]", {}, "a.json holds 1, which is no object"),
     ("a.json", f'[{{"a": {2**63}}}]', {}, "a.json: column 'a' holds values .* too large"),
     ("a.jsonl", f'{{"a": 0.5}}\n{{"a": {2**53 + 1}}}', {}, "a.jsonl: column 'a' .*9007199254740993"),
     ("a.json", '[{"a": "\\ud800"}]', {}, "a.json: column 'a' .*surrogates not allowed"),
     ("a.json", "[{", {}, "a.json cannot be read"),
-    ("a.jsonl", '{"a": 1}\n{"a"', {}, "a.jsonl cannot be read"),
     ("a.parquet", b"PAR1", {}, "a.parquet cannot be read"),
     ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), {}, "two columns of the table are named 'a'"),
     ("a.parquet", pa.table({"label": [1.0, float("nan")]}), {}, "column 'label' has a row without a label"),
-    ("a.xlsx", "x", {}, "a.xlsx ends in none of .csv, .tsv, .txt"),
-    ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is not for files"),
+    ("a.zip", "x", {}, "a.zip ends in none of .csv, .tsv, .txt.*: unpack an archive"),
+    ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is not for csv"),
 ]  # fmt: skip
 
 
@@ -225,7 +185,7 @@ def test_a_bad_file_is_refused_with_a_reason(tmp_path, name, content, arguments,
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache" / "flip_hf").iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.zip", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.csv.zip", "a.parquet"])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
     if name == "a.parquet":
         content = pa.table({"a": list(range(100_000))})
@@ -242,8 +202,6 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
         load_ctr_dataset(tmp_path / "b.csv.gz")
 
 
-# --- quotes ----------------------------------------------------------------------------------------------------------
-
 RAW_QUOTES = {
     "text after a quote": '"hello\t1\nfoo\t0\nbar" baz\t1\n',
     "an odd one": 'a\t1\n"b\t0\nc\t1\n',
@@ -257,7 +215,7 @@ def test_a_tsv_of_raw_quotes_loses_no_row_in_silence(tmp_path, case, caplog):
     path = write(tmp_path / "a.tsv", "t\tlabel\n" + RAW_QUOTES[case])
     if case == "rows between two":  # which are a value, to everybody who does not know better
         assert len(both_ways(path)) == 2
-        assert "a.tsv: a value of 't' in quotes looks like several rows" in caplog.text
+        assert "a.tsv, line 5: a value in quotes looks like several rows" in caplog.text
     else:
         for streaming in (False, True):
             with pytest.raises(ValueError, match="a.tsv, line 4.*has to be doubled|a.tsv, line 2|cannot be read"):
@@ -277,17 +235,10 @@ def test_an_escaped_quote_is_a_quote_or_an_error(tmp_path):
 
 
 def test_a_long_value_in_quotes_needs_a_word_that_quotes_are_quotes(tmp_path):
-    before = csv.field_size_limit()
     path = write(tmp_path / "a.csv", 't,label\n"' + "x" * 200_000 + '",1\n')
-    with pytest.raises(
-        ValueError, match="line 2: field larger than field limit .*QUOTE_MINIMAL leaves this check out"
-    ):
+    with pytest.raises(ValueError, match="line 2: field larger than field limit .*QUOTE_MINIMAL leaves this"):
         load_ctr_dataset(path)
     assert len(both_ways(path, quoting=csv.QUOTE_MINIMAL)[0]["t"]) == 200_000
-    assert csv.field_size_limit() == before
-
-
-# --- several files of one table --------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, *shards: dict[str, list]) -> Path:
@@ -301,14 +252,7 @@ def test_a_folder_a_glob_and_a_list_of_files_are_one_table(tmp_path, ending):
     rows = [{"user": f"{k:03}", "item": "é" * (k % 3) or None, "label": k % 2} for k in range(10)]
     folder = tmp_path / "clicks"
     for name, part in {"part-10": rows[3:4], "part-0": rows[:3], "part-2": rows[4:]}.items():  # sorted: 0, 10, 2
-        delimiter = "\t" if "tsv" in ending else ","
-        cells = [[*part[0]], *([str(value if value is not None else "") for value in row.values()] for row in part)]
-        content = {
-            "parquet": pa.Table.from_pylist(part),
-            "json": json.dumps(part),
-            "jsonl.gz": "\n".join(map(json.dumps, part)),
-        }.get(ending, "\n".join(map(delimiter.join, cells)))
-        write(folder / f"{name}.{ending}", content)
+        write(folder / f"{name}.{ending}", content_of(part, ending))
     write(folder / "_SUCCESS", "")
     write(folder / ".part-0.crc", "")
     listed = [folder / f"part-{k}.{ending}" for k in (0, 10, 2)]
@@ -334,13 +278,10 @@ def test_columns_of_files_are_joined_by_name_and_types_without_loss(tmp_path):
     ("first", "second", "message"),
     [
         ({"a": [1]}, {"a": ["1"]}, "part-1.parquet cannot be read: .*Field a has incompatible types: int64 vs string"),
-        ({"a": [1]}, {"a": [True]}, "incompatible types: int64 vs bool"),
         ({"a": ["x"]}, {"a": [["x"]]}, "incompatible types: string vs list"),
         ({"a": [2**53 + 1]}, {"a": [0.5]}, "part-0.parquet cannot be read: .*9007199254740993"),
         ({"a": [1], "b": [1]}, {"a": [1]}, "part-1.parquet and part-0.parquet differ in the columns b: files of one"),
-        ({"a": [1]}, {"a": [1], "b c": [1]}, "differ in the columns b c"),
         ({"a": [1], "label": [1]}, {"a": [1], "label": [2]}, "part-1.parquet: column 'label' has the label 2"),
-        ({"a": [1], "label": [1]}, {"a": [1], "label": [None]}, "part-1.parquet: column 'label' has a row without a"),
     ],
 )
 def test_files_that_do_not_go_together_are_refused(tmp_path, first, second, message):
@@ -392,14 +333,10 @@ def test_a_source_that_is_no_set_of_files_is_refused(tmp_path):
         load_ctr_dataset([path, folder / "part-0.parquet"])
     with pytest.raises(ValueError, match=r"clicks is a folder: pass a glob"):
         load_ctr_dataset(tmp_path)
-    with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
-        file.writestr("a.csv", "")
-        file.writestr("b.csv", "")
-    with pytest.raises(ValueError, match="two.zip: of an archive with several files in it, unpack"):
-        load_ctr_dataset(tmp_path / "two.zip")
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
+    with zipfile.ZipFile(write(tmp_path / "two.csv.zip", "a\n1\n"), "a") as file:
+        file.writestr("b.csv", "a\n2\n")
+    with pytest.raises(ValueError, match="two.csv.zip holds several files: unpack"):
+        load_ctr_dataset(tmp_path / "two.csv.zip")
 
 
 def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_nothing(tmp_path, monkeypatch):
@@ -412,16 +349,12 @@ def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_n
         assert [row["id"] for row in rows] == list(range(50 * rank, 50 * rank + 50))
     for batch in stream.with_format("arrow").iter(batch_size=150):
         assert batch.column("id").to_pylist() == list(range(150))
-    iterator = iter(stream)
-    seen = [next(iterator)["id"] for _ in range(73)]
+    seen = [row["id"] for row in itertools.islice(stream, 73)]
     again = load_ctr_dataset(folder, streaming=True)
     again.load_state_dict(stream.state_dict())
     assert seen + [row["id"] for row in again] == list(range(150))
     assert not (tmp_path / "cache").exists()
     assert FlipFeatureExtractor.fit(stream) == FlipFeatureExtractor.fit(load_ctr_dataset(folder))
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -477,8 +410,6 @@ def test_what_is_left_out_or_taken_for_granted_is_said(tmp_path, caplog, monkeyp
     assert len(load_ctr_dataset("restaurants")) == 1161
 
 
-# --- rows in memory --------------------------------------------------------------------------------------------------
-
 FRAME = pd.DataFrame({"user": [1, 2], "city": ["Rome", None], "clicked": [1, 0]}, index=[7, 3])
 CONTAINERS = {
     "pandas": FRAME,
@@ -529,9 +460,6 @@ def test_classes_are_encoded_by_their_names(stream, processor):
         dataset = dataset.map(lambda row: row, features=features) if stream == "python" else dataset
     expected = prepare_dataset(Dataset.from_dict(rows), processor, keep_columns=["title"]).to_list()
     assert list(prepare_dataset(dataset, processor, keep_columns=["title"])) == expected
-
-
-# --- what datasets does not promise ----------------------------------------------------------------------------------
 
 
 def test_what_is_used_of_datasets_beyond_its_public_face_is_there():

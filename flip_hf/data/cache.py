@@ -29,9 +29,8 @@ def cached(
 ) -> Dataset:
     """
     The rows of the tables that `read` yields, mapped into memory from a folder; where it is there, nothing is read.
-
-    They are written beside the folder, which is renamed when it is whole: another process sees all of it or nothing.
-    `describe` makes the info of the number of rows, after the last table.
+    They are written beside it and renamed when whole: another process sees all or nothing. `describe` makes the info
+    of the number of rows, after the last table.
     """
     if not folder.is_dir():
         temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"

@@ -41,10 +41,10 @@ class _Encoder:
     vocabulary_folder: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.vocabulary_folder is None:
-            return self.__dict__
-        processor = copy.copy(self.processor)
-        processor.feature_extractor = processor.feature_extractor.without_arrays()
+        processor = self.processor
+        if self.vocabulary_folder is not None:
+            processor = copy.copy(processor)
+            processor.feature_extractor = processor.feature_extractor.without_arrays()
         return {**self.__dict__, "processor": processor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -97,8 +97,8 @@ def prepare_dataset(
     times faster. Cached like any `map`, also for the next process.
 
     Args:
-        dataset (`Dataset`, `DatasetDict` or `IterableDataset`): raw columns; a stream is encoded as it is read. Or a
-            table in memory, as `load_ctr_dataset` takes it, or a dict of such splits.
+        dataset: raw columns: a `Dataset`, any table in memory that `load_ctr_dataset` takes, a `DatasetDict` or dict
+            of them, or an `IterableDataset`, which is encoded as it is read.
         processor ([`FlipProcessor`]): fitted on the training rows.
         return_text (`bool`): `False` leaves the text out (FLIP_ID).
         num_proc (`int`, *optional*): processes; they share one copy of the vocabulary. Not for streams.
@@ -111,24 +111,20 @@ def prepare_dataset(
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
-        row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0). The share of
-        unseen and of missing values of each field is logged.
-
-    Raises:
-        ValueError: if the table is empty, a field has no column, a label is not 0 or 1, `out_of_fold` has to be said,
-            or `keep_columns` names a column that is not there or that the processor makes.
+        row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0).
     """
     if text is not None:
         return_text = old_word("text", text, "return_text")
     if isinstance(dataset, dict) and all(
         hasattr(split, "columns") or hasattr(split, "column_names") for split in dataset.values()
     ):
-        options = (return_text, num_proc, batch_size, keep_columns)
-        encoded = {
-            name: prepare_dataset(split, processor, *options, name == "train" if out_of_fold is None else out_of_fold)
-            for name, split in dataset.items()
-        }
-        return DatasetDict(encoded) if type(dataset) is dict else type(dataset)(encoded)
+        encoded = DatasetDict() if type(dataset) is dict else type(dataset)()
+        for name, split in dataset.items():
+            is_train = name == "train" if out_of_fold is None else out_of_fold
+            encoded[name] = prepare_dataset(
+                split, processor, return_text, num_proc, batch_size, keep_columns, is_train
+            )
+        return encoded
     extractor = processor.feature_extractor
     if extractor.has_label_statistics and out_of_fold is None:
         raise ValueError(
@@ -136,8 +132,7 @@ def prepare_dataset(
             "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
         )
     is_stream = isinstance(dataset, IterableDataset)
-    dataset = dataset if is_stream else as_dataset(dataset)
-    if not is_stream and not len(dataset):
+    if not is_stream and not len(dataset := as_dataset(dataset)):
         raise ValueError("the table has no rows: there is nothing to encode")
     raw = dataset.features or Dataset.from_list(list(dataset.take(5))).features
     lists = {**(_TEXT if return_text else {}), "feature_ids": "int32"}
@@ -166,10 +161,8 @@ def prepare_dataset(
         if num_proc is not None and num_proc > 1:
             extractor.save_vocabulary(folder)
             encoder.vocabulary_folder = folder
-        dataset = dataset.with_format("arrow")
-        encoded = dataset.map(encoder, num_proc=num_proc, new_fingerprint=fingerprint, desc="encoding", **settings)
-    _log_rates(encoded, extractor)
-    encoded = encoded.with_format(None)
+        settings |= {"num_proc": num_proc, "new_fingerprint": fingerprint, "desc": "encoding"}
+        encoded = dataset.with_format("arrow").map(encoder, **settings).with_format(None)
     before = _MADE.sub("", encoded.info.description or "").strip()
     encoded.info.description = f"{before}\n{_made_by(extractor, extractor.num_features)}".strip()
     return encoded
@@ -182,10 +175,8 @@ def _made_by(extractor: Any, num_features: int) -> str:
 
 
 def check_encoded(dataset: Any, processor: Any, name: str) -> None:
-    """
-    Raises ValueError for encoded rows that were made by another processor, as far as they know by what they were made
-    (`info.description`, which `map` and `select` carry along); a processor that was extended since is the same.
-    """
+    """Raises ValueError for encoded rows that say they were made by another processor (`info.description`, which `map`
+    and `select` carry along); one that was extended since is the same."""
     made = _MADE.search(getattr(getattr(dataset, "info", None), "description", None) or "")
     extractor = processor.feature_extractor
     num_features = int(made[1]) if made else 0
@@ -194,17 +185,6 @@ def check_encoded(dataset: Any, processor: Any, name: str) -> None:
             f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
             "them with this one (prepare_dataset)"
         )
-
-
-def _log_rates(encoded: Dataset, extractor: Any) -> None:
-    """Shares of unseen and missing values, a piece at a time: the ids of a large table need not fit into memory."""
-    occurrences = np.zeros((extractor.num_fields, 4), np.int64)
-    for table in encoded.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=1_000_000):
-        ids = table.column("feature_ids").combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        occurrences += extractor.occurrences(ids)
-    for field, (unseen, missing) in zip(extractor.field_names, extractor.shares_of(occurrences).tolist(), strict=True):
-        if unseen or missing:
-            logger.info(f"{field}: {unseen:.2%} unseen, {missing:.2%} missing")
 
 
 __all__ = ["prepare_dataset"]

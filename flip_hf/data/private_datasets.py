@@ -11,7 +11,7 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 
 
 def fingerprint_of(dataset: Dataset) -> str:
-    """What `map` finds its results again by: the same in every process for the same rows and what was done to them."""
+    """The same in every process for the same rows and what was done to them: `map` finds its results again by it."""
     return dataset._fingerprint
 
 

@@ -5,13 +5,13 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
 from ..columns_flip import batches, code_scalars, read_labels, with_class_names
@@ -30,15 +30,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(["train", "training", "false", "0"], 0),
     **dict.fromkeys(["validation", "valid", "val", "dev"], 1),
     **dict.fromkeys(["test", "testing", "true", "1"], 2),
-}
-# which arguments a strategy reads: another one is a mistake
-_ARGUMENTS = {
-    "random": ("fractions", "stratify"),
-    "time": ("fractions", "time_column", "time_format"),
-    "last": ("time_column", "time_format", "user_column", "num_last"),
-    "cold": ("fractions", "column", "warm_fraction"),
-    "column": ("fractions", "column"),
-    "hash": ("fractions", "column"),
 }
 # a class rarer than that is spread evenly over random splits, and with fewer clicks than that metrics are chance
 _RARE_SHARE, _FEW_CLICKS = 0.01, 100
@@ -68,15 +59,14 @@ def split_dataset(
     Train, validation and test rows; no row is in two of them, none is lost.
 
     Args:
-        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory; or a stream, for `"hash"`
-            alone: the other strategies need to know all rows.
+        dataset (`Dataset`): the table, in any form that `load_ctr_dataset` takes in memory; or a stream, for `"hash"`.
         strategy (`str`): who is held out (values are compared as text is: 1, 1.0, "1" and " 1" are one).
 
             - `"random"`: any rows.
             - `"time"`: the earliest rows train, the latest test; equal times keep the order of the table.
-            - `"last"`: the last `num_last` rows of each user test, those before them validate, the rest train. Users
-              with fewer than `2 x num_last + 1` rows, and rows without a user, train. (Training rows of one user may
-              be later than test rows of another: only `"time"` keeps the future out.)
+            - `"last"`: the last `num_last` rows of each user test, as many before them validate, the rest train; so do
+              users with fewer than `2 x num_last + 1` rows, and rows without a user. (Training rows of one user may be
+              later than test rows of another: only `"time"` keeps the future out.)
             - `"cold"`: whole values of `column` (`"movie_id"`, or a user column): no value of a validation or test row
               occurs in train, and none of test in validation. Rows without a value train.
             - `"column"`: what `column` says: train, validation (also valid, val, dev) or test, or true (1) for the
@@ -95,29 +85,24 @@ def split_dataset(
         stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
             where a class has fewer than 1 % of the rows.
         label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
-        cache_dir (`str`, *optional*): where the rows of a table that is mapped into memory are written in their new
-            order (default: `flip_hf` in datasets' own cache); those of a table in memory stay there.
+        cache_dir (`str`, *optional*): where rows that are mapped into memory are written in their new order (default:
+            `flip_hf` in datasets' own cache); those in memory stay there.
 
     Returns:
         `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
         each of them). The same table and arguments give the same fingerprints in every process. A split with one
         class, or fewer than 100 clicks, is warned about.
-
-    Raises:
-        ValueError: for an argument that does not go with the strategy, a split that would be empty, a column that is
-            not there or holds lists, a time that is no time or unknown, or a value that names no split.
-        TypeError: for splits, or a stream that is not to be split by hash.
     """
     arguments = {**locals(), "fractions": tuple(fractions)}
     _check_arguments(**arguments)
     if isinstance(dataset, IterableDataset):
         if strategy == "hash":
-            return _split_stream(dataset, seed, fractions, str(column))
+            return _split_stream(dataset, seed, fractions, column)
         raise TypeError(
             f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
             "strategy='hash' with the column of an id, or load the table without streaming"
         )
-    dataset = as_dataset(dataset)
+    arguments["dataset"] = dataset = as_dataset(dataset)
     if label != "label" or stratify:
         _check_column(dataset, label, "label")
     if negative_sampling_rate(dataset) < 1.0:
@@ -125,43 +110,50 @@ def split_dataset(
             "non-clicks of this table were left out (sample_negatives): those of validation and test are, too, and "
             "their metrics are not those of the whole table; split first, then sample the training rows"
         )
-    if strategy in ("random", "time"):
-        bounds = _bounds(len(dataset), fractions, "rows")
-        if strategy == "random":
-            order = np.random.default_rng(seed).permutation(len(dataset))
-        else:
-            order = np.argsort(_times(dataset, time_column, time_format), kind="stable")
-        orders = dict(zip(_SPLITS, np.split(order, bounds), strict=True))
-        if strategy == "random" and stratify is not False and label in dataset.column_names:
-            classes = _codes(_column(dataset, label, "label", label), label)[0] + 1
-            orders = _stratified(classes, order, fractions, bool(stratify)) or orders
-    else:
-        parts = _parts(**{**arguments, "dataset": dataset}) if len(dataset) else np.zeros(0, np.int8)
-        names = [*_SPLITS, "warm"] if warm_fraction else _SPLITS
-        orders = {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
-        empty = ", ".join(name for name, rows in orders.items() if not len(rows))
-        if empty:
-            raise ValueError(f"{empty} would be empty: strategy={strategy!r} finds no row for it in {len(dataset)}")
-        if strategy == "column":
-            dataset = dataset.remove_columns(column)
+    find = _STRATEGIES[strategy]
+    rows = find(**{name: arguments[name] for name in _parameters(find)}) if len(dataset) else [np.empty(0)] * 3
+    orders = dict(zip([*_SPLITS, "warm"], rows, strict=False))
+    empty = ", ".join(name for name, order in orders.items() if not len(order))
+    if empty:
+        raise ValueError(f"{empty} would be empty: strategy={strategy!r} finds no row for it in {len(dataset)}")
+    if strategy == "column":
+        dataset = dataset.remove_columns(column)
     splits = DatasetDict({name: _take(dataset, order, dataset.info, cache_dir) for name, order in orders.items()})
     if label in dataset.column_names:
         _warn_of_few_clicks(splits, label)
     return splits
 
 
+def _check_arguments(strategy: str, **arguments: Any) -> None:
+    if strategy not in _STRATEGIES:
+        raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_STRATEGIES)}")
+    for name, parameter in _parameters(split_dataset).items():
+        takers = [other for other, find in _STRATEGIES.items() if name in _parameters(find)]
+        is_others = name not in ("dataset", "seed", "label") and takers and strategy not in takers
+        if is_others and (value := arguments[name]) != parameter.default:
+            raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
+    fractions, warm_fraction = arguments["fractions"], arguments["warm_fraction"]
+    # "not all", so that nan is refused as well
+    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
+        raise ValueError(f"{fractions=} are not three positive shares that sum to 1")
+    if not 0 <= warm_fraction < 1:
+        raise ValueError(f"{warm_fraction=} is no share in [0, 1)")
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
 def _warn_of_few_clicks(splits: DatasetDict, label: str) -> None:
     few = []
     for name, split in splits.items():
-        codes, values = _codes(_column(split, label, "label", label), label)
-        rows = np.bincount(codes + 1, minlength=len(values) + 1).tolist()
-        counts = {value: count for value, count in zip([None, *values], rows, strict=True) if count}
+        codes, values = _codes(split, label, "label", label)
+        counts = dict(zip([None, *values], np.bincount(codes + 1, minlength=len(values) + 1).tolist(), strict=True))
+        labels = [value for value, count in counts.items() if count]
         clicks = counts.get("1", counts.get("True", 0))
-        if len(counts) == 1:
-            logger.warning(
-                f"all {len(split)} rows of {name} have label {next(iter(counts))}: nothing can be measured there"
-            )
-        elif len(counts) == 2 and 0 < clicks < _FEW_CLICKS:
+        if len(labels) == 1:
+            logger.warning(f"all {len(split)} rows of {name} have label {labels[0]}: nothing can be measured there")
+        elif len(labels) == 2 and 0 < clicks < _FEW_CLICKS:
             few.append(f"{name} has {clicks}")
     if few:
         logger.warning(f"few clicks: {', '.join(few)}; with fewer than {_FEW_CLICKS}, metrics move a lot by chance")
@@ -174,10 +166,8 @@ def sample_negatives(
     Training rows with all clicks and a random share `rate`, in (0, 1], of the non-clicks, in the order of the table.
 
     The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
-    (`to_iterable_dataset` does not): a model that is trained on these rows needs it as
-    `config.negative_sampling_rate`, so that its probabilities are those of the whole table. Metrics of sampled
-    validation or test rows are not those of the whole table: split first. `dataset` and `cache_dir` are as of
-    `split_dataset`.
+    (`to_iterable_dataset` does not): a model of these rows needs it as `config.negative_sampling_rate`, so that its
+    probabilities are those of the whole table. `dataset` and `cache_dir` are as of `split_dataset`: split first.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
@@ -201,41 +191,21 @@ def negative_sampling_rate(dataset: Any) -> float:
     return float(recorded[1]) if recorded else 1.0
 
 
-def _check_arguments(strategy: str, **arguments: Any) -> None:
-    if strategy not in _ARGUMENTS:
-        raise ValueError(f"strategy={strategy!r} is not one of {', '.join(_ARGUMENTS)}")
-    parameters = inspect.signature(split_dataset).parameters
-    for name, value in arguments.items():
-        takers = [other for other, names in _ARGUMENTS.items() if name in names]
-        if takers and strategy not in takers and value != parameters[name].default:
-            raise ValueError(f"{name}={value!r} is not for strategy={strategy!r}, but for {', '.join(takers)}")
-    fractions, num_last, warm_fraction = (arguments[name] for name in ("fractions", "num_last", "warm_fraction"))
-    # "not all", so that nan is refused as well
-    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1.0) > 1e-9:
-        raise ValueError(f"{fractions=} are not three positive shares that sum to 1")
-    if num_last < 1 or not 0 <= warm_fraction < 1:
-        raise ValueError(f"{num_last=}, {warm_fraction=}: the one is at least 1, the other a share in [0, 1)")
-    if "column" in _ARGUMENTS[strategy] and arguments["column"] is None:
-        raise ValueError(f"strategy={strategy!r} needs column, the name of the column to split by")
+def _shares(values: np.ndarray, fractions: _Fractions) -> list[np.ndarray]:
+    """Values in their order, cut into train, validation and test."""
+    return np.split(values, [int(len(values) * share + 1e-9) for share in (fractions[0], fractions[0] + fractions[1])])
 
 
-def _bounds(size: int, fractions: _Fractions, what: str) -> tuple[int, int]:
-    train_end = int(size * fractions[0] + 1e-9)
-    validation_end = int(size * (fractions[0] + fractions[1]) + 1e-9)
-    if not 0 < train_end < validation_end < size:
-        raise ValueError(f"{size} {what} are too few for fractions {fractions}: a split would be empty")
-    return train_end, validation_end
-
-
-def _stratified(
-    classes: np.ndarray, order: np.ndarray, fractions: _Fractions, wanted: bool
-) -> dict[str, np.ndarray] | None:
-    """Random splits that have their share of each class; `None` where no class is rare, and it is not `wanted`."""
+def _random(dataset: Dataset, seed: int, fractions: _Fractions, stratify: bool | None, label: str) -> list[np.ndarray]:
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    if stratify is False or label not in dataset.column_names:
+        return _shares(order, fractions)
+    classes = _codes(dataset, label, "label", label)[0][order] + 1
     counts = np.bincount(classes)
     rarest = counts[counts > 0].min() / len(classes)
-    if not wanted and (np.count_nonzero(counts) != 2 or rarest >= _RARE_SHARE):
-        return None
-    if not wanted:
+    if not stratify and (np.count_nonzero(counts) != 2 or rarest >= _RARE_SHARE):
+        return _shares(order, fractions)
+    if not stratify:
         logger.warning_once(
             f"{rarest:.2%} of the rows are of one class: the random splits are stratified, so that each has its share "
             "(stratify=False: left to chance)"
@@ -243,100 +213,110 @@ def _stratified(
     parts = np.empty(len(order), np.int8)
     for number, count in enumerate(counts.tolist()):
         ends = [round(count * share) for share in (fractions[0], fractions[0] + fractions[1])]
-        for part, places in enumerate(np.split(np.flatnonzero(classes[order] == number), ends)):
+        for part, places in enumerate(np.split(np.flatnonzero(classes == number), ends)):
             parts[places] = part
-    return {name: order[parts == part] for part, name in enumerate(_SPLITS)}
+    return [order[parts == part] for part in range(3)]
 
 
-def _parts(
-    dataset: Dataset, strategy: str, seed: int, fractions: _Fractions, column: str, **arguments: Any
-) -> np.ndarray:
-    """Number of the split of each row `(B,)`."""
-    if strategy == "last":
-        users, _ = _codes(_column(dataset, arguments["user_column"], "user_column"), arguments["user_column"])
-        times = _times(dataset, arguments["time_column"], arguments["time_format"])
-        return _last_of_each(users, times, arguments["num_last"])
-    codes, values = _codes(_column(dataset, column, "column"), column)
-    if strategy == "cold":
-        return _cold(codes, len(values), seed, fractions, arguments["warm_fraction"])
-    if strategy == "column":
-        return _named(codes, values, seed, fractions, column)
-    return _hashed(codes, values, seed, fractions)
+def _by_time(dataset: Dataset, fractions: _Fractions, time_column: str, time_format: str | None) -> list[np.ndarray]:
+    return _shares(np.argsort(_times(dataset, time_column, time_format), kind="stable"), fractions)
 
 
-def _last_of_each(users: np.ndarray, times: np.ndarray, num_last: int) -> np.ndarray:
-    order = np.lexsort((times, users))  # stable: equal times keep the order of the table
+def _last(
+    dataset: Dataset, time_column: str, time_format: str | None, user_column: str, num_last: int
+) -> list[np.ndarray]:
+    users, _ = _codes(dataset, user_column, "user_column")
+    order = np.lexsort((_times(dataset, time_column, time_format), users))  # equal times keep the order of the table
     counts = np.bincount(users + 1)  # of no user first
     from_end = np.empty(len(users), np.int64)
     from_end[order] = np.cumsum(counts)[users[order] + 1] - 1 - np.arange(len(users))
-    parts = np.where(from_end < num_last, 2, np.where(from_end < 2 * num_last, 1, 0)).astype(np.int8)
+    parts = np.where(from_end < num_last, 2, np.where(from_end < 2 * num_last, 1, 0))
     parts[(counts[users + 1] < 2 * num_last + 1) | (users < 0)] = 0
-    return parts
+    return _rows_of(parts)
 
 
-def _cold(codes: np.ndarray, num_values: int, seed: int, fractions: _Fractions, warm_fraction: float) -> np.ndarray:
+def _cold(dataset: Dataset, seed: int, fractions: _Fractions, column: str, warm_fraction: float) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
-    part_of_value = np.zeros(num_values + 1, np.int8)  # the last is of rows without a value, whose code is -1
-    shuffled = random.permutation(num_values)
-    for part, values in enumerate(np.split(shuffled, _bounds(num_values, fractions, "distinct values"))):
+    codes, distinct = _codes(dataset, column, "column")
+    part_of_value = np.zeros(len(distinct) + 1, np.int8)  # the last is of rows without a value, whose code is -1
+    for part, values in enumerate(_shares(random.permutation(len(distinct)), fractions)):
         part_of_value[values] = part
     parts = part_of_value[codes]
-    if warm_fraction:
-        rows = random.permutation(np.flatnonzero((parts == 0) & (codes >= 0)))
-        stays = np.zeros(len(rows), bool)
-        stays[np.unique(codes[rows], return_index=True)[1]] = True
-        parts[rows[~stays][: int(np.sum(parts == 0) * warm_fraction)]] = 3
-    return parts
+    if not warm_fraction:
+        return _rows_of(parts)
+    rows = random.permutation(np.flatnonzero((parts == 0) & (codes >= 0)))
+    stays = np.zeros(len(rows), bool)
+    stays[np.unique(codes[rows], return_index=True)[1]] = True
+    parts[rows[~stays][: int(np.sum(parts == 0) * warm_fraction)]] = 3
+    return _rows_of(parts, 4)
 
 
-def _named(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions, column: str) -> np.ndarray:
-    unknown = [repr(value) for value in values if value.lower() not in _SPLIT_NAMES]
+def _named(dataset: Dataset, seed: int, fractions: _Fractions, column: str) -> list[np.ndarray]:
+    codes, values = _codes(dataset, column, "column")
+    found = [*([None] if np.any(codes < 0) else []), *values]
+    unknown = [repr(value) for value in found if str(value).lower() not in _SPLIT_NAMES]
     if unknown:
         raise ValueError(
-            f"column {column!r} holds {', '.join([*unknown[:10], *(['...'] if unknown[10:] else [])])}, which name no "
-            "split: train, validation (valid, val, dev) and test do, or false (train) and true (test)"
+            f"column {column!r} holds {', '.join(unknown[:10])}, which names no split: train, validation (valid, val, "
+            "dev) and test do, or false (train) and true (test)"
         )
-    holes = int(np.sum(codes < 0))
-    if holes:
-        raise ValueError(f"{holes} of {len(codes)} rows have no {column!r}: write train, validation or test in each")
     parts = np.array([_SPLIT_NAMES[value.lower()] for value in values], np.int8)[codes]
     if not np.any(parts == 1):
         rows = np.random.default_rng(seed).permutation(np.flatnonzero(parts == 0))
         held_out = int(len(rows) * fractions[1] / (fractions[0] + fractions[1]))
         logger.warning(f"column {column!r} names no rows for validation: {held_out} random training rows are")
         parts[rows[:held_out]] = 1
-    return parts
+    return _rows_of(parts)
 
 
-def _hashed(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions) -> np.ndarray:
+def _hashed(dataset: Dataset, seed: int, fractions: _Fractions, column: str) -> list[np.ndarray]:
+    return _rows_of(_hash_parts(*_codes(dataset, column, "column"), seed, fractions))
+
+
+def _hash_parts(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions) -> np.ndarray:
     """A row's split is where the hash of its value, a number in [0, 1), falls among the fractions."""
     digests = [hashlib.blake2b(f"{seed}:{value}".encode(), digest_size=8).digest() for value in values]
     hashes = [int.from_bytes(digest) for digest in digests] + [0]  # the last is of no value, whose code is -1
     shares = np.array(hashes, np.uint64) / 2.0**64
-    return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right").astype(np.int8)[codes]
+    return np.searchsorted(np.cumsum(fractions[:2]), shares, side="right")[codes]
 
 
-def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: str) -> IterableDatasetDict:
+def _rows_of(parts: np.ndarray, num_parts: int = 3) -> list[np.ndarray]:
+    return [np.flatnonzero(parts == part) for part in range(num_parts)]
+
+
+# a strategy reads the arguments that its function has: another one is a mistake
+_STRATEGIES: dict[str, Callable[..., list[np.ndarray]]] = {
+    "random": _random,
+    "time": _by_time,
+    "last": _last,
+    "cold": _cold,
+    "column": _named,
+    "hash": _hashed,
+}
+
+
+def _split_stream(
+    dataset: IterableDataset, seed: int, fractions: _Fractions, column: str | None
+) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
-    settings = {"column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
     splits = IterableDatasetDict()
     for part, name in enumerate(_SPLITS):
-        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs={"part": part, **settings})
+        settings = {"part": part, "column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
+        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
         splits[name] = rows.with_format(None)
     return splits
 
 
-def _is_part(
-    rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Features | None
-) -> list[bool]:
+def _is_part(rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Any) -> list[bool]:
     _check_column(rows, column, "column")  # a stream may not know its columns before
     values = with_class_names(rows.select([column]), features)[column]
-    return (_hashed(*_codes(values, column), seed, fractions) == part).tolist()
+    return (_hash_parts(*_coded(values, column), seed, fractions) == part).tolist()
 
 
-def _check_column(table: Any, column: str, argument: str) -> None:
+def _check_column(table: Any, column: str | None, argument: str) -> None:
     if column not in table.column_names:
         raise ValueError(
             f"there is no column {column!r} to split by; the table has {', '.join(table.column_names)}: name one with "
@@ -357,7 +337,11 @@ def _column(dataset: Dataset, column: str, argument: str, label: str | None = No
     return rows
 
 
-def _codes(values: Any, column: str) -> tuple[np.ndarray, list[str]]:
+def _codes(dataset: Dataset, column: str, argument: str, label: str | None = None) -> tuple[np.ndarray, list[str]]:
+    return _coded(_column(dataset, column, argument, label), column)
+
+
+def _coded(values: Any, column: str) -> tuple[np.ndarray, list[str]]:
     """Number of each row's value `(B,)` among the distinct ones, as texts (-1: no value), and those."""
     coded = code_scalars(values, column)
     texts = [canonical_value(value) for value in coded.values]
@@ -372,8 +356,9 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
     if pa.types.is_temporal(values.type) and time_format is None:
         times, unknown = values.to_numpy(), values.null_count
     else:
-        coded = code_scalars(values, column)
-        times = _read_times(coded.values, column, time_format)[coded.indices]
+        encoded = values.dictionary_encode().combine_chunks()
+        times = np.append(_read_times(encoded.dictionary, column, time_format), np.nan)  # the last is of null
+        times = times[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
         unknown = int(np.isnan(times).sum())
     if unknown:
         raise ValueError(
@@ -383,23 +368,21 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
     return times
 
 
-def _read_times(values: Sequence[Any], column: str, time_format: str | None) -> np.ndarray:
+def _read_times(values: pa.Array, column: str, time_format: str | None) -> np.ndarray:
     try:
-        numbers = pa.array(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         numbers = None
     if numbers is None or time_format is not None:
-        return read_times(values, column, time_format)
+        return read_times(values.to_pylist(), column, time_format)
     numbers = np.where(np.isfinite(numbers) & (numbers != 0), numbers, np.nan)
     is_time = np.any(np.abs(numbers) >= _MOST_STEPS)
     return read_times(numbers.tolist(), column) if is_time else numbers
 
 
 def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
-    """
-    Rows in a given order, written out in that order to this package's cache: `dataset.select` would keep a list of row
-    numbers instead, and gather rows one by one at every later read; so does `flatten_indices`, 100 times as slow.
-    """
+    """Rows written out in a given order: `dataset.select` would keep a list of row numbers, and gather rows one by one
+    at every later read; so does `flatten_indices`, 100 times as slow."""
     known = f"{fingerprint_of(dataset)}{info.description}".encode()
     digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
     if not dataset.cache_files:

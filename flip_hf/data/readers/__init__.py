@@ -23,8 +23,8 @@ from .tables import TableOptions, read_pieces
 class NamedDataset:
     """How a published data set is read."""
 
-    files: Sequence[str] | Callable[..., Sequence[str]]  # names of the published files, or from `subset` to these
-    # of a counter of rows that are left out, by reason, the files in that order and `options`
+    files: Sequence[str] | Callable[[str | None], Sequence[str]]  # names of the published files, or from `subset`
+    # of a counter of rows that are left out, by reason, the files in that order and perhaps `genre_lists`
     reader: Callable[..., Iterator[pa.Table]]
     threshold: float  # the label is 1 where the rating is above
     folder: str
@@ -76,10 +76,8 @@ NAMED_DATASETS = {
         reader=read_goodreads,
         threshold=3,
         folder="goodreads",
-        citation=(
-            "Wan and McAuley, Item Recommendation on Monotonic Behavior Chains, RecSys 2018; Wan et al., Fine-Grained "
-            "Spoiler Detection from Large-Scale Review Corpora, ACL 2019."
-        ),
+        citation="Wan and McAuley, Item Recommendation on Monotonic Behavior Chains, RecSys 2018; "
+        "Wan et al., Fine-Grained Spoiler Detection from Large-Scale Review Corpora, ACL 2019.",
         license="academic use, no redistribution, no commercial use",
         homepage="https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html",
         options=["genre_lists", "subset"],
@@ -89,15 +87,10 @@ NAMED_DATASETS = {
         reader=read_restaurants,
         threshold=1,
         folder=str(Path(__file__).parents[2] / "resources"),
-        citation=(
-            "Vargas-Govea, González-Serna and Ponce-Medellín, Effects of relevant contextual features in the "
-            "performance of a restaurant recommender system, CARS 2011. Restaurant & consumer data, UCI, "
-            "doi:10.24432/C5DP41."
-        ),
+        citation="Vargas-Govea, González-Serna and Ponce-Medellín, Effects of relevant contextual features in the "
+        "performance of a restaurant recommender system, CARS 2011. Restaurant & consumer data, UCI, "
+        "doi:10.24432/C5DP41.",
         license="CC BY 4.0",
         homepage="https://doi.org/10.24432/C5DP41",
     ),
 }
-# names that were read here once -> the script of examples/converters that makes parquet of the published files
-CONVERTERS = {"amazon-reviews-2023": "amazon.py", "criteo": "criteo.py"}
-CONVERTERS |= {f"movielens-{size}": "movielens_csv.py" for size in ("latest", "latest-small", "20m", "25m", "32m")}

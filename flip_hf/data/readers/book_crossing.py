@@ -5,6 +5,7 @@ Label: rating > 5, of 0 to 10. A 0 is an implicit rating: somebody had the book 
 any other, with the label 0; to leave those rows out, filter the table by `rating` before it is split.
 """
 
+import html
 import io
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from .files import name_of, opened
-from .lines import in_batches, in_one, join, strings, unescape_entities
+from .lines import in_batches, in_one, join, strings
 
 
 # Ages and years that can be true. The site was read in 2004, and books are dated up to a year ahead: 0, 1, 204 and 244
@@ -28,6 +29,7 @@ _COLUMNS = ("user_id", "location", "age", "isbn", "title", "author", "year", "pu
 # a cell in quotes ends at a quote that no backslash escapes, before a semicolon or the end of the line: a quote inside
 # that was left unescaped does not end it
 _CELL = re.compile(r'(?:"((?:\\.|[^\\])*?)"|([^"]*?))(;|\Z)')
+_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 _ESCAPE = re.compile(r"\\(.)")
 # UTF-8 that was taken for Latin-1 and written as UTF-8 once or twice more, a byte of it lost: "Ã¼" and "Ã?Â¼" were "ü"
 _ENCODED_TWICE = re.compile("\u00c3(?:\\?\u00c2)?([\u0080-\u00bf])")
@@ -36,17 +38,15 @@ _UNKNOWN = ("", "n/a", "na", "null", "none", "not applicable (na )")
 
 def read_book_crossing(left_out: Counter[str], users: str, books: str, ratings: str) -> Iterator[pa.Table]:
     """
-    Joins the three files: every rating is a row, in the order of the file; a user or book that is in no other file
-    leaves nulls.
+    Joins the three files: every rating is a row, in the order of the file; a user or book that is not listed, or whose
+    line cannot be read, leaves nulls. A rating that cannot be read is counted, and left out.
 
-    - Cells are separated by `;`, in quotes with backslash escapes, or NULL. Where a backslash is left over from quotes
-      that a careless program took apart, the quotes are put back; where a title swallowed the author, since the quote
-      between them was escaped by mistake, they are taken apart.
-    - Encoding: UTF-8 where a cell is that, otherwise Latin-1; letters that were encoded twice are put right where
-      nothing was lost, HTML entities are the characters they stand for.
+    - Cells are separated by `;`, in quotes with backslash escapes, or NULL. Quotes that a careless program took for
+      escapes are put back, and a title that swallowed the author is taken apart.
+    - A cell is UTF-8, or else Latin-1; letters that were encoded twice are put right where nothing was lost, HTML
+      entities are the characters they stand for.
     - Unknown (null): NULL, empty, "n/a", ages outside 5 to 100, years outside 1800 to 2005. Parts of a location that
       are unknown are left out: "manila, n/a, philippines" is "manila, philippines".
-    - A line that cannot be read even so is counted, and left out: a user or book as one that is not listed.
     """
     people = ((user, _location(location), _within(age, _AGES)) for user, location, age in _read_cells(users, _USERS))
     profiles = in_one(users, people, strings("user_id", "location", "age"))
@@ -93,10 +93,6 @@ def _read_cells(file: str, header: Sequence[str], left_out: Counter[str] | None 
 
 def _split(line: str) -> list[str] | None:
     """The cells of a line, unescaped; None where quotes do not allow to tell."""
-    if "\\" not in line and line.startswith('"') and line.endswith('"'):
-        cells = line[1:-1].split('";"')
-        if line.count('"') == 2 * len(cells):
-            return cells
     cells, position = [], 0
     while match := _CELL.match(line, position):
         quoted, bare, end = match.groups()
@@ -127,7 +123,7 @@ def _repaired(cell: str) -> str:
     if "\\" in cell:
         cell = cell.replace('\\"', '"').replace("\\", '"')
         cell = cell.removesuffix('"') if cell.count('"') % 2 else cell
-    return unescape_entities(cell)
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), cell)
 
 
 def _known(value: str) -> str | None:
@@ -140,5 +136,4 @@ def _location(location: str) -> str | None:
 
 
 def _within(text: str, values: range) -> str | None:
-    """The number as text; null where it is none, or cannot be true."""
     return str(int(text)) if text.isascii() and text.isdigit() and int(text) in values else None

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files where they are: in a folder, packed or not, or in an archive, which fsspec opens.
-
-A file is named as fsspec names it: its path, or `zip://member::archive.zip`.
-"""
+"""Files where they are, packed (.gz, .bz2, .zip) or not."""
 
 import contextlib
 import csv
@@ -10,7 +7,6 @@ import glob
 import json
 import os
 import re
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,12 +18,10 @@ import pyarrow as pa
 
 
 KINDS = ("csv", "tsv", "txt", "jsonl", "json", "parquet")
-_ARCHIVES = {".zip": "zip", ".tar.gz": "tar"}
 
 
 def name_of(file: str) -> str:
-    """`"zip://ml-1m/users.dat::ml-1m.zip"` -> `"users.dat"`."""
-    return Path(file.split("::")[0]).name
+    return Path(file).name
 
 
 @contextlib.contextmanager
@@ -37,7 +31,7 @@ def reading(file: str) -> Iterator[None]:
         yield
     except (
         *(pa.ArrowException, UnicodeError, csv.Error, json.JSONDecodeError),
-        *(EOFError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+        *(EOFError, OSError, zlib.error, zipfile.BadZipFile),
     ) as error:
         if isinstance(error, OSError) and error.errno:  # of the operating system
             raise
@@ -48,32 +42,20 @@ def reading(file: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked (.gz, .bz2) while they are read."""
-    with reading(file), fsspec.open(file, "rb", compression="infer") as stream:
-        yield stream
+    """The bytes of a file, unpacked while they are read."""
+    with reading(file):
+        if file.endswith(".zip") and len(zipfile.ZipFile(file).namelist()) != 1:
+            raise ValueError(f"{name_of(file)} holds several files: unpack those that are the table")
+        with fsspec.open(file, "rb", compression="infer") as stream:
+            yield stream
 
 
-def list_files(source: Path) -> list[str]:
-    """The files of a folder (not of the folders in it), of an archive (at any depth), or the one file that it is."""
-    if source.is_dir():
-        return [str(path) for path in sorted(source.iterdir()) if path.is_file()]
-    protocol = next((_ARCHIVES[ending] for ending in _ARCHIVES if source.name.lower().endswith(ending)), None)
-    if protocol is None or not source.is_file():
-        return [str(source)] if source.is_file() else []
-    with reading(str(source)):
-        members = fsspec.filesystem(protocol, fo=str(source)).find("")
-    # archives made on a Mac hold a "._name" of some metadata beside each file
-    return [f"{protocol}://{name}::{source}" for name in members if not name_of(name).startswith("._")]
-
-
-def published_files(source: Path, names: Sequence[str]) -> list[str]:
-    """Finds files by their names, each with or without `.gz`, in a folder or an archive (the least deep one)."""
-    files: dict[str, str] = {}
-    for file in sorted(list_files(source), key=lambda file: (file.count("/"), file)):
-        files.setdefault(name_of(file).removesuffix(".gz"), file)
+def published_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """Finds files by their names, each with or without `.gz`."""
+    files = {path.name.removesuffix(".gz"): str(path) for path in sorted(folder.iterdir(), reverse=True)}
     absent = [name for name in names if name.removesuffix(".gz") not in files]
     if absent:
-        raise FileNotFoundError(f"{source} lacks {', '.join(absent)}")
+        raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}")
     return [files[name.removesuffix(".gz")] for name in names]
 
 
@@ -87,28 +69,26 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     elif (path := Path(source).expanduser()).is_dir():
         paths = sorted(inner for inner in path.iterdir() if inner.name[0] not in "._")
     else:
-        paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        paths = [path for path in paths if path.is_file()]
-    absent = [str(path) for path in paths if not path.exists()]
+        found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        paths = [path for path in found if path.is_file()]
+    absent = ", ".join(str(path) for path in paths if not path.exists())
     if absent or not paths:
-        raise FileNotFoundError(f"{', '.join(absent) or source}: there is no such file, folder or glob of files")
+        raise FileNotFoundError(f"{absent or source}: there is no such file, folder or glob of files")
     folders = [str(path) for path in paths if path.is_dir()]
     if folders:
         raise ValueError(f"{folders[0]} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{len(paths)} files are listed, and {len(set(paths))} of them differ: rows would be doubled")
-    files = [file for path in paths for file in list_files(path)]
-    if len(files) != len(paths):
-        raise ValueError(f"{paths[0].name}: of an archive with several files in it, unpack those that are the table")
-    kinds = {kind_of(file): name_of(file) for file in files}
+    kinds = {kind_of(path): path.name for path in paths}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(kinds.values())} are files of several kinds, and no one table: name one kind")
-    return files
+    return list(map(str, paths))
 
 
-def kind_of(file: str) -> str:
+def kind_of(file: str | os.PathLike) -> str:
     """`"clicks.csv.gz"` -> `"csv"`. Raises ValueError for an ending that is not read."""
-    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2)?$", name_of(file).lower())
+    name = Path(file).name
+    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2|\.zip)?$", name.lower())
     if ending is None:
-        raise ValueError(f"{name_of(file)} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip)")
+        raise ValueError(f"{name} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip): unpack an archive")
     return ending[1]

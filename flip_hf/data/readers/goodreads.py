@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .files import opened
 from .lines import in_batches, in_one, join, strings
 from .tables import json_objects
 
@@ -29,87 +28,76 @@ _COLUMNS = (
 )
 
 
-def goodreads_files(subset: str = "all") -> Sequence[str]:
+def goodreads_files(subset: str | None) -> Sequence[str]:
     """The files of a genre that is published apart (`"poetry"`), or of all books."""
-    interactions, books = ("_dedup", "") if subset == "all" else (f"_{subset}", f"_{subset}")
+    interactions, books = (f"_{subset}", f"_{subset}") if subset else ("_dedup", "")
     files = [f"goodreads_interactions{interactions}.json.gz", f"goodreads_books{books}.json.gz"]
     return files + [f"goodreads_book_{name}.json.gz" for name in ("works", "authors", "genres_initial")]
 
 
-def read_goodreads(
-    left_out: Counter[str],
-    interactions: str,
-    books: str,
-    works: str,
-    authors: str,
-    genres: str,
-    genre_lists: bool = False,
-) -> Iterator[pa.Table]:
+def read_goodreads(left_out: Counter[str], *files: str, genre_lists: bool = False) -> Iterator[pa.Table]:
     """
-    The 15 fields of the paper, joined to each interaction, in the order of the file.
-
-    Books are held in memory as Arrow columns (about 0.5 GB for all 2.4 million); interactions pass by in batches.
+    Joins interactions, which pass by in batches, with what the other files say of their books, which is held in memory
+    as Arrow columns (about 0.5 GB for all 2.4 million); a book that is not listed leaves nulls.
 
     - average_rating, number_of_reviews and number_of_pages are numbers (float64), all other fields text. Note that the
       site's average of a book includes the very ratings of this table.
-    - genre: those of the file of genres, the most frequent first. author: the first who is named without a role
-      (translator, illustrator), or else the first. ebook: yes or no.
-    - Unknown (null): empty values, 0 pages, an average of 0, years outside 1400 to 2019; a book that is not listed
-      leaves nulls.
-    - timestamp: seconds since 1970 of `date_added`.
+    - genre: the most frequent first. author: the first who is named without a role (translator, illustrator), or else
+      the first. ebook: yes or no. timestamp: seconds since 1970 of `date_added`.
+    - Unknown (null): empty values, 0 pages, an average of 0, years outside 1400 to 2019.
     """
+    interactions, books, works, authors, genres = files
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
     schema = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in _BOOK.split()])
-    whole = in_one(books, _book_rows(books), schema)
-    media = ((row["work_id"], row["media_type"] or None) for row in _objects(works, "work_id", "media_type"))
+    whole = in_one(books, map(_book, json_objects(books, keys=("book_id", "title", "authors"))), schema)
+    media = _rows(works, "work_id", "media_type")
     whole = join(whole, "work_id", in_one(works, media, strings("work_id", "media_type")))
-    writers = ((row["author_id"], row["name"] or None) for row in _objects(authors, "author_id", "name"))
-    whole = join(whole, "author_id", in_one(authors, writers, strings("author_id", "author")))
-    kinds = in_one(genres, _genre_rows(genres, genre_lists), pa.schema([("book_id", pa.string()), ("genre", genre)]))
-    whole = join(whole, "book_id", kinds).combine_chunks()
+    whole = join(
+        whole, "author_id", in_one(authors, _rows(authors, "author_id", "name"), strings("author_id", "author"))
+    )
+    schema = pa.schema([("book_id", pa.string()), ("genre", genre)])
+    whole = join(whole, "book_id", in_one(genres, _genres(genres, genre_lists), schema)).combine_chunks()
     schema = pa.schema([*strings("user_id", "book_id", "timestamp"), ("rating", pa.int64())])
     rated_books = (
         (row["user_id"], row["book_id"], row.get("date_added"), row["rating"])
-        for row in _objects(interactions, "user_id", "book_id", "rating")
+        for row in json_objects(interactions, keys=("user_id", "book_id", "rating"))
     )
     for batch in in_batches(interactions, rated_books, schema):
         rated = batch.filter(pc.greater(batch.column("rating"), 0))
         left_out["interactions without a rating (0)"] += len(batch) - len(rated)
         dates = pc.strptime(rated.column("timestamp"), format=_DATE, unit="s", error_is_null=True)
         rows = join(rated.drop_columns("timestamp"), "book_id", whole)
-        rows = rows.append_column("timestamp", dates.cast(pa.int64()))
-        yield rows.select(_COLUMNS.split())
+        yield rows.append_column("timestamp", dates.cast(pa.int64())).select(_COLUMNS.split())
 
 
-def _objects(file: str, *keys: str) -> Iterator[dict[str, Any]]:
-    with opened(file) as stream:
-        yield from json_objects(file, stream, keys=keys)
+def _rows(file: str, *keys: str) -> Iterator[list[Any]]:
+    for row in json_objects(file, keys=keys):
+        yield [row[key] or None for key in keys]
 
 
-def _genre_rows(file: str, genre_lists: bool) -> Iterator[tuple[Any, ...]]:
-    for row in _objects(file, "book_id", "genres"):
+def _genres(file: str, genre_lists: bool) -> Iterator[tuple[Any, ...]]:
+    for row in json_objects(file, keys=("book_id", "genres")):
         names = sorted(row["genres"], key=row["genres"].get, reverse=True)
         yield row["book_id"], (names if genre_lists else ", ".join(names)) or None
 
 
-def _book_rows(books: str) -> Iterator[tuple[Any, ...]]:
-    for row in _objects(books, "book_id", "title", "authors"):
-        listed = [author["author_id"] for author in row["authors"] if not author.get("role")]
-        listed += [author["author_id"] for author in row["authors"]]
-        year = row.get("publication_year") or ""
-        yield (
-            row["book_id"],
-            row["title"] or None,
-            _number(row, "average_rating") or None,
-            _number(row, "text_reviews_count"),
-            listed[0] if listed else None,
-            _number(row, "num_pages") or None,
-            {"true": "yes", "false": "no"}.get(row.get("is_ebook")),
-            row.get("format") or None,
-            row.get("publisher") or None,
-            year if year.isascii() and year.isdigit() and int(year) in _YEARS else None,
-            row.get("work_id") or None,
-        )
+def _book(row: dict[str, Any]) -> tuple[Any, ...]:
+    authors = [author["author_id"] for author in row["authors"] if not author.get("role")]
+    authors += [author["author_id"] for author in row["authors"]]
+    year = row.get("publication_year") or ""
+    return (
+        row["book_id"],
+        row["title"] or None,
+        _number(row, "average_rating") or None,
+        _number(row, "text_reviews_count"),
+        authors[0] if authors else None,
+        _number(row, "num_pages") or None,
+        {"true": "yes", "false": "no"}.get(row.get("is_ebook")),
+        row.get("format") or None,
+        row.get("publisher") or None,
+        year if year.isascii() and year.isdigit() and int(year) in _YEARS else None,
+        row.get("work_id") or None,
+    )
 
 
 def _number(row: dict[str, Any], key: str) -> float | None:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the readers of published files share: lines, batches of rows and joins."""
 
-import html
 import io
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +13,6 @@ from .files import name_of, opened, reading
 
 
 _BATCH_ROWS = 200_000
-_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 
 
 def read_lines(file: str, separator: str, columns: int) -> Iterator[list[str]]:
@@ -54,11 +51,6 @@ def join(rows: pa.Table, key: str, table: pa.Table) -> pa.Table:
 
 def strings(*names: str) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in names])
-
-
-def unescape_entities(value: str) -> str:
-    """`"Simon &amp; Schuster"` -> `"Simon & Schuster"`; an ampersand that starts no entity stays."""
-    return _ENTITY.sub(lambda match: html.unescape(match[0]), value) if "&" in value else value
 
 
 def name_of_code(code: str, names: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ Label: rating > 3, of 1 to 5.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,14 +17,14 @@ from .lines import in_batches, in_one, join, name_of_code, read_lines, strings
 
 _GENDERS = {"M": "male", "F": "female"}
 # code -> name, from the README of MovieLens-1M
-_ML1M_AGES = {"1": "under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55"}
-_ML1M_AGES["56"] = "56 or older"
-_ML1M_OCCUPATION_NAMES = (
+_AGES = {"1": "under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55"}
+_AGES["56"] = "56 or older"
+_JOBS = (
     "other,academic/educator,artist,clerical/admin,college/grad student,customer service,doctor/health care,"
     "executive/managerial,farmer,homemaker,K-12 student,lawyer,programmer,retired,sales/marketing,scientist,"
     "self-employed,technician/engineer,tradesman/craftsman,unemployed,writer"
 )
-_ML1M_OCCUPATIONS = {str(code): name for code, name in enumerate(_ML1M_OCCUPATION_NAMES.split(","))}
+_OCCUPATIONS = {str(code): name for code, name in enumerate(_JOBS.split(","))}
 _FIELDS = ("user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre")
 
 
@@ -47,7 +48,7 @@ def read_movielens_1m(
     _: Counter[str], ratings: str, users: str, movies: str, genre_lists: bool = False
 ) -> Iterator[pa.Table]:
     """ratings.dat, users.dat and movies.dat, in Latin-1; codes of gender, age and occupation by their names."""
-    codes = (_GENDERS, _ML1M_AGES, _ML1M_OCCUPATIONS)
+    codes = (_GENDERS, _AGES, _OCCUPATIONS)
     people = (
         (user, *map(name_of_code, of_user, codes), zipcode) for user, *of_user, zipcode in read_lines(users, "::", 5)
     )
@@ -56,16 +57,9 @@ def read_movielens_1m(
 
 
 def _rated_movies(
-    ratings: Iterable[Sequence[str]],
-    people: Iterable[Sequence[str]],
-    movies: Iterable[tuple[str, str, list[str]]],
-    files: tuple[str, str, str],
-    genre_lists: bool,
+    ratings: Iterable[Any], people: Iterable[Any], movies: Iterable[Any], files: Sequence[str], genre_lists: bool
 ) -> Iterator[pa.Table]:
-    """
-    Joins (user, movie, rating, timestamp) with (user, gender, age, occupation, zipcode) and (movie, title, genres). A
-    rating whose user or movie is in no other file keeps its row, with nulls; a timestamp of 0 is unknown, hence null.
-    """
+    """A rating whose user or movie is in no other file keeps its row, with nulls; a timestamp of 0 is unknown."""
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
     users = in_one(files[1], people, strings("user_id", "gender", "age", "occupation", "zipcode"))
     listed = ((movie, title, (names if genre_lists else ", ".join(names)) or None) for movie, title, names in movies)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of users, files or rows in memory, -> Arrow tables of one schema whose label is 0 or 1."""
 
-import collections
 import csv
 import io
 import itertools
 import json
 import math
+import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ from ..private_datasets import stream_of_tables
 from .files import kind_of, name_of, opened, reading
 
 
-_DELIMITERS = {"csv": ",", "tsv": "\t", "txt": None}  # of a txt its first line tells
+_DELIMITERS = {"csv": ",", "tsv": "\t", "txt": "\t"}
 _BLOCK_BYTES = 1 << 25  # of a csv, read at a time: a row has to fit in
 _BLOCK_ROWS = 50_000  # of json and parquet
 # where pandas keeps its index, and what becomes of it in a csv that pandas wrote or read again
@@ -47,64 +48,29 @@ class TableOptions:
     column_names: Sequence[str] | None = None
     label_map: Mapping[str, int] | None = None
 
-    def check(self, kind: str) -> None:
-        """Raises ValueError for an option that does not go with a table of this kind."""
-        for name in ("delimiter", "quoting", "escapechar", "column_names", "encoding"):
-            value = getattr(self, name)
-            if value is not None and kind not in _DELIMITERS and not (name == "encoding" and "json" in kind):
-                raise ValueError(f"{name}={value!r} is for text files, csv, tsv and txt, and this is {kind}")
-        label_map = self.label_map
-        if label_map is not None and (self.threshold is not None or not {*label_map.values()} <= {0, 1}):
-            raise ValueError(f"{label_map=} has to say 0 or 1 of each label, without a label_threshold")
-
 
 def read_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
-    """The rows of a file, some megabytes at a time. Pieces of a json file may differ in their columns and types."""
+    """
+    The rows of a file, some megabytes at a time. The first piece of a csv or parquet has no rows, only the columns;
+    pieces of json may differ in their columns and types.
+    """
     kind = kind_of(file)
     if kind in _DELIMITERS:
-        yield from _csv_pieces(file, options)
-        return
-    with opened(file) as stream:
-        if kind == "parquet":
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(_BLOCK_ROWS):
-                yield _tidy(pa.Table.from_batches([batch]), options)
-        else:
-            rows = json_objects(file, stream, options.encoding or "utf-8-sig")
-            while block := list(itertools.islice(rows, _BLOCK_ROWS)):
-                yield as_table(block, f"{name_of(file)}: ")
-
-
-def _csv_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
-    """All columns are strings, so that codes keep their zeros; an empty cell is null."""
-    delimiter, names = _csv_header(file, options)
-    is_checked = options.quoting is None and options.escapechar is None and _check_quotes(file, options, delimiter)
-    with opened(file) as stream:
-        for batch in _open_csv(stream, options, delimiter, names):
-            piece = pa.Table.from_batches([batch])
-            if is_checked:
-                _warn_of_rows_in_a_value(file, piece, delimiter)
-            yield _tidy(piece, options)
-
-
-def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, names: Sequence[str] = ()) -> Any:
-    is_quoted = options.quoting != csv.QUOTE_NONE
-    read = {"column_names": options.column_names, "encoding": options.encoding or "utf8"}
-    quotes = {"quote_char": '"' if is_quoted else False, "newlines_in_values": is_quoted}
-    types = dict.fromkeys(names, pa.string())
-    return pyarrow.csv.open_csv(
-        stream,
-        pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, **read),
-        pyarrow.csv.ParseOptions(delimiter=delimiter, escape_char=options.escapechar or False, **quotes),
-        pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
-    )
-
-
-def _csv_header(file: str, options: TableOptions) -> tuple[str, list[str]]:
-    """The delimiter of a csv and the names of its columns."""
-    delimiter = options.delimiter or _DELIMITERS[kind_of(file)]
-    if delimiter is None:
+        yield from _csv_pieces(file, options, options.delimiter or _DELIMITERS[kind])
+    elif kind == "parquet":
         with opened(file) as stream:
-            delimiter = max(",\t;|", key=io.TextIOWrapper(stream, options.encoding or "utf-8").readline().count)
+            parquet = pyarrow.parquet.ParquetFile(stream)
+            yield _tidy(parquet.schema_arrow.empty_table(), options)
+            for batch in parquet.iter_batches(_BLOCK_ROWS):
+                yield _tidy(pa.Table.from_batches([batch]), options)
+    else:
+        rows = json_objects(file, options.encoding or "utf-8-sig")
+        while block := list(itertools.islice(rows, _BLOCK_ROWS)):
+            yield as_table(block, f"{name_of(file)}: ")
+
+
+def _csv_pieces(file: str, options: TableOptions, delimiter: str) -> Iterator[pa.Table]:
+    """All columns are strings, so that codes keep their zeros; an empty cell is null."""
     with opened(file) as stream:
         names = _open_csv(stream, options, delimiter).schema.names
     listed = f"{name_of(file)} has the columns {', '.join(map(repr, names))}"
@@ -113,120 +79,135 @@ def _csv_header(file: str, options: TableOptions) -> tuple[str, list[str]]:
         raise ValueError(f"{listed} with delimiter {delimiter!r}: it looks like delimiter={others[0]!r}")
     if len(set(names)) < len(names) or any(not name.strip() for name in names[1:]):
         raise ValueError(f"{listed}: each needs a name, and none the name of another")
-    return delimiter, names
+    yield _tidy(pa.schema(dict.fromkeys(names, pa.string())).empty_table(), options)
+    if options.quoting is options.escapechar is None:
+        _check_quotes(file, options, delimiter)
+    with opened(file) as stream:
+        for batch in _open_csv(stream, options, delimiter, names):
+            yield _tidy(pa.Table.from_batches([batch]), options)
 
 
-def _check_quotes(file: str, options: TableOptions, delimiter: str) -> bool:
+def _open_csv(stream: IO[bytes], options: TableOptions, delimiter: str, names: Sequence[str] = ()) -> Any:
+    is_quoted = options.quoting != csv.QUOTE_NONE
+    quotes = {"quote_char": '"' if is_quoted else False, "escape_char": options.escapechar or False}
+    header = {"column_names": options.column_names, "encoding": options.encoding or "utf8"}
+    types = dict.fromkeys(names, pa.string())
+    return pyarrow.csv.open_csv(
+        stream,
+        pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, **header),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=is_quoted, **quotes),
+        pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
+    )
+
+
+def _check_quotes(file: str, options: TableOptions, delimiter: str) -> None:
     """
-    Whether a file has quotes. Raises ValueError where one of them is closed in the midst of a cell or never: Arrow
-    would drop it, or make one value of many rows, in silence. (A quote in the midst of a cell, `7" single`, is fine.)
+    Raises ValueError for a quote that is closed in the midst of a cell or never: Arrow would drop it, or make one
+    value of many rows, in silence. (`7" single` is fine.) Where quotes that were meant as characters pair up, what is
+    between them has as many delimiters as rows have, which is warned about.
     """
     with opened(file) as stream:
         if not any(b'"' in block for block in iter(lambda: stream.read(1 << 20), b"")):
-            return False
+            return
     with opened(file) as stream:
         text = io.TextIOWrapper(stream, options.encoding or "utf-8-sig", newline="")
         rows = csv.reader(text, delimiter=delimiter, strict=True)
+        cells = ((cell, len(row) - 1) for row in rows for cell in row if "\n" in cell)
         try:
-            collections.deque(rows, maxlen=0)
+            lines = [rows.line_num for cell, width in cells if cell.count(delimiter) == cell.count("\n") * width > 0]
         except csv.Error as error:
             raise ValueError(
                 f"{name_of(file)}, line {rows.line_num}: {error}: a quote in a quoted value has to be doubled; where "
                 "quotes are characters as any other, pass quoting=csv.QUOTE_NONE, where a backslash escapes them, "
                 "escapechar='\\\\'; quoting=csv.QUOTE_MINIMAL leaves this check out"
             ) from error
-    return True
-
-
-def _warn_of_rows_in_a_value(file: str, piece: pa.Table, delimiter: str) -> None:
-    """Quotes that were meant as characters may pair up: what is between them has as many delimiters as rows have."""
-    for name, column in zip(piece.column_names, piece.columns, strict=True):
-        breaks, cells = pc.count_substring(column, "\n"), pc.count_substring(column, delimiter)
-        holds_rows = pc.and_(pc.greater(breaks, 0), pc.equal(cells, pc.multiply(breaks, piece.num_columns - 1)))
-        if piece.num_columns > 1 and pc.any(holds_rows).as_py():
-            logger.warning_once(
-                f"{name_of(file)}: a value of {name!r} in quotes looks like several rows; if quotes are characters as "
-                "any other there, rows are lost: pass quoting=csv.QUOTE_NONE"
-            )
-
-
-def json_objects(file: str, stream: IO[bytes], encoding: str = "utf-8", keys: Sequence[str] = ()) -> Iterator[dict]:
-    """The objects of a json file, one a line or all in a list; one without all of `keys` is an error."""
-    text = io.TextIOWrapper(stream, encoding)
-    first = next(filter(str.strip, text), "[]")
-    if first.lstrip().startswith("["):
-        rows = json.loads(first + text.read())
-    else:
-        rows = map(json.loads, filter(str.strip, itertools.chain([first], text)))
-    for row in rows:
-        if not isinstance(row, dict) or any(key not in row for key in keys):
-            with_keys = f" with {', '.join(keys)}" if keys else ""
-            raise ValueError(f"{name_of(file)} holds {str(row)[:80]}, which is no object{with_keys}")
-        yield row
-
-
-def _schemas(file: str, options: TableOptions) -> Iterator[pa.Schema]:
-    """The columns of a file: of a csv its header, of parquet what it says of itself, of json those of each piece."""
-    kind = kind_of(file)
-    if kind in _DELIMITERS:
-        _, names = _csv_header(file, options)
-        yield _tidy(pa.schema([(name, pa.string()) for name in names]).empty_table(), options).schema
-    elif kind == "parquet":
-        with opened(file) as stream:
-            yield _tidy(pyarrow.parquet.ParquetFile(stream).schema_arrow.empty_table(), options).schema
-    else:
-        yield from (piece.schema for piece in read_pieces(file, options))
-
-
-def _common_schema(files: Sequence[str], options: TableOptions, streaming: bool = False) -> pa.Schema:
-    """One schema for all files, with the columns in the order of the first: of two types of numbers the wider one."""
-    whole: pa.Schema = None
-    for file in files:
-        for schema in itertools.islice(_schemas(file, options), 1 if streaming else None):
-            whole = whole or schema
-            differing = sorted(set(whole.names) ^ set(schema.names))
-            if differing and "json" not in kind_of(file):
-                raise ValueError(
-                    f"{name_of(file)} and {name_of(files[0])} differ in the columns {', '.join(differing)}: files of "
-                    "one table have the same, in any order, and every text file its header"
-                )
-            with reading(file):
-                whole = pa.unify_schemas([whole, schema], promote_options="permissive")
-    return whole or pa.schema([])
-
-
-def _conform(file: str, piece: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A piece of a file, with the columns and types of the whole table."""
-    with reading(file):
-        whole = pa.concat_tables([schema.empty_table(), piece], promote_options="permissive")
-    if whole.schema != schema:
-        changed = [str(field) for field in whole.schema if field not in list(schema)]
-        raise ValueError(
-            f"{name_of(file)} has {', '.join(changed)} in later rows, and a stream has the columns and types of the "
-            "first ones: load it without streaming once, or write all columns in every row"
+    if lines:
+        logger.warning_once(
+            f"{name_of(file)}, line {lines[0]}: a value in quotes looks like several rows; if quotes are characters "
+            "as any other there, rows are lost: pass quoting=csv.QUOTE_NONE"
         )
-    return whole
 
 
-def read_files(files: Sequence[str], options: TableOptions, schema: pa.Schema = None) -> Iterator[pa.Table]:
-    """The rows of all files, with the columns and types of all (or of a schema), their labels 0 or 1."""
-    schema = schema or _common_schema(files, options)
-    for file in files:
-        for piece in read_pieces(file, options):
-            yield labelled(_conform(file, piece, schema), options, name_of(file))
+def json_objects(file: str, encoding: str = "utf-8", keys: Sequence[str] = ()) -> Iterator[dict]:
+    """The objects of a json file, one a line or all in a list; one without all of `keys` is an error."""
+    with opened(file) as stream:
+        text = io.TextIOWrapper(stream, encoding)
+        first = next(filter(str.strip, text), "[]")
+        if first.lstrip().startswith("["):
+            rows = json.loads(first + text.read())
+        else:
+            rows = map(json.loads, filter(str.strip, itertools.chain([first], text)))
+        for row in rows:
+            if not isinstance(row, dict) or any(key not in row for key in keys):
+                with_keys = f" with {', '.join(keys)}" if keys else ""
+                raise ValueError(f"{name_of(file)} holds {str(row)[:80]}, which is no object{with_keys}")
+            yield row
+
+
+def read_files(files: Sequence[str], options: TableOptions) -> Iterator[pa.Table]:
+    """The rows of all files, with the columns and types of all, their labels 0 or 1."""
+    if "json" not in kind_of(files[0]):
+        schema = _common_schema(files, (next(read_pieces(file, options)).schema for file in files))
+        for file in files:
+            yield from _labelled_pieces(file, read_pieces(file, options), schema, options)
+        return
+    with tempfile.TemporaryFile() as parsed:  # any row may widen a type or add a column: the last is read first
+        sources, schemas = [], []
+        for file in files:
+            for piece in read_pieces(file, options):
+                pickle.dump(piece, parsed)
+                sources.append(file)
+                schemas.append(piece.schema)
+        schema = _common_schema(sources, schemas)
+        parsed.seek(0)
+        for file in sources:
+            yield from _labelled_pieces(file, [pickle.load(parsed)], schema, options)
 
 
 def stream_files(files: Sequence[str], options: TableOptions) -> IterableDataset:
     """The rows of all files, read whenever they are iterated over; a file is a shard, for workers and for resuming."""
-    schema = _common_schema(files, options, streaming=True)
+    first = (next(read_pieces(file, options), pa.table({})).schema for file in files)
+    schema = _common_schema(files, first)
     features = Features.from_arrow_schema(labelled(schema.empty_table(), options, name_of(files[0])).schema)
     return stream_of_tables(_numbered, {"files": list(files), "options": options, "schema": schema}, features)
 
 
 def _numbered(files: list[str], options: TableOptions, schema: pa.Schema) -> Iterator[tuple[Any, pa.Table]]:
     for shard, file in enumerate(files):
-        for number, table in enumerate(read_files([file], options, schema)):
+        for number, table in enumerate(_labelled_pieces(file, read_pieces(file, options), schema, options)):
             yield (shard, number), table
+
+
+def _common_schema(files: Sequence[str], schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """One schema for all, with the columns in the order of the first: of two types of numbers the wider one."""
+    whole: pa.Schema = None
+    for file, schema in zip(files, schemas, strict=True):
+        whole = whole or schema
+        differing = sorted(set(whole.names) ^ set(schema.names))
+        if differing and "json" not in kind_of(file):
+            raise ValueError(
+                f"{name_of(file)} and {name_of(files[0])} differ in the columns {', '.join(differing)}: files of one "
+                "table have the same, in any order, and every text file its header"
+            )
+        with reading(file):
+            whole = pa.unify_schemas([whole, schema], promote_options="permissive")
+    return whole or pa.schema([])
+
+
+def _labelled_pieces(
+    file: str, pieces: Iterable[pa.Table], schema: pa.Schema, options: TableOptions
+) -> Iterator[pa.Table]:
+    """Pieces of a file, with the columns and types of the whole table."""
+    for piece in filter(len, pieces):
+        with reading(file):
+            whole = pa.concat_tables([schema.empty_table(), piece], promote_options="permissive")
+        if whole.schema != schema:
+            changed = [str(field) for field in whole.schema if field not in list(schema)]
+            raise ValueError(
+                f"{name_of(file)} has {', '.join(changed)} in later rows, and a stream has the columns and types of "
+                "the first ones: load it without streaming once, or write all columns in every row"
+            )
+        yield labelled(whole, options, name_of(file))
 
 
 def as_dataset(rows: Any) -> Dataset:
@@ -253,14 +234,14 @@ def as_table(rows: Any, where: str = "") -> pa.Table:
 
 def label_rows(dataset: Dataset, options: TableOptions) -> Dataset:
     """A table in memory with its label column checked and made 0 and 1, as that of a file is."""
-    table = _tidy(dataset.with_format("arrow")[:], options, dataset.features)
+    table = _tidy(dataset.with_format("arrow")[:], options)
     return Dataset(labelled(table, options, "the table"), DatasetInfo(description=dataset.info.description))
 
 
-def _tidy(table: pa.Table, options: TableOptions, features: Features | None = None) -> pa.Table:
+def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
     """Values in place of categories and classes, but for a label of two classes, and no index of pandas."""
-    if features is None and b"huggingface" in (table.schema.metadata or {}):
-        features = Features.from_arrow_schema(table.schema)
+    has_features = b"huggingface" in (table.schema.metadata or {})
+    features = Features.from_arrow_schema(table.schema) if has_features else None
     label = (options.label or "label") if options.label_map is None else None
     names = class_names(features).get(label) if label in table.column_names else None
     if names is not None:
@@ -282,7 +263,7 @@ def _tidy(table: pa.Table, options: TableOptions, features: Features | None = No
 
 
 def labelled(table: pa.Table, options: TableOptions, source: str) -> pa.Table:
-    """The label column, if there is one, as `label`, 0 or 1, the last. Raises ValueError for any other label."""
+    """The label column, if there is one, as `label`, 0 or 1, the last."""
     names, name = table.column_names, options.label or "label"
     if name not in names:
         if options.label is options.threshold is options.label_map is None:
@@ -308,14 +289,10 @@ def _click(value: Any, options: TableOptions, where: str) -> int:
     if not key:
         raise ValueError(f"{where} has a row without a label: drop such rows, or fill them")
     number = read_number(key)
-    if options.label_map is not None:
-        click = options.label_map.get(key)
-    elif number is None or math.isnan(number):
-        click = None
-    elif options.threshold is not None:
-        click = int(number > options.threshold)
+    if options.threshold is None:
+        click = (options.label_map or {"0": 0, "1": 1}).get(key)
     else:
-        click = int(number) if number in (0, 1) else None
+        click = None if number is None or math.isnan(number) else int(number > options.threshold)
     if click is None:
         raise ValueError(
             f"{where} has the label {value!r}, which is neither 0 nor 1: label_threshold=3 makes 1 what is above 3, "
@@ -327,5 +304,5 @@ def _click(value: Any, options: TableOptions, where: str) -> int:
 def label_key(value: Any) -> str:
     """How a value is looked up in `label_map`: -1, -1.0 and "-1" are one, as are True and "true"; "" is missing."""
     text = canonical_value(value) or ""
-    number = read_number(text) if text else None
+    number = read_number(text)
     return text.lower() if number is None or math.isnan(number) else canonical_value(number) or text
