@@ -30,16 +30,16 @@ SIX_ROWS = {
     "title": ["red house", "old day", "old day", "blue night", "new house", "green day"],
     "label": [1, 0, 1, 1, 0, 0],
 }
-# the first row has 29 tokens, and only its genre is cut
+# the first row has 29 tokens
 SIX_ROWS_REPORT = """\
 split | num_rows | share_positive | tokens_mean | tokens_p95 | tokens_max | share_truncated
 rows | 6 | 50.0% | 25.5 | 29 | 29 | 16.7%
 
-name | kind | view | type | num_distinct | unseen | missing | share_truncated
-user_id | categorical | joint | text | 3 | 0% | 16.7% | 0%
-price | numeric | joint | number | 4 | 0% | 16.7% | 0%
-genre | multivalued | joint | text | 3 | 0% | 16.7% | 16.7%
-title | categorical | text | text | 5 | - | 0% | 0%
+name | kind | view | type | num_distinct | unseen | missing
+user_id | categorical | joint | text | 3 | 0% | 16.7%
+price | numeric | joint | number | 4 | 0% | 16.7%
+genre | multivalued | joint | text | 3 | 0% | 16.7%
+title | categorical | text | text | 5 | - | 0%
 
 name | most_frequent
 user_id | u1 (2, label 1: 50.0%); u2 (2, label 1: 100%); u3 (1, label 1: 0%)
@@ -47,8 +47,8 @@ price | 2 (2, label 1: 50.0%); 1.5 (1, label 1: 100%); 4 (1, label 1: 100%)
 genre | Drama (3, label 1: 33.3%); Comedy (2, label 1: 50.0%); Horror (1, label 1: 100%)
 title | old day (2, label 1: 50.0%); blue night (1, label 1: 100%); green day (1, label 1: 0%)
 
-! genre (16.7%): lose tokens, since 16.7% of the rows are longer than max_length=28. max_length=29 holds 99%, 29 \
-holds all rows, and the language model takes 128
+! 16.7% of the rows are longer than max_length=28 and lose tokens. max_length=29 holds 99%, 29 holds all rows, and \
+the language model takes 128
 """
 
 
@@ -101,7 +101,7 @@ def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     report = describe_rows(extractor, splits["test"].remove_columns("label"), FlipProcessor(extractor))
     assert report.splits == {"rows": SplitReport(64)}
-    assert [one.auc for one in report.fields] == [one.share_truncated for one in report.fields] == [None] * 5
+    assert [one.auc for one in report.fields] == [None] * 5
     assert not re.search("auc|label|tokens|positive", str(report))
 
 
@@ -189,8 +189,8 @@ def test_values_cannot_act_as_markup_or_on_a_terminal():
     report = describe(table(12, **{"na|me<i>\x1b\u202e": [HOSTILE] * 12}))
     text, page, shown = str(report), report.to_html(), report.to_markdown()
     assert "\x1b" not in text and "\u202e" not in text and len(set(map(len, text.split("\n\n")[1].splitlines()))) == 1
-    assert page.startswith("<!DOCTYPE html>") and page.count("<table") == page.count("</table>") == 3
-    assert page == report._repr_html_() and "a|b &lt;script&gt;alert(1)&lt;/script&gt; `c` *d* [… (12" in page
+    assert page.startswith("<!DOCTYPE html>") and page.endswith("</pre>\n") and page == report._repr_html_()
+    assert "a|b &lt;script&gt;alert(1)&lt;/script&gt; `c` *d* [… (12" in page
     assert not any(tag in rendered for rendered in (page, shown) for tag in ("<script", "<i>"))
     assert r"| na\|me&lt;i&gt;   | a\|b &lt;script&gt;alert(1)&lt;/script&gt; \`c\` \*d\* \[…" in shown
     assert markdown("see https://x.y or www.x.y") == "see https&#58;//x.y or www&#46;x.y"
@@ -203,8 +203,8 @@ def test_a_small_share_is_not_shown_as_none():
 
 
 def test_examples_of_values_can_be_left_out():
-    rows = table(600, city=["Xqzzy"] * 600, day=[f"2031-0{1 + k % 9}-11" for k in range(600)])
-    extractor = FlipFeatureExtractor.fit(rows, field_options={"day": {"kind": "categorical"}})
+    rows = table(600, city=["Xqzzy"] * 600, day=[f"2031-{k}" for k in range(600)])
+    extractor = FlipFeatureExtractor.fit(rows)
     shown, hidden = (describe_rows(extractor, rows, show_values=show) for show in (True, False))
     assert "Xqzzy" in str(shown) and "2031" in str(shown)
     for text in (hidden.to_text(), hidden.to_markdown(), hidden.to_html(), repr(hidden)):
@@ -230,8 +230,6 @@ COLUMNS = {
     "one value and holes": ([*["same"] * 300, *[None] * 300], {}, None),
     "mostly holes": (["a" if k % 30 == 0 else None for k in ROWS], {}, "missing in 96.7% of the rows. Leave it out"),
     "a text with holes": (["a" if k % 30 == 0 else " " for k in ROWS], {"view": "text"}, "missing in 96.7% of"),
-    "days": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], CATEGORICAL, "its 28 values are dates read as cat"),
-    "days as Europeans write them": ([f"{1 + k % 28}.12.2024" for k in ROWS], {}, "its 28 values are dates"),
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
     "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
@@ -280,7 +278,6 @@ HALF = "extra: 50.0% of its values in the rows of validation and 50.0% of its va
         (lambda k, name: f"{name[:2]}{k % 9}", {}, ALL),
         # what is said of the values mends what is unseen
         (lambda k, name: f"{name}{k}", {}, "extra: 600 distinct values in 600 rows"),
-        (lambda k, name: f"20{len(name)}4-05-{1 + k % 28:02}", CATEGORICAL, "extra: its 28 values are dates"),
         (lambda k, name: "many" if name != "train" and k % 2 else k / 2, NUMERIC, HALF),
         (lambda k, name: f"s{k % 9}" if name == "train" or k % 2 else "new", {}, None),
         (lambda k, name: f"s{k % 9}" if name != "test" else None, {}, "extra: missing in 100% of the rows of test. "),
@@ -318,7 +315,7 @@ def test_text_that_will_be_cut_is_warned_of(splits, tokenizer):
     rows, processor = with_titles(dict.fromkeys(range(25), 35) | {25: 55}), FlipProcessor(extractor, tokenizer, fits)
     (warning,) = processor.describe(rows).warnings
     pattern = (
-        rf"title \(10\.2%\): lose tokens, since 10\.2% of the rows are longer than max_length={fits}\. "
+        rf"10\.2% of the rows are longer than max_length={fits} and lose tokens\. "
         r"max_length=(\d+) holds 99%, (\d+) holds all rows, and the language model takes 128"
     )
     nearly_all, longest = map(int, re.fullmatch(pattern, warning).groups())
@@ -326,7 +323,7 @@ def test_text_that_will_be_cut_is_warned_of(splits, tokenizer):
     assert FlipProcessor(extractor, tokenizer, nearly_all).describe(rows).splits["rows"].share_truncated <= 0.01
     assert FlipProcessor(extractor, tokenizer, longest).describe(rows).warnings == []
     (warning,) = processor.describe({"train": with_titles({}), "test": with_titles({0: 500})}).warnings
-    assert warning.startswith("title (0.39%): lose tokens, since 0.39% of the rows of test are longer")
+    assert warning.startswith("0.39% of the rows of test are longer")
 
 
 def test_an_extractor_of_a_folders_code_is_described_as_the_installed_one_is(splits, processor, tmp_path):

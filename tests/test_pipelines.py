@@ -28,6 +28,7 @@ from flip_hf import (
     rank,
 )
 from flip_hf.registration import register
+from flip_hf.serving import pipeline as pipeline_module
 
 
 TASK = "click-through-rate"
@@ -87,16 +88,17 @@ def close(found, expected) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_row_gives_a_dict_and_rows_a_list_in_their_order(scorer, rows, expected):
+def test_a_row_gives_a_dict_and_rows_a_list_in_their_order(scorer, rows, expected, monkeypatch):
     assert len({round(row["probability"], 6) for row in expected}) > 15  # the order can be seen
     close([scorer(rows[3])], [expected[3]])
+    monkeypatch.setattr(pipeline_module, "_BATCHES_OF_TABLE", 2)
     for batch_size in (1, 4, 64):
         close(scorer(rows, batch_size=batch_size), expected)
-        close(scorer(rows, batch_size=batch_size, chunk_size=5), expected)
     assert set(scorer(rows[0])) == {"probability"} and type(scorer(rows[0])["probability"]) is float
 
 
-def test_every_form_of_a_table_gives_the_same(scorer, rows, expected):
+def test_every_form_of_a_table_gives_the_same(scorer, rows, expected, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "_BATCHES_OF_TABLE", 1)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     number = {"male": 0, "female": 1}  # of a class, which has its name in a table and in a stream
     features = Features(Dataset.from_list(rows).features | {"gender": ClassLabel(names=list(number))})
@@ -114,7 +116,7 @@ def test_every_form_of_a_table_gives_the_same(scorer, rows, expected):
         classes,
         classes.to_iterable_dataset(),
     ]:
-        close(scorer(form, chunk_size=7), expected)
+        close(scorer(form, batch_size=7), expected)
 
 
 def test_every_form_of_one_row_gives_a_dict(scorer, rows, expected):
@@ -142,10 +144,10 @@ class Rows(list, torch.utils.data.Dataset):
 
 def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows, expected):
     read = []
-    results = scorer((read.append(row) or row for row in rows), chunk_size=4)
+    results = scorer((read.append(row) or row for row in rows), batch_size=1)
     assert read == []
     first = next(results)
-    assert read == rows[:4]
+    assert read == rows[:8]
     close([first, *results], expected)
     close(list(scorer(IterableDataset.from_generator(lambda: iter(rows)), batch_size=3)), expected)
     close(list(scorer(Rows(rows))), expected)
@@ -283,7 +285,6 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
         ({**columns, "gender": ["male"]}, {}, ValueError, "columns differ in length"),
         (rows, {"return_tower": True}, TypeError, "unexpected keyword argument 'return_tower'"),
         (rows, {"batch_size": 0}, ValueError, "batch_size=0"),
-        (rows, {"chunk_size": -1}, ValueError, "chunk_size=-1"),
         (rows, {"return_reasons": -1}, ValueError, "return_reasons=-1"),
     ):
         with pytest.raises(error, match=message):

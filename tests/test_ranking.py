@@ -76,26 +76,6 @@ def test_both_sides_of_a_ranking_are_read_as_a_row_is():
     np.testing.assert_array_equal(ids, extractor({"zip": ["00012"] * 2, "code": ["007", "y"]}))
 
 
-def test_equal_candidates_are_computed_once_and_keep_their_order(model, processor, items, monkeypatch):
-    original = [*range(7), 2, 3, 4, *range(7)]
-    twice = {name: [column[place] for place in original] for name, column in items.items()}
-    # one field apart is another candidate
-    twice["genre"][7], original[7] = "Western", 7
-    sizes, forward = [], model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda **inputs: sizes.append(len(next(iter(inputs.values())))) or forward(**inputs)
-    )
-    ranking = rank(model, processor, USER, twice)
-    assert sizes == [8]
-    expected = [
-        row["probability"] for row in ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(twice, USER))
-    ]
-    np.testing.assert_allclose(ranking.probabilities, np.array(expected)[ranking.indices], rtol=1e-6)
-    assert len(set(ranking.probabilities.tolist())) == 8 and sorted(ranking.indices.tolist()) == list(range(17))
-    for better, worse in zip(ranking.indices[:-1].tolist(), ranking.indices[1:].tolist(), strict=True):
-        assert original[better] != original[worse] or better < worse
-
-
 def test_user_and_items_come_in_any_form(model, processor, items):
     expected = rank(model, processor, USER, items).indices
     for form in (
@@ -116,11 +96,10 @@ def test_user_and_items_come_in_any_form(model, processor, items):
         assert ranking.indices.shape == ranking.probabilities.shape == (0,)
 
 
-def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir, processor, items):
-    torch.manual_seed(1)
-    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint").eval()
+def test_an_isotonic_calibration_makes_ties_and_changes_no_place(model, processor, items, monkeypatch):
     expected = rank(model, processor, USER, items).indices
-    model.set_calibration({"method": "isotonic", "logits": [0.0], "probabilities": [0.25]})
+    constant = {"method": "isotonic", "logits": [0.0], "probabilities": [0.25]}
+    monkeypatch.setattr(model.config, "calibration", constant)
     found = rank(model, processor, USER, items)
     np.testing.assert_array_equal(found.indices, expected)
     assert set(found.probabilities.tolist()) == {0.25}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A table -> the report on it: what is counted of its fields, and what looks wrong with them. It is read once, in
-batches; of a field with a million distinct values and more the first million are counted, so that memory is bounded.
+batches; of a field with more than a million distinct values the first million are counted, so that memory is bounded.
 
 Letters: B rows, F fields, S slots, n distinct values, K folds (`NUM_FOLDS`).
 """
@@ -8,7 +8,6 @@ Letters: B rows, F fields, S slots, n distinct values, K folds (`NUM_FOLDS`).
 import hashlib
 import heapq
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,24 +21,19 @@ from ..fitting.counts import Counts
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
 
-# values of a field that are counted, some hundred bytes each: what comes later is left out of its figures
-_MAX_VALUES = 1_000_000
-# rows whose tokens are held at once
-_BATCH_SIZE = 20_000
+_MAX_VALUES = 1_000_000  # of a field, some hundred bytes each: what comes later is left out of its figures
+_BATCH_SIZE = 20_000  # rows whose tokens are held at once
 # what the label is predicted by: the mean of a row's value in the other folds, as if ten more rows had that of all
 _LABEL_MEAN = StatisticField(name="label_mean", statistic="label_mean", source="value", smoothing=10.0)
 # of the folds: one that no made-up table was drawn with, or its values would follow the folds
 _SEED = 0x9E3779B97F4A7C15
-_DATE = re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,9})\3\d{4})([T ].*)?")
 # whole numbers are amounts if the field's name says so: most of them are ids
 _AMOUNTS = set("age amount count days duration income price quantity score size total views weight year".split())
 
 
 def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_values: bool = True) -> FlipReport:
-    """
-    As [`FlipFeatureExtractor.describe`], which documents it. With a processor that has a tokenizer, tokens are counted
-    as well. Of splits, `train` (or else the first) is what the fields' figures are of.
-    """
+    """As [`FlipFeatureExtractor.describe`]; with a processor that has a tokenizer, tokens are counted as well. Of
+    splits, `train` (or else the first) is what the fields' figures are of."""
     if processor is not None and (processor.tokenizer is None or not extractor.text_fields):
         processor = None
     has_splits = isinstance(dataset, Mapping) and any(
@@ -60,8 +54,9 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
         max_length=None if processor is None else processor.max_length,
     )
     report.warnings = list(_warnings(report, splits, main))
-    for one in [] if show_values else report.fields:
-        one.most_frequent = [value._replace(text=None) for value in one.most_frequent]
+    if not show_values:
+        for one in report.fields:
+            one.most_frequent = [value._replace(text=None) for value in one.most_frequent]
     return report
 
 
@@ -78,10 +73,8 @@ class _Split:
         self.judged: dict[int, Counts] = defaultdict(lambda: Counts(NUM_FOLDS, 2))
         self.folds = np.random.default_rng(_SEED)
         self.lengths: list[np.ndarray] = []  # tokens of the rows of each batch
-        self.truncated = np.zeros(extractor.num_fields, np.int64)  # rows that lose tokens of a field
 
     def read(self, dataset: Any) -> None:
-        """All rows of a table or split, in any of the forms that the extractor takes."""
         label = self.extractor.label
         for batch in batches(dataset, label):
             columns = self.extractor.select_columns(batch)
@@ -124,15 +117,11 @@ class _Split:
             known.add(keys, counts)
 
     def _encode(self, columns: list[CodedColumn]) -> np.ndarray:
-        """Ids `(B, S)`; of the text what is counted of it. Statistics of a training row leave out its own label."""
+        """Ids `(B, S)`; of the text the lengths are counted. Statistics of a training row leave out its own label."""
         if self.processor is None:
             return self.extractor.encode_columns(columns, out_of_fold=self.is_main)
         encoded = self.processor.encode_columns(columns, out_of_fold=self.is_main, max_length=1 << 30)
         self.lengths.append(encoded.lengths.astype(np.int32))
-        if encoded.lengths.max() > self.processor.max_length:
-            cut = self.processor.encode_columns(columns)
-            tokens_left, tokens = (_tokens_by_field(rows, len(columns)) for rows in (cut, encoded))
-            self.truncated += (tokens_left < tokens).sum(0)
         return encoded.feature_ids
 
     def length_at(self, share: float) -> int:  # tokens that hold so large a share of the rows
@@ -168,23 +157,6 @@ def _rows_and_clicks(indices: np.ndarray, folds: np.ndarray, labels: np.ndarray)
     return np.stack(counts, axis=-1).reshape(-1, NUM_FOLDS, 2)
 
 
-def _tokens_by_field(encoded: Any, num_fields: int) -> np.ndarray:
-    """Tokens that spell the value of each field in each row `(B, F)`."""
-    spells = encoded.token_fields >= 0
-    rows = np.repeat(np.arange(len(encoded.lengths)), encoded.lengths)[spells]
-    tokens = np.zeros((len(encoded.lengths), num_fields), np.int64)
-    np.add.at(tokens, (rows, encoded.token_fields[spells]), 1)
-    return tokens
-
-
-def _most_frequent(counts: Counts, number: int) -> list[tuple[str, int, int]]:
-    """Values with their rows and clicks, the most frequent first, equally frequent ones by alphabet."""
-    values = zip(counts.rows, *counts.sums.sum(1).T.tolist(), strict=True)
-    return heapq.nsmallest(
-        number, (value for value in values if value[0] is not None), key=lambda value: (-value[1], value[0])
-    )
-
-
 def _label_auc(counts: Counts) -> float:
     """AUC of the label mean of a row's value, or hole, in the other folds; rows of one fold are compared."""
     sums = counts.sums  # (n, K, 2)
@@ -204,21 +176,20 @@ def _describe_field(number: int, splits: Mapping[str, _Split], main: _Split) -> 
     # the column of a statistic holds the values that it is of
     values = judged if field.kind == "statistic" else main.values[number]
     shares = {name: main.extractor.shares_of(split.occurrences)[number].tolist() for name, split in splits.items()}
+    present = [one for one in zip(values.rows, *values.sums.sum(1).T.tolist(), strict=True) if one[0] is not None]
     one = FieldReport(
         name=field.name,
         kind=field.kind,
         view=field.view,
         type="number" if hasattr(field, "numbers") else field.type,
-        num_distinct=len(values.rows) - (None in values.rows),
+        num_distinct=len(present),
         unseen={name: unseen if field.num_slots else None for name, (unseen, _) in shares.items()},
         missing={name: missing for name, (_, missing) in shares.items()},
-        most_frequent=[
+        most_frequent=[  # equally frequent ones by alphabet
             FrequentValue(text, rows, clicks / rows if main.num_labelled else None)
-            for text, rows, clicks in _most_frequent(values, 3)
+            for text, rows, clicks in heapq.nsmallest(3, present, key=lambda value: (-value[1], value[0]))
         ],
     )
-    if main.processor is not None and field.view != "tabular":
-        one.share_truncated = float(main.truncated[number] / main.num_rows)
     if min(main.num_positive, main.num_labelled - main.num_positive) >= 10:  # an AUC of fewer is chance
         one.auc = _label_auc(judged)
     return one
@@ -237,7 +208,7 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
         empty = {name: share for name, share in one.missing.items() if share > 0.95}
         if empty:
             yield f"{one.name}: missing in {_where(empty)}. Leave it out of `fields`, unless a hole says something"
-        # of dates, numbers and texts read as categories the new ones are unseen: what is said of them mends both
+        # of ids and amounts read as categories the new ones are unseen: what is said of them mends both
         yield from list(_warn_of_values(one, number, main)) or _warn_of_unseen(one, number, splits)
         if one.auc is not None and one.auc > 0.98:
             yield (
@@ -247,14 +218,12 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
     shares = {name: split.share_truncated or 0.0 for name, split in report.splits.items()}
     too_long = {name: share for name, share in shares.items() if share > 0.001}
     if too_long:
-        split = splits[next(iter(too_long))]
-        losers = zip(main.extractor.field_names, (split.truncated / split.num_rows).tolist(), strict=True)
-        by_share = sorted(losers, key=lambda loser: -loser[1])
-        names = ", ".join(f"{name} ({percent(share)})" for name, share in by_share if share)
+        nearly_all = splits[next(iter(too_long))].length_at(0.99)
+        longest = max(split.tokens_max for split in report.splits.values())
         yield (
-            f"{names}: lose tokens, since {_where(too_long)} are longer than max_length={report.max_length}. "
-            f"max_length={split.length_at(0.99)} holds 99%, {max(one.length_at(1.0) for one in splits.values())} "
-            f"holds all rows, and the language model takes {main.processor.tokenizer.model_max_length}"
+            f"{_where(too_long)} are longer than max_length={report.max_length} and lose tokens. max_length="
+            f"{nearly_all} holds 99%, {longest} holds all rows, and the language model takes "
+            f"{main.processor.tokenizer.model_max_length}"
         )
 
 
@@ -270,16 +239,8 @@ def _warn_of_values(one: FieldReport, number: int, main: _Split) -> Iterator[str
             "nothing is learnt of it. Leave it out of `fields`, or, if it is a text, give it to the language model "
             f"alone: {_options(one, view='text')}"
         )
-    texts = [text for text, _, _ in _most_frequent(main.values[number], 2_000)]
-    is_date = [one.type == "time" or _DATE.fullmatch(text) is not None for text in texts]
     is_amount = one.type == "number" or (one.type == "integer" and _AMOUNTS & {*one.name.lower().split("_")})
-    if len(texts) > 1 and np.mean(is_date) >= 0.95:
-        yield (
-            f"{one.name}: its {one.num_distinct:,} values are dates read as categories, and every new day will be "
-            "unseen. Write them in the ISO way (2024-05-31) and take their parts: "
-            f"{_options(one, kind='datetime', parts=['hour', 'weekday', 'age'])}"
-        )
-    elif is_amount and one.num_distinct > 100:
+    if is_amount and one.num_distinct > 100:
         yield (
             f"{one.name}: its {one.num_distinct:,} values are numbers read as categories, so that 7 and 8 have "
             f"nothing in common. If they are amounts: {_options(one, kind='numeric')}"
@@ -287,13 +248,13 @@ def _warn_of_values(one: FieldReport, number: int, main: _Split) -> Iterator[str
 
 
 def _warn_of_unseen(one: FieldReport, number: int, splits: Mapping[str, _Split]) -> Iterator[str]:
-    is_number, shares = one.kind == "numeric", {}
+    shares = {}
     for name, split in splits.items():
         _, values, unseen, missing = split.occurrences[number].tolist()
         shares[name] = unseen / max(values - missing, 1)
-    shares = {name: share for name, share in shares.items() if share > (0.05 if is_number else 0.9)}
+    shares = {name: share for name, share in shares.items() if share > (0.05 if one.kind == "numeric" else 0.9)}
     where = _where(shares, "its values in ")
-    if shares and is_number:
+    if shares and one.kind == "numeric":
         yield (
             f"{one.name}: {where} are no numbers. Clean the column, or read it as categories: "
             f"{_options(one, kind='categorical')}"

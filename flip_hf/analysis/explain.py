@@ -34,21 +34,17 @@ class Truth(Guess):  # what the row has in the place of a hole
 
 @dataclass
 class Attention:
-    """
-    Where a masked-feature query looks in the text: softmax(q W^T), unscaled, over the row's tokens. All weights
-    together are 1, and so are `values`, `names`, `special` and `other` together.
-    """
+    """Where a masked-feature query looks in the text: softmax(q W^T), unscaled. `tokens` add up to 1, and so do the
+    other three together."""
 
     tokens: list[float]  # a weight for each of the T tokens
     values: dict[str, float]  # by field, of the tokens that spell its value
-    names: dict[str, float]  # by field, of the words around it: its name, the template's words, "missing"
     special: float  # of special tokens, `[CLS]` and `[SEP]` say
-    other: float = 0.0  # of words that could not be said to belong to a field
+    other: float  # of the words around values: names of fields, the template's words, "missing"
 
     def __str__(self) -> str:
-        """The three places with the largest weights; the words around a field's value as `name:`."""
-        places = {**self.values, **{f"{name}:": weight for name, weight in self.names.items()}}
-        places |= {"special tokens": self.special, "other words": self.other}
+        """The three places with the largest weights."""
+        places = {**self.values, "special tokens": self.special, "words around values": self.other}
         best = sorted(places, key=places.__getitem__, reverse=True)[:3]
         return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
 
@@ -60,9 +56,6 @@ class Answer:
     guesses: list[Guess]  # the most likely ones, best first
     truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
-    total: float | None = (
-        None  # of a hidden id, sum of exp(s(j)) over its field's features: `"nce"` teaches it to be 1
-    )
 
     @property
     def probability(self) -> float | None:
@@ -75,12 +68,8 @@ class Answer:
         return min((truth.rank for truth in self.truths), default=None)
 
     def lines(self) -> list[str]:
-        """Three guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
-        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in self.guesses[:3]]
-        if self.truths and not any(one.is_true for one in self.guesses[:3]):
-            best = min(self.truths, key=lambda truth: truth.rank)
-            lines.append(f"{shortened(best.value)} {percent(best.probability)}* (rank {best.rank:,})")
-        return lines
+        """Three guesses, what is right with a star."""
+        return [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in self.guesses[:3]]
 
     def __str__(self) -> str:
         return f"{percent(self.probability)} ({self.rank:,})" if self.truths else "-"
@@ -132,12 +121,10 @@ class AlignmentExplanation:
 
     tokens: list[str]  # the T tokens of the row's text
     token_fields: list[str | None]  # the field whose value a token spells
-    sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
     is_special: list[bool]
     features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
     words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
-    mtm_loss: str | None = None  # by which the scores of features were learnt; None with `mtm_weight=0`
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers, fit for json."""
@@ -186,10 +173,6 @@ def explain(
     model: Any, processor: Any, row: Mapping[str, Any], top_k: int = 5, fields: Sequence[str] | None = None
 ) -> AlignmentExplanation:
     """As [`FlipForPreTraining.explain_alignment`], which documents it."""
-    if model.mtm_head is None and model.mlm_head is None:
-        raise ValueError("mtm_weight=0 and mlm_weight=0: this model was trained to name no hidden value")
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k!r} has to be at least 1")
     if getattr(processor, "tokenizer", None) is None:
         raise TypeError(f"{type(processor).__name__} has no tokenizer: pass the FlipProcessor the model was made for")
     model.config.check_processor(processor)
@@ -217,7 +200,6 @@ class _Reader:
         self.owners = encoded.token_fields.astype(np.int64)  # (T,): the field whose value a token spells, or -1
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         self.is_special = np.isin(self.tokens, list(special)) & (self.owners < 0)
-        self.sentences = self._sentences(processor)
         values = [column.values[column.indices[0]] for column in columns]
         self.values = [self.extractor.value_text(index, value) for index, value in enumerate(values)]
         real = np.where(self.ids >= self.extractor.num_reserved_features, self.extractor.slot_fields, -1)  # (S,)
@@ -229,9 +211,7 @@ class _Reader:
         explanation = AlignmentExplanation(
             tokens=list(map(self._piece, self.tokens.tolist())),
             token_fields=[names[owner] for owner in self.owners.tolist()],
-            sentence_fields=[names[owner] for owner in self.sentences.tolist()],
             is_special=self.is_special.tolist(),
-            mtm_loss=None if mtm is None else self.model.config.mtm_loss,
         )
         # readings: the whole text, one field hidden after another, all of them hidden
         is_value = self.owners >= 0
@@ -246,29 +226,10 @@ class _Reader:
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
                 explanation.words.append(self._words(index, states[number], whole_and_blank))
-        for head, weight, what in ((mtm, "mtm_weight", "id"), (mlm, "mlm_weight", "word")):
+        for head, name in ((mtm, "mtm_weight=0: no id"), (mlm, "mlm_weight=0: no word")):
             if head is None:
-                explanation.notes.append(
-                    f"{weight}=0: no {what} is asked for, since the model was pre-trained without"
-                )
+                explanation.notes.append(f"{name} is asked for, since the model was pre-trained without")
         return explanation
-
-    def _sentences(self, processor: Any) -> np.ndarray:
-        """
-        The field whose sentence each token belongs to `(T,)`, -1 for special tokens. Sentences begin with the words of
-        the template before the value; where these are not found, only values are known to belong to a field.
-        """
-        words, sentences, position = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
-        for index in self.extractor.text_fields:
-            before, _ = processor._around_value(index)
-            prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
-            size = len(prefix)
-            starts = [start for start in range(position, len(words)) if words[start : start + size] == prefix]
-            if not prefix or not starts:
-                return self.owners
-            sentences[starts[0] :] = index
-            position = starts[0] + size
-        return np.where(self.owners >= 0, self.owners, np.where(self.is_special, -1, sentences))
 
     def _vectors(self, hidden: np.ndarray) -> torch.Tensor:
         """Which fields are hidden in the ids `(R, F)` -> `(R, d_v)`."""
@@ -313,10 +274,16 @@ class _Reader:
         truths = torch.searchsorted(features, known).tolist()
         weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
         answers = []
-        for of_reading, looked in zip(scores.double(), weights, strict=True):
-            shares = of_reading.softmax(-1)
+        for shares, looked in zip(scores.double().softmax(-1), weights, strict=True):
             answer = self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0])
-            answer.attention, answer.total = self._attention(looked), float(of_reading.exp().sum())
+            answer.attention = Attention(
+                tokens=looked.tolist(),
+                values={
+                    self.names[own]: float(looked[self.owners == own].sum()) for own in self.extractor.text_fields
+                },
+                special=float(looked[self.is_special].sum()),
+                other=float(looked[(self.owners < 0) & ~self.is_special].sum()),
+            )
             answers.append(answer)
         return HiddenFeature(
             field=self.names[index],
@@ -327,18 +294,6 @@ class _Reader:
             hidden=answers[1] if (self.owners == index).any() else None,
             blank=answers[2],
             reads="hidden" if self.model.config.hide_target_in_text else "whole",
-        )
-
-    def _attention(self, weights: np.ndarray) -> Attention:
-        """`(T,)` -> with its sums."""
-        fields = [(self.names[index], index) for index in self.extractor.text_fields]
-        is_word = (self.owners < 0) & ~self.is_special
-        return Attention(
-            tokens=weights.tolist(),
-            values={name: float(weights[self.owners == index].sum()) for name, index in fields},
-            names={name: float(weights[is_word & (self.sentences == index)].sum()) for name, index in fields},
-            special=float(weights[self.is_special].sum()),
-            other=float(weights[is_word & (self.sentences < 0)].sum()),
         )
 
     def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> HiddenWords:
@@ -363,11 +318,14 @@ class _Reader:
         """Probabilities `(n,)` or `(V,)`, and the places of what is right in them."""
         best = probabilities.topk(min(self.top_k, len(probabilities)))
         places = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        right = []
-        for place in truths:
-            rank = 1 + int((probabilities > probabilities[place]).sum())
-            right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
-        return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
+        ranks = [1 + int((probabilities > probabilities[place]).sum()) for place in truths]
+        return Answer(
+            [Guess(spell(place), share, place in truths) for place, share in places],
+            [
+                Truth(spell(place), float(probabilities[place]), rank=rank)
+                for place, rank in zip(truths, ranks, strict=True)
+            ],
+        )
 
 
 __all__ = ["AlignmentExplanation", "explain"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of click probabilities; `metrics_evaluate.py` wraps them for `evaluate`.
+"""Metrics of click probabilities.
 
 Letters: B rows, R bootstrap resamples. Probabilities are of a click; labels are 0 or 1; logarithms are natural.
 """
@@ -14,7 +14,6 @@ import pandas as pd
 
 # a probability of exactly 0 or 1 that turns out wrong costs this much, instead of everything
 _SMALLEST_PROBABILITY = 1e-7
-
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
 # in the order in which the trainer gathers them
@@ -182,15 +181,15 @@ def bootstrap_intervals(
     resampled = pd.DataFrame(table, columns=list(values)).dropna()  # (R, models)
     if resampled.empty:
         raise ValueError("no resample has both classes: the metric is not defined on these rows")
+    found = pd.Series({name: metric(labels, model) for name, model in values.items()})
     tails = [50 * (1 - level), 50 * (1 + level)]
-    found = {name: metric(labels, model) for name, model in values.items()}
     intervals = {}
     for name in values:
-        parts = [found[name], *np.percentile(resampled[name], tails).tolist()]
+        parts = [found[name], *np.percentile(resampled[name], tails)]
         if reference is not None:
             differences = resampled[name] - resampled[reference]
-            parts += [found[name] - found[reference], *np.percentile(differences, tails).tolist()]
-        intervals[name] = BootstrapInterval(*parts)
+            parts += [found[name] - found[reference], *np.percentile(differences, tails)]
+        intervals[name] = BootstrapInterval(*map(float, parts))
     return intervals
 
 

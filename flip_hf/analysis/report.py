@@ -26,7 +26,6 @@ class FieldReport:
     unseen: dict[str, float | None]  # by split, of its values; None for a field that is text alone
     missing: dict[str, float]  # by split, of its rows
     most_frequent: list[FrequentValue]
-    share_truncated: float | None = None  # rows that lose tokens of this field's value at `max_length`
     # of the smoothed label mean of a row's value (of a number its bucket), taken from rows of other folds, as a
     # prediction of the label: 0.5 says nothing; None with fewer than 10 labels of either class
     auc: float | None = None
@@ -64,13 +63,9 @@ class FlipReport:
         return self._render(markdown)
 
     def to_html(self) -> str:
-        """A whole page, which a notebook shows as well; values cannot act as markup."""
-        import pandas as pd
-
-        with pd.option_context("display.max_colwidth", None):
-            parts = [pd.DataFrame(rows).map(printable).to_html(index=False, border=0) for rows in self._tables()]
-        parts += [f"<p>{html.escape(printable(line))}</p>" for line in self._lines()]
-        return "\n".join(['<!DOCTYPE html>\n<meta charset="utf-8"/>\n<title>Data report</title>', *parts]) + "\n"
+        """The plain text as a page, which a notebook shows as well."""
+        text = html.escape(self.to_text())
+        return f'<!DOCTYPE html>\n<meta charset="utf-8"/>\n<title>Data report</title>\n<pre>\n{text}</pre>\n'
 
     _repr_html_ = to_html
 
@@ -92,9 +87,7 @@ class FlipReport:
 
     def _lines(self) -> list[str]:
         """What the tables mean, then the warnings."""
-        lines = []
-        if len(self.splits) > 1:
-            lines.append(f"Unseen and missing: {' / '.join(self.splits)}.")
+        lines = [f"Unseen and missing: {' / '.join(self.splits)}."] * (len(self.splits) > 1)
         if any(one.auc is not None for one in self.fields):
             lines.append("auc: of the label mean of a row's value, taken from other rows; 0.5 says nothing.")
         return lines + ([f"! {warning}" for warning in self.warnings] or ["No warnings."])

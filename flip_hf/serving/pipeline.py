@@ -6,7 +6,7 @@ Letters: B rows of a chunk, F fields, S slots, L tokens of all rows together.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,11 @@ _BATCHES_OF_STREAM, _BATCHES_OF_TABLE = 8, 32
 
 class ClickThroughRatePipeline(Pipeline):
     r"""
-    Scores raw rows with a finetuned [`FlipForCTR`] and its processor: many batches are encoded at once, in arrays, and
-    rows of similar length share a batch, which spares padding. Results come in the order of the rows.
+    Scores raw rows with a finetuned [`FlipForCTR`] and its processor. Many batches are encoded at once, in arrays, and
+    rows of similar length share a batch, which spares padding.
 
-    Args:
-        model ([`FlipForCTR`]): on any device, in any type; it is put into evaluation mode.
-        processor ([`FlipProcessor`]): that of the model.
-        kwargs: of `transformers.Pipeline` (`device`, `batch_size`: 256 by default), and defaults of `__call__`.
+    The model, on any device, in any type, is put into evaluation mode; `kwargs` are those of `transformers.Pipeline`
+    (`device`, `batch_size`: 256 by default), and defaults of `__call__`.
 
     Example:
         ```python
@@ -68,33 +66,28 @@ class ClickThroughRatePipeline(Pipeline):
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
                 one more pass per field.
             return_rates (`bool`): also how many values were unseen and missing.
-            chunk_size (`int`, *optional*): rows encoded together, 32 batches of a table or 8 of a stream by default.
 
         Returns:
-            `dict` of one row, a list of dicts, or of a stream a generator of dicts, with `probability`, calibrated as
-            the model's configuration says, and as asked
+            `dict` of one row, a list of dicts in the order of the rows, or of a stream a generator of dicts, with
+            `probability`, calibrated as the model's configuration says, and as asked
 
             - `tabular_probability`, `text_probability`, `tabular_weight`;
             - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
               logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
               mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
 
-            With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
-            its values) and `missing` (of the rows), and what rows like those of the training would have,
-            `expected_unseen` and `expected_missing`; that of a stream is filled as it is read. Where a hundred rows or
-            more are far from it, the pipeline warns, once per field.
+            With `return_rates` a pair: all this, and for each field that has ids the shares `unseen` (of its values)
+            and `missing` (of the rows), and what rows like those of the training would have, `expected_unseen` and
+            `expected_missing`; that of a stream is filled as it is read. Asked for or not, the pipeline warns, once
+            per field, of a hundred rows or more that are far from it.
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
-        asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
-        stream, chunk_size = as_stream(rows), asked.get("chunk_size")
-        size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
-        if size < 1:
-            raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
-        fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
-        chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
-        results: Any = self._score(chunks, batch_size, asked, rates)
-        if stream is None:
-            results = next(results) if _is_one_row(rows, fields) else list(results)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+        asked, rates = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}, dict[str, Any]()
+        results: Any = self._score(rows, batch_size, asked, rates)
+        if as_stream(rows) is None:
+            results = next(results) if self._is_one_row(rows) else list(results)
         return (results, rates) if asked.get("return_rates") else results
 
     def rank(
@@ -112,7 +105,7 @@ class ClickThroughRatePipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(
-        self, return_towers: Any = None, return_reasons: Any = None, return_rates: Any = None, chunk_size: Any = None
+        self, return_towers: Any = None, return_reasons: Any = None, return_rates: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         mode = self.model.config.mode
         if return_towers and mode != "joint":
@@ -120,7 +113,6 @@ class ClickThroughRatePipeline(Pipeline):
         if return_reasons is not None and return_reasons < 0:
             raise ValueError(f"return_reasons={return_reasons} has to be True, or how many reasons")
         asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
-        asked["chunk_size"] = chunk_size
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
@@ -144,19 +136,19 @@ class ClickThroughRatePipeline(Pipeline):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(
-        self, chunks: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
+        self, rows: Any, batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Results row by row; `rates` is filled on the way."""
         occurrences: Any = 0
-        for chunk in chunks:
+        for chunk in self._chunks(rows, batch_size):
             columns, encoded = self.preprocess(chunk)
             scores = self._forward(encoded, batch_size)
             results = self.postprocess(scores, asked.get("return_towers", False))
             number = asked.get("return_reasons", False)
             if number:
-                number = None if number is True else number
-                reasons = self._reasons(columns, encoded, scores.logits, batch_size, number)
-                results = [result | {"reasons": some} for result, some in zip(results, reasons, strict=True)]
+                reasons = self._reasons(columns, encoded, scores.logits, batch_size)
+                for result, some in zip(results, reasons, strict=True):
+                    result["reasons"] = some if number is True else some[:number]
             in_chunk = self.processor.feature_extractor.occurrences(encoded.feature_ids)
             self._watch.add(in_chunk)
             occurrences = occurrences + in_chunk
@@ -165,13 +157,13 @@ class ClickThroughRatePipeline(Pipeline):
             yield from results
 
     def _reasons(
-        self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int, number: Any
+        self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each row so many fields that the model reads (all, if `None`), those of the largest effect first."""
+        """For each row the fields that the model reads, those of the largest effect first."""
         extractor, mode = self.processor.feature_extractor, self.model.config.mode
         of_mode = {"tabular": extractor.slot_fields, "text": extractor.text_fields}
-        read = sorted({*of_mode.get(mode, range(extractor.num_fields))})
         # a statistic is hidden with the field that it is of
+        read = sorted({*of_mode.get(mode, range(extractor.num_fields))})
         fields = [field for field in read if extractor.statistic_sources[field] < 0]
         # all rows without the first of the fields, then all without the second, ...
         hidden = np.eye(extractor.num_fields, dtype=bool)[fields]  # (fields, F)
@@ -184,47 +176,45 @@ class ClickThroughRatePipeline(Pipeline):
         without = EncodedRows(tokens, None, lengths, ids.reshape(-1, ids.shape[-1]), None)
         logits_without = self._forward(without, batch_size).logits.reshape(len(fields), -1)
         effects = (logits - logits_without).T.double().numpy()  # (B, fields)
+        names = [extractor.field_names[field] for field in fields]
         texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
-        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
-        for row, places in enumerate(order.tolist()):
-            yield [
-                {
-                    "field": extractor.field_names[fields[place]],
-                    "value": texts[place][columns[fields[place]].indices[row]],
-                    "effect": float(effects[row, place]),
-                }
-                for place in places
+        values = [[text[value] for value in columns[field].indices] for field, text in zip(fields, texts, strict=True)]
+        for of_row, effect in zip(zip(*values, strict=True), effects, strict=True):
+            reasons = [
+                {"field": name, "value": value, "effect": change}
+                for name, value, change in zip(names, of_row, effect.tolist(), strict=True)
             ]
+            yield sorted(reasons, key=lambda reason: -abs(reason["effect"]))
 
+    def _columns(self, kind: str | None = None) -> list[str]:
+        """Names of the columns that the fields, or those of one kind, read."""
+        fields = self.processor.feature_extractor.fields
+        names = (name for field in fields if kind in (None, field.kind) for name in field.columns)
+        return list(dict.fromkeys(names))
 
-def _raw_names(fields: Iterable[Any]) -> list[str]:
-    """Of the columns that the fields read."""
-    return list(dict.fromkeys(name for field in fields for name in field.columns))
+    def _is_one_row(self, rows: Any) -> bool:
+        if isinstance(rows, Mapping):  # a value may be a list, where others are not
+            return not all(is_column(rows[name]) for name in self._columns() if name in rows)
+        is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
+        return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
 
-
-def _is_one_row(rows: Any, fields: Iterable[Any]) -> bool:
-    if isinstance(rows, Mapping):  # a value may be a list, where others are not
-        return not all(is_column(rows[name]) for name in _raw_names(fields) if name in rows)
-    is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
-    return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
-
-
-def _chunks_of_stream(stream: Iterator[Any], rows: Any, size: int) -> Iterator[Mapping[str, Any]]:
-    while chunk := list(itertools.islice(stream, size)):
-        yield with_class_names(chunk, getattr(rows, "features", None))
-
-
-def _chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[Any]:
-    if hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
-        for start in range(0, len(rows), size):
-            yield rows.select(range(start, min(start + size, len(rows))))
-    elif not isinstance(rows, Sequence) or len(rows):  # an empty list has no columns
-        names = _raw_names(fields)
-        of_lists = _raw_names(field for field in fields if field.kind == "multivalued")
-        columns = select_columns(as_columns(rows), names, of_lists)
-        for start in range(0, len(columns[0]), size):
-            parts = (getattr(column, "iloc", column)[start : start + size] for column in columns)
-            yield dict(zip(names, parts, strict=True))
+    def _chunks(self, rows: Any, batch_size: int) -> Iterator[Any]:
+        """Tables of the rows that are encoded together."""
+        stream, size = as_stream(rows), batch_size * _BATCHES_OF_TABLE
+        if stream is not None:
+            while chunk := list(itertools.islice(stream, batch_size * _BATCHES_OF_STREAM)):
+                yield with_class_names(chunk, getattr(rows, "features", None))
+        elif hasattr(rows, "with_format") and hasattr(
+            rows, "select"
+        ):  # a datasets.Dataset, larger than memory perhaps
+            for start in range(0, len(rows), size):
+                yield rows.select(range(start, min(start + size, len(rows))))
+        elif not isinstance(rows, Sequence) or len(rows):  # an empty list has no columns
+            names = self._columns()
+            columns = select_columns(as_columns(rows), names, self._columns("multivalued"))
+            for start in range(0, len(columns[0]), size):
+                parts = (getattr(column, "iloc", column)[start : start + size] for column in columns)
+                yield dict(zip(names, parts, strict=True))
 
 
 __all__ = ["ClickThroughRatePipeline"]

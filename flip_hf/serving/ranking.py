@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..columns_flip import CodedColumn, as_columns, as_list, is_column, with_class_names
+from ..columns_flip import as_columns, as_list, is_column, with_class_names
 from .rates import RateWatch
 from .scoring import as_stream, check_click_model, score
 
@@ -29,41 +29,36 @@ def rank(
 ) -> Ranking:
     """
     Ranks items for one user, as the pipeline would score the user's row joined to each item's; equally good ones stay
-    in the order in which they came. Candidates that are equal in all fields are computed once.
+    in the order in which they came.
 
     Args:
         model ([`FlipForCTR`]), processor ([`FlipProcessor`]): a finetuned model and its processor.
         user_row (`dict`, or another form of one row): one value for each field of the user (and of the context).
         items: a table of candidates, or a stream of them, in any form that the pipeline takes, with the other fields.
         top_k (`int`, *optional*): how many to return; default: all.
-        batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): `pipeline.rank` has one, to warn once per field of unseen and missing
             values, the user counting as one row. Without it every call warns, of a hundred items or more.
-
-    Raises:
-        ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} has to be 1 or more")
     check_click_model(model, processor)
-    extractor = processor.feature_extractor
-    user_row, stream = _one_row(user_row), as_stream(items)
+    extractor, stream = processor.feature_extractor, as_stream(items)
     if stream is not None:
         features, items = getattr(items, "features", None), list(stream)
         items = with_class_names(items, features) if items else items
     if isinstance(items, Sequence) and not len(items):  # without columns
         return Ranking(np.zeros(0, np.int64), np.zeros(0))
-    columns, candidate = _distinct(extractor.select_columns(join(extractor, user_row, items)))
+    user_row = _one_row(user_row)
+    columns = extractor.select_columns(join(extractor, user_row, items))
     encoded = processor.encode_columns(columns, return_text=model.config.mode != "tabular")
-    occurrences = extractor.occurrences(encoded.feature_ids[candidate])
+    occurrences = extractor.occurrences(encoded.feature_ids)
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
     occurrences[of_user] = extractor.occurrences(encoded.feature_ids[:1])[of_user]
     (watch or RateWatch(extractor)).add(occurrences)
     logits = score(model, processor, encoded, batch_size).logits
-    probabilities = model.predict_probabilities(logits).numpy()[candidate]
     # by logits: an isotonic calibration makes ties of what the model tells apart
-    indices = np.argsort(-logits.numpy()[candidate], kind="stable")[:top_k]
-    return Ranking(indices, probabilities[indices])
+    indices = np.argsort(-logits.numpy(), kind="stable")[:top_k]
+    return Ranking(indices, model.predict_probabilities(logits).numpy()[indices])
 
 
 def _one_row(row: Any) -> Mapping[str, Any]:
@@ -80,24 +75,13 @@ def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, A
     table = as_columns(items)
     needed = dict.fromkeys(name for field in extractor.fields for name in field.columns)
     joined = {name: table[name] for name in needed if name in table}
-    of_user = {name: user_row[name] for name in needed if name in user_row}
-    twice = [name for name in joined if name in of_user]
+    twice = [name for name in joined if name in user_row]
     if twice:
         raise ValueError(f"{', '.join(map(repr, twice))}: in the user's row and among the items, leave out one")
     if not joined:
         raise ValueError(f"the items have no column of any field, only {', '.join(map(str, table))}: nothing to rank")
     num_items = len(next(iter(joined.values())))
-    return joined | {name: [value] * num_items for name, value in of_user.items()}
-
-
-def _distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray]:
-    """Columns of n rows -> of the distinct rows, in the order of their first, and which one each row is `(n,)`."""
-    numbers = np.zeros(columns[0].num_rows, np.int64)  # of the combination of the values so far
-    for column in columns:
-        _, numbers = np.unique(numbers * len(column.values) + column.indices, return_inverse=True)
-    _, first, numbers = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return [CodedColumn(column.values, column.indices[first[order]]) for column in columns], np.argsort(order)[numbers]
+    return joined | {name: [user_row[name]] * num_items for name in needed if name in user_row}
 
 
 __all__ = ["Ranking", "rank"]
