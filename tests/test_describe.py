@@ -32,7 +32,7 @@ SIX_ROWS = {
 }
 # the first row has 29 tokens
 SIX_ROWS_REPORT = """\
-split | num_rows | share_positive | tokens_mean | tokens_p95 | tokens_max | share_truncated
+split | num_rows | share_positive | tokens_mean | tokens_p99 | tokens_max | share_truncated
 rows | 6 | 50.0% | 25.5 | 29 | 29 | 16.7%
 
 name | kind | view | type | num_distinct | unseen | missing
@@ -77,19 +77,20 @@ def test_the_report_of_six_rows_reads_like_this(tokenizer):
 def test_figures_are_those_of_sentences_and_rates(splits, processor, tokenizer):
     report = describe_rows(processor.feature_extractor, splits, processor)
     for name, split in splits.items():
-        lengths = [len(tokenizer(text)["input_ids"]) for text in processor.render(split)]
-        found = report.splits[name]
+        lengths, found = [len(tokenizer(text)["input_ids"]) for text in processor.render(split)], report.splits[name]
         assert (found.tokens_mean, found.tokens_max) == (pytest.approx(np.mean(lengths)), max(lengths))
-        assert found.tokens_p95 == np.quantile(lengths, 0.95, method="inverted_cdf")
+        assert found.tokens_p99 == np.quantile(lengths, 0.99, method="inverted_cdf")
         assert found.share_truncated == np.mean(np.array(lengths) > processor.max_length)
     assert report.warnings == [] and str(report).endswith("\nNo warnings.\n")
 
-    train = table(300, tags=[["a"], ["b", "c"], []] * 100, weight=[1.0, None, 3.0] * 100)
-    test = table(30, tags=[["a", "new"], [], ["b"]] * 10, weight=[None, 2.0, 5.0] * 10)
-    test["user_id"][:10] = [*["nobody"] * 6, *[None] * 4]
-    extractor = FlipFeatureExtractor.fit(train, field_options={"title": {"view": "text"}})
-    report = describe_rows(extractor, {"train": Dataset.from_dict(train), "test": Dataset.from_dict(test)})
-    for split, rows in (("train", train), ("test", test)):
+    parts = {
+        "train": table(300, tags=[["a"], ["b", "c"], []] * 100, weight=[1.0, None, 3.0] * 100),
+        "test": table(30, tags=[["a", "new"], [], ["b"]] * 10, weight=[None, 2.0, 5.0] * 10),
+    }
+    parts["test"]["user_id"][:10] = [*["nobody"] * 6, *[None] * 4]
+    extractor = FlipFeatureExtractor.fit(parts["train"], field_options={"title": {"view": "text"}})
+    report = describe_rows(extractor, {name: Dataset.from_dict(rows) for name, rows in parts.items()})
+    for split, rows in parts.items():
         for name, rates in extractor.rates(extractor(rows)).items():
             one = field_of(report, name)
             assert {"unseen": one.unseen[split], "missing": one.missing[split]} == rates
@@ -103,16 +104,6 @@ def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
     assert report.splits == {"rows": SplitReport(64)}
     assert [one.auc for one in report.fields] == [None] * 5
     assert not re.search("auc|label|tokens|positive", str(report))
-
-
-def test_a_label_is_never_predicted_from_itself():
-    """Every value occurs two or three times and labels are random: a mean with the row's own label has AUC 0.9."""
-    random = np.random.default_rng(0)
-    rows = {"id": random.integers(0, 1000, 2500).tolist(), "label": random.integers(0, 2, 2500).tolist()}
-    means = pd.DataFrame(rows).groupby("id")["label"].transform("mean")
-    assert auc(rows["label"], means) > 0.8
-    for one in describe(rows, field_options={"id": {"statistics": ["label_mean", "frequency"]}}).fields:
-        assert one.auc == pytest.approx(0.5, abs=0.05), one.name
 
 
 def test_the_auc_is_that_of_means_over_the_other_folds():
@@ -168,7 +159,6 @@ def test_fields_are_described_by_the_training_rows_and_splits_by_name(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     report = describe_rows(extractor, DatasetDict({name: splits[name] for name in ("test", "train")}))
     alone = describe_rows(extractor, splits["train"])
-    assert list(report.splits) == ["test", "train"]
     assert [one.most_frequent for one in report.fields] == [one.most_frequent for one in alone.fields]
     assert "Unseen and missing: test / train." in str(report) and "Unseen and missing" not in str(alone)
     without_train = {"a": {**splits["test"][:]}, "b": pd.DataFrame(splits["train"][:])}
@@ -315,8 +305,8 @@ def test_text_that_will_be_cut_is_warned_of(splits, tokenizer):
     rows, processor = with_titles(dict.fromkeys(range(25), 35) | {25: 55}), FlipProcessor(extractor, tokenizer, fits)
     (warning,) = processor.describe(rows).warnings
     pattern = (
-        rf"10\.2% of the rows are longer than max_length={fits} and lose tokens\. "
-        r"max_length=(\d+) holds 99%, (\d+) holds all rows, and the language model takes 128"
+        rf"10\.2% of the rows are longer than max_length={fits} and lose tokens\. max_length=(\d+) holds 99%, (\d+) "
+        "holds all rows, and the language model takes 128"
     )
     nearly_all, longest = map(int, re.fullmatch(pattern, warning).groups())
     assert fits + 25 <= nearly_all <= fits + 30 and fits + 45 <= longest <= fits + 50
@@ -337,28 +327,27 @@ def test_an_extractor_of_a_folders_code_is_described_as_the_installed_one_is(spl
 
 def test_what_cannot_be_described_is_named(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
-    with pytest.raises(ValueError, match="split 'test' has no rows to describe"):
-        describe_rows(extractor, {"train": splits["train"], "test": splits["test"].select([])})
-    with pytest.raises(ValueError, match="the table has no rows"):
-        describe_rows(extractor, [])
-    with pytest.raises(ValueError, match="no column for field 'genre'"):
-        describe_rows(extractor, splits["test"].remove_columns("genre"))
-    with pytest.raises(ValueError, match="label 2 in row 3 of column 'label' is neither 0 nor 1"):
-        describe_rows(extractor, {**table(8), "label": [0, 1, 0, 2, 0, 0, 0, 0]})
-    with pytest.raises(ValueError, match="2 labels in column 'label' for 8 rows"):
-        describe_rows(extractor, {**table(8), "label": [0, 1]})
-    with pytest.raises(TypeError, match="rows are a int"):
-        describe_rows(extractor, 3)
+    for rows, error, message in (
+        (
+            {"train": splits["train"], "test": splits["test"].select([])},
+            ValueError,
+            "split 'test' has no rows to desc",
+        ),
+        ([], ValueError, "the table has no rows"),
+        (splits["test"].remove_columns("genre"), ValueError, "no column for field 'genre'"),
+        ({**table(8), "label": [0, 1, 0, 2, 0, 0, 0, 0]}, ValueError, "label 2 in row 3 of column 'label' is neither"),
+        ({**table(8), "label": [0, 1]}, ValueError, "2 labels in column 'label' for 8 rows"),
+        (3, TypeError, "rows are a int"),
+    ):
+        with pytest.raises(error, match=message):
+            describe_rows(extractor, rows)
 
 
 def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
     model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
     report = processor.describe(splits, show_values=False)
-    facts = {"title": "FLIP on clicks", "dataset_name": "clicks", "label_rule": "clicked", "metrics": {"auc": 0.7}}
-    facts |= {"num_train_rows": 256, "num_test_rows": 64, "command": "python train.py", "licenses": "Data: mine."}
-    rates = {"title": {"unseen": 0.0, "missing": 0.0}}
     for shown in (None, report):
-        card = write_model_card(tmp_path, model, **facts, rates=rates, report=shown).read_text(encoding="utf-8")
+        card = write_model_card(tmp_path, model, report=shown).read_text(encoding="utf-8")
         assert ("## Data" in card) == (f"## Data\n\n{report.to_markdown()}\n## Evaluation\n" in card) == bool(shown)
 
 

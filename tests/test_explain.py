@@ -13,6 +13,7 @@ import torch
 from conftest import make_table
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
+from flip_hf.analysis.report import percent
 
 
 OPTIONS = {
@@ -108,7 +109,7 @@ def test_every_number_of_a_hidden_id_is_that_of_the_formulas(rich_processor, tex
             probabilities = dict(zip(features.tolist(), scores.softmax(0).tolist(), strict=True))
             # the head's softmax is in float32, whatever the model's own type
             check_answer(answer, probabilities, truths, lambda feature: extractor.decode([feature])[0], rel=1e-5)
-            np.testing.assert_allclose(answer.attention.tokens, weights, rtol=1e-5, atol=1e-9)
+            np.testing.assert_allclose(answer.attention, weights, rtol=1e-5, atol=1e-9)
         assert one.num_values == len(probabilities) and one.status == "known" and one.reads == "whole"
 
 
@@ -118,19 +119,15 @@ def test_every_number_of_a_hidden_word_is_that_of_the_formulas(rich_processor, t
     explanation = model.explain_alignment(row, rich_processor, top_k=4)
     reference, names = Reference(model, rich_processor, row), rich_processor.feature_extractor.field_names
     vectors = reference.vector([]), reference.vector(list(range(len(names))))
-    assert [one.field for one in explanation.words] == ["user_id", "item_id", "title", "genre"]
-    for one in explanation.words:
-        is_hidden = reference.owners == names.index(one.field)
-        states = reference.states(is_hidden)
-        assert [token.position for token in one.tokens] == torch.nonzero(is_hidden)[:, 0].tolist()
-        for token in one.tokens:
-            truth = int(reference.tokens[token.position])
-            assert token.piece == reference.tokenizer.decode([truth])
-            for vector, answer in zip(vectors, (token.with_ids, token.without_ids), strict=True):
-                head = model.mlm_head
-                hidden = torch.tanh(head.dense(torch.cat([states[token.position], vector])))
-                pieces = dict(enumerate(head.decoder(hidden).softmax(0).tolist()))
-                check_answer(answer, pieces, [truth], lambda piece: reference.tokenizer.decode([piece]), rel=1e-9)
+    assert list(dict.fromkeys(one.field for one in explanation.words)) == ["user_id", "item_id", "title", "genre"]
+    for token in explanation.words:
+        is_hidden = reference.owners == names.index(token.field)
+        states, truth = reference.states(is_hidden), int(reference.tokens[token.position])
+        assert is_hidden[token.position] and token.piece == reference.tokenizer.decode([truth])
+        for vector, answer in zip(vectors, (token.with_ids, token.without_ids), strict=True):
+            hidden = torch.tanh(model.mlm_head.dense(torch.cat([states[token.position], vector])))
+            pieces = dict(enumerate(model.mlm_head.decoder(hidden).softmax(0).tolist()))
+            check_answer(answer, pieces, [truth], lambda piece: reference.tokenizer.decode([piece]), rel=1e-9)
 
 
 @pytest.mark.parametrize(("text_passes", "reading"), [(1, "whole"), (2, "hidden")])
@@ -143,7 +140,7 @@ def test_losses_of_the_forward_are_the_logarithms_of_these_probabilities(
     reference = Reference(model, processor, row)
     tokens, ids = reference.tokens[None], reference.ids[None]
     common = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "feature_ids": ids}
-    for field, (feature, words) in enumerate(zip(explanation.features, explanation.words, strict=True)):
+    for field, feature in enumerate(explanation.features):
         masked_ids = ids.masked_fill(torch.arange(5) == field, 1)
         masked_tokens = tokens.masked_fill(reference.owners == field, processor.tokenizer.mask_token_id)
         read = tokens if reading == "whole" else masked_tokens
@@ -152,25 +149,24 @@ def test_losses_of_the_forward_are_the_logarithms_of_these_probabilities(
             mlm = model(**common, masked_input_ids=masked_tokens, masked_feature_ids=ids).mlm_loss
         assert feature.reads == reading and feature.answer is getattr(feature, reading)
         assert float(mtm) == pytest.approx(-math.log(feature.answer.probability), rel=1e-4, abs=1e-6)  # in float32
-        mean = np.mean([math.log(token.with_ids.probability) for token in words.tokens])
-        assert float(mlm) == pytest.approx(-mean, rel=1e-4, abs=1e-6)
+        logs = [math.log(one.with_ids.probability) for one in explanation.words if one.field == feature.field]
+        assert len(logs) > 0 and float(mlm) == pytest.approx(-np.mean(logs), rel=1e-4, abs=1e-6)
 
 
-def test_attention_adds_up_over_values_special_tokens_and_the_words_around(processor, text_config, splits):
+def test_attention_is_said_of_values_special_tokens_and_the_words_around(processor, text_config, splits):
     explanation = build(processor, text_config).explain_alignment({**splits["test"][1], "genre": None}, processor)
-    pieces, owners = np.array(explanation.tokens), np.array(explanation.token_fields, object)
-    text = " ".join(pieces)
+    text = " ".join(explanation.tokens)
     assert text.startswith("[CLS] user id is 1") and text.endswith(". genre is missing . [SEP]")
-    assert pieces[explanation.is_special].tolist() == ["[CLS]", "[SEP]"]
+    assert np.array(explanation.tokens)[explanation.is_special].tolist() == ["[CLS]", "[SEP]"]
+    assert "genre" not in explanation.token_fields
     for feature in explanation.features:
         for answer in filter(None, (feature.whole, feature.hidden, feature.blank)):
-            attention, tokens = answer.attention, np.array(answer.attention.tokens)
-            assert tokens.sum() == pytest.approx(1.0) and attention.special == pytest.approx(tokens[0] + tokens[-1])
-            expected = {
-                name: pytest.approx(tokens[owners == name].sum()) for name in processor.feature_extractor.field_names
-            }
-            assert attention.values == expected and attention.values["genre"] == 0.0
-            assert sum(attention.values.values()) + attention.special + attention.other == pytest.approx(1.0)
+            assert sum(answer.attention) == pytest.approx(1.0)
+    names, one = explanation.token_fields, 1 / len(explanation.tokens)
+    expected = {"words around values": (names.count(None) - 2) * one, "title": names.count("title") * one}
+    assert explanation._places([one] * len(names)).startswith(
+        ", ".join(f"{name} {percent(share)}" for name, share in expected.items())
+    )
 
 
 def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text_config, splits):
@@ -182,10 +178,10 @@ def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text
         assert one.whole.truths == [] and one.whole.rank is None and one.whole.probability is None
         assert not any(guess.is_true for guess in one.whole.guesses) and len(one.whole.guesses) == 5
     assert user.hidden is not None and title.hidden is None
-    assert [one.field for one in explanation.words] == ["user_id", "gender", "item_id", "genre"]
-    assert all(token.with_ids.rank for token in explanation.words[0].tokens)  # a word may be right that no id is
+    assert {one.field for one in explanation.words} == {"user_id", "gender", "item_id", "genre"}
+    assert all(token.with_ids.rank for token in explanation.words)  # a word may be right that no id is
     assert explanation.notes == [
-        "user_id: 'nobody' is in no training row, so no answer is right",
+        "user_id: 'nobody' is, or has, what is in no training row",
         "title: missing in this row, so no answer is right",
     ]
     assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
@@ -205,11 +201,9 @@ def test_fields_of_many_values_or_of_one_view_are_asked_for_where_they_are(rich_
     explanation = model.explain_alignment({**row, "genre": "Horror, Western"}, rich_processor)
     assert [truth.value for truth in explanation.features[-1].whole.truths] == ["Horror"]
     assert [one.field for one in explanation.features] == ["user_id", "gender", "item_id", "genre"]
-    assert [one.field for one in explanation.words] == ["user_id", "item_id", "title", "genre"]
+    assert {one.field for one in explanation.words} == {"user_id", "item_id", "title", "genre"}
     assert explanation.notes == [
-        "gender: is for the ID tower alone, so the text says nothing of it",
-        "title: has no ids, so it is asked for in the text alone",
-        "genre: has values that are in no training row, which are left out",
+        "genre: 'Horror, Western' is, or has, what is in no training row",
         "item_id_frequency: a statistic of item_id, which stage 1 never asks for",
     ]
 
@@ -221,9 +215,11 @@ def test_where_there_is_no_mask_token_nobody_looks_at_what_is_hidden(splits, tok
     model = build(processor, text_config, mlm_weight=0.0)
     explanation = model.explain_alignment(splits["test"][0], processor, fields=["title"])
     (title,) = explanation.features
-    assert title.whole.attention.values["title"] > 0.0 and title.hidden.attention.values["title"] == 0.0
-    assert sum(title.hidden.attention.tokens) == pytest.approx(1.0)
-    assert set(title.blank.attention.values.values()) == {0.0}
+    weights = np.array([answer.attention for answer in (title.whole, title.hidden, title.blank)])
+    is_value = np.array([owner is not None for owner in explanation.token_fields])
+    is_title = np.array([owner == "title" for owner in explanation.token_fields])
+    assert (weights[0] > 0).all() and (weights[1, is_title] == 0).all() and (weights[2, is_value] == 0).all()
+    assert weights.sum(1) == pytest.approx(1.0)
     assert explanation.words == [] and "hidden word" not in str(explanation)
     assert explanation.notes == ["mlm_weight=0: no word is asked for, since the model was pre-trained without"]
 

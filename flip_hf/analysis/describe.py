@@ -87,7 +87,13 @@ class _Split:
                 self._add([_rows_of(column, rows) for column in columns], labels[rows])
 
     def _add(self, columns: list[CodedColumn], labels: np.ndarray) -> None:
-        ids = self._encode(columns)
+        # statistics of a training row leave out its own label
+        if self.processor is None:
+            ids = self.extractor.encode_columns(columns, out_of_fold=self.is_main)
+        else:
+            encoded = self.processor.encode_columns(columns, out_of_fold=self.is_main, max_length=1 << 30)
+            ids = encoded.feature_ids
+            self.lengths.append(encoded.lengths.astype(np.int32))
         self.num_rows += len(labels)
         self.num_labelled += int((~np.isnan(labels)).sum())
         self.num_positive += int((labels == 1).sum())
@@ -116,29 +122,18 @@ class _Split:
                 keys, counts = list(itertools.compress(keys, is_known)), counts[is_known]
             known.add(keys, counts)
 
-    def _encode(self, columns: list[CodedColumn]) -> np.ndarray:
-        """Ids `(B, S)`; of the text the lengths are counted. Statistics of a training row leave out its own label."""
-        if self.processor is None:
-            return self.extractor.encode_columns(columns, out_of_fold=self.is_main)
-        encoded = self.processor.encode_columns(columns, out_of_fold=self.is_main, max_length=1 << 30)
-        self.lengths.append(encoded.lengths.astype(np.int32))
-        return encoded.feature_ids
-
-    def length_at(self, share: float) -> int:  # tokens that hold so large a share of the rows
-        return int(np.quantile(np.concatenate(self.lengths), share, method="inverted_cdf"))
-
     def report(self) -> SplitReport:
         report = SplitReport(self.num_rows, self.num_positive / self.num_labelled if self.num_labelled else None)
-        if self.processor is not None:
+        if self.lengths:
             lengths = np.concatenate(self.lengths)
-            report.tokens_mean = float(lengths.mean())
-            report.tokens_p95, report.tokens_max = self.length_at(0.95), int(lengths.max())
+            report.tokens_mean, report.tokens_max = float(lengths.mean()), int(lengths.max())
+            report.tokens_p99 = int(np.quantile(lengths, 0.99, method="inverted_cdf"))
             report.share_truncated = float((lengths > self.processor.max_length).mean())
         return report
 
 
 def _key(text: str | None) -> str | None:
-    """A long text is told apart by its beginning and a digest."""
+    """A long text by its beginning and a digest."""
     if text is None or len(text) < 64:
         return text
     return f"{text[:48]}…{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
@@ -218,7 +213,7 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
     shares = {name: split.share_truncated or 0.0 for name, split in report.splits.items()}
     too_long = {name: share for name, share in shares.items() if share > 0.001}
     if too_long:
-        nearly_all = splits[next(iter(too_long))].length_at(0.99)
+        nearly_all = report.splits[next(iter(too_long))].tokens_p99
         longest = max(split.tokens_max for split in report.splits.values())
         yield (
             f"{_where(too_long)} are longer than max_length={report.max_length} and lose tokens. max_length="

@@ -35,7 +35,7 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
     with matplotlib.rc_context({"font.size": 8, "text.parse_math": False, "svg.fonttype": "none"}):
         figure = Figure((width + 8.5, height + 2), layout="constrained")
         axes, right = figure.subplots(1, 2, width_ratios=[width, 6])
-        weights = np.array([one.answer.attention.tokens for one in features])  # (H, T)
+        weights = np.array([one.answer.attention for one in features])  # (H, T)
         axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
         for (row, column), share in np.ndenumerate(weights):
             if share >= 0.05:

@@ -7,6 +7,7 @@ features of a field, V word pieces, d_v and d_w sizes of a tabular vector and of
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,29 +34,13 @@ class Truth(Guess):  # what the row has in the place of a hole
 
 
 @dataclass
-class Attention:
-    """Where a masked-feature query looks in the text: softmax(q W^T), unscaled. `tokens` add up to 1, and so do the
-    other three together."""
-
-    tokens: list[float]  # a weight for each of the T tokens
-    values: dict[str, float]  # by field, of the tokens that spell its value
-    special: float  # of special tokens, `[CLS]` and `[SEP]` say
-    other: float  # of the words around values: names of fields, the template's words, "missing"
-
-    def __str__(self) -> str:
-        """The three places with the largest weights."""
-        places = {**self.values, "special tokens": self.special, "words around values": self.other}
-        best = sorted(places, key=places.__getitem__, reverse=True)[:3]
-        return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
-
-
-@dataclass
 class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
     truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
-    attention: Attention | None = None  # of a hidden id
+    # of a hidden id, where its query looks in the text: softmax(q W^T), unscaled, a weight for each of the T tokens
+    attention: list[float] | None = None
 
     @property
     def probability(self) -> float | None:
@@ -100,19 +85,13 @@ class HiddenFeature:
 
 @dataclass
 class HiddenToken:
+    """One token of a value, when all tokens of the value are hidden in the text."""
+
+    field: str
     position: int  # among the T tokens
     piece: str
     with_ids: Answer  # with the row's ids, over all V word pieces
     without_ids: Answer  # with every id masked
-
-
-@dataclass
-class HiddenWords:
-    """One field hidden in the text: all tokens of its value that `max_length` left there, at once."""
-
-    field: str
-    value: str
-    tokens: list[HiddenToken]
 
 
 @dataclass
@@ -123,7 +102,7 @@ class AlignmentExplanation:
     token_fields: list[str | None]  # the field whose value a token spells
     is_special: list[bool]
     features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
-    words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
+    words: list[HiddenToken] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +125,7 @@ class AlignmentExplanation:
                 "whole text": str(one.whole),
                 "value hidden": str(one.hidden or "-"),
                 "no values": str(one.blank),
-                "looks at": str(one.answer.attention),
+                "looks at": self._places(one.answer.attention),
                 "guesses": "; ".join(one.answer.lines()),
             }
             for one in self.features
@@ -154,18 +133,25 @@ class AlignmentExplanation:
         words = [
             {
                 "hidden word": one.field,
-                "piece": token.piece,
-                "with ids": "; ".join(token.with_ids.lines()),
-                "without ids": "; ".join(token.without_ids.lines()),
+                "piece": one.piece,
+                "with ids": "; ".join(one.with_ids.lines()),
+                "without ids": "; ".join(one.without_ids.lines()),
             }
             for one in self.words
-            for token in one.tokens
         ]
+        legend = ["In brackets the rank of what the row has; * marks it among the guesses."]
         tables = [text_table(rows) for rows in (features, words) if rows]
-        legend = "In brackets the rank of what the row has; * marks it among the guesses."
-        return "\n\n".join([*tables, "\n".join([legend, *(f"! {note}" for note in self.notes)])]) + "\n"
+        return "\n\n".join([*tables, "\n".join(legend + [f"! {note}" for note in self.notes])]) + "\n"
 
     __str__ = to_text
+
+    def _places(self, weights: list[float]) -> str:
+        """The three places that the model looks at most: values of fields, the words around them, special tokens."""
+        places: dict[str, float] = defaultdict(float)
+        for owner, is_special, weight in zip(self.token_fields, self.is_special, weights, strict=True):
+            places[owner or ("special tokens" if is_special else "words around values")] += weight
+        best = sorted(places, key=places.__getitem__, reverse=True)[:3]
+        return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
 
 
 @torch.no_grad()
@@ -224,8 +210,8 @@ class _Reader:
             if mtm is not None and spec.num_slots and spec.kind != "statistic":
                 feature = self._feature(index, one_hidden[number - 1].expand(3, -1), states[reads], mask[reads])
                 explanation.features.append(feature)
-            if mlm is not None and (self.owners == index).any():
-                explanation.words.append(self._words(index, states[number], whole_and_blank))
+            if mlm is not None:
+                explanation.words += self._words(index, states[number], whole_and_blank)
         for head, name in ((mtm, "mtm_weight=0: no id"), (mlm, "mlm_weight=0: no word")):
             if head is None:
                 explanation.notes.append(f"{name} is asked for, since the model was pre-trained without")
@@ -247,22 +233,16 @@ class _Reader:
         return "known" if self.known[index] else "missing" if self.values[index] is None else "unseen"
 
     def _notes(self, index: int) -> Iterator[str]:
-        """Why a field is not asked for, or has no right answer."""
+        """Why a field has no right answer, or is not asked for."""
         name, spec, status = self.names[index], self.extractor.fields[index], self._status(index)
         if spec.kind == "statistic":
             yield f"{name}: a statistic of {spec.source}, which stage 1 never asks for"
-            return
-        if status == "missing":
+        elif status == "missing":
             yield f"{name}: missing in this row, so no answer is right"
-        elif not spec.num_slots:
-            yield f"{name}: has no ids, so it is asked for in the text alone"
-        elif status == "unseen":
-            yield f"{name}: {shortened(self.values[index] or '')!r} is in no training row, so no answer is right"
-        elif self.extractor.unseen_id(index) in self.ids:
-            yield f"{name}: has values that are in no training row, which are left out"
-        if status != "missing" and not (self.owners == index).any():
-            why = "is for the ID tower alone" if spec.view == "tabular" else "is cut off"
-            yield f"{name}: {why}, so the text says nothing of it"
+        elif spec.num_slots and self.extractor.unseen_id(index) in self.ids:
+            yield f"{name}: {shortened(self.values[index] or '')!r} is, or has, what is in no training row"
+        if spec.view != "tabular" and status != "missing" and not (self.owners == index).any():
+            yield f"{name}: is cut off, so the text says nothing of it"
 
     def _feature(self, index: int, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> HiddenFeature:
         """v~ `(3, d_v)`, and after the three readings of the text W `(3, T, d_w)` and its mask `(3, T)`."""
@@ -272,18 +252,11 @@ class _Reader:
             raise ValueError(f"{self.names[index]!r}: no features; model.set_feature_counts(processor) tells them")
         known = torch.tensor(self.known[index], dtype=features.dtype, device=features.device)
         truths = torch.searchsorted(features, known).tolist()
-        weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
+        weights = head.attend(vectors, states, mask).double().tolist()  # (3, T)
         answers = []
         for shares, looked in zip(scores.double().softmax(-1), weights, strict=True):
             answer = self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0])
-            answer.attention = Attention(
-                tokens=looked.tolist(),
-                values={
-                    self.names[own]: float(looked[self.owners == own].sum()) for own in self.extractor.text_fields
-                },
-                special=float(looked[self.is_special].sum()),
-                other=float(looked[(self.owners < 0) & ~self.is_special].sum()),
-            )
+            answer.attention = looked
             answers.append(answer)
         return HiddenFeature(
             field=self.names[index],
@@ -296,17 +269,13 @@ class _Reader:
             reads="hidden" if self.model.config.hide_target_in_text else "whole",
         )
 
-    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> HiddenWords:
+    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> Iterator[HiddenToken]:
         """States `(T, d_w)` with the field hidden, and vectors with the ids and without `(2, d_v)`."""
-        positions = np.flatnonzero(self.owners == index).tolist()
-        truths = self.tokens[positions].tolist()
-        answers = []
-        for vector in vectors:
-            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1)).double()  # (M, V)
-            pairs = zip(scores.softmax(-1), truths, strict=True)
-            answers.append([self._answer(shares, [truth], self._piece) for shares, truth in pairs])
-        tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
-        return HiddenWords(self.names[index], self.values[index] or "", tokens)
+        for position in np.flatnonzero(self.owners == index).tolist():
+            truth = int(self.tokens[position])
+            scores = self.model.mlm_head(states[position].expand(2, -1), vectors).double()  # (2, V)
+            answers = [self._answer(shares, [truth], self._piece) for shares in scores.softmax(-1)]
+            yield HiddenToken(self.names[index], position, self._piece(truth), *answers)
 
     def _piece(self, token: int) -> str:
         """A token as it is written; the bare piece where that is nothing (a space)."""

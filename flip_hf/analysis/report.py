@@ -33,12 +33,12 @@ class FieldReport:
 
 @dataclass
 class SplitReport:
-    """One table, or one split of it. Lengths are of the row's whole text before it is cut, special tokens included."""
+    """One table, or one split of it. Tokens are of the row's whole text before it is cut, special ones included."""
 
     num_rows: int
     share_positive: float | None = None  # rows whose label is 1
     tokens_mean: float | None = None
-    tokens_p95: int | None = None
+    tokens_p99: int | None = None
     tokens_max: int | None = None
     share_truncated: float | None = None  # rows that are longer than `max_length`
 

@@ -61,25 +61,20 @@ class ClickThroughRatePipeline(Pipeline):
                 processor takes; or a stream of rows: a generator, an iterator, an `IterableDataset`, a torch data set.
                 Values may be missing or new; columns that are no fields are not read.
             batch_size (`int`, *optional*): rows that the model reads at a time; `num_workers` changes nothing.
-            return_towers (`bool`): in mode `"joint"`, also both towers' probabilities, corrected for down-sampling and
-                not calibrated, and the weight of the tabular logit (`None` with `fusion="stack"`).
-            return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
-                one more pass per field.
-            return_rates (`bool`): also how many values were unseen and missing.
+            return_towers (`bool`): in mode `"joint"`, also `tabular_probability` and `text_probability`, corrected for
+                down-sampling and not calibrated, and `tabular_weight` (`None` with `fusion="stack"`).
+            return_reasons (`bool` or `int`): also `reasons`, a dict of `field`, `value` and `effect` for each field,
+                or for so many, the largest first. `effect` is logit(row) - logit(row with the field hidden as in
+                pre-training, without which nobody has trained the mask id): above 0 the value speaks for the click.
+                Effects of fields that say the same are each small. Takes one more pass per field.
+            return_rates (`bool`): a pair of the results and, for each field that has ids, the shares `unseen` (of its
+                values) and `missing` (of the rows), and what rows like those of the training would have,
+                `expected_unseen` and `expected_missing`; that of a stream is filled as it is read. Asked for or not,
+                the pipeline warns, once per field, of a hundred rows or more that are far from it.
 
         Returns:
             `dict` of one row, a list of dicts in the order of the rows, or of a stream a generator of dicts, with
-            `probability`, calibrated as the model's configuration says, and as asked
-
-            - `tabular_probability`, `text_probability`, `tabular_weight`;
-            - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
-              logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
-              mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
-
-            With `return_rates` a pair: all this, and for each field that has ids the shares `unseen` (of its values)
-            and `missing` (of the rows), and what rows like those of the training would have, `expected_unseen` and
-            `expected_missing`; that of a stream is filled as it is read. Asked for or not, the pipeline warns, once
-            per field, of a hundred rows or more that are far from it.
+            `probability`, calibrated as the model's configuration says, and what was asked for.
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         if batch_size < 1:

@@ -72,14 +72,12 @@ def push_to_hub(
             `output_dir` is written first.
         repo_id (`str`): `user/name`; it is made where it is not there, as is the branch `revision`.
         private (`bool`): a repository that is made now is private unless this is `False`.
-        token (`str`, *optional*): default: the one of `hf auth login` or of the variable HF_TOKEN.
         test_dataset (`Dataset`, *optional*): of a trainer: encoded rows that nothing was selected on. The card shows
             their AUC, log loss and calibration error with intervals, a picture of the calibration, and the shares of
             unseen and missing values. Default: what the log says of validation rows.
         card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it.
 
-    Returns:
-        `str`: URL of the commit. A push of what is already there makes no new one.
+    Returns the URL of the commit; a push of what is already there makes no new one.
 
     Raises:
         ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
