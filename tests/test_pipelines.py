@@ -27,6 +27,7 @@ from flip_hf import (
     FlipProcessor,
     rank,
 )
+from flip_hf.masking_flip import hide_features
 from flip_hf.registration import register
 from flip_hf.serving import pipeline as pipeline_module
 
@@ -214,19 +215,15 @@ def test_a_field_goes_with_its_statistics_and_one_of_the_text_without_ids(splits
     extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
     processor = FlipProcessor(extractor, tokenizer, max_length=64)
     model = make_model(text_model_dir, processor)
-    row = {name: value for name, value in splits["test"][0].items() if name != "label"}
-    result = ClickThroughRatePipeline(model, processor, device="cpu")(row, return_reasons=True)
+    result = ClickThroughRatePipeline(model, processor, device="cpu")(splits["test"][0], return_reasons=True)
     reasons = {reason["field"]: reason["effect"] for reason in result["reasons"]}
     assert set(reasons) == {"user_id", "gender", "item_id", "title", "genre"}
-    inputs = processor([row], return_tensors="pt")
-    hidden = {key: tensor.clone() for key, tensor in inputs.items()}
-    for slot, field in enumerate(extractor.slot_fields):
-        if extractor.field_names[field].startswith("item_id_"):
-            hidden["feature_ids"][0, slot] = extractor.missing_id(field)
-        elif extractor.field_names[field] == "item_id":
-            hidden["feature_ids"][0, slot] = 1
-            hidden["input_ids"][inputs["token_field_ids"] == field] = tokenizer.mask_token_id
-    assert reasons["item_id"] == pytest.approx(logit(model, inputs) - logit(model, hidden), abs=1e-5)
+    inputs, item = processor([splits["test"][0]], return_tensors="pt"), extractor.field_names.index("item_id")
+    hidden = inputs["input_ids"].masked_fill(inputs["token_field_ids"] == item, tokenizer.mask_token_id)
+    is_item = np.arange(extractor.num_fields) == item
+    ids = torch.from_numpy(hide_features(inputs["feature_ids"].numpy(), is_item, extractor))
+    without = {**inputs, "input_ids": hidden, "feature_ids": ids}
+    assert reasons["item_id"] == pytest.approx(logit(model, inputs) - logit(model, without), abs=1e-5)
 
 
 def test_calibrated_probabilities_and_raw_reasons(text_model_dir, processor, rows, expected):
@@ -289,15 +286,15 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
     ):
         with pytest.raises(error, match=message):
             scorer(table, **options)
-    with pytest.raises(ValueError, match="processor is NoneType"):
-        ClickThroughRatePipeline(model)
-    with pytest.raises(ValueError, match="the processor has no tokenizer"):
-        ClickThroughRatePipeline(model, FlipProcessor(processor.feature_extractor), device="cpu")
-    other = FlipProcessor(FlipFeatureExtractor.fit(Dataset.from_dict(make_table(40))), processor.tokenizer)
-    with pytest.raises(ValueError, match="the processor does not fit the model"):
-        ClickThroughRatePipeline(model, other, device="cpu")
-    with pytest.raises(TypeError, match="a FlipForPreTraining gives no click probabilities"):
-        ClickThroughRatePipeline(pretraining_model, processor)
+    other = FlipFeatureExtractor.fit(make_table(40))
+    for asked, given, error, message in (
+        (model, None, ValueError, "processor is NoneType"),
+        (model, FlipProcessor(processor.feature_extractor), ValueError, "the processor has no tokenizer"),
+        (model, FlipProcessor(other, processor.tokenizer), ValueError, "the processor does not fit the model"),
+        (pretraining_model, processor, TypeError, "a FlipForPreTraining gives no click probabilities"),
+    ):
+        with pytest.raises(error, match=message):
+            ClickThroughRatePipeline(asked, given, device="cpu")
 
 
 @pytest.mark.parametrize("mode", ["joint", "tabular", "text"])

@@ -352,12 +352,10 @@ def test_a_private_or_unknown_repository_or_revision_is_named(pushed, loader):
 
 
 def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, tmp_path):
-    options = {"max_steps": 2, "per_device_train_batch_size": 16, "use_cpu": True, "logging_steps": 1}
+    options = {"max_steps": 2, "per_device_train_batch_size": 16, "use_cpu": True, "report_to": "none"}
+    arguments = FlipPreTrainingArguments(output_dir=str(tmp_path / "run"), **options)
     trainer = FlipPreTrainingTrainer(
-        pretraining_model,
-        FlipPreTrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", **options),
-        train_dataset=encoded["train"],
-        processing_class=processor,
+        pretraining_model, arguments, train_dataset=encoded["train"], processing_class=processor
     )
     trainer.train()
     push_to_hub(trainer, NAME, test_dataset=encoded["test"])
@@ -366,14 +364,12 @@ def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretrainin
         assert part in text
     assert ModelCard.load(NAME).data.eval_results is None
     assert type(AutoModelForPreTraining.from_pretrained(NAME)) is FlipForPreTraining
-    again = FlipForPreTraining.from_pretrained(NAME, revision="main")
-    torch.testing.assert_close(again.state_dict(), pretraining_model.state_dict())
     assert FlipForCTR.from_pretrained(NAME, mode="tabular").text_tower is None
     tower = FlipTabularModel(FlipConfig.from_processor(processor))
-    tower.push_to_hub(f"{OWNER}/tower")
-    again = FlipTabularModel.from_pretrained(f"{OWNER}/tower", token=TOKEN)
-    torch.testing.assert_close(again.state_dict(), tower.state_dict())
-    pretraining_model.flip.push_to_hub(f"{OWNER}/towers")
+    for model, name in ((tower, "tower"), (pretraining_model.flip, "towers")):
+        model.push_to_hub(f"{OWNER}/{name}")
+        again = type(model).from_pretrained(f"{OWNER}/{name}", token=TOKEN)
+        torch.testing.assert_close(again.state_dict(), model.state_dict())
     assert type(AutoModel.from_pretrained(f"{OWNER}/towers")).__name__ == "FlipModel"
 
 
