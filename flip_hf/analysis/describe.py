@@ -42,9 +42,8 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
     )
     tables = dataset if has_splits else {"rows": dataset}
     main_name = "train" if "train" in tables else next(iter(tables))
-    splits = {name: _Split(extractor, processor, is_main=name == main_name) for name in tables}
+    splits = {name: _Split(extractor, processor, name == main_name, table) for name, table in tables.items()}
     for name, split in splits.items():
-        split.read(tables[name])
         if not split.num_rows:
             raise ValueError(f"{f'split {name!r}' if has_splits else 'the table'} has no rows to describe")
     main = splits[main_name]
@@ -63,7 +62,7 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
 class _Split:
     """What is counted of one split; of the main one also what its values are."""
 
-    def __init__(self, extractor: Any, processor: Any, is_main: bool):
+    def __init__(self, extractor: Any, processor: Any, is_main: bool, dataset: Any):
         self.extractor, self.processor, self.is_main = extractor, processor, is_main
         self.num_rows = self.num_labelled = self.num_positive = 0
         self.occurrences = np.zeros((extractor.num_fields, 4), np.int64)  # rows, values, unseen, missing
@@ -73,11 +72,9 @@ class _Split:
         self.judged: dict[int, Counts] = defaultdict(lambda: Counts(NUM_FOLDS, 2))
         self.folds = np.random.default_rng(_SEED)
         self.lengths: list[np.ndarray] = []  # tokens of the rows of each batch
-
-    def read(self, dataset: Any) -> None:
-        label = self.extractor.label
+        label = extractor.label
         for batch in batches(dataset, label):
-            columns = self.extractor.select_columns(batch)
+            columns = extractor.select_columns(batch)
             num_rows = columns[0].num_rows
             labels = read_labels(batch[label], label) if label in batch else np.full(num_rows, np.nan)
             if len(labels) != num_rows:

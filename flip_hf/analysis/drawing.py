@@ -46,7 +46,7 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
                 corner = (owners.index(one.field) - 0.5, row - 0.45)
                 axes.add_patch(Rectangle(corner, owners.count(one.field), 0.9, fill=False))
         axes.set_xticks(range(len(owners)), [shortened(piece, 24) for piece in explanation.tokens], rotation=90)
-        axes.set_yticks(range(len(features)), [f"{shortened(one.field, 24)}\n{one.shown_value}" for one in features])
+        axes.set_yticks(range(len(features)), [f"{one.field}\n{shortened(one.value or '', 30)}" for one in features])
         axes.set_xlabel("hidden in the ids: where the model looks for it (framed: the field's value)")
         axes.xaxis.tick_top()
         axes.tick_params(length=0)

@@ -66,7 +66,6 @@ class HiddenFeature:
 
     field: str
     value: str | None  # what the row has; None where it is missing
-    status: str  # "known", "unseen" (in no training row) or "missing"
     num_values: int  # n, the features of the field, over which probabilities are
     whole: Answer  # with the whole text, which says the value itself, if it says anything of the field
     hidden: Answer | None  # with the value hidden in the text too; None where the text says nothing of it
@@ -77,10 +76,6 @@ class HiddenFeature:
     def answer(self) -> Answer:
         """That of the reading the model was trained on."""
         return self.whole if self.reads == "whole" or self.hidden is None else self.hidden
-
-    @property
-    def shown_value(self) -> str:
-        return f"{shortened(self.value or '', 30)}{'' if self.status == 'known' else f' ({self.status})'}"
 
 
 @dataclass
@@ -120,7 +115,7 @@ class AlignmentExplanation:
         features = [
             {
                 "hidden id": one.field,
-                "value": one.shown_value,
+                "value": shortened(one.value or "(missing)", 30),
                 "of": f"{one.num_values:,}",
                 "whole text": str(one.whole),
                 "value hidden": str(one.hidden or "-"),
@@ -229,19 +224,16 @@ class _Reader:
         input_ids, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
         return self.model.flip.encode_text(input_ids, mask)[0], mask
 
-    def _status(self, index: int) -> str:
-        return "known" if self.known[index] else "missing" if self.values[index] is None else "unseen"
-
     def _notes(self, index: int) -> Iterator[str]:
         """Why a field has no right answer, or is not asked for."""
-        name, spec, status = self.names[index], self.extractor.fields[index], self._status(index)
+        name, spec, value = self.names[index], self.extractor.fields[index], self.values[index]
         if spec.kind == "statistic":
             yield f"{name}: a statistic of {spec.source}, which stage 1 never asks for"
-        elif status == "missing":
+        elif value is None:
             yield f"{name}: missing in this row, so no answer is right"
         elif spec.num_slots and self.extractor.unseen_id(index) in self.ids:
-            yield f"{name}: {shortened(self.values[index] or '')!r} is, or has, what is in no training row"
-        if spec.view != "tabular" and status != "missing" and not (self.owners == index).any():
+            yield f"{name}: {shortened(value)!r} is, or has, what is in no training row"
+        if spec.view != "tabular" and value is not None and not (self.owners == index).any():
             yield f"{name}: is cut off, so the text says nothing of it"
 
     def _feature(self, index: int, vectors: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> HiddenFeature:
@@ -261,7 +253,6 @@ class _Reader:
         return HiddenFeature(
             field=self.names[index],
             value=self.values[index],
-            status=self._status(index),
             num_values=len(features),
             whole=answers[0],
             hidden=answers[1] if (self.owners == index).any() else None,
