@@ -483,9 +483,11 @@ def test_a_trainer_is_pushed_with_what_it_knows(hub, encoded, trainer_of, monkey
     changed = {name for name in files if files[name] != hub.files(NAME)[name]}
     assert changed <= {"README.md", "reliability.png", "training_curves.png"}
     text = files["README.md"].decode()
-    for part in ("python train.py --seed 3 --hub_token <hidden>", "| seed | 3 |", "| trained on | clicks |",
-                 "| training rows | 256 |", "| clicked |", "| user_id | categorical | 0% | 0% |",
-                 "On 64 test rows that nothing was selected on."):  # fmt: skip
+    parts = (
+        "python train.py --seed 3 --hub_token <hidden>; | seed | 3 |; | lr_scheduler_type | linear |; | clicked |; "
+    )
+    parts += "| trained on | clicks |; | training rows | 256 |; | user_id | categorical | 0% | 0% |; "
+    for part in (parts + "On 64 test rows that nothing was selected on.").split("; "):
         assert part in text, part
     results = {result.metric_type: result for result in ModelCard.load(NAME).data.eval_results}
     low, high = results["auc"].metric_args["interval_95"]

@@ -108,8 +108,9 @@ def write_model_card(
     for name, value in (metrics or {}).items():
         metric_name, interval, shown = _METRIC_NAMES.get(name, _line(name)), None, ""
         if isinstance(value, BootstrapInterval):
-            interval, has_intervals = {"interval_95": [float(value.low), float(value.high)]}, True
-            value, shown = value.value, f"{value.low:.4f} to {value.high:.4f}"
+            has_intervals, shown = True, f"{value.low:.4f} to {value.high:.4f}"
+            interval = {"interval_95": [float(value.low), float(value.high)]}
+            value = value.value
         figures.append([metric_name, f"{value:.4f}", shown])
         if is_click_model and math.isfinite(value):  # others have no place in the metadata
             results.append(

@@ -204,8 +204,8 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     if test_dataset is not None and (test_dataset is trainer.train_dataset or test_dataset is trainer.eval_dataset):
         raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
-    step, training = state.global_step, {name: getattr(args, name) for name in _TRAINING}
-    training |= {"steps": step, "epochs": round(state.epoch or 0, 2)}
+    step, settings = state.global_step, args.to_dict()
+    training = {**{name: settings[name] for name in _TRAINING}, "steps": step, "epochs": round(state.epoch or 0, 2)}
     if state.best_global_step and args.load_best_model_at_end and not trainer.is_in_train:
         training["step of the best model"] = step = state.best_global_step
     # without folders of this machine before the script's name
