@@ -262,10 +262,12 @@ class _Reader:
 
     def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> Iterator[HiddenToken]:
         """States `(T, d_w)` with the field hidden, and vectors with the ids and without `(2, d_v)`."""
-        for position in np.flatnonzero(self.owners == index).tolist():
+        positions = np.flatnonzero(self.owners == index).tolist()
+        hidden = states[positions]  # (M, d_w)
+        scores = [self.model.mlm_head(hidden, vector.expand(len(hidden), -1)).double() for vector in vectors]  # (M, V)
+        for place, position in enumerate(positions):
             truth = int(self.tokens[position])
-            scores = self.model.mlm_head(states[position].expand(2, -1), vectors).double()  # (2, V)
-            answers = [self._answer(shares, [truth], self._piece) for shares in scores.softmax(-1)]
+            answers = [self._answer(one[place].softmax(-1), [truth], self._piece) for one in scores]
             yield HiddenToken(self.names[index], position, self._piece(truth), *answers)
 
     def _piece(self, token: int) -> str:
