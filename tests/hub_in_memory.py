@@ -32,6 +32,7 @@ httpx = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition
 OWNER = "somebody"
 # no real ones; long enough to be found wherever they turn up
 TOKEN, READ_TOKEN, STRANGERS_TOKEN = "hf_RecognisableTokenOfSomebody", "hf_ReadOnlyTokenOfSomebody", "hf_OfAStranger"
+NO_FAULT = ("", "", 200)  # patterns of method and path, and the answer
 USERS = {TOKEN: OWNER, READ_TOKEN: OWNER, STRANGERS_TOKEN: "stranger", None: None}
 
 
@@ -47,16 +48,6 @@ class Request:
         """Revision and name of the file that is asked for."""
         found = re.fullmatch(r"/[^/]+/[^/]+/resolve/([^/]+)/(.+)", self.path)
         return found and (found[1], found[2])
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests of a method whose path matches."""
-
-    method: str
-    path: str  # regular expression
-    status: int | None  # None: the answer is right, but stops half way
-    times: int
 
 
 @dataclass
@@ -89,7 +80,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS (files of `large_bytes` or more), by sha256
         self.requests: list[Request] = []
-        self.faults: list[Fault] = []
+        self.fault: tuple[str, str, int | None] = NO_FAULT
         self.lock = threading.RLock()
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
@@ -103,8 +94,9 @@ class Hub:
         before = repository.commits.get(repository.branches.get(branch, ""), {})
         return repository.commit(branch, {**before, **files}, "put")
 
-    def fail(self, method: str, path: str, status: int | None = 503, times: int = 1) -> None:
-        self.faults.append(Fault(method, path, status, times))
+    def fail(self, method: str, path: str, status: int | None = 503) -> None:
+        """What goes wrong from now on: `None` for an answer that is right, but stops half way."""
+        self.fault = method, path, status
 
     def pulled(self) -> list[Request]:
         """Requests for files of repositories."""
@@ -119,13 +111,12 @@ class Hub:
         path, body = unquote(request.url.path), request.read()
         token = request.headers.get("Authorization", "").removeprefix("Bearer ") or None
         with self.lock:
-            faults = (one for one in self.faults if one.times and one.method == request.method)
-            fault = next((one for one in faults if re.search(one.path, path)), None)
-            if fault is not None:
-                fault.times -= 1
+            how, what, status = self.fault
+            if not (re.fullmatch(how, request.method) and re.search(what, path)):
+                status = 200
             try:
-                if fault is not None and fault.status is not None:
-                    raise Refusal(fault.status, "the server is having a bad day")
+                if status == 503:
+                    raise Refusal(status, "the server is having a bad day")
                 if token not in USERS:
                     raise Refusal(401, "Invalid credentials in Authorization header")
                 answer = self._answer(request, [unquote(part) for part in path.strip("/").split("/")], token, body)
@@ -133,7 +124,7 @@ class Hub:
                     answer = httpx.Response(200, json=answer)
             except Refusal as refusal:
                 answer = httpx.Response(refusal.status, json=refusal.body, headers=refusal.headers)
-            is_cut = fault is not None and fault.status is None
+            is_cut = status is None
             self.requests.append(Request(request.method, path, token, None if is_cut else answer.status_code))
         if is_cut:
             error = httpx.RemoteProtocolError("hung up", request=request)

@@ -74,14 +74,6 @@ def test_platt_holds_where_clicks_and_others_are_apart_or_logits_are_huge():
         fit_calibration(labels, logits, "temperature")
 
 
-def test_a_weight_of_two_is_a_row_twice():
-    labels, logits = make_rows(300)
-    weights = np.where(np.arange(300) % 3, 1.0, 2.0)
-    twice = np.repeat(np.arange(300), weights.astype(int))
-    found = fit_calibration(labels, logits, "temperature", weights=weights)["temperature"]
-    assert found == pytest.approx(fit_calibration(labels[twice], logits[twice], "temperature")["temperature"])
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_no_order_is_inverted_and_the_calibration_error_falls(method):
     (labels, logits), (test_labels, test_logits) = make_rows(4000), make_rows(4000, seed=1)

@@ -36,7 +36,7 @@ def test_what_is_expected_is_what_each_training_row_is_without_itself(min_freque
         others = {name: [*column[:left_out], *column[left_out + 1 :]] for name, column in table.items()}
         without = FlipFeatureExtractor.fit(others, **settings)
         counted = counted + without.occurrences(without({name: [table[name][left_out]] for name in table}))
-    np.testing.assert_array_equal(counted, expected_occurrences(extractor))
+    np.testing.assert_array_equal(counted, expected_occurrences(extractor.vocabulary, extractor.min_frequency))
     assert extractor.field_names[:2] == ["item", "tags"] and counted[1].tolist()[0::3] == [10, 3]
 
 
@@ -74,13 +74,13 @@ def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
     table = table_of(40, gender=None)
     table["item_id"][:10] = ["new"] * 10
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    results, rates = scorer(table, return_rates=True, chunk_size=7)
-    assert results == scorer(table, chunk_size=7) and list(rates) == ["user_id", "gender", "item_id", "title", "genre"]
+    results, rates = scorer(table, return_rates=True, batch_size=1)
+    assert results == scorer(table, batch_size=1) and list(rates) == ["user_id", "gender", "item_id", "title", "genre"]
     assert rates["item_id"] == {"unseen": 0.25, "missing": 0.0, "expected_unseen": 0.0, "expected_missing": 0.0}
     assert rates["gender"]["missing"] == 1.0
     result, of_row = scorer(rows[0], return_rates=True)
     assert set(result) == {"probability"} and of_row["item_id"]["unseen"] == 1.0
-    stream, of_stream = scorer(iter(rows), return_rates=True, chunk_size=8)
+    stream, of_stream = scorer(iter(rows), return_rates=True, batch_size=1)
     assert of_stream == {} and next(stream) and of_stream["item_id"]["unseen"] == 1.0
     assert len(list(stream)) == 39 and of_stream == rates
     assert scorer([], return_rates=True)[0] == []
@@ -93,24 +93,19 @@ def said(caplog) -> list[str]:
 
 
 def test_a_hundred_rows_that_are_not_like_the_training_rows_are_warned_of_once(scorer, caplog):
-    scorer(table_of(99, gender=None))
-    assert said(caplog) == []
+    for table in (make_table(256), make_table(2000, seed=8), table_of(99, gender=None)):
+        scorer(table)
+    assert said(caplog) == []  # rows like the training rows are no news, and 99 are too few
     scorer(table_of(1, gender=None))  # rows of several calls count together
     assert said(caplog) == ["field 'gender': 100.0% are missing in the last 100 rows, 0.0%"]
     scorer(table_of(100, gender=None, genre="Western"))
     assert said(caplog)[1:] == ["field 'genre': 100.0% are unseen in the last 100 rows, 0.0%"]
     row = {name: column[0] for name, column in table_of(1, user_id="new", genre="Western").items()}
-    assert len(list(scorer(iter([row] * 250), chunk_size=120))) == 250
+    assert len(list(scorer(iter([row] * 250), batch_size=15))) == 250  # 120 at once
     assert said(caplog)[2:] == ["field 'user_id': 100.0% are unseen in the last 120 rows, 0.0%"]
     caplog.clear()
     pickle.loads(pickle.dumps(scorer._watch)).add(np.tile([100, 100, 0, 100], (5, 1)))  # a copy has said nothing yet
     assert len(said(caplog)) == 5
-
-
-def test_rows_like_the_training_rows_are_no_news(scorer, caplog):
-    scorer(make_table(256))
-    scorer(make_table(2000, seed=8))
-    assert said(caplog) == []
 
 
 def test_items_of_a_ranking_are_rows_and_its_user_is_one(scorer, caplog):

@@ -26,7 +26,8 @@ def fit_calibration(
     positive_weight: float = 1.0,
 ) -> dict[str, Any]:
     """
-    Fits the map from logits to probabilities on rows that the model was not trained on.
+    Fits the map from logits to probabilities on rows that the model was not trained on -> what
+    [`FlipForCTR.set_calibration`] takes.
 
     - `"temperature"` (Guo et al., arXiv 1706.04599): sigmoid(z / T), T by maximum likelihood. It cures over-confidence
       and leaves a logit of 0 at one half.
@@ -37,14 +38,10 @@ def fit_calibration(
 
     Args:
         labels, logits (`np.ndarray` of shape `(B,)`): 0 or 1, and `output.logits` of the model.
-        method (`str`): one of the three.
-        negative_sampling_rate (`float`): w in (0, 1], as in the configuration that the calibration goes into: the fit
-            sees z + ln w. The rows are to be *all* rows; if they were sampled, give non-clicks the weight 1 / w.
+        negative_sampling_rate, positive_weight (`float`): w in (0, 1] and c, as in the configuration that the
+            calibration goes into: the fit sees z + ln w - ln c. The rows are to be *all* rows; if they were sampled,
+            give non-clicks the weight 1 / w.
         weights (`np.ndarray` of shape `(B,)`, *optional*): how often each row counts, above 0.
-        positive_weight (`float`): c, as in that configuration: the fit sees z + ln w - ln c.
-
-    Returns:
-        `dict` for [`FlipForCTR.set_calibration`].
 
     Raises:
         ValueError: if a value is out of range, all labels are equal, or the logits rank the rows no better than chance
@@ -59,9 +56,9 @@ def fit_calibration(
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
-    found: dict[str, Any] = {"method": method} | (
-        {} if positive_weight == 1.0 else {"positive_weight": positive_weight}
-    )
+    found: dict[str, Any] = {"method": method}
+    if positive_weight != 1.0:
+        found["positive_weight"] = positive_weight
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)
@@ -76,9 +73,7 @@ def fit_calibration(
         slope, _ = _fit_sigmoid(labels, logits, weights, has_bias=False)
         found["temperature"] = 1.0 / slope if slope else math.inf
     if slope <= 0.0:
-        raise ValueError(
-            f"{method}: the logits say nothing of the labels, or the labels are inverted; look at the AUC"
-        )
+        raise ValueError(f"{method}: the logits say nothing of the labels, or the labels are inverted")
     return found
 
 
@@ -109,9 +104,8 @@ def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -
     """The first and the last logit of each pool of rows, and the pool's share of clicks at both."""
     knots, inverse = np.unique(logits, return_inverse=True)  # equal logits are one
     pools: list[np.ndarray] = []  # clicks, rows and knots of each
-    for pool in np.stack(
-        [np.bincount(inverse, weights * labels), np.bincount(inverse, weights), np.ones_like(knots)], 1
-    ):
+    counts = np.bincount(inverse, weights * labels), np.bincount(inverse, weights), np.ones_like(knots)
+    for pool in np.stack(counts, axis=1):
         while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
             pool = pool + pools.pop()
         pools.append(pool)

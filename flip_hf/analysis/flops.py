@@ -20,13 +20,8 @@ def flops_per_row(
     Counted are matrix products and attention; not lookups in tables and work on single elements (activations,
     normalisations, products of embeddings), nor attention kernels from outside torch (flash_attention_2).
 
-    Args:
-        model ([`FlipTabularModel`], [`FlipModel`], [`FlipForCTR`] or [`FlipForPreTraining`]): on any device.
-        batch (`dict`, *optional*): what the model is called with, on its device; by default made-up rows, except in
-            stage 1, whose work depends on what is masked.
-        num_rows, num_tokens (`int`): made-up rows, and tokens of the text of each.
-
-    Example: `f"{flops_per_row(FlipTabularModel(config)) / 1e6:.2f} million operations a row"`
+    `batch` is what the model is called with, on its device; by default `num_rows` made-up rows of `num_tokens` each,
+    except in stage 1, whose work depends on what is masked.
     """
     if batch is None:
         batch = _made_up_batch(model, num_rows, num_tokens)

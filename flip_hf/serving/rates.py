@@ -17,14 +17,10 @@ shares_of = FlipFeatureExtractor.shares_of
 MIN_ROWS = 100  # fewer say too little of a share
 
 
-def expected_occurrences(extractor: Any) -> np.ndarray:
-    """What `extractor.occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the
-    training rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
-    return _expected_occurrences(extractor.vocabulary, extractor.min_frequency)
-
-
 @functools.lru_cache(maxsize=1)  # `rank` asks in every call, and millions of features take a while
-def _expected_occurrences(vocabulary: Any, min_frequency: int) -> np.ndarray:
+def expected_occurrences(vocabulary: Any, min_frequency: int) -> np.ndarray:
+    """What `occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the training
+    rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
     first, num_fields = vocabulary.num_reserved, len(vocabulary.fields)
     reserved = vocabulary["feature_counts"][unseen_id(0) : first].reshape(-1, 2).copy()  # unseen, missing
     counts, fields = vocabulary["feature_counts"][first:], vocabulary["feature_fields"][first:]
@@ -67,6 +63,9 @@ class RateWatch:
     def __reduce__(self) -> Any:
         return RateWatch, (self.extractor,)
 
+    def _expected(self) -> np.ndarray:
+        return expected_occurrences(self.extractor.vocabulary, self.extractor.min_frequency)
+
     def add(self, occurrences: np.ndarray) -> None:
         with self._lock:
             recent = self._recent + occurrences
@@ -74,7 +73,7 @@ class RateWatch:
             self._recent = np.where(is_due, 0, recent)
             if not is_due.any():
                 return
-            expected = expected_occurrences(self.extractor)
+            expected = self._expected()
             is_new = is_far(recent, expected) & is_due
             fields = [field for field in np.flatnonzero(is_new.any(1)).tolist() if field not in self._said]
             self._said.update(fields)
@@ -89,8 +88,7 @@ class RateWatch:
 
     def rates(self, occurrences: np.ndarray) -> dict[str, dict[str, float]]:
         """For each field with ids its shares, and the expected ones (nan where training rows do not say)."""
-        names = ("unseen", "missing", "expected_unseen", "expected_missing")
-        expected = expected_occurrences(self.extractor)
+        names, expected = ("unseen", "missing", "expected_unseen", "expected_missing"), self._expected()
         usual = np.where(expected[:, [1, 0]] > 0, shares_of(expected), np.nan)
         shares = np.hstack([shares_of(occurrences), usual]).tolist()
         with_ids = sorted(set(self.extractor.slot_fields))

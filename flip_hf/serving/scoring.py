@@ -29,18 +29,14 @@ class Scores(NamedTuple):
 
 
 def check_click_model(model: Any, processor: Any) -> None:
-    """
-    Raises `TypeError` for what is no click model, `ValueError` for one that was never trained to be one, or for the
-    processor of another. Says once that a calibration is not used.
-    """
+    """Raises `TypeError` for what is no click model, `ValueError` for one that was never trained to be one, or for the
+    processor of another. Says once that a calibration is not used."""
     if not hasattr(model, "predict_probabilities"):
         raise TypeError(f"a {type(model).__name__} gives no click probabilities: finetune it to a FlipForCTR")
     config = model.config
     if config.newly_initialized:
-        raise ValueError(
-            f"this model was pre-trained only: {len(config.newly_initialized)} of its weights "
-            f"({config.newly_initialized[0]}, ...) are random numbers. Finetune it (FlipCTRTrainer), serve that folder"
-        )
+        names = f"{len(config.newly_initialized)} of its weights ({config.newly_initialized[0]}, ...)"
+        raise ValueError(f"this model was pre-trained only: {names} are random numbers. Finetune it (FlipCTRTrainer)")
     if not hasattr(processor, "encode_columns"):
         raise ValueError(f"processor is {type(processor).__name__}, not the FlipProcessor of the training")
     if config.mode != "tabular" and processor.tokenizer is None:
@@ -64,9 +60,9 @@ def as_stream(rows: Any) -> Iterator[Any] | None:
 
 def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
     """
-    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave, in
-    evaluation mode and without gradients. A model that is in evaluation mode is not touched, so that threads can share
-    it. Raises `ValueError` if a logit is not finite.
+    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave. A model
+    that is in evaluation mode is not touched, so that threads can share it. Raises `ValueError` if a logit is not
+    finite.
     """
     num_rows = len(encoded.feature_ids)
     if not num_rows:
@@ -105,13 +101,11 @@ def _batches(
         tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(len(encoded.tokens))]  # (L,)
     for first in range(0, len(feature_ids), batch_size):
         rows = slice(first, first + batch_size)
-        batch: dict[str, torch.Tensor] = {}
+        batch = {} if mode == "text" else {"feature_ids": feature_ids[rows]}
         if mode != "tabular":
             part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
             padded = pad_rows(part, lengths[rows], processor.pad_token_id)  # (batch, T) twice
             batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
-        if mode != "text":
-            batch["feature_ids"] = feature_ids[rows]
         yield batch
 
 

@@ -5,15 +5,14 @@ import copy
 import html
 import math
 import os
-import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
+import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
@@ -40,7 +39,6 @@ _METRIC_NAMES = {
     "ece": "calibration error (ECE)",
     "loss": "training objective",
 }
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "huggingface_hub")
 
 
 def write_model_card(
@@ -75,25 +73,17 @@ def write_model_card(
     be markdown (links, say), though not HTML. Access tokens in `command` are taken out.
 
     Args:
-        folder: the model's folder.
         model: [`FlipForCTR`], [`FlipForPreTraining`], or the configuration of the one whose weights are in `folder`.
-        title: first line of the card, and the model's name among the results.
-        dataset_name, label_rule: what it was trained on, and when a label is 1.
+        title, dataset_name, label_rule: of the model, what it was trained on, and when a label is 1.
         dataset_id, license, repo_id: the Hub's names of the data set, of the model's licence and of the model.
-        metrics: of the evaluated rows; a click model's become `model-index` results, with their intervals
-            (`bootstrap_intervals`) as `args`.
-        evaluated_on: which rows those were: `"test"`, that nothing was selected on, or `"validation"`.
-        num_train_rows, num_test_rows: rows trained on, and evaluated.
+        metrics: numbers, or intervals (`bootstrap_intervals`); a click model's become `model-index` results.
+        evaluated_on: which rows those are of: `"test"`, that nothing was selected on, or `"validation"`.
         rates: per field the shares of unseen and missing values, from `FlipFeatureExtractor.rates`.
         command, training: what made the model, and name -> value of what was set for it.
         licenses: of the data and of the language model, as a sentence.
         pretrained: whether stage 1 came before.
         curves, reliability: names of pictures in `folder`: training curves, and predicted against observed clicks.
-        flops_per_row: floating point operations for one row.
         report: of the data, `processor.describe(splits, show_values=False)` where its values may not be shown.
-
-    Returns:
-        `Path` of the card.
     """
     config = model if isinstance(model, FlipConfig) else model.config
     if evaluated_on not in (None, "test", "validation"):
@@ -103,56 +93,38 @@ def write_model_card(
             raise ValueError(f"picture {name!r} is no name of a file in the model's folder: copy it there")
     if repo_id is not None:
         validate_repo_id(repo_id)
-    kind = type(model).__name__
-    if isinstance(model, FlipConfig):
-        kind = (config.architectures or ["FlipForCTR"])[0]
+    kind = (config.architectures or ["FlipForCTR"])[0] if config is model else type(model).__name__
     if kind not in _MODELS:
         raise ValueError(f"there is no card for a model of class {kind!r}, only for {' and '.join(_MODELS)}")
-    if isinstance(model, FlipConfig):
+    if config is model:
         with torch.device("meta"):  # shapes alone
             model = _MODELS[kind](copy.deepcopy(config))
     is_click_model = kind == "FlipForCTR"
     mode = config.mode if is_click_model else "pretraining"
-    title, rate, rates = _line(title or f"FLIP, {mode}"), config.negative_sampling_rate, rates or {}
     base = None if config.text_config is None else config.text_model_name_or_path
-    values = {
-        name: value if isinstance(value, BootstrapInterval) else BootstrapInterval(float(value), None, None)
-        for name, value in (metrics or {}).items()
-    }
-    has_intervals = any(value.low is not None for value in values.values())
-    facts = [
-        *_towers(config, has_ids=mode != "text"),
-        ("parameters", f"{model.num_parameters():,}"),
-        ("share of the non-clicks that were trained on", f"{rate:.4g}, corrected for" if rate < 1.0 else None),
-        ("calibration", None if config.calibration is None else config.calibration["method"]),
-        ("operations per row", None if flops_per_row is None else f"{flops_per_row:,.0f} FLOPs"),
-        ("trained on", dataset_name),
-        ("training rows", None if num_train_rows is None else f"{num_train_rows:,}"),
-        ("label", label_rule),
-    ]
-    fields = [_field_row(field, rates.get(field["name"], {})) for field in config.fields]
-    fields += [_field_row({"name": name}, rates[name]) for name in rates if name not in config.field_names]
-    figures = []
-    for name, value in values.items():
-        interval = [] if not has_intervals else [""] if value.low is None else [f"{value.low:.4f} to {value.high:.4f}"]
-        figures.append([_METRIC_NAMES.get(name, name), f"{value.value:.4f}", *interval])
-    packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
-    data_name = _line(dataset_name or "not named")
+    data_name, title = _line(dataset_name or "not named"), _line(title or f"FLIP, {mode}")
     dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
-    results = [
-        EvalResult(
-            task_type=_TASK,
-            dataset_type=dataset_id or data_name,
-            dataset_name=data_name,
-            dataset_split=evaluated_on,
-            metric_type=_line(name),
-            metric_name=_METRIC_NAMES.get(name, _line(name)),
-            metric_value=float(value.value),
-            metric_args=None if value.low is None else {"interval_95": [float(value.low), float(value.high)]},
-        )
-        for name, value in values.items()
-        if is_click_model and math.isfinite(value.value)  # others have no place in the metadata
-    ]
+    figures, results, has_intervals = [], [], False
+    for name, value in (metrics or {}).items():
+        metric_name, interval, shown = _METRIC_NAMES.get(name, _line(name)), None, ""
+        if isinstance(value, BootstrapInterval):
+            has_intervals, shown = True, f"{value.low:.4f} to {value.high:.4f}"
+            interval = {"interval_95": [float(value.low), float(value.high)]}
+            value = value.value
+        figures.append([metric_name, f"{value:.4f}", shown])
+        if is_click_model and math.isfinite(value):  # others have no place in the metadata
+            results.append(
+                EvalResult(
+                    task_type=_TASK,
+                    dataset_type=dataset_id or data_name,
+                    dataset_name=data_name,
+                    dataset_split=evaluated_on,
+                    metric_type=_line(name),
+                    metric_name=metric_name,
+                    metric_value=float(value),
+                    metric_args=interval,
+                )
+            )
     card = ModelCard.from_template(
         ModelCardData(
             library_name=LIBRARY_NAME,
@@ -165,72 +137,48 @@ def write_model_card(
             eval_results=results or None,
         ),
         template_path=str(_TEMPLATE),
-        title=markdown(title),
+        cell=lambda text: markdown(_line(text)),  # what comes from elsewhere
+        percent=percent,
+        quote=quote,
+        config=config,
+        title=title,
         pretrained=pretrained,
         mode=mode,
         place=repo_id or PLACE,
         class_name=kind,
         auto_class="AutoModelForSequenceClassification" if is_click_model else "AutoModelForPreTraining",
         is_click_model=is_click_model,
-        facts=_table(fact for fact in facts if fact[1] is not None),
-        fields=_table(fields),
+        num_parameters=model.num_parameters(),
+        flops_per_row=flops_per_row,
+        dataset_name=dataset_name,
+        label_rule=label_rule,
+        num_train_rows=num_train_rows,
         reads_text=mode != "tabular",
-        metrics=_table(figures),
+        rates=rates or {},
+        metrics=[row if has_intervals else row[:2] for row in figures],
         has_intervals=has_intervals,
         evaluated_on=evaluated_on,
-        num_test_rows=None if num_test_rows is None else f"{num_test_rows:,}",
+        num_test_rows=num_test_rows,
         licenses=html.escape(licenses, quote=False) if licenses else None,
         command=None if command is None else redact(command),
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", command or "")), default=0)),
-        training=_table((training or {}).items()),
-        curves=None if curves is None else quote(curves),
-        reliability=None if reliability is None else quote(reliability),
-        data_section="" if report is None else report.to_markdown(),
-        versions=f"Python {platform.python_version()}, {packages}, flip_hf {__version__}",
+        training=training or {},
+        curves=curves,
+        reliability=reliability,
+        report=report,
+        versions=f"torch {torch.__version__}, transformers {transformers.__version__}, flip_hf {__version__}",
     )
     path = Path(folder) / "README.md"
     card.save(path)
     return path
 
 
-def _towers(config: FlipConfig, has_ids: bool) -> list[tuple[str, str]]:
-    """Rows of the first table."""
-    facts = [("ID tower", "none")]
-    if has_ids:
-        settings = ", ".join(f"{name} {value}" for name, value in config.backbone_config.items())
-        size = f"{config.num_features:,} features of {config.num_fields} fields, size {config.feature_embedding_size}"
-        facts = [("ID tower", ": ".join(filter(None, [config.backbone, settings]))), ("embeddings", size)]
-    text = config.text_config
-    if text is None:
-        return [*facts, ("text tower", "none")]
-    name = config.text_model_name_or_path or text.model_type
-    adapter = ", LoRA adapter, without the language model's weights" if config.text_adapter else ""
-    size = f"{getattr(text, 'num_hidden_layers', '?')} layers, hidden size {text.hidden_size}"
-    return [*facts, ("text tower", f"{name}, {size}{adapter}")]
-
-
-def _field_row(field: Mapping[str, Any], rates: Mapping[str, float]) -> tuple[str, ...]:
-    kind, num_slots = field.get("kind", ""), field.get("num_slots", 1)
-    if num_slots == 0:
-        kind += ", read as text alone"
-    elif num_slots > 1:
-        kind += f", up to {num_slots} values" + (f", {field['pooling']}" if "pooling" in field else "")
-    if field.get("hash_buckets"):
-        kind += f", hashed into {field['hash_buckets']:,} buckets"
-    return field["name"], kind, *(percent(rates[key]) if key in rates else "" for key in ("unseen", "missing"))
-
-
 def _line(text: Any) -> str:
     return " ".join(printable(str(text)).split())
 
 
-def _table(rows: Iterable[Iterable[Any]]) -> list[str]:
-    """Rows of a table whose cells read as the texts that they are."""
-    return [f"| {' | '.join(markdown(_line(cell)) for cell in row)} |" for row in rows]
-
-
 def redact(text: str, tokens: Sequence[str] = ()) -> str:
-    """A text without access tokens: `tokens`, whatever looks like one of the Hub's, and values of `--*token`."""
+    """A text without access tokens: those given, whatever looks like one of the Hub's, and values of `--*token`."""
     for token in tokens:
         text = text.replace(token, "<hidden>")
     text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}", "<hidden>", text)
@@ -243,18 +191,17 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     from matplotlib.figure import Figure
 
     losses = {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL", "eval_loss": "validation"}
-    panels = [("loss (nats)", losses)]
+    panels = {"loss (nats)": losses}
     if any("eval_auc" in entry for entry in log_history):
-        panels.append(("validation AUC", {"eval_auc": "AUC"}))
+        panels["validation AUC"] = {"eval_auc": "AUC"}
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
-    for axis, (ylabel, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axis, (ylabel, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, label in labels.items():
             points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
         axis.set(xlabel="step", ylabel=ylabel)
         axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

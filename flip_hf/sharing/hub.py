@@ -64,23 +64,20 @@ def push_to_hub(
 ) -> str:
     """
     Pushes model, processor and card in one commit: from then on `FlipForCTR.from_pretrained(repo_id)` and
-    `FlipProcessor.from_pretrained(repo_id)` load them, with and without flip_hf.
+    `FlipProcessor.from_pretrained(repo_id)` load them, with and without flip_hf. The code that goes is that of the
+    flip_hf that is installed. A warning names the files that stay at home.
 
     Args:
         source: folder that `save_pretrained` of model and processor (or a trainer) wrote, or a trainer, whose
             `output_dir` is written first.
         repo_id (`str`): `user/name`; it is made where it is not there, as is the branch `revision`.
         private (`bool`): a repository that is made now is private unless this is `False`.
-        token (`str`, *optional*): default: the one of `hf auth login` or of the variable HF_TOKEN.
         test_dataset (`Dataset`, *optional*): of a trainer: encoded rows that nothing was selected on. The card shows
             their AUC, log loss and calibration error with intervals, a picture of the calibration, and the shares of
             unseen and missing values. Default: what the log says of validation rows.
         card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it.
 
-    The code that goes is that of the flip_hf that is installed. A warning names the files that stay at home.
-
-    Returns:
-        `str`: URL of the commit. A push of what is already there makes no new one.
+    Returns the URL of the commit; a push of what is already there makes no new one.
 
     Raises:
         ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
@@ -97,39 +94,38 @@ def push_to_hub(
         raise ValueError("test_dataset is for a trainer, which can predict it: give a folder's metrics as metrics=")
     else:
         folder = Path(source)
-    model_files, readme = _model_files(folder), folder / _CARD
-    is_ours = (
-        readme.is_file() and ModelCard.load(readme, ignore_metadata_errors=True).data.library_name == LIBRARY_NAME
-    )
-    if card or not is_ours:
+    files, readme = _model_files(folder), folder / _CARD
+    if (
+        card
+        or not readme.is_file()
+        or ModelCard.load(readme, ignore_metadata_errors=True).data.library_name != LIBRARY_NAME
+    ):
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
-    present = {path.name for path in folder.iterdir() if path.is_symlink() or path.is_file()}
-    shown = map(unquote, re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", readme.read_text(encoding="utf-8")))
-    pictures = {name for name in shown if name in present and name.endswith((".png", ".svg", ".jpg"))}
-    files = {*model_files, _CARD, *(name for name in pictures if not (folder / name).is_symlink())}
-    tokens = {known for known in (token, get_token()) if isinstance(known, str) and known}
+    text = readme.read_text(encoding="utf-8")
+    shown = {unquote(name) for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+\.(?:png|svg|jpg))\)", text)}
+    present = {path.name: path for path in folder.iterdir() if path.is_symlink() or path.is_file()}
+    files |= {_CARD, *(name for name in shown & {*present} if not present[name].is_symlink())}
+    tokens = sorted(known for known in {token, get_token()} if isinstance(known, str) and known)
     for name in files:
         if not name.endswith((".safetensors", ".png", ".jpg")):
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-            if any(known in text for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
+            content = (folder / name).read_text(encoding="utf-8", errors="replace")
+            if any(known in content for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", content):
                 raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
-    if present - files - set(_CODE):
-        stays = ", ".join(sorted(present - files - set(_CODE)))
+    stays = ", ".join(sorted({*present} - files - {*_CODE}))
+    if stays:
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
-    sent = {name: folder / name for name in sorted(files)} | _CODE
+    sent: dict[str, Any] = {name: folder / name for name in sorted(files)} | _CODE
     try:
         repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        text = readme.read_text(encoding="utf-8").replace(f'"{PLACE}"', json.dumps(repo_id))
-        operations: list[Any] = [CommitOperationAdd(name, path) for name, path in sent.items() if name != _CARD]
-        operations.append(CommitOperationAdd(_CARD, text.encode()))
+        sent[_CARD] = text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
         weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)"
-        for name in api.list_repo_files(repo_id, revision=revision):
-            # of an earlier push: beside new ones in other files they would be loaded, or are a pickle
-            if name not in sent and re.fullmatch(weights, name):
-                operations.append(CommitOperationDelete(name))
+        # of an earlier push: beside new ones in other files they would be loaded, or are a pickle
+        old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(weights, name)]
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in sent.items()]
+        operations += [CommitOperationDelete(name) for name in old if name not in sent]
         message = commit_message or "Upload FLIP model"
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
     except (_HUB_FAILURE, RuntimeError) as error:  # RuntimeError: of a thread that uploads a large file
@@ -137,11 +133,11 @@ def push_to_hub(
         kind, remedy = OSError, "nothing of this push is to be seen there: try again later"
         if status in (401, 403):
             kind, remedy = PermissionError, "log in with `hf auth login`, or pass token= one that may write there"
-        said = " ".join(redact(str(error), sorted(tokens)).split())
+        said = " ".join(redact(str(error), tokens).split())
         raise kind(f"{repo_id} was not pushed: {remedy} ({said})") from error
 
 
-def _model_files(folder: Path) -> list[str]:
+def _model_files(folder: Path) -> set[str]:
     """Names of a whole FLIP model with its processor. Raises `ValueError`, saying what is missing or has to go."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: pass one that save_pretrained wrote, or a trainer")
@@ -156,23 +152,23 @@ def _model_files(folder: Path) -> list[str]:
         if not (folder / name).is_file():
             writer = "processor" if name in (_CONFIGS[1], VOCABULARY_NAME) else "model"
             raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
-    texts = {name: (folder / name).read_text(encoding="utf-8") for name in _CONFIGS if (folder / name).is_file()}
-    saved = {name: json.loads(text) for name, text in texts.items()}
-    kind = saved["config.json"].get("architectures")
-    if kind not in (["FlipForCTR"], ["FlipForPreTraining"]):
-        raise ValueError(f"{folder} holds a model of class {kind}, not a FlipForCTR or FlipForPreTraining")
-    for name, part in [*saved.items(), *((name, part.get("feature_extractor") or {}) for name, part in saved.items())]:
-        for code in (part.get("auto_map") or {}).values():
-            if f"{code}".rpartition(".")[0] + ".py" not in _CODE:
-                raise ValueError(f"{folder / name} names code that is not flip_hf's, {code!r} in its auto_map")
+    for name in _CONFIGS:
+        saved = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        kind = saved.get("architectures")
+        if name == "config.json" and kind not in (["FlipForCTR"], ["FlipForPreTraining"]):
+            raise ValueError(f"{folder} holds a model of class {kind}, not a FlipForCTR or FlipForPreTraining")
+        for part in (saved, saved.get("feature_extractor") or {}):
+            for code in (part.get("auto_map") or {}).values():
+                if f"{code}".rpartition(".")[0] + ".py" not in _CODE:
+                    raise ValueError(f"{folder / name} names code that is not flip_hf's, {code!r} in its auto_map")
     processor = FlipProcessor.from_pretrained(folder)
     FlipConfig.from_pretrained(folder).check_processor(processor)
     vocabularies = getattr(processor.tokenizer, "vocab_files_names", {}).values()
-    files = [*_CONFIGS[:2], VOCABULARY_NAME, *_OPTIONAL, *shards, *vocabularies]
-    for name in files:
-        if (folder / name).is_symlink():
-            raise ValueError(f"{folder / name} is a link: put the file itself in its place")
-    return [name for name in files if (folder / name).is_file()]
+    names = (*_CONFIGS[:2], VOCABULARY_NAME, *_OPTIONAL, *shards, *vocabularies)
+    links = [name for name in names if (folder / name).is_symlink()]
+    if links:
+        raise ValueError(f"{folder / links[0]} is a link: put the file itself in its place")
+    return {name for name in names if (folder / name).is_file()}
 
 
 def _pictures(folder: Path) -> dict[str, str]:
@@ -208,9 +204,8 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     if test_dataset is not None and (test_dataset is trainer.train_dataset or test_dataset is trainer.eval_dataset):
         raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
-    step, training = state.global_step, {name: getattr(args, name) for name in _TRAINING}
-    training["lr_scheduler_type"] = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    training |= {"steps": step, "epochs": round(state.epoch or 0, 2)}
+    step, settings = state.global_step, args.to_dict()
+    training = {**{name: settings[name] for name in _TRAINING}, "steps": step, "epochs": round(state.epoch or 0, 2)}
     if state.best_global_step and args.load_best_model_at_end and not trainer.is_in_train:
         training["step of the best model"] = step = state.best_global_step
     # without folders of this machine before the script's name
@@ -229,9 +224,10 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
         prediction = trainer.predict(test_dataset)
         labels, logits = np.asarray(prediction.label_ids), torch.from_numpy(np.asarray(prediction.predictions))
         probabilities = model.predict_probabilities(logits).numpy()
-        pairs = (("auc", auc), ("logloss", logloss), ("ece", ece))
-        intervals = {k: bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""] for k, metric in pairs}
-        known["metrics"] = {**intervals, **{k: compute_ctr_metrics(labels, probabilities)[k] for k in ("ne", "rig")}}
+        metrics: dict[str, Any] = compute_ctr_metrics(labels, probabilities)
+        for name, metric in (("auc", auc), ("logloss", logloss), ("ece", ece)):
+            metrics[name] = bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""]
+        known["metrics"] = {name: value for name, value in metrics.items() if name != "gauc"}
         return known, (labels, probabilities)
     not_shown: tuple[str, ...] = ("runtime", "per_second", "model_preparation_time")
     if test_dataset is not None:
