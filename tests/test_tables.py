@@ -7,7 +7,6 @@ import gzip
 import itertools
 import json
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,6 @@ def write(path: Path, content: str | bytes | pa.Table) -> Path:
         pa.parquet.write_table(content, path)
         return path
     data = content.encode() if isinstance(content, str) else content
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("clicks.csv", data)
-        return path
     path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(data))
     return path
 
@@ -76,7 +71,6 @@ OBJECTS = ['{"userid": "u1", "day": "1,2", "label": 1}', '{"userid": "u2", "day"
         ("a.csv", ["userid day label", "u1 1,2 1", "u2 3 0"], {"delimiter": " "}),
         ("a.csv.gz", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv.bz2", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
-        ("a.csv.zip", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv", ['u1,"1,2",1', "u2,3,0"], {"column_names": ["userid", "day", "label"]}),
         ("a.csv", [",userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
         ("a.csv", ["Unnamed: 0,userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
@@ -185,7 +179,7 @@ def test_a_bad_file_is_refused_with_a_reason(tmp_path, name, content, arguments,
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache" / "flip_hf").iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.csv.zip", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.parquet"])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
     if name == "a.parquet":
         content = pa.table({"a": list(range(100_000))})
@@ -333,10 +327,6 @@ def test_a_source_that_is_no_set_of_files_is_refused(tmp_path):
         load_ctr_dataset([path, folder / "part-0.parquet"])
     with pytest.raises(ValueError, match=r"clicks is a folder: pass a glob"):
         load_ctr_dataset(tmp_path)
-    with zipfile.ZipFile(write(tmp_path / "two.csv.zip", "a\n1\n"), "a") as file:
-        file.writestr("b.csv", "a\n2\n")
-    with pytest.raises(ValueError, match="two.csv.zip holds several files: unpack"):
-        load_ctr_dataset(tmp_path / "two.csv.zip")
 
 
 def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_nothing(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def load_ctr_dataset(
 
             - a named data set: `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"`, `"restaurants"`
               (comes with the package; a folder of that name is `"./restaurants"`);
-            - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`, `.zip`) or parquet: one,
+            - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`) or parquet: one,
               a list, a glob (`"clicks/*.parquet"`) or a folder. They have the same columns, in any order; of two types
               of numbers the wider one is taken. All columns of a csv are strings (`007` stays `007`, an empty cell is
               null), strings in json stay strings;
@@ -135,8 +135,8 @@ def _load_named(
     source = Path(data_dir or Path(os.environ.get("FLIP_DATA", "")) / named.folder).expanduser()
     if not source.is_dir():
         raise FileNotFoundError(
-            f"{source} is no folder, and {name} cannot be shipped ({named.license}): download it from "
-            f"{named.homepage}, unpack it, and pass its folder as data_dir (or set FLIP_DATA to what holds the folder)"
+            f"{source} is no folder, and {name} cannot be shipped ({named.license}): download it from {named.homepage}, "
+            "unpack it, and pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
         )
     files = published_files(source, named.files(subset) if callable(named.files) else named.files)
     rule = TableOptions(threshold=named.threshold if threshold is None else threshold)

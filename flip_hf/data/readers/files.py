@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files where they are, packed (.gz, .bz2, .zip) or not."""
+"""Files where they are, packed (.gz, .bz2) or not."""
 
 import contextlib
 import csv
@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,10 +28,7 @@ def reading(file: str) -> Iterator[None]:
     """What the libraries raise for a file that cannot be read becomes a ValueError that names it."""
     try:
         yield
-    except (
-        *(pa.ArrowException, UnicodeError, csv.Error, json.JSONDecodeError),
-        *(EOFError, OSError, zlib.error, zipfile.BadZipFile),
-    ) as error:
+    except (pa.ArrowException, UnicodeError, csv.Error, json.JSONDecodeError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno:  # of the operating system
             raise
         is_text = isinstance(error, UnicodeError) or "UTF8" in str(error)
@@ -43,11 +39,8 @@ def reading(file: str) -> Iterator[None]:
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked while they are read."""
-    with reading(file):
-        if file.endswith(".zip") and len(zipfile.ZipFile(file).namelist()) != 1:
-            raise ValueError(f"{name_of(file)} holds several files: unpack those that are the table")
-        with fsspec.open(file, "rb", compression="infer") as stream:
-            yield stream
+    with reading(file), fsspec.open(file, "rb", compression="infer") as stream:
+        yield stream
 
 
 def published_files(folder: Path, names: Sequence[str]) -> list[str]:
@@ -88,7 +81,7 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
 def kind_of(file: str | os.PathLike) -> str:
     """`"clicks.csv.gz"` -> `"csv"`. Raises ValueError for an ending that is not read."""
     name = Path(file).name
-    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2|\.zip)?$", name.lower())
+    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2)?$", name.lower())
     if ending is None:
-        raise ValueError(f"{name} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip): unpack an archive")
+        raise ValueError(f"{name} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2): unpack an archive")
     return ending[1]
