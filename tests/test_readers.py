@@ -5,7 +5,9 @@ import gzip
 import json
 import logging
 import runpy
+import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -361,26 +363,59 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def pack(folder: Path, archive: Path) -> Path:
+    """The folder in an archive as they are published, two levels deep, with what a Mac adds."""
+    for path in sorted(folder.iterdir()):
+        (archive.parent / "packed/outer/inner").mkdir(parents=True, exist_ok=True)
+        (archive.parent / "packed/outer/inner" / path.name).write_bytes(path.read_bytes())
+        (archive.parent / "packed/outer/inner" / f"._{path.name}").write_bytes(b"metadata")
+    name, kind = (
+        str(archive).removesuffix(".zip").removesuffix(".tar.gz"),
+        "zip" if archive.suffix == ".zip" else "gztar",
+    )
+    shutil.make_archive(name, kind, archive.parent / "packed")
+    shutil.rmtree(archive.parent / "packed")
+    return archive
+
+
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_set_is_read_gzipped_or_not_and_a_file_that_is_absent_or_damaged_is_named(tmp_path, name):
+def test_every_set_is_read_from_archives_and_gzipped_or_not(tmp_path, name):
     folder, other = MAKERS[name](tmp_path / "raw"), tmp_path / "other"
     expected = load_ctr_dataset(name, data_dir=folder).to_list()
+    for ending in (".zip", ".tar.gz"):
+        archive = pack(folder, tmp_path / f"published{ending}")
+        assert load_ctr_dataset(name, data_dir=archive).to_list() == expected
+        archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 3])
+        with pytest.raises(ValueError, match=f"published{ending} cannot be read: .*: is it whole"):
+            load_ctr_dataset(name, data_dir=archive)
     other.mkdir()
     for path in folder.iterdir():
         content, is_packed = path.read_bytes(), path.suffix == ".gz"
-        unpacked = gzip.decompress(content) if is_packed else content
-        (other / path.name.removesuffix(".gz")).write_bytes(unpacked)
+        name_of_other = path.stem if is_packed else f"{path.name}.gz"
+        (other / name_of_other).write_bytes(gzip.decompress(content) if is_packed else gzip.compress(content))
     assert load_ctr_dataset(name, data_dir=other).to_list() == expected
-    for path in sorted(other.iterdir()):
-        packed = gzip.compress(path.read_bytes())
-        path.unlink()
-        with pytest.raises(FileNotFoundError, match=f"other lacks {path.name}"):
-            load_ctr_dataset(name, data_dir=other)
-        (other / f"{path.name}.gz").write_bytes(packed[:-3])
-        with pytest.raises(ValueError, match=rf"^{path.name}.gz cannot be read: .*: is it whole"):
-            load_ctr_dataset(name, data_dir=other)
-        (other / f"{path.name}.gz").write_bytes(packed)
-    assert load_ctr_dataset(name, data_dir=other).to_list() == expected
+    last = sorted(folder.iterdir())[-1]
+    last.unlink()
+    for source in (folder, pack(folder, tmp_path / "less.zip")):
+        with pytest.raises(FileNotFoundError, match=f"{source.name} lacks {last.name}"):
+            load_ctr_dataset(name, data_dir=source)
+
+
+def test_a_damaged_member_is_named(tmp_path):
+    folder = make_goodreads(tmp_path / "raw")
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-3])
+        with pytest.raises(ValueError, match=rf"^{path.name} cannot be read: .*: is it whole"):
+            load_ctr_dataset("goodreads", data_dir=folder)
+        path.write_bytes(whole)
+    archive = tmp_path / "ml-100k.zip"
+    with zipfile.ZipFile(archive, "w") as file:  # stored, so that nothing but its sum tells
+        for path in sorted(make_ml100k(tmp_path / "ml").iterdir()):
+            file.writestr(path.name, path.read_bytes())
+    archive.write_bytes(archive.read_bytes().replace(b"7|24|M|technician", b"7|25|M|technician"))
+    with pytest.raises(ValueError, match=r"^u.user cannot be read: Bad CRC-32"):
+        load_ctr_dataset("movielens-100k", data_dir=archive)
 
 
 def test_a_named_set_without_its_folder_says_where_to_get_it(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def write(path: Path, content: str | bytes | pa.Table) -> Path:
         pa.parquet.write_table(content, path)
         return path
     data = content.encode() if isinstance(content, str) else content
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("folder/clicks.csv", data)
+            file.writestr("__MACOSX/folder/._clicks.csv", b"x")
+        return path
     path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)(data))
     return path
 
@@ -71,6 +77,7 @@ OBJECTS = ['{"userid": "u1", "day": "1,2", "label": 1}', '{"userid": "u2", "day"
         ("a.csv", ["userid day label", "u1 1,2 1", "u2 3 0"], {"delimiter": " "}),
         ("a.csv.gz", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv.bz2", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
+        ("a.zip", ["userid,day,label", 'u1,"1,2",1', "u2,3,0"], {}),
         ("a.csv", ['u1,"1,2",1', "u2,3,0"], {"column_names": ["userid", "day", "label"]}),
         ("a.csv", [",userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
         ("a.csv", ["Unnamed: 0,userid,day,label", '0,u1,"1,2",1', "1,u2,3,0"], {}),
@@ -166,7 +173,7 @@ BAD_FILES = [
     ("a.parquet", b"PAR1", {}, "a.parquet cannot be read"),
     ("a.parquet", pa.table([[1], [2]], names=["a", "a"]), {}, "two columns of the table are named 'a'"),
     ("a.parquet", pa.table({"label": [1.0, float("nan")]}), {}, "column 'label' has a row without a label"),
-    ("a.zip", "x", {}, "a.zip ends in none of .csv, .tsv, .txt.*: unpack an archive"),
+    ("a.xlsx", "x", {}, "a.xlsx ends in none of .csv, .tsv, .txt"),
     ("a.csv", "user\na\n", {"data_dir": "raw"}, "data_dir='raw' is not for csv"),
 ]  # fmt: skip
 
@@ -179,7 +186,7 @@ def test_a_bad_file_is_refused_with_a_reason(tmp_path, name, content, arguments,
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache" / "flip_hf").iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.csv.bz2", "a.zip", "a.parquet"])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, name):
     if name == "a.parquet":
         content = pa.table({"a": list(range(100_000))})
@@ -327,6 +334,11 @@ def test_a_source_that_is_no_set_of_files_is_refused(tmp_path):
         load_ctr_dataset([path, folder / "part-0.parquet"])
     with pytest.raises(ValueError, match=r"clicks is a folder: pass a glob"):
         load_ctr_dataset(tmp_path)
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
+        file.writestr("a.csv", "")
+        file.writestr("b.csv", "")
+    with pytest.raises(ValueError, match="two.zip: of an archive with several files in it, unpack"):
+        load_ctr_dataset(tmp_path / "two.zip")
 
 
 def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_nothing(tmp_path, monkeypatch):

@@ -57,14 +57,14 @@ def load_ctr_dataset(
 
             - a named data set: `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"`, `"restaurants"`
               (comes with the package; a folder of that name is `"./restaurants"`);
-            - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`) or parquet: one,
+            - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`, or alone in a `.zip`) or parquet: one,
               a list, a glob (`"clicks/*.parquet"`) or a folder. They have the same columns, in any order; of two types
               of numbers the wider one is taken. All columns of a csv are strings (`007` stays `007`, an empty cell is
               null), strings in json stay strings;
             - rows in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of
               columns, a list of dicts.
-        data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not; default: the
-            set's usual folder name in `$FLIP_DATA`, or here.
+        data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
+            they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
         label (`str`, *optional*): the column that becomes `label` (default: `label`; a table without one is for
             prediction). Values: 0 and 1, also as text, true and false, or a `ClassLabel` of two classes.
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
@@ -123,7 +123,7 @@ def _refuse_others(what: str, arguments: Mapping[str, Any], known: set[str]) -> 
 
 
 def _load_files(files: Sequence[str], options: TableOptions, root: Path) -> Dataset:
-    path, fingerprint = Path(files[0]), _fingerprint(files, options)
+    path, fingerprint = Path(files[0].split("::")[-1]), _fingerprint(files, options)
     stem = path.stem if len(files) == 1 else path.resolve().parent.stem
     return cached(root / f"{stem}-{fingerprint}", fingerprint, lambda: read_files(files, options))
 
@@ -133,10 +133,10 @@ def _load_named(
 ) -> Dataset:
     named = NAMED_DATASETS[name]
     source = Path(data_dir or Path(os.environ.get("FLIP_DATA", "")) / named.folder).expanduser()
-    if not source.is_dir():
+    if not source.exists():
         raise FileNotFoundError(
-            f"{source} is no folder, and {name} cannot be shipped ({named.license}): download it from {named.homepage}, "
-            "unpack it, and pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
+            f"{source} is not there, and {name} cannot be shipped ({named.license}): download it from "
+            f"{named.homepage}, and pass its folder as data_dir (or set FLIP_DATA to the folder that holds it)"
         )
     files = published_files(source, named.files(subset) if callable(named.files) else named.files)
     rule = TableOptions(threshold=named.threshold if threshold is None else threshold)
@@ -161,7 +161,7 @@ def _load_named(
 def _fingerprint(files: Sequence[str], settings: Any) -> str:
     """Of the content of files and how they are read."""
     digest = hashlib.sha256(f"{_READER_VERSION} {[name_of(file) for file in files]} {settings}".encode())
-    for path in files:
+    for path in dict.fromkeys(file.split("::")[-1] for file in files):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files where they are, packed (.gz, .bz2) or not."""
+"""Files where they are: in a folder, packed or not, or in an archive, which fsspec opens.
+
+A file is named as fsspec names it: its path, or `zip://member::archive.zip`.
+"""
 
 import contextlib
 import csv
@@ -7,6 +10,8 @@ import glob
 import json
 import os
 import re
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +22,12 @@ import pyarrow as pa
 
 
 KINDS = ("csv", "tsv", "txt", "jsonl", "json", "parquet")
+_ARCHIVES = {".zip": "zip", ".tar.gz": "tar"}
 
 
 def name_of(file: str) -> str:
-    return Path(file).name
+    """`"zip://ml-1m/users.dat::ml-1m.zip"` -> `"users.dat"`."""
+    return Path(file.split("::")[0]).name
 
 
 @contextlib.contextmanager
@@ -28,7 +35,10 @@ def reading(file: str) -> Iterator[None]:
     """What the libraries raise for a file that cannot be read becomes a ValueError that names it."""
     try:
         yield
-    except (pa.ArrowException, UnicodeError, csv.Error, json.JSONDecodeError, EOFError, OSError, zlib.error) as error:
+    except (
+        *(pa.ArrowException, UnicodeError, csv.Error, json.JSONDecodeError),
+        *(EOFError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError),
+    ) as error:
         if isinstance(error, OSError) and error.errno:  # of the operating system
             raise
         is_text = isinstance(error, UnicodeError) or "UTF8" in str(error)
@@ -38,17 +48,32 @@ def reading(file: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked while they are read."""
+    """The bytes of a file, unpacked (.gz, .bz2) while they are read."""
     with reading(file), fsspec.open(file, "rb", compression="infer") as stream:
         yield stream
 
 
-def published_files(folder: Path, names: Sequence[str]) -> list[str]:
-    """Finds files by their names, each with or without `.gz`."""
-    files = {path.name.removesuffix(".gz"): str(path) for path in sorted(folder.iterdir(), reverse=True)}
+def list_files(source: Path) -> list[str]:
+    """The files of a folder (not of the folders in it), of an archive (at any depth), or the one file that it is."""
+    if source.is_dir():
+        return [str(path) for path in sorted(source.iterdir()) if path.is_file()]
+    protocol = next((_ARCHIVES[ending] for ending in _ARCHIVES if source.name.lower().endswith(ending)), None)
+    if protocol is None or not source.is_file():
+        return [str(source)] if source.is_file() else []
+    with reading(str(source)):
+        members = fsspec.filesystem(protocol, fo=str(source)).find("")
+    # archives made on a Mac hold a "._name" of some metadata beside each file
+    return [f"{protocol}://{name}::{source}" for name in members if not name_of(name).startswith("._")]
+
+
+def published_files(source: Path, names: Sequence[str]) -> list[str]:
+    """Finds files by their names, each with or without `.gz`, in a folder or an archive (the least deep one)."""
+    files: dict[str, str] = {}
+    for file in sorted(list_files(source), key=lambda file: (file.count("/"), file)):
+        files.setdefault(name_of(file).removesuffix(".gz"), file)
     absent = [name for name in names if name.removesuffix(".gz") not in files]
     if absent:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}")
+        raise FileNotFoundError(f"{source} lacks {', '.join(absent)}")
     return [files[name.removesuffix(".gz")] for name in names]
 
 
@@ -64,24 +89,29 @@ def table_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     else:
         found = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         paths = [path for path in found if path.is_file()]
-    absent = ", ".join(str(path) for path in paths if not path.exists())
-    if absent or not paths:
-        raise FileNotFoundError(f"{absent or source}: there is no such file, folder or glob of files")
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise ValueError(f"{folders[0]} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: pass a glob of the files to read, such as 'clicks/*/*.parquet'")
+        members = list_files(path)
+        if len(members) != 1:
+            raise ValueError(f"{path.name}: of an archive with several files in it, unpack those that are the table")
+        files += members
+    if not files:
+        raise FileNotFoundError(f"{source}: there is no such file, folder or glob of files")
     if len(set(paths)) < len(paths):
         raise ValueError(f"{len(paths)} files are listed, and {len(set(paths))} of them differ: rows would be doubled")
-    kinds = {kind_of(path): path.name for path in paths}
+    kinds = {kind_of(file): name_of(file) for file in files}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(kinds.values())} are files of several kinds, and no one table: name one kind")
-    return list(map(str, paths))
+    return files
 
 
-def kind_of(file: str | os.PathLike) -> str:
+def kind_of(file: str) -> str:
     """`"clicks.csv.gz"` -> `"csv"`. Raises ValueError for an ending that is not read."""
-    name = Path(file).name
-    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2)?$", name.lower())
+    ending = re.search(rf"\.({'|'.join(KINDS)})(\.gz|\.bz2)?$", name_of(file).lower())
     if ending is None:
-        raise ValueError(f"{name} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2): unpack an archive")
+        raise ValueError(f"{name_of(file)} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip)")
     return ending[1]
