@@ -28,10 +28,10 @@ from flip_hf import (
 )
 from flip_hf.analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS
 from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.trainer import ResumableLengthGroupedSampler, text_lengths
+from flip_hf.training.sampling import ResumableLengthGroupedSampler, text_lengths
 
 
-OF_TRAINER = set(inspect.signature(Trainer.__init__).parameters)
+OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
 QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
 QUICK |= {"disable_tqdm": True, "report_to": "none"}
 
@@ -75,10 +75,9 @@ def stage_2(processor, encoded, tmp_path):
 
 
 def test_every_argument_of_trainer_has_its_name_and_place():
-    for kind in (FlipPreTrainingTrainer, FlipCTRTrainer):
-        assert list(inspect.signature(kind.__init__).parameters) == list(
-            inspect.signature(Trainer.__init__).parameters
-        )
+    of_ours = inspect.signature(FlipPreTrainingTrainer.__init__).parameters
+    assert list(of_ours) == list(inspect.signature(Trainer.__init__).parameters)
+    assert list(inspect.signature(FlipCTRTrainer.__init__).parameters) == ["self", "args", "teacher", "kwargs"]
 
 
 def test_stage_1_learns_logs_each_loss_and_writes_a_folder(stage_1, tmp_path):

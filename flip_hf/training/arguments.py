@@ -87,6 +87,7 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
     early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
+    distillation_weight: float = _default(0.5, "Share of the teacher's probabilities in the labels (with a teacher).")
     group_field: str | None = _default(None, "Raw column whose values are the groups of eval_gauc.")
     num_train_epochs: float = _default(20, "Most epochs to train.")
     eval_strategy: str = _default("epoch", "no, steps or epoch.")
@@ -99,6 +100,8 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     def __post_init__(self) -> None:
         args: Any = self
+        if not 0.0 <= args.distillation_weight <= 1.0:
+            raise ValueError(f"distillation_weight={args.distillation_weight!r} is not in [0, 1]")
         evaluated, saved = args.eval_strategy, args.save_strategy
         if args.load_best_model_at_end and "no" in (evaluated, saved):
             name = "eval_strategy" if evaluated == "no" else "save_strategy"
