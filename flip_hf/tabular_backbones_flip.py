@@ -54,6 +54,7 @@ class Backbone(nn.Module):
 
     vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
     vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)
+    logit_entry: int | None = None  # of v: a part's whole logit, on which Linear(v) starts with the papers' weight, 1
     reads_embeddings = True  # if not, the tower does without them
     needs_pairs = False  # it is products of pairs of fields and nothing else
     hidden_size: int
@@ -198,10 +199,12 @@ class DeepFM(Backbone):
     DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
 
     The paper's logit is y_FM + y_DNN, y_DNN linear in the last DNN layer. y_FM, which holds the first-order term, is
-    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w.
+    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w
+    that starts at 1.
     """
 
     vector_holds_first_order = True
+    logit_entry = 0
 
     def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
         super().__init__(config)
@@ -360,14 +363,16 @@ class FinalMLP(Backbone):
     v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
 
     The paper's logit is b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2. The bilinear term is part of v, so that stage 1 trains it
-    already, and Linear(v) is that logit with a learnable weight on the term. Gates read the tower's embeddings, where
-    the authors' code has a second table.
+    already, and Linear(v) is that logit with a learnable weight on the term, which starts at 1. Gates read the tower's
+    embeddings, where the authors' code has a second table.
 
     Args:
         use_fs, fs_hidden_units: the streams' inputs are gated (feature selection), by DNNs of these hidden layers.
         fs1_context, fs2_context: fields that either gate looks at; none: a learnt vector.
         num_heads: A, parts that the streams are cut into for the bilinear term.
     """
+
+    logit_entry = -1
 
     def __init__(
         self,
