@@ -73,8 +73,8 @@ class FlipTabularModel(FlipPreTrainedModel):
         elif isinstance(module, nn.Linear):  # of a DNN, or the logit layer, which is a head
             std = config.initializer_range if module is self.logit else config.tabular_initializer_range
             init.normal_(module.weight, mean=0.0, std=std)
-            if module is self.logit and self.backbone.logit_entry is not None and is_fresh:
-                init.ones_(module.weight[:, self.backbone.logit_entry])
+            if module is self.logit and self.backbone.vector_starts_with_logit and is_fresh:
+                init.ones_(module.weight[:, 0])
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
 
     vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
     vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)
-    logit_entry: int | None = None  # of v: a part's whole logit, on which Linear(v) starts with the papers' weight, 1
+    vector_starts_with_logit = False  # a whole part's, on which Linear(v) starts with the paper's weight, 1
     reads_embeddings = True  # if not, the tower does without them
     needs_pairs = False  # it is products of pairs of fields and nothing else
     hidden_size: int
@@ -204,7 +204,7 @@ class DeepFM(Backbone):
     """
 
     vector_holds_first_order = True
-    logit_entry = 0
+    vector_starts_with_logit = True
 
     def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
         super().__init__(config)
@@ -363,16 +363,14 @@ class FinalMLP(Backbone):
     v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
 
     The paper's logit is b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2. The bilinear term is part of v, so that stage 1 trains it
-    already, and Linear(v) is that logit with a learnable weight on the term, which starts at 1. Gates read the tower's
-    embeddings, where the authors' code has a second table.
+    already, and Linear(v) is that logit with a learnable weight on the term. Gates read the tower's embeddings, where
+    the authors' code has a second table.
 
     Args:
         use_fs, fs_hidden_units: the streams' inputs are gated (feature selection), by DNNs of these hidden layers.
         fs1_context, fs2_context: fields that either gate looks at; none: a learnt vector.
         num_heads: A, parts that the streams are cut into for the bilinear term.
     """
-
-    logit_entry = -1
 
     def __init__(
         self,

@@ -37,10 +37,6 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-# where in v a part's whole logit stands, whose weight in the papers is 1
-ONE_LOGIT = {"deepfm": 0, "finalmlp": -1}
-
-
 def std_of(weight: torch.Tensor) -> float:
     return float(weight.detach().std())
 
@@ -206,7 +202,7 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how):
     assert not any(table.weight[PAD_FEATURE_ID].any() for table in model.tables())
     if not model.backbone.vector_sums_to_logit:
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)  # a head, of ten numbers in afm
-        assert [w for w in model.logit.weight[0].tolist() if w == 1.0] == [1.0] * (backbone in ONE_LOGIT)
+        assert (model.logit.weight[0, 0] == 1.0) == (backbone == "deepfm")  # on y_FM, as its paper has it
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
     assert not any((p == 77.0).all() for p in model.parameters())
     # matrices of the interactions keep their own start: a product of small ones would have no gradient
@@ -231,8 +227,8 @@ def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_sam
     assert all(name in missing or (parameter == 0.25).all() for name, parameter in model.named_parameters())
     if "logit.weight" in missing:
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)
-    if backbone in ONE_LOGIT:
-        assert model.logit.weight[0, ONE_LOGIT[backbone]] == 1.0
+    if backbone == "deepfm":
+        assert model.logit.weight[0, 0] == 1.0
         model.logit.weight.data.fill_(0.25)  # what was learnt stays
     assert not model.logit.bias.any()
     if "first_order.weight" in missing:
