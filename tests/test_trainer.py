@@ -28,7 +28,7 @@ from flip_hf import (
 )
 from flip_hf.analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS
 from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.sampling import ResumableLengthGroupedSampler, text_lengths
+from flip_hf.training.sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, text_lengths
 
 
 OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
@@ -260,7 +260,7 @@ def test_accumulated_mlm_and_mtm_gradients_equal_those_of_one_large_batch(stage_
 
 @pytest.mark.parametrize("metric", ["auc", "ne", "eval_b_auc"])
 def test_the_best_model_on_validation_rows_is_the_one_that_is_left(metric, stage_2, encoded):
-    options = {"num_train_epochs": 6, "learning_rate": 5e-2, "early_stopping_patience": 2}
+    options = {"num_train_epochs": 6, "learning_rate": 2e-3, "early_stopping_patience": 2}
     if "_b_" in metric:
         options["eval_dataset"] = {"a": encoded["test"], "b": encoded["validation"]}
     trainer = stage_2(metric_for_best_model=metric, **options)
@@ -608,3 +608,27 @@ def test_columns_that_the_collator_reads_survive_and_others_do_not(stage_1, enco
     batch = next(iter(stage_1(train_dataset=with_more).get_train_dataloader()))
     assert set(batch) == {"input_ids", "masked_input_ids", "attention_mask", "feature_ids", "masked_feature_ids"}
     assert batch["feature_ids"].shape == (32, 5)
+
+
+def test_batches_hold_several_rows_of_one_value_and_every_epoch_another_order(stage_1, encoded, processor):
+    rows = encoded["train"].shuffle(seed=0)
+    trainer = stage_1(train_dataset=rows, contrast_field="item_id", per_device_train_batch_size=16, data_seed=3)
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    items = np.array(rows["feature_ids"])[:, 2]
+    first = list(sampler)
+    assert sorted(first) == list(range(256)) and first == list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(second) == sorted(first) and second != first
+    for order in (first, second):
+        assert (np.diff(items[order]) != 0).sum() == 29  # 256 rows are one stretch, and 30 items apart in it
+    assert not np.array_equal(items[first], items[second])
+    sampler.set_epoch(0)
+    assert list(ResumableFieldGroupedSampler(16, items, seed=3)) == first
+    sampler.stretch = 64  # what is far apart stays so, where there are more rows
+    in_stretches = items[list(sampler)].reshape(4, 64)
+    assert all((np.diff(stretch) != 0).sum() == len(set(stretch)) - 1 for stretch in in_stretches)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(set(batch["feature_ids"][:, 2].tolist())) <= 4
+    with pytest.raises(ValueError, match="contrast_field='label' is no field with ids: user_id, gender, item_id, "):
+        stage_1(contrast_field="label")

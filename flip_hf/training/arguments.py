@@ -62,10 +62,15 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
 
     The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate;
     unnormalised contrastive heads can collapse to chance at it and have the language model's. The last incomplete
-    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
+    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding, or
+    with `contrast_field` several rows of one user, say.
     """
 
     contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
+    contrast_field: str | None = _default(
+        None,
+        "Field of whose values a batch holds several rows each, which the contrast has to tell apart by the rest.",
+    )
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")

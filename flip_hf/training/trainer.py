@@ -35,7 +35,7 @@ from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingA
 from .collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
-from .sampling import ResumableLengthGroupedSampler, text_lengths
+from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
 
 
 logger = logging.get_logger(__name__)
@@ -170,14 +170,17 @@ class FlipTrainer(Trainer):
                 "lower learning rates or a longer warm-up (or bf16 in place of fp16)"
             )
 
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, datasets.Dataset):
             if "input_ids" not in dataset.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return ResumableLengthGroupedSampler(batch_size, text_lengths(dataset), seed)
+            return ResumableLengthGroupedSampler(batch_size, text_lengths(dataset), self._data_seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
@@ -302,6 +305,10 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
         self._logged_losses: dict[str, torch.Tensor] = {}
+        extractor = self._processor.feature_extractor
+        with_ids = [extractor.field_names[index] for index in dict.fromkeys(extractor.slot_fields)]
+        if args.contrast_field not in (None, *with_ids):
+            raise ValueError(f"contrast_field={args.contrast_field!r} is no field with ids: {', '.join(with_ids)} are")
         return args
 
     def _take(self, model: Any) -> None:
@@ -330,6 +337,15 @@ class FlipPreTrainingTrainer(FlipTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.contrast_field is None or not isinstance(dataset, datasets.Dataset):
+            return super()._get_train_sampler(train_dataset)
+        extractor = self._processor.feature_extractor
+        slot = extractor.slot_fields.index(extractor.field_names.index(self.args.contrast_field))
+        values = slot_values(dataset, slot)
+        return ResumableFieldGroupedSampler(self.args.train_batch_size * self.args.world_size, values, self._data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
