@@ -56,8 +56,8 @@ def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_s
         features = features[features >= extractor.num_reserved_features]
         if not field.num_slots or getattr(field, "hash_buckets", None):
             continue
-        before, after = processor._around_value(index)
-        sentences = [f"{before}{value}{after}".strip() for value in extractor.decode(features)]
+        sentence = processor.template.replace("{field}", field.name.replace("_", " "))
+        sentences = [sentence.replace("{value}", value) for value in extractor.decode(features)]
         texts = list(map(tuple, tokenizer(sentences, truncation=True, max_length=processor.max_length)["input_ids"]))
         numbers = {text: number for number, text in enumerate(sorted(dict.fromkeys(texts), key=len))}
         states = _states(
