@@ -397,25 +397,16 @@ def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch)
 
 def test_statistics_are_chosen_for_fields_of_many_values(caplog):
     many, at_most = [f"v{k % 101}" for k in range(404)], [f"v{k % 100}" for k in range(404)]
-    rows = {
-        "user": many,
-        "few": at_most,
-        "review": many,
-        "none": many,
-        "own": many,
-        "hashed": many,
-        "price": [0.5] * 404,
-    }
-    rows |= {"tags": [[value] for value in many], "label": [k % 2 for k in range(404)]}
+    rows = {name: many for name in ("user", "review", "none", "own", "hashed")} | {"few": at_most}
+    rows |= {"price": [0.5] * 404, "tags": [[value] for value in many], "label": [k % 2 for k in range(404)]}
     options = {"review": {"view": "text"}, "none": {"statistics": []}, "own": {"statistics": ["frequency"]}}
     options |= {"hashed": {"hash_buckets": 5, "view": "tabular", "smoothing": 2.0, "statistics": ["label_mean"]}}
     extractor = FlipFeatureExtractor.fit(rows, field_options=options, statistics="auto")
     made = [spec["name"] for spec in extractor.field_specs if spec["kind"] == "statistic"]
     assert made == ["user_frequency", "user_label_mean", "own_frequency", "hashed_label_mean"]
     assert "user: text ('v0' is no number), categorical with frequency and label_mean" in caplog.text
-    asked = FlipFeatureExtractor.fit(
-        rows, field_options={**options, "user": {"statistics": ["frequency", "label_mean"]}}
-    )
-    assert extractor == asked != FlipFeatureExtractor.fit(rows, field_options=options)
+    asked = {**options, "user": {"statistics": ["frequency", "label_mean"]}}
+    assert extractor == FlipFeatureExtractor.fit(rows, field_options=asked)
+    assert extractor != FlipFeatureExtractor.fit(rows, field_options=options)
     with pytest.raises(ValueError, match="statistics='frequency' is not 'auto'"):
         FlipFeatureExtractor.fit(rows, statistics="frequency")

@@ -316,8 +316,8 @@ class FeatureCounts:
         Args:
             dataset: training rows: a `Dataset` or streamed `IterableDataset`, any form that `extractor(rows)` takes,
                 or an iterator of such batches.
-            fields, label, exclude, field_options, statistics: as for [`FlipFeatureExtractor.fit`];
-                `fields` may also be those of other counts, of a part of the same table: what was decided there holds here.
+            fields, label, exclude, field_options, statistics: as for [`FlipFeatureExtractor.fit`]; `fields` may also
+                be the `fields` of other counts, of a part of the same table: what was decided there holds here.
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
 
