@@ -397,7 +397,7 @@ def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch)
 
 def test_statistics_are_chosen_for_fields_of_many_values(caplog):
     many, at_most = [f"v{k % 101}" for k in range(404)], [f"v{k % 100}" for k in range(404)]
-    rows = {name: many for name in ("user", "review", "none", "own", "hashed")} | {"few": at_most}
+    rows = dict.fromkeys(("user", "review", "none", "own", "hashed"), many) | {"few": at_most}
     rows |= {"price": [0.5] * 404, "tags": [[value] for value in many], "label": [k % 2 for k in range(404)]}
     options = {"review": {"view": "text"}, "none": {"statistics": []}, "own": {"statistics": ["frequency"]}}
     options |= {"hashed": {"hash_buckets": 5, "view": "tabular", "smoothing": 2.0, "statistics": ["label_mean"]}}
