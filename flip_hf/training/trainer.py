@@ -59,6 +59,7 @@ class FlipTrainer(Trainer):
     # set by Trainer
     args: Any
     model: Any
+    train_dataset: Any
     optimizer: Any
     compute_metrics: Any
     data_collator: Any
