@@ -514,15 +514,18 @@ def test_accumulation_does_not_change_a_stage_2_step(mode, processor, stage_2, t
         torch.testing.assert_close(parts.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(stage, stage_1, stage_2, text_model_dir, processor, tmp_path):
+@pytest.mark.parametrize(("stage", "contrast_field"), [(1, None), (1, "item_id"), (2, None)])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    stage, contrast_field, stage_1, stage_2, text_model_dir, processor, tmp_path
+):
     def run(**resume):
         set_seed(0)
         options = {"num_train_epochs": 2, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 3}
         options |= {"eval_steps": 3, "per_device_train_batch_size": 64, "save_total_limit": None}
         if stage == 1:
             # of the batch alone: masks drawn as they come are drawn a batch ahead, which a checkpoint does not know
-            options["data_collator"] = DataCollatorForFlipPreTraining(processor, seed=0)
+            options |= {"data_collator": DataCollatorForFlipPreTraining(processor, seed=0)}
+            options |= {"contrast_field": contrast_field}
             model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
         trainer = stage_1(model, **options) if stage == 1 else stage_2(**options)
         trainer.train(**resume)
@@ -632,3 +635,5 @@ def test_batches_hold_several_rows_of_one_value_and_every_epoch_another_order(st
     assert len(set(batch["feature_ids"][:, 2].tolist())) <= 4
     with pytest.raises(ValueError, match="contrast_field='label' is no field with ids: user_id, gender, item_id, "):
         stage_1(contrast_field="label")
+    with pytest.raises(ValueError, match="train_dataset is a stream"):
+        stage_1(contrast_field="item_id", train_dataset=rows.to_iterable_dataset(), max_steps=1)

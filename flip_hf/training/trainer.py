@@ -310,6 +310,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         with_ids = [extractor.field_names[index] for index in dict.fromkeys(extractor.slot_fields)]
         if args.contrast_field not in (None, *with_ids):
             raise ValueError(f"contrast_field={args.contrast_field!r} is no field with ids: {', '.join(with_ids)} are")
+        if args.contrast_field is not None and isinstance(data["train_dataset"], datasets.IterableDataset):
+            raise ValueError("contrast_field groups the rows of a table, and train_dataset is a stream")
         return args
 
     def _take(self, model: Any) -> None:
