@@ -56,6 +56,9 @@ class DataArguments:
     field_options: dict | str | None = field(
         default=None, metadata={"help": 'Options of fields, as json: \'{"price": {"kind": "numeric"}}\'.'}
     )
+    statistics: str | None = field(
+        default=None, metadata={"help": "auto: frequency and label mean of fields of more than 100 values."}
+    )
     min_frequency: int = field(default=1, metadata={"help": "Rarer values than this count as unseen."})
     split: str = field(
         default="random",
@@ -122,6 +125,7 @@ def main() -> None:
         exclude=arguments.exclude,
         min_frequency=arguments.min_frequency,
         field_options=json.loads(options) if isinstance(options, str) else options,
+        statistics=arguments.statistics,
     )
     tokenizer = AutoTokenizer.from_pretrained(arguments.text_model) if arguments.text_model else None
     processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=arguments.max_length)

@@ -4,6 +4,7 @@
     python run_finetuning.py --prepared_dir prepared --model pretrained --mode tabular --output_dir flip_id
     python run_finetuning.py --prepared_dir prepared --model pretrained --mode joint --output_dir flip
     python run_finetuning.py --prepared_dir prepared --mode tabular --output_dir scratch_id           # no --model
+    python run_finetuning.py --prepared_dir prepared --mode tabular --teacher flip --output_dir distilled_id
     python run_finetuning.py finetuning.yaml
 
 Selects by validation AUC and reads the test rows once, at the end: metrics to `output_dir/test_results.json`, the
@@ -36,6 +37,9 @@ class ModelArguments:
     )
     backbone: str | None = field(
         default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Finetuned folder of any mode, whose probabilities are learnt as well."}
     )
     config_overrides: dict | str | None = field(
         default=None, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
@@ -81,14 +85,13 @@ def main() -> None:
     rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = build_model(arguments, processor)
-    if arguments.mode == "tabular":
-        rows = rows.select_columns(["feature_ids", "labels"])
     trainer = FlipCTRTrainer(
         model=model,
         args=training_arguments,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         processing_class=processor,
+        teacher=arguments.teacher,
     )
     output_dir = Path(training_arguments.output_dir)
     last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
     from .training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
     from .training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
+    from .training.word_start import start_from_words
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _LATE = {
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
     **dict.fromkeys(["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"], "training.collators"),
     **dict.fromkeys(["FlipCTRTrainer", "FlipPreTrainingTrainer"], "training.trainer"),
+    "start_from_words": "training.word_start",
 }
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "rank",
     "sample_negatives",
     "split_dataset",
+    "start_from_words",
     "write_model_card",
 ]
 

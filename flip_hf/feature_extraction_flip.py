@@ -306,6 +306,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         min_frequency: int = 1,
         field_options: Mapping[str, Mapping[str, Any]] | None = None,
         checkpoint: str | os.PathLike | None = None,
+        statistics: str | None = None,
     ) -> "FlipFeatureExtractor":
         """
         Builds vocabularies, buckets and statistics from training rows, in one pass, and from nothing else.
@@ -324,6 +325,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
                 categorical field, and `kind="datetime"` with `parts`.
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
+            statistics (`str`, *optional*): `"auto"`: frequency and label mean of each categorical field that has ids
+                and more than 100 values in the first 100,000 rows, unless its options say which (`[]` for none).
 
         Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
@@ -332,7 +335,8 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
         count = workshop("fitting.counts").FeatureCounts.count
-        return cls.from_counts(count(dataset, fields, label, exclude, field_options, checkpoint), min_frequency)
+        counts = count(dataset, fields, label, exclude, field_options, checkpoint, statistics=statistics)
+        return cls.from_counts(counts, min_frequency)
 
     @classmethod
     def from_counts(cls, counts: Any, min_frequency: int = 1) -> "FlipFeatureExtractor":

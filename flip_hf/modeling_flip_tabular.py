@@ -66,17 +66,20 @@ class FlipTabularModel(FlipPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
+        # part of a weight does not carry the flag by which `init` leaves loaded ones alone
+        is_fresh = not getattr(getattr(module, "weight", None), "_is_hf_initialized", False)
         if hasattr(module, "init_weights") and not isinstance(module, FlipPreTrainedModel):
             module.init_weights()  # a layer that knows how it starts
         elif isinstance(module, nn.Linear):  # of a DNN, or the logit layer, which is a head
             std = config.initializer_range if module is self.logit else config.tabular_initializer_range
             init.normal_(module.weight, mean=0.0, std=std)
+            if module is self.logit and self.backbone.vector_starts_with_logit and is_fresh:
+                init.ones_(module.weight[:, 0])
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=config.tabular_initializer_range)
-            # a row of it does not carry the flag by which `init` leaves loaded weights alone
-            if not getattr(module.weight, "_is_hf_initialized", False):
+            if is_fresh:
                 init.zeros_(module.weight[PAD_FEATURE_ID])
         else:
             super()._init_weights(module)

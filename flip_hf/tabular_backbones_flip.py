@@ -54,6 +54,7 @@ class Backbone(nn.Module):
 
     vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
     vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)
+    vector_starts_with_logit = False  # a whole part's, on which Linear(v) starts with the paper's weight, 1
     reads_embeddings = True  # if not, the tower does without them
     needs_pairs = False  # it is products of pairs of fields and nothing else
     hidden_size: int
@@ -198,10 +199,12 @@ class DeepFM(Backbone):
     DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
 
     The paper's logit is y_FM + y_DNN, y_DNN linear in the last DNN layer. y_FM, which holds the first-order term, is
-    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w.
+    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w
+    that starts at 1.
     """
 
     vector_holds_first_order = True
+    vector_starts_with_logit = True
 
     def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
         super().__init__(config)

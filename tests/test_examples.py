@@ -52,9 +52,9 @@ def test_from_a_csv_to_scored_and_calibrated_rows(start, text_model_dir):
     assert json.loads(Path("pretrained/config.json").read_text())["mtm_noise"] == "field"
 
     prepared = ("--prepared_dir", "prepared")
-    for mode, num_epochs in (("tabular", 8), ("joint", 1)):
+    for mode, num_epochs, teacher in (("joint", 1, ()), ("tabular", 8, ("--teacher", "joint"))):
         training = ("--num_train_epochs", num_epochs, "--learning_rate", 0.01, "--use_cpu", "--output_dir", mode)
-        start("run_finetuning.py", *prepared, "--model", "pretrained", "--mode", mode, *training)
+        start("run_finetuning.py", *prepared, "--model", "pretrained", "--mode", mode, *training, *teacher)
         assert 0.0 <= json.loads(Path(mode, "test_results.json").read_text())["test_auc"] <= 1.0
         assert np.load(Path(mode, "test_probabilities.npy")).shape == (40,)
     printed = start("predict.py", "--model", "joint", "--data", "new.csv", "--output", "scored.csv")

@@ -335,3 +335,20 @@ def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch)
     caplog.clear()
     counts = FeatureCounts.count({"zip": ["7", "8", "007"]}, field_options={"zip": {"type": "text"}})
     assert as_dict(counts.of_field[0]) == {"7": 1, "8": 1, "007": 1} and "later rows" not in caplog.text
+
+
+def test_statistics_are_chosen_for_fields_of_many_values(caplog):
+    many, at_most = [f"v{k % 101}" for k in range(404)], [f"v{k % 100}" for k in range(404)]
+    rows = dict.fromkeys(("user", "review", "none", "own", "hashed"), many) | {"few": at_most}
+    rows |= {"price": [0.5] * 404, "tags": [[value] for value in many], "label": [k % 2 for k in range(404)]}
+    options = {"review": {"view": "text"}, "none": {"statistics": []}, "own": {"statistics": ["frequency"]}}
+    options |= {"hashed": {"hash_buckets": 5, "view": "tabular", "smoothing": 2.0, "statistics": ["label_mean"]}}
+    extractor = FlipFeatureExtractor.fit(rows, field_options=options, statistics="auto")
+    made = [spec["name"] for spec in extractor.field_specs if spec["kind"] == "statistic"]
+    assert made == ["user_frequency", "user_label_mean", "own_frequency", "hashed_label_mean"]
+    assert "user: text ('v0' is no number), categorical with frequency and label_mean" in caplog.text
+    asked = {**options, "user": {"statistics": ["frequency", "label_mean"]}}
+    assert extractor == FlipFeatureExtractor.fit(rows, field_options=asked)
+    assert extractor != FlipFeatureExtractor.fit(rows, field_options=options)
+    with pytest.raises(ValueError, match="statistics='frequency' is not 'auto'"):
+        FlipFeatureExtractor.fit(rows, statistics="frequency")

@@ -204,6 +204,7 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how):
     assert not any(table.weight[PAD_FEATURE_ID].any() for table in model.tables())
     if not model.backbone.vector_sums_to_logit:
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)  # a head, of ten numbers in afm
+        assert (model.logit.weight[0, 0] == 1.0) == (backbone == "deepfm")  # on y_FM, as its paper has it
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
     assert not any((p == 77.0).all() for p in model.parameters())
     # matrices of the interactions keep their own start: a product of small ones would have no gradient
@@ -228,6 +229,9 @@ def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_sam
     assert all(name in missing or (parameter == 0.25).all() for name, parameter in model.named_parameters())
     if "logit.weight" in missing:
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)
+    if backbone == "deepfm":
+        assert model.logit.weight[0, 0] == 1.0
+        model.logit.weight.data.fill_(0.25)  # what was learnt stays
     assert not model.logit.bias.any()
     if "first_order.weight" in missing:
         assert std_of(model.first_order.weight[1:]) == pytest.approx(0.003, rel=0.2)

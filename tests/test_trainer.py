@@ -31,10 +31,10 @@ from flip_hf import (
 from flip_hf.analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS
 from flip_hf.training.optimization import parameter_groups
 from flip_hf.training.precision import has_fast_bf16
-from flip_hf.training.trainer import ResumableLengthGroupedSampler, text_lengths
+from flip_hf.training.sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, text_lengths
 
 
-OF_TRAINER = set(inspect.signature(Trainer.__init__).parameters)
+OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
 QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
 QUICK |= {"disable_tqdm": True, "report_to": "none"}
 
@@ -78,10 +78,9 @@ def stage_2(processor, encoded, tmp_path):
 
 
 def test_every_argument_of_trainer_has_its_name_and_place():
-    for kind in (FlipPreTrainingTrainer, FlipCTRTrainer):
-        assert list(inspect.signature(kind.__init__).parameters) == list(
-            inspect.signature(Trainer.__init__).parameters
-        )
+    of_ours = inspect.signature(FlipPreTrainingTrainer.__init__).parameters
+    assert list(of_ours) == list(inspect.signature(Trainer.__init__).parameters)
+    assert list(inspect.signature(FlipCTRTrainer.__init__).parameters) == ["self", "args", "teacher", "kwargs"]
 
 
 def test_stage_1_learns_logs_each_loss_and_writes_a_folder(stage_1, tmp_path):
@@ -604,15 +603,18 @@ def test_accumulation_does_not_change_a_stage_2_step(mode, processor, stage_2, t
         torch.testing.assert_close(parts.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(stage, stage_1, stage_2, text_model_dir, processor, tmp_path):
+@pytest.mark.parametrize(("stage", "contrast_field"), [(1, None), (1, "item_id"), (2, None)])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    stage, contrast_field, stage_1, stage_2, text_model_dir, processor, tmp_path
+):
     def run(**resume):
         set_seed(0)
         options = {"num_train_epochs": 2, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 3}
         options |= {"eval_steps": 3, "per_device_train_batch_size": 64, "save_total_limit": None}
         if stage == 1:
             # of the batch alone: masks drawn as they come are drawn a batch ahead, which a checkpoint does not know
-            options["data_collator"] = DataCollatorForFlipPreTraining(processor, seed=0)
+            options |= {"data_collator": DataCollatorForFlipPreTraining(processor, seed=0)}
+            options |= {"contrast_field": contrast_field}
             model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
         trainer = stage_1(model, **options) if stage == 1 else stage_2(**options)
         trainer.train(**resume)
@@ -698,3 +700,29 @@ def test_columns_that_the_collator_reads_survive_and_others_do_not(stage_1, enco
     batch = next(iter(stage_1(train_dataset=with_more).get_train_dataloader()))
     assert set(batch) == {"input_ids", "masked_input_ids", "attention_mask", "feature_ids", "masked_feature_ids"}
     assert batch["feature_ids"].shape == (32, 5)
+
+
+def test_batches_hold_several_rows_of_one_value_and_every_epoch_another_order(stage_1, encoded, processor):
+    rows = encoded["train"].shuffle(seed=0)
+    trainer = stage_1(train_dataset=rows, contrast_field="item_id", per_device_train_batch_size=16, data_seed=3)
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    items = np.array(rows["feature_ids"])[:, 2]
+    first = list(sampler)
+    assert sorted(first) == list(range(256)) and first == list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(second) == sorted(first) and second != first
+    for order in (first, second):
+        assert (np.diff(items[order]) != 0).sum() == 29  # 256 rows are one stretch, and 30 items apart in it
+    assert not np.array_equal(items[first], items[second])
+    sampler.set_epoch(0)
+    assert list(ResumableFieldGroupedSampler(16, items, seed=3)) == first
+    sampler.stretch = 64  # what is far apart stays so, where there are more rows
+    in_stretches = items[list(sampler)].reshape(4, 64)
+    assert all((np.diff(stretch) != 0).sum() == len(set(stretch)) - 1 for stretch in in_stretches)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(set(batch["feature_ids"][:, 2].tolist())) <= 4
+    with pytest.raises(ValueError, match="contrast_field='label' is no field with ids: user_id, gender, item_id, "):
+        stage_1(contrast_field="label")
+    with pytest.raises(ValueError, match="train_dataset is a stream"):
+        stage_1(contrast_field="item_id", train_dataset=rows.to_iterable_dataset(), max_steps=1)

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, read_labels
+from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, code_scalars, read_labels
 from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets, row_folds
 from ..fields_flip import (
+    STATISTICS,
     AgeField,
     Field,
     MultivaluedField,
@@ -147,6 +148,7 @@ def choose_fields(
     exclude: Sequence[str],
     field_options: Mapping[str, Mapping[str, Any]] | None,
     classes: Mapping[str, Sequence[str]] | None = None,
+    statistics: str | None = None,
 ) -> list[Field]:
     """
     The schema of a table, of which `heads` are the first batches: named fields (or all columns but the label and
@@ -166,8 +168,10 @@ def choose_fields(
     _check_names("field_options", options, fields, "the fields are")
     if label in fields:
         raise ValueError(f"the label column {label!r} cannot be a field: the model would read the answer")
+    if statistics not in (None, "auto"):
+        raise ValueError(f"statistics={statistics!r} is not 'auto': those of one field are an option of the field")
     chosen: list[Field] = []
-    statistics: list[Field] = []
+    of_chosen: list[Field] = []
     said = []
     for name in fields:
         pieces = [head[name] for head in heads if name in head]
@@ -177,21 +181,31 @@ def choose_fields(
             example = f'{{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
             said.append(f"{name}: {why}, left out; for its parts field_options={example}")
             continue
+        why += f", {kind}{' as asked' if 'kind' in asked else ''}"
+        has_ids = kind == "categorical" and options_of_kind.get("view") != "text"
+        if statistics and has_ids and "statistics" not in options_of_kind and _has_many_values(name, pieces):
+            options_of_kind["statistics"] = STATISTICS
+            why += f" with {' and '.join(STATISTICS)}"
         columns, of_column = expand_field(name, {"kind": kind, **options_of_kind})
         chosen += columns
-        statistics += of_column
-        said.append(f"{name}: {why}, {kind}{' as asked' if 'kind' in asked else ''}")
+        of_chosen += of_column
+        said.append(f"{name}: {why}")
     left_out = [name for name in names if name not in fields and name != label]
     if left_out:
         said.append(f"no fields: {', '.join(left_out)}")
     logger.warning("the fields, by what their values are (field_options says otherwise):\n  " + "\n  ".join(said))
-    chosen += statistics
+    chosen += of_chosen
     if not chosen:
         raise ValueError(f"no field is left: the table has {', '.join(names) or 'no columns'}")
     (name, number), *_ = collections.Counter(field.name for field in chosen).most_common(1)
     if number > 1:
         raise ValueError(f"there are two fields {name!r}, named or made of a column: rename one, or name it once")
     return chosen
+
+
+def _has_many_values(name: str, pieces: Sequence[Any]) -> bool:
+    """Whether a column has so many values that some of their ids are trained on a few rows alone: a rule of thumb."""
+    return len({value for piece in pieces for value in code_scalars(piece, name).values}) > 100
 
 
 def _choose_kind(
@@ -269,13 +283,14 @@ class FeatureCounts:
         field_options: Mapping[str, Mapping[str, Any]] | None = None,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_rows: int = 5_000_000,
+        statistics: str | None = None,
     ) -> "FeatureCounts":
         """
         Counts rows in one pass.
 
         Args:
-            dataset, fields, label, exclude, field_options: as for [`FlipFeatureExtractor.fit`]; `fields` may also be
-                the `fields` of other counts, of a part of the same table: what was decided there holds here.
+            dataset, fields, label, exclude, field_options, statistics: as for [`FlipFeatureExtractor.fit`]; `fields`
+                may also be the `fields` of other counts, of a part of the same table: what was decided holds here.
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
         """
@@ -298,7 +313,7 @@ class FeatureCounts:
             raise ValueError("the table has no rows: there is nothing to fit vocabularies on")
         if not fields or not all(isinstance(field, Field) for field in fields):
             classes = class_names(getattr(dataset, "features", None))
-            fields = choose_fields(heads, fields, label, exclude, field_options, classes)  # type: ignore[arg-type]
+            fields = choose_fields(heads, fields, label, exclude, field_options, classes, statistics)  # type: ignore[arg-type]
         counts = cls(fields, label)  # type: ignore[arg-type]
         first = code_columns(counts.fields, {name: column[:1000] for name, column in heads[0].items()})
         read = repr([list(map(column.values.__getitem__, column.indices.tolist())) for column in first])

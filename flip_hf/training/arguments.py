@@ -74,11 +74,16 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
 
     The paper trains everything at 1e-4 for 30 epochs. With few epochs the ID tower and the heads want a larger rate;
     unnormalised contrastive heads can collapse to chance at it and have the language model's. The last incomplete
-    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding.
+    batch is dropped: it would ask an easier contrast. Batches hold rows of similar length, which spares padding, or
+    with `contrast_field` several rows of one user, say.
     """
 
     contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
     probe_rows: int = _default(0, "Training rows that a linear probe of the ID tower is fitted on (eval_probe_auc).")
+    contrast_field: str | None = _default(
+        None,
+        "Field of whose values a batch holds several rows each, which the contrast has to tell apart by the rest.",
+    )
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")
@@ -100,6 +105,7 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
     early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
+    distillation_weight: float = _default(0.5, "Share of the teacher's probabilities in the labels (with a teacher).")
     group_field: str | None = _default(None, "Raw column whose values are the groups of eval_gauc.")
     num_train_epochs: float = _default(20, "Most epochs to train.")
     eval_strategy: str = _default("epoch", "no, steps or epoch.")
@@ -112,6 +118,8 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     def __post_init__(self) -> None:
         args: Any = self
+        if not 0.0 <= args.distillation_weight <= 1.0:
+            raise ValueError(f"distillation_weight={args.distillation_weight!r} is not in [0, 1]")
         evaluated, saved = args.eval_strategy, args.save_strategy
         if args.load_best_model_at_end and "no" in (evaluated, saved):
             name = "eval_strategy" if evaluated == "no" else "save_strategy"

@@ -10,19 +10,17 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
@@ -35,35 +33,16 @@ from ..sharing.hub import push_to_hub, write_folder
 from ..values_flip import canonical_value
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
 from .precision import flushed_denormals
 from .probe import gradient_norms, probe_auc
+from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
 
 
 logger = logging.get_logger(__name__)
 
 _EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
-
-
-class ResumableLengthGroupedSampler(LengthGroupedSampler):
-    """Batches of similar length, in an order of (seed, epoch) alone: the same on all ranks and on resuming."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
-        return super().__iter__()
-
-
-def text_lengths(dataset: datasets.Dataset) -> list[int]:
-    """Tokens of every row, from Arrow: no row is decoded."""
-    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=50_000)
-    return [length for table in tables for length in pc.list_value_length(table.column("input_ids")).to_pylist()]
 
 
 class FlipTrainer(Trainer):
@@ -82,6 +61,7 @@ class FlipTrainer(Trainer):
     # set by Trainer
     args: Any
     model: Any
+    train_dataset: Any
     optimizer: Any
     compute_metrics: Any
     data_collator: Any
@@ -196,22 +176,21 @@ class FlipTrainer(Trainer):
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
-        reads_tables = (
-            isinstance(self.data_collator, MaskRatioCurriculum) or type(self.data_collator) is self._collates
-        )
+        reads_tables = type(self.data_collator) in (self._collates, MaskRatioCurriculum)
         return ArrowRows(rows) if reads_tables else rows
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(
-            dataset, ArrowRows | datasets.Dataset
-        ):
-            rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
+        rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(rows, datasets.Dataset):
             if "input_ids" not in rows.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), seed)
+            return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), self._data_seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
@@ -340,6 +319,12 @@ class FlipPreTrainingTrainer(FlipTrainer):
             if "labels" not in (getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
                 raise ValueError(f"probe_rows={args.probe_rows} needs {name} as a table with a labels column")
         self._logged_losses: dict[str, torch.Tensor] = {}
+        extractor = self._processor.feature_extractor
+        with_ids = [extractor.field_names[index] for index in dict.fromkeys(extractor.slot_fields)]
+        if args.contrast_field not in (None, *with_ids):
+            raise ValueError(f"contrast_field={args.contrast_field!r} is no field with ids: {', '.join(with_ids)} are")
+        if args.contrast_field is not None and isinstance(data["train_dataset"], datasets.IterableDataset):
+            raise ValueError("contrast_field groups the rows of a table, and train_dataset is a stream")
         return args
 
     def _take(self, model: Any) -> None:
@@ -368,6 +353,16 @@ class FlipPreTrainingTrainer(FlipTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
+        if self.args.contrast_field is None or not isinstance(rows, datasets.Dataset):
+            return super()._get_train_sampler(train_dataset)
+        extractor = self._processor.feature_extractor
+        slot = extractor.slot_fields.index(extractor.field_names.index(self.args.contrast_field))
+        values = slot_values(rows, slot)
+        return ResumableFieldGroupedSampler(self.args.train_batch_size * self.args.world_size, values, self._data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
@@ -458,9 +453,41 @@ class FlipCTRTrainer(FlipTrainer):
     with `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an
     optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
     `eval_dataset` no model is selected, and nothing stops early.
+
+    Args:
+        teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
+            model learns as well (Hinton et al., arXiv 1503.02531, at temperature 1): the training's labels are
+            (1 - w) x label + w x probability, w = `args.distillation_weight`. The teacher reads the training rows
+            once, when the training begins; a teacher with a text tower needs their text columns, and a student of mode
+            `"tabular"` does not read those. Its processor has to be this one.
+        others: as of `Trainer`.
     """
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
+    _taught: np.ndarray | None = None  # the teacher's probabilities of the training rows
+
+    def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.teacher = FlipForCTR.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher
+        if self.teacher is not None:
+            check_teacher(self.teacher, self._processor, self.train_dataset)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        rows, weight = self.train_dataset, self.args.distillation_weight
+        if self.teacher is not None:
+            if self._taught is None:
+                size, device = self.args.eval_batch_size, self.args.device
+                with self.compute_loss_context_manager():
+                    self._taught = taught_probabilities(self.teacher, self._processor, rows, size, device)
+            non_clicks = self.model.config.negative_sampling_rate * (1.0 - self._taught)  # as they are sampled here
+            clicks = self._taught / (self._taught + non_clicks)
+            labels = rows.with_format("numpy", columns=["labels"])["labels"][:]
+            labels = ((1.0 - weight) * labels + weight * clicks).astype(np.float32)
+            self.train_dataset = rows.remove_columns("labels").add_column("labels", labels)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows  # evaluated with the labels that it has
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in data.items():
