@@ -94,7 +94,12 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
         if share < 1 and "label_mean" in json.dumps(options):
             raise ValueError(f"{model_name}: label means are of all labels, and {share:g} of them are to be known")
         folder = f"{rows_folder}/labels-{share:g}/{model_name}"
-        shared = {"model": entry, "training": dataset["training"], "text_model": text_model, "share": share}
+        shared = {
+            "model": entry,
+            "training": {**dataset["training"], **run.get("training", {})},
+            "text_model": text_model,
+            "share": share,
+        }
         shared["names"] = {"dataset": run["dataset"], "split": run["split"], "split_seed": split_seed}
         shared["names"] |= {"model": model_name, "against": model.get("against"), "trials": run["trials"]}
 

@@ -69,7 +69,8 @@ def lightgbm_tables(prepared: Path, known: tuple[int, ...], text_fields: tuple[s
         }
         parts = decomposition.transform(vectorizer.transform(text))
         named = {f"text {k}": part for k, part in enumerate(parts.T)}
-        tables[name] = pd.DataFrame({**codes, **{name: numbers[name] for name in numbers}, **named})
+        tables[name] = pd.DataFrame({**codes, **dict(numbers.items()), **named})
+        tables[name].columns = [f"column{k}" for k in range(tables[name].shape[1])]  # some characters are refused
     return tables
 
 

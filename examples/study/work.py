@@ -179,9 +179,7 @@ def train(trainer: Any, folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def train_and_predict(
-    cell: Cell, folder: Path, needed: list[Path], options: argparse.Namespace
-) -> dict[str, Any]:
+def train_and_predict(cell: Cell, folder: Path, needed: list[Path], options: argparse.Namespace) -> dict[str, Any]:
     """
     A trial, which never reads the test rows, or a run of the settings whose trial was best on the validation rows.
     Probabilities go to `validation.npy` and `test.npy`.
