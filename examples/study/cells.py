@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """grid.json -> the cells of a study, in the order in which they run.
 
-A cell is one thing that is computed once and kept in a folder of its own: rows that were prepared, a stage 1, one trial
-of a search, one run of the chosen settings. Its `spec` holds all that decides its result.
+A cell is one thing that is computed once and kept in a folder: prepared rows, a stage 1, one trial of a search, one run
+of the chosen settings. Its `spec` holds all that decides its result.
 """
 
 import json
@@ -42,7 +42,7 @@ def draw_settings(space: dict[str, Any], seed: int, trial: int) -> dict[str, Any
 
 
 def recipe_of(grid: dict[str, Any], name: str) -> dict[str, Any]:
-    """A stage 1 by name: `config` (fields of FlipConfig) and `args`, those of the recipe that it is `like` included."""
+    """A stage 1 by name: `config` (fields of FlipConfig) and `args`, with those of the recipe that it is `like`."""
     recipe = grid["recipes"][name]
     base = recipe_of(grid, recipe["like"]) if "like" in recipe else {"config": {}, "args": {}}
     return {part: {**base[part], **recipe.get(part, {})} for part in ("config", "args")}

@@ -5,13 +5,12 @@ r"""Runs a grid of the study, cell by cell, each once.
     python run.py --grid full --data_dir data --output_dir study --only "book-crossing/*/FLIP_ID/*"
     python run.py --grid small --output_dir study --list          # what is finished, running, failed, still to run
 
-A finished cell is a folder below `--output_dir` and never runs again. While one runs it is written under another name
-and held by a file `<cell>.claim` that names host, process and time, so that several processes, on several machines,
-may share the folder: start the command again beside the first. A process that was killed leaves its claim: on the same
-host the next process takes it over, and starts the cell anew; a claim of a machine that is gone has to be deleted by
-hand (`--list` shows it). A cell that fails leaves its traceback as `<cell>.failed`, what needs it does not run, and the
-next start tries it again. A cell whose entry in the grid has changed since is refused: delete its folder, or take
-another `--output_dir`.
+A finished cell is a folder below `--output_dir` and never runs again. While it runs it has another name, and a file
+`<cell>.claim` names host, process and time, so that several processes, on several machines, may share the folder:
+start the command again beside the first. A process that was killed leaves its claim: on the same host the next process
+takes it over and starts the cell anew; the claim of a machine that is gone has to be deleted by hand (`--list` shows
+it). A cell that fails leaves its traceback as `<cell>.failed`, what needs it does not run, and the next start tries it
+again. A finished cell whose entry in the grid has changed is refused: delete its folder, or take another.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed in a cell: rows, a stage 1, or a model that is trained and asked about validation (and test) rows."""
+"""What a cell computes: rows, a stage 1, or a model that is trained and asked about validation (and test) rows."""
 
 import argparse
 import dataclasses
