@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """grid.json -> the cells of a study, in the order in which they run.
 
-A cell is one thing that is computed once and kept in a folder: prepared rows, a stage 1, one trial of a search, one run
-of the chosen settings. Its `spec` holds all that decides its result.
+A cell is one thing that is computed once and kept in a folder: prepared rows, a stage 1, one trial of a search, one
+run of the chosen settings. Its `spec` holds all that decides its result.
 """
 
 import json

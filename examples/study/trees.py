@@ -19,6 +19,12 @@ from work import load_rows
 NUM_FOLDS, PRIOR_ROWS, ROUNDS = 5, 10.0, 2000
 
 
+def label_means(values: pd.Series, labels: np.ndarray, of: pd.Series) -> pd.Series:
+    """Mean label of the rows with a value, drawn to that of all by ten rows more; of each value in `of`."""
+    rate, grouped = labels.mean(), pd.Series(labels).groupby(values.to_numpy())
+    return of.map((grouped.sum() + PRIOR_ROWS * rate) / (grouped.size() + PRIOR_ROWS)).fillna(rate)
+
+
 @functools.lru_cache(maxsize=2)
 def tree_features(
     prepared: Path, known: tuple[int, ...], text_fields: tuple[str, ...]
@@ -29,28 +35,20 @@ def tree_features(
     """
     tables = {name: split.to_pandas() for name, split in load_from_disk(str(prepared / "tables")).items()}
     fields = load_rows(prepared)[1].feature_extractor.field_names
-    train, labels = tables["train"], tables["train"]["label"].to_numpy(np.float64)
-    fold = np.full(len(train), -1)  # of no fold: its label is not known
+    labels = tables["train"]["label"].to_numpy(np.float64)
+    fold = np.full(len(labels), -1)  # of no fold: its label is not known
     fold[list(known)] = np.random.default_rng(0).integers(0, NUM_FOLDS, len(known))
-    rate = labels[list(known)].mean()
     values = {name: table[fields].astype(object).fillna("missing").astype(str) for name, table in tables.items()}
     numbers = {name: table[fields].select_dtypes("number").astype(np.float64) for name, table in tables.items()}
     for field in fields:
-        counts = values["train"][field].value_counts()
-
-        def means(rows: np.ndarray, of: pd.Series, field: str = field) -> pd.Series:
-            grouped = pd.Series(labels[rows]).groupby(values["train"][field].to_numpy()[rows])
-            smoothed = (grouped.sum() + PRIOR_ROWS * rate) / (grouped.size() + PRIOR_ROWS)
-            return of.map(smoothed).fillna(rate)
-
+        training = values["train"][field]
         for name, table in values.items():
-            numbers[name][f"{field}: rows"] = table[field].map(counts).fillna(0)
-            numbers[name][f"{field}: mean"] = means(np.flatnonzero(fold >= 0), table[field]).to_numpy()
+            numbers[name][f"{field} rows"] = table[field].map(training.value_counts()).fillna(0)
+            numbers[name][f"{field} mean"] = label_means(training[fold >= 0], labels[fold >= 0], table[field])
         for part in range(NUM_FOLDS):
-            inside = np.flatnonzero(fold == part)
-            others = np.flatnonzero((fold >= 0) & (fold != part))
-            column = numbers["train"].columns.get_loc(f"{field}: mean")
-            numbers["train"].iloc[inside, column] = means(others, values["train"][field].iloc[inside]).to_numpy()
+            others = (fold >= 0) & (fold != part)
+            means = label_means(training[others], labels[others], training[fold == part])
+            numbers["train"].loc[fold == part, f"{field} mean"] = means
     texts = {name: table[list(text_fields)].agg(" ".join, axis=1) for name, table in values.items()}
     return {name: (values[name], numbers[name], texts[name]) for name in tables}
 
