@@ -68,6 +68,12 @@ def run_cell(cell: Cell, output_dir: Path, options: argparse.Namespace) -> None:
     os.replace(part, folder)
 
 
+def write_expected(cells: list[Cell], output_dir: Path, grid_name: str) -> None:
+    """What report.py does not find of these it lists as not run."""
+    expected = {cell.path: {"kind": cell.kind, **cell.spec} for cell in cells}
+    (output_dir / f"grid-{grid_name}.json").write_text(json.dumps(expected))
+
+
 def check_unchanged(cell: Cell, output_dir: Path) -> None:
     known = json.loads((output_dir / cell.path / "config.json").read_text())
     wanted = {**cell.spec, "needs": list(cell.needs)}
@@ -157,9 +163,7 @@ def main() -> None:
             print(f"{cell.path}: {state_of(cell, output_dir)}")
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    # what report.py misses it lists as not run
-    expected = {cell.path: {"kind": cell.kind, **cell.spec} for cell in cells}
-    (output_dir / f"grid-{options.grid}.json").write_text(json.dumps(expected))
+    write_expected(cells, output_dir, options.grid)
     failed = run_all(selected, output_dir, options)
     if failed:
         raise SystemExit(f"{len(failed)} cells failed, or need one that did: {', '.join(sorted(failed)[:5])} ...")
