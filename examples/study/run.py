@@ -132,8 +132,9 @@ def run_all(cells: list[Cell], output_dir: Path, options: argparse.Namespace, wa
             finally:
                 folder.with_name(f"{folder.name}.claim").unlink(missing_ok=True)
             progressed = True
-        failed |= {cell.path for cell in left if failed.intersection(cell.needs)}
         left = [cell for cell in left if cell.path not in failed and not (output_dir / cell.path).is_dir()]
+        failed |= {cell.path for cell in left if failed.intersection(cell.needs)}
+        left = [cell for cell in left if cell.path not in failed]
         if left and not progressed:
             time.sleep(wait)  # what is left is held by other processes
     return failed
