@@ -3,6 +3,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from work import load_rows
 
 
-NUM_FOLDS, PRIOR_ROWS, ROUNDS = 5, 10.0, 2000
+NUM_FOLDS, PRIOR_ROWS, ROUNDS, PATIENCE = 5, 10.0, 2000, 50
 
 
 def label_means(values: pd.Series, labels: np.ndarray, of: pd.Series) -> pd.Series:
@@ -72,53 +73,41 @@ def lightgbm_tables(prepared: Path, known: tuple[int, ...], text_fields: tuple[s
     return tables
 
 
-def predict_with_trees(
-    spec: dict[str, Any], settings: dict[str, Any], prepared: Path, known: np.ndarray, names: list[str], folder: Path
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Boosts until the AUC of the validation rows has not grown for 50 rounds."""
-    config = json.loads((prepared / "config.json").read_text())["data"]
+def train_trees(
+    spec: dict[str, Any], settings: dict[str, Any], prepared: Path, known: np.ndarray, folder: Path
+) -> Callable[[str], np.ndarray]:
+    """Boosts until the AUC of the validation rows has not grown for 50 rounds; returns what predicts a split."""
+    data = json.loads((prepared / "config.json").read_text())["data"]
+    features_of = (prepared, tuple(known.tolist()), tuple(data["text_fields"]))
     labels = {name: np.load(prepared / f"labels_{name}.npy") for name in ("train", "validation")}
-    arguments = (prepared, tuple(known.tolist()), tuple(config["text_fields"]))
-    curve: list[float] = []
-    if spec["model"]["trees"] == "lightgbm":
-        tables = lightgbm_tables(*arguments)
-        train = lightgbm.Dataset(tables["train"].iloc[known], labels["train"][known], free_raw_data=False)
-        validation = lightgbm.Dataset(tables["validation"], labels["validation"], reference=train)
-        fixed = {"objective": "binary", "metric": "auc", "bagging_freq": 1, "verbose": -1, "deterministic": True}
-        record: dict[str, Any] = {}
-        callbacks = [lightgbm.early_stopping(50, verbose=False), lightgbm.record_evaluation(record)]
-        booster = lightgbm.train(
-            {**fixed, "force_row_wise": True, "seed": spec["seed"], **settings},
-            train,
-            ROUNDS,
-            valid_sets=[validation],
-            callbacks=callbacks,
-        )
-        curve = record["valid_0"]["auc"]
-        predictions = {name: np.asarray(booster.predict(tables[name])) for name in names}
-    else:
-        features = tree_features(*arguments)
-        pools = {}
-        for name, (values, numbers, text) in features.items():
-            table = pd.concat([values, numbers.add_prefix("number "), text.rename("all text")], axis=1)
-            rows = known if name == "train" else np.arange(len(table))
-            label = labels[name][rows] if name in labels else None
-            cat_features, text_features = list(values.columns), ["all text"]
-            pools[name] = catboost.Pool(
-                table.iloc[rows], label, cat_features=cat_features, text_features=text_features
-            )
-        model = catboost.CatBoostClassifier(
-            iterations=ROUNDS,
-            eval_metric="AUC",
-            od_wait=50,
-            random_seed=spec["seed"],
-            allow_writing_files=False,
-            verbose=False,
-            **settings,
-        )
-        model.fit(pools["train"], eval_set=pools["validation"])
-        curve = model.get_evals_result()["validation"]["AUC"]
-        predictions = {name: model.predict_proba(pools[name])[:, 1] for name in names}
+    train_booster = _train_lightgbm if spec["model"]["trees"] == "lightgbm" else _train_catboost
+    predict, curve = train_booster(settings, features_of, labels, known, spec["seed"])
     lines = (json.dumps({"round": k + 1, "validation_auc": value}) + "\n" for k, value in enumerate(curve))
     (folder / "log.jsonl").write_text("".join(lines))
-    return predictions, {"num_rounds": int(np.argmax(curve)) + 1}
+    return predict
+
+
+def _train_lightgbm(settings: dict[str, Any], features_of: tuple, labels: dict, known: np.ndarray, seed: int) -> Any:
+    tables, record = lightgbm_tables(*features_of), {}
+    fixed = {"objective": "binary", "metric": "auc", "bagging_freq": 1, "verbose": -1, "seed": seed}
+    fixed |= {"deterministic": True, "force_row_wise": True}
+    train = lightgbm.Dataset(tables["train"].iloc[known], labels["train"][known], free_raw_data=False)
+    validation = lightgbm.Dataset(tables["validation"], labels["validation"], reference=train)
+    callbacks = [lightgbm.early_stopping(PATIENCE, verbose=False), lightgbm.record_evaluation(record)]
+    booster = lightgbm.train({**fixed, **settings}, train, ROUNDS, valid_sets=[validation], callbacks=callbacks)
+    return lambda name: np.asarray(booster.predict(tables[name])), record["valid_0"]["auc"]
+
+
+def _train_catboost(settings: dict[str, Any], features_of: tuple, labels: dict, known: np.ndarray, seed: int) -> Any:
+    features = tree_features(*features_of)
+
+    def pool(name: str, rows: Any = slice(None)) -> catboost.Pool:
+        values, numbers, text = features[name]
+        table = pd.concat([values, numbers.add_prefix("number "), text.rename("all text")], axis=1).iloc[rows]
+        label = labels[name][rows] if name in labels else None
+        return catboost.Pool(table, label, cat_features=list(values.columns), text_features=["all text"])
+
+    fixed = {"iterations": ROUNDS, "eval_metric": "AUC", "od_wait": PATIENCE, "random_seed": seed}
+    model = catboost.CatBoostClassifier(**fixed, **settings, allow_writing_files=False, verbose=False)
+    model.fit(pool("train", known), eval_set=pool("validation"))
+    return lambda name: model.predict_proba(pool(name))[:, 1], model.get_evals_result()["validation"]["AUC"]

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import Cell
-from datasets import Dataset, DatasetDict, disable_progress_bars, load_from_disk
+from datasets import DatasetDict, disable_progress_bars, load_from_disk
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from flip_hf import (
@@ -49,30 +50,28 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "logging_steps": 20, "per_de
 def compute(cell: Cell, output_dir: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Writes what the cell holds to `folder`; returns its metrics."""
     disable_progress_bars()
-    needed = [output_dir / path for path in cell.needs]
+    spec, needed = cell.spec, [output_dir / path for path in cell.needs]
     if cell.kind == "prepare":
-        result = prepare(cell.spec, folder, options)
+        result = prepare(spec, folder, options)
     elif cell.kind == "stage1":
-        result = pretrain(cell.spec, folder, needed[0], options)
+        result = pretrain(spec, folder, needed[0], options)
     else:
-        result = train_and_predict(cell, folder, needed, options)
-    return {**result, "made_by": made_by(cell, options)}
-
-
-def made_by(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu or platform.machine()
+        result = train_and_predict(spec, folder, needed, options, is_trial=cell.kind == "trial")
     packages = ("torch", "transformers", "datasets", "lightgbm", "catboost", "flip_hf")
-    return {
-        "machine": f"{device}, {torch.get_num_threads()} of {os.cpu_count()} cores",
-        "bf16": reads_text(cell.spec) and has_bf16(options),
+    cpu = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (cpu or [platform.machine()])[0]
+    result["made_by"] = {
+        "machine": f"{machine}, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        "bf16": reads_text(spec) and has_bf16(options),
         "versions": {name: version(name) for name in packages if importlib.util.find_spec(name)},
         "when": time.strftime("%Y-%m-%d %H:%M"),
     }
+    return result
 
 
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def has_bf16(options: argparse.Namespace) -> bool:
@@ -80,7 +79,7 @@ def has_bf16(options: argparse.Namespace) -> bool:
         return options.bf16 == "yes"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any("avx512_bf16" in line or "amx_bf16" in line for line in _lines("/proc/cpuinfo"))
+    return any("avx512_bf16" in line or "amx_bf16" in line for line in _cpu_lines())
 
 
 def reads_text(spec: dict[str, Any]) -> bool:
@@ -167,7 +166,8 @@ def pretrain(spec: dict[str, Any], folder: Path, prepared: Path, options: argpar
 
 
 def device(bf16: bool) -> dict[str, Any]:
-    return {"bf16": bf16, "use_cpu": not torch.accelerator.is_available()}
+    has_accelerator = torch.accelerator.is_available()
+    return {"bf16": bf16, "use_cpu": not has_accelerator, "dataloader_num_workers": 8 if has_accelerator else 0}
 
 
 def train(trainer: Any, folder: Path) -> None:
@@ -179,31 +179,30 @@ def train(trainer: Any, folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def train_and_predict(cell: Cell, folder: Path, needed: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+def train_and_predict(
+    spec: dict[str, Any], folder: Path, needed: list[Path], options: argparse.Namespace, is_trial: bool
+) -> dict[str, Any]:
     """
     A trial, which never reads the test rows, or a run of the settings whose trial was best on the validation rows.
     Probabilities go to `validation.npy` and `test.npy`.
     """
-    spec, prepared = cell.spec, needed[0]
+    prepared, names = needed[0], ["validation"] if is_trial else ["validation", "test"]
     result: dict[str, Any] = {}
-    if cell.kind == "trial":
-        settings = spec["settings"]
-    else:
-        trials = [path for path in needed if path.name.startswith("trial-")]
-        best = max(trials, key=validation_auc)
+    settings = spec.get("settings")
+    if not is_trial:
+        best = max((path for path in needed if path.name.startswith("trial-")), key=validation_auc)
         settings = json.loads((best / "config.json").read_text())["settings"]
         result = {"chosen": best.name, "settings": settings}
-    names = ["validation"] if cell.kind == "trial" else ["validation", "test"]
     known = labelled_rows(prepared, spec["share"], spec["names"]["split_seed"])
-    if spec["model"].get("trees"):
-        from trees import predict_with_trees  # lightgbm and catboost are not needed otherwise
+    if "trees" in spec["model"]:
+        from trees import train_trees  # lightgbm and catboost are not needed otherwise
 
-        predictions, facts = predict_with_trees(spec, settings, prepared, known, names, folder)
+        predict = train_trees(spec, settings, prepared, known, folder)
     else:
         pretrained = needed[1] / "model" if "recipe" in spec["model"] else None
-        predictions, facts = predict_with_flip(spec, settings, prepared, pretrained, known, names, folder, options)
-    result.update(facts)
-    for name, probabilities in predictions.items():
+        predict = train_flip(spec, settings, prepared, known, folder, pretrained, options)
+    for name in names:
+        probabilities = predict(name)
         np.save(folder / f"{name}.npy", probabilities)
         metrics = compute_ctr_metrics(np.load(prepared / f"labels_{name}.npy"), probabilities)
         result[name] = {metric: metrics[metric] for metric in ("auc", "logloss", "ece")}
@@ -227,18 +226,18 @@ def config_and_arguments(spec: dict[str, Any], settings: dict[str, Any]) -> tupl
     return config, arguments
 
 
-def predict_with_flip(
+def train_flip(
     spec: dict[str, Any],
     settings: dict[str, Any],
     prepared: Path,
-    pretrained: Path | None,
     known: np.ndarray,
-    names: list[str],
     folder: Path,
+    pretrained: Path | None,
     options: argparse.Namespace,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> Callable[[str], np.ndarray]:
+    """Trains a FLIP model, from scratch or from stage 1; returns what gives the probabilities of a split's rows."""
     rows, processor = load_rows(prepared)
-    mode = spec["model"]["mode"]
+    mode, text_model = spec["model"]["mode"], spec["text_model"]
     config, arguments = config_and_arguments(spec, settings)
     set_seed(spec["seed"])
     if pretrained is not None:
@@ -246,17 +245,12 @@ def predict_with_flip(
     elif mode == "tabular":
         model = FlipForCTR(FlipConfig.from_processor(processor, mode=mode, **config))
     else:
-        model = FlipForCTR.from_text_pretrained(
-            find_text_model(spec["text_model"]["name"], options),
-            processor=processor,
-            num_hidden_layers=spec["text_model"]["num_hidden_layers"],
-            mode=mode,
-            **config,
-        )
+        name, num_hidden_layers = find_text_model(text_model["name"], options), text_model["num_hidden_layers"]
+        config |= {"processor": processor, "num_hidden_layers": num_hidden_layers, "mode": mode}
+        model = FlipForCTR.from_text_pretrained(name, **config)
     if mode == "tabular":
         rows = rows.select_columns(["feature_ids", "labels"])
-    common = {"seed": spec["seed"], "save_only_model": True, **QUIET}
-    common |= device(reads_text(spec) and has_bf16(options))
+    common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
         model=model,
         args=FlipCTRArguments(str(folder / "checkpoints"), **{**common, **arguments}),
@@ -265,10 +259,9 @@ def predict_with_flip(
         processing_class=processor,
     )
     train(trainer, folder)
-    predictions = {name: probabilities_of(trainer, rows[name]) for name in names}
-    return predictions, {"num_parameters": model.num_parameters()}
 
+    def predict(name: str) -> np.ndarray:
+        logits = torch.from_numpy(trainer.predict(rows[name]).predictions).double()
+        return trainer.model.predict_probabilities(logits).numpy()
 
-def probabilities_of(trainer: FlipCTRTrainer, rows: Dataset) -> np.ndarray:
-    logits = torch.from_numpy(trainer.predict(rows).predictions).double()
-    return trainer.model.predict_probabilities(logits).numpy().astype(np.float64).reshape(-1)
+    return predict
