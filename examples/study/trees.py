@@ -11,6 +11,7 @@ import catboost
 import lightgbm
 import numpy as np
 import pandas as pd
+import torch
 from datasets import load_from_disk
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -108,6 +109,7 @@ def _train_catboost(settings: dict[str, Any], features_of: tuple, labels: dict, 
         return catboost.Pool(table, label, cat_features=list(values.columns), text_features=["all text"])
 
     fixed = {"iterations": ROUNDS, "eval_metric": "AUC", "od_wait": PATIENCE, "random_seed": seed}
-    model = catboost.CatBoostClassifier(**fixed, **settings, allow_writing_files=False, verbose=False)
+    fixed |= {"thread_count": torch.get_num_threads(), "allow_writing_files": False, "verbose": False}
+    model = catboost.CatBoostClassifier(**fixed, **settings)
     model.fit(pool("train", known), eval_set=pool("validation"))
     return lambda name: model.predict_proba(pool(name))[:, 1], model.get_evals_result()["validation"]["AUC"]
