@@ -5,6 +5,7 @@ A cell is one thing that is computed once and kept in a folder: prepared rows, a
 run of the chosen settings. Its `spec` holds all that decides its result.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ def expand(grid: dict[str, Any], name: str) -> list[Cell]:
     whole, cells = grid["grids"][name], {}
 
     def add(path: str, kind: str, needs: tuple[str, ...] = (), **spec: Any) -> str:
-        cell = Cell(path, kind, json.loads(json.dumps(spec)), needs)
+        before = [{key: value for key, value in cells[need].spec.items() if key != "names"} for need in needs]
+        digest = hashlib.blake2b(json.dumps(before, sort_keys=True).encode(), digest_size=8).hexdigest()
+        cell = Cell(path, kind, {**json.loads(json.dumps(spec)), "follows": digest}, needs)
         if cells.setdefault(path, cell) != cell:
             raise ValueError(f"two runs of the grid {name!r} mean different cells by {path}")
         return path

@@ -74,12 +74,15 @@ def write_expected(cells: list[Cell], output_dir: Path, grid_name: str) -> None:
     (output_dir / f"grid-{grid_name}.json").write_text(json.dumps(expected))
 
 
-def check_unchanged(cell: Cell, output_dir: Path) -> None:
-    known = json.loads((output_dir / cell.path / "config.json").read_text())
-    wanted = {**cell.spec, "needs": list(cell.needs)}
-    changed = [name for name, value in wanted.items() if name != "names" and known.get(name) != value]
-    if changed:
-        raise SystemExit(f"{cell.path} is finished, and the grid means another cell by it now: {', '.join(changed)}")
+def changed(cells: list[Cell], output_dir: Path) -> list[str]:
+    """Finished cells that the grid means otherwise now, or that follow one such."""
+    found = []
+    for cell in cells:
+        config, wanted = output_dir / cell.path / "config.json", {**cell.spec, "needs": list(cell.needs)}
+        known = json.loads(config.read_text()) if config.is_file() else wanted
+        if any(known.get(name) != value for name, value in wanted.items() if name != "names"):
+            found.append(cell.path)
+    return found
 
 
 def chosen(cells: list[Cell], pattern: str) -> list[Cell]:
@@ -155,9 +158,8 @@ def main() -> None:
 
     output_dir = Path(options.output_dir)
     cells = expand(read_grid(options.grid_file), options.grid)
-    for cell in cells:
-        if (output_dir / cell.path).is_dir():
-            check_unchanged(cell, output_dir)
+    if refused := changed(cells, output_dir):
+        raise SystemExit(f"finished, and by the grid now another cell: {', '.join(refused)}")
     selected = chosen(cells, options.only)
     if options.list:
         for cell in selected:
