@@ -2,7 +2,7 @@
 """What a field is: its kind, its options, and how the raw values of its column are read and said in words.
 
 A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
-and one entry of `FIELD_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_extraction_flip.py`.
+and one entry of `_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_extraction_flip.py`.
 """
 
 import dataclasses
