@@ -60,10 +60,10 @@ def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], li
                 f"reference, format and view, not {rest | {'parts': parts}}"
             )
         common = {"column": name, "view": rest.get("view", "joint"), "format": rest.get("format")}
-        specs = {part: {"kind": "date_part", "part": part} for part in parts}
-        if "age" in specs:
-            specs["age"] = {"kind": "age", "reference": rest.get("reference")}
-        return [field_from_dict({"name": f"{name}_{part}", **common, **specs[part]}) for part in parts], []
+        of_parts: dict[str, dict[str, Any]] = {part: {"kind": "date_part", "part": part} for part in parts}
+        if "age" in of_parts:
+            of_parts["age"] = {"kind": "age", "reference": rest.get("reference")}
+        return [field_from_dict({"name": f"{name}_{part}", **common, **of_parts[part]}) for part in parts], []
     statistics = rest.pop("statistics", [])
     moved = [option for option in ("smoothing", "num_buckets") if statistics and option in rest]
     of_statistics: dict[str, Any] = {option: rest.pop(option) for option in moved}

@@ -12,7 +12,7 @@ def has_fast_bf16() -> bool:
     """Whether the accelerator, or without one the CPU (AMX, AVX512-BF16), multiplies matrices of bfloat16 itself."""
     if torch.accelerator.is_available():
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
+    found: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
