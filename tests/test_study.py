@@ -31,7 +31,7 @@ from cells import draw_settings, expand, read_grid, recipe_of  # noqa: E402
 
 
 FOLDER, PREPARED = "clicks/random-0/labels-1", "clicks/random-0/prepare-plain"
-MODELS = ["dcnv2", "FLIP_ID", *(["LightGBM"] if importlib.util.find_spec("lightgbm") else [])]  # of the extra study
+MODELS = ["dcnv2", "FLIP_ID", *(["LightGBM"] if all(map(importlib.util.find_spec, ("catboost", "lightgbm"))) else [])]
 
 
 @pytest.fixture(scope="module")
