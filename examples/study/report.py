@@ -276,6 +276,16 @@ def slice_table(table: Table) -> list[str]:
     return lines + [line(model, *(number(value) for value, _ in found.values())) for model, found in of_models.items()]
 
 
+def settings_list(table: Table) -> list[str]:
+    """What each model's search chose, on the first split there is."""
+    lines = []
+    for model, runs in table.runs.items():
+        if runs:
+            settings = runs[min(runs)].metrics["settings"]
+            lines.append(f"- {model}: {', '.join(f'{name} {value}' for name, value in settings.items())}")
+    return ["Chosen by the search (of several splits: on the first):\n", *lines]
+
+
 def stage_table(stages: list[Run]) -> list[str]:
     header = [
         "stage 1",
@@ -360,7 +370,15 @@ def write_report(study: Path, output_dir: Path, num_resamples: int) -> str:
         if not any(table.runs.values()):
             continue
         found = compare_all(table, num_resamples)
-        lines += [f"## {table.title}\n", *main_table(table, found), "", provenance(table), ""]
+        lines += [
+            f"## {table.title}\n",
+            *main_table(table, found),
+            "",
+            provenance(table),
+            "",
+            *settings_list(table),
+            "",
+        ]
         if share == 1:
             picture = f"models-{dataset}-{split}.png"
             draw_models(table, found, output_dir / picture)

@@ -200,7 +200,8 @@ def train_and_predict(
         predict = train_trees(spec, settings, prepared, known, folder)
     else:
         pretrained = needed[1] / "model" if "recipe" in spec["model"] else None
-        predict = train_flip(spec, settings, prepared, known, folder, pretrained, options)
+        teacher = next((path / "model" for path in needed if path.parent.name == spec["model"].get("teacher")), None)
+        predict = train_flip(spec, settings, prepared, known, folder, pretrained, teacher, options)
     for name in names:
         probabilities = predict(name)
         np.save(folder / f"{name}.npy", probabilities)
@@ -229,6 +230,7 @@ def train_flip(
     known: np.ndarray,
     folder: Path,
     pretrained: Path | None,
+    teacher: Path | None,
     options: argparse.Namespace,
 ) -> Callable[[str], np.ndarray]:
     """Trains a FLIP model, from scratch or from stage 1; returns what gives the probabilities of a split's rows."""
@@ -248,7 +250,7 @@ def train_flip(
         model = FlipForCTR.from_text_pretrained(name, **config)
     if settings.get("dropout"):
         add_dropout(model.flip.tabular, settings["dropout"])
-    if mode == "tabular":
+    if mode == "tabular" and teacher is None:
         rows = rows.select_columns(["feature_ids", "labels"])
     common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
@@ -257,8 +259,11 @@ def train_flip(
         train_dataset=rows["train"].select(known) if len(known) < len(rows["train"]) else rows["train"],
         eval_dataset=rows["validation"],
         processing_class=processor,
+        **({"teacher": teacher} if teacher else {}),
     )
     train(trainer, folder)
+    if spec["model"].get("keep_model") and "settings" not in spec:
+        trainer.save_model(str(folder / "model"))
 
     def predict(name: str) -> np.ndarray:
         logits = torch.from_numpy(trainer.predict(rows[name]).predictions).double()
