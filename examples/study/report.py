@@ -231,6 +231,12 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def counted(runs: Runs) -> str:
+    """`"4 x 3 + 1 x 2"`: three seeds on each of four splits, two on another."""
+    counts = Counter(len(part) for part in by_split(dict.fromkeys(runs, 0.0)).values())
+    return " + ".join(f"{splits} x {seeds}" for seeds, splits in sorted(counts.items(), reverse=True))
+
+
 def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
     header = ["model", "trials", "splits x seeds", "validation AUC", "test AUC [95 %]", "logloss"]
     header += ["difference [95 %]", "p", "p (Holm)", "seconds a run"]
@@ -242,8 +248,6 @@ def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
         mean, half = mean_and_interval(table.metric(model, "test", "auc"))
         others = [table.metric(model, *of) for of in (("validation", "auc"), ("test", "logloss"))]
         validation, logloss = (f"{mean_and_interval(values)[0]:.4f}" for values in others)
-        counts = Counter(len(part) for part in by_split(dict.fromkeys(runs, 0.0)).values())
-        made = " + ".join(f"{splits} x {seeds}" for seeds, splits in sorted(counts.items(), reverse=True))
         test = f"{mean:.4f}" + number(half, f" [{mean - half:.4f}, {mean + half:.4f}]")
         compared = ["", "", ""]
         if model in found:
@@ -252,7 +256,7 @@ def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
             compared += [f"{d.p:.3f}", f"{d.corrected_p:.3f}"]
         trials = str(next(iter(runs.values())).spec["names"]["trials"])
         seconds = f"{np.median([run.metrics['seconds'] for run in runs.values()]):.0f}"
-        lines.append(line(model, trials, made, validation, test, logloss, *compared, seconds))
+        lines.append(line(model, trials, counted(runs), validation, test, logloss, *compared, seconds))
     return lines
 
 
@@ -321,9 +325,9 @@ def draw_models(table: Table, found: dict[str, Difference], path: Path) -> None:
             d = found[model]
             right.errorbar(d.value, height, xerr=[[d.value - d.low], [d.high - d.value]], **style)
             right.annotate(f"to {table.against[model]}", (d.value, height + 0.12), fontsize=7, ha="center")
-    left.set_yticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), [f"{model}, {counted(table.runs[model])}" for model in names])
     left.set_ylim(-0.5, len(names) - 0.4)
-    left.set_xlabel("test AUC [95 %] (orange: pre-trained)")
+    left.set_xlabel("test AUC [95 %], splits x seeds (orange: pre-trained)")
     right.set_xlabel("difference of paired runs [95 %]")
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
