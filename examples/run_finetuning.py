@@ -18,10 +18,18 @@ from pathlib import Path
 
 import numpy as np
 from datasets import load_from_disk
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoModel, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, FlipProcessor, flops_per_row
+from flip_hf import (
+    FlipConfig,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipForCTR,
+    FlipProcessor,
+    flops_per_row,
+    start_from_words,
+)
 
 
 @dataclass
@@ -37,6 +45,9 @@ class ModelArguments:
     )
     backbone: str | None = field(
         default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."}
+    )
+    start_from_words: bool = field(
+        default=False, metadata={"help": "From scratch: id embeddings start from text_model's states of their words."}
     )
     teacher: str | None = field(
         default=None, metadata={"help": "Finetuned folder of any mode, whose probabilities are learnt as well."}
@@ -54,6 +65,8 @@ def read_overrides(given: dict | str | None) -> dict:
 def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForCTR:
     overrides = read_overrides(arguments.config_overrides)
     if arguments.model:
+        if arguments.start_from_words:
+            raise SystemExit("--start_from_words would overwrite what --model has learnt: leave one of them out")
         return FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
     overrides = {"backbone": arguments.backbone or "dcnv2", **overrides}
     if arguments.mode == "tabular":
@@ -85,6 +98,8 @@ def main() -> None:
     rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = build_model(arguments, processor)
+    if arguments.start_from_words:
+        start_from_words(model, processor, model.text_tower or AutoModel.from_pretrained(arguments.text_model))
     trainer = FlipCTRTrainer(
         model=model,
         args=training_arguments,

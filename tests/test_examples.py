@@ -57,6 +57,13 @@ def test_from_a_csv_to_scored_and_calibrated_rows(start, text_model_dir):
         start("run_finetuning.py", *prepared, "--model", "pretrained", "--mode", mode, *training, *teacher)
         assert 0.0 <= json.loads(Path(mode, "test_results.json").read_text())["test_auc"] <= 1.0
         assert np.load(Path(mode, "test_probabilities.npy")).shape == (40,)
+    scratch = ("--mode", "tabular", "--start_from_words", "--text_model", text_model_dir, "--output_dir", "words")
+    start("run_finetuning.py", *prepared, *scratch, "--num_train_epochs", 1, "--learning_rate", 1e-9, "--use_cpu")
+    genders = FlipProcessor.from_pretrained("words").feature_extractor.vocabulary.lookup(1, ["male", "female"])
+    male, female = FlipForCTR.from_pretrained("words").flip.tabular.embeddings.weight[genders].detach()
+    np.testing.assert_allclose(male, -female, atol=1e-5)  # of two values one component is left
+    with pytest.raises(SystemExit, match="would overwrite what --model has learnt"):
+        start("run_finetuning.py", *prepared, *scratch, "--model", "pretrained")
     printed = start("predict.py", "--model", "joint", "--data", "new.csv", "--output", "scored.csv")
     assert "user_id: 50.00% unseen" in printed and "gender: 0.00% unseen, 50.00% missing" in printed
     with open("scored.csv") as file:

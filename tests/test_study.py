@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_table
 from datasets import load_from_disk
 from sklearn.metrics import roc_auc_score
+
+from flip_hf.tabular_layers_flip import MultiLayerPerceptron
 
 
 STUDY = Path(__file__).parents[1] / "examples" / "study"
@@ -28,7 +31,7 @@ from cells import draw_settings, expand, read_grid, recipe_of  # noqa: E402
 
 
 FOLDER, PREPARED = "clicks/random-0/labels-1", "clicks/random-0/prepare-plain"
-MODELS = ["dcnv2", "FLIP_ID", *(["LightGBM"] if importlib.util.find_spec("lightgbm") else [])]  # of the extra study
+MODELS = ["dcnv2", "FLIP_ID", *(["LightGBM"] if all(map(importlib.util.find_spec, ("catboost", "lightgbm"))) else [])]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def grid(tmp_path_factory) -> dict:
             "text_fields": ["title", "genre"],
             "splits": {"random": {}},
             "slices": {"user": "user_id", "item": "item_id"},
-            "space": {"per_device_train_batch_size": {"choice": [32]}},
+            "space": {"per_device_train_batch_size": {"choice": [32]}, "dropout": {"choice": [0.3]}},
             "training": {"num_train_epochs": 3},
             "stage1": {"num_train_epochs": 1, "per_device_train_batch_size": 32},
         }
@@ -212,6 +215,14 @@ def test_statistics_on_worked_examples(study):
     runs = report.read_study(study)[0]["clicks", "random", 1].runs["dcnv2"]
     same = report.compare(runs, runs, 20)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_dropout_is_added_without_renaming_what_stage_1_trained():
+    tower = torch.nn.Sequential(MultiLayerPerceptron(4, [8, 8]))
+    names = list(tower.state_dict())
+    work.add_dropout(tower, 0.5)
+    assert list(tower.state_dict()) == names and (tower(torch.ones(64, 4)) == 0).float().mean() > 0.5
+    assert [layer.p for layer in tower.modules() if isinstance(layer, torch.nn.Dropout)] == [0.5, 0.5]
 
 
 def test_slices_count_training_rows(study, results):

@@ -30,7 +30,8 @@ def draw_settings(space: dict[str, Any], seed: int, trial: int) -> dict[str, Any
     """Trial number `trial` of a search: the same for every model that is searched in this space."""
     random = np.random.default_rng([seed, trial])
     settings: dict[str, Any] = {}
-    for name, ((how, values),) in ((name, rule.items()) for name, rule in space.items()):
+    for name, rule in space.items():
+        ((how, values),) = rule.items()
         if how == "choice":
             settings[name] = values[random.integers(len(values))]
         elif how == "log":
@@ -76,9 +77,8 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
     data = {name: dataset[name] for name in ("load", "folder", "max_length", "text_fields", "slices")}
     split = {**dataset["splits"][run["split"]], "seed": split_seed}
     options = dataset.get("fits", {}).get(fit, {})
-    prepared = add(
-        f"{rows_folder}/prepare-{fit}", "prepare", data=data, split=split, fit=options, text_model=text_model["name"]
-    )
+    path = f"{rows_folder}/prepare-{fit}"
+    prepared = add(path, "prepare", data=data, split=split, fit=options, text_model=text_model["name"])
 
     stage1: dict[int, str] = {}
     if "recipe" in model:
@@ -87,8 +87,7 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
         recipe["config"] = {"backbone": model.get("config", {}).get("backbone", "dcnv2"), **recipe["config"]}
         for seed in run["stage1_seeds"]:
             path = f"{rows_folder}/stage1/{model['recipe']}-{recipe['config']['backbone']}-{fit}/seed-{seed}"
-            needs = (prepared,)
-            stage1[seed] = add(path, "stage1", needs, recipe=recipe, seed=seed, text_model=text_model)
+            stage1[seed] = add(path, "stage1", (prepared,), recipe=recipe, seed=seed, text_model=text_model)
 
     space = {**grid["spaces"][model["space"]]}
     space.update({name: rule for name, rule in dataset.get("space", {}).items() if name in space})
@@ -97,18 +96,19 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
         if share < 1 and "label_mean" in json.dumps(options):
             raise ValueError(f"{model_name}: label means are of all labels, and {share:g} of them are to be known")
         folder = f"{rows_folder}/labels-{share:g}/{model_name}"
-        shared = {
-            "model": entry,
-            "training": {**dataset["training"], **run.get("training", {})},
-            "text_model": text_model,
-            "share": share,
-        }
+        training = {**dataset["training"], **run.get("training", {})}
+        shared = {"model": entry, "training": training, "text_model": text_model, "share": share}
         shared["names"] = {"dataset": run["dataset"], "split": run["split"], "split_seed": split_seed}
         shared["names"] |= {"model": model_name, "against": model.get("against"), "trials": run["trials"]}
 
-        def needed(seed: int, stage1: dict[int, str] = stage1) -> tuple[str, ...]:
+        teachers = []
+        if "teacher" in model:  # one that keeps its model: the first of its runs teaches all
+            _add_model(add, grid, {**run, "label_shares": [share]}, split_seed, model["teacher"])
+            teachers = [f"{rows_folder}/labels-{share:g}/{model['teacher']}/seed-{run['seeds'][0]}"]
+
+        def needed(seed: int, stage1: dict[int, str] = stage1, teachers: list[str] = teachers) -> tuple[str, ...]:
             seeds = list(stage1)
-            return (prepared, stage1[seeds[seed % len(seeds)]]) if seeds else (prepared,)
+            return (prepared, *([stage1[seeds[seed % len(seeds)]]] if seeds else []), *teachers)
 
         trials = []
         for number in range(run["trials"]):

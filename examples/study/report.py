@@ -231,6 +231,12 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def counted(runs: Runs) -> str:
+    """`"4 x 3 + 1 x 2"`: three seeds on each of four splits, two on another."""
+    counts = Counter(len(part) for part in by_split(dict.fromkeys(runs, 0.0)).values())
+    return " + ".join(f"{splits} x {seeds}" for seeds, splits in sorted(counts.items(), reverse=True))
+
+
 def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
     header = ["model", "trials", "splits x seeds", "validation AUC", "test AUC [95 %]", "logloss"]
     header += ["difference [95 %]", "p", "p (Holm)", "seconds a run"]
@@ -242,8 +248,6 @@ def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
         mean, half = mean_and_interval(table.metric(model, "test", "auc"))
         others = [table.metric(model, *of) for of in (("validation", "auc"), ("test", "logloss"))]
         validation, logloss = (f"{mean_and_interval(values)[0]:.4f}" for values in others)
-        counts = Counter(len(part) for part in by_split(dict.fromkeys(runs, 0.0)).values())
-        made = " + ".join(f"{splits} x {seeds}" for seeds, splits in sorted(counts.items(), reverse=True))
         test = f"{mean:.4f}" + number(half, f" [{mean - half:.4f}, {mean + half:.4f}]")
         compared = ["", "", ""]
         if model in found:
@@ -252,7 +256,7 @@ def main_table(table: Table, found: dict[str, Difference]) -> list[str]:
             compared += [f"{d.p:.3f}", f"{d.corrected_p:.3f}"]
         trials = str(next(iter(runs.values())).spec["names"]["trials"])
         seconds = f"{np.median([run.metrics['seconds'] for run in runs.values()]):.0f}"
-        lines.append(line(model, trials, made, validation, test, logloss, *compared, seconds))
+        lines.append(line(model, trials, counted(runs), validation, test, logloss, *compared, seconds))
     return lines
 
 
@@ -274,6 +278,16 @@ def slice_table(table: Table) -> list[str]:
     lines = [line("test AUC by training rows of", *first), "|---" * (1 + len(first)) + "|"]
     lines.append(line("test rows", *(f"{size:,.0f}" for _, size in first.values())))
     return lines + [line(model, *(number(value) for value, _ in found.values())) for model, found in of_models.items()]
+
+
+def settings_list(table: Table) -> list[str]:
+    """What each model's search chose, on the first split there is."""
+    lines = []
+    for model, runs in table.runs.items():
+        if runs:
+            settings = runs[min(runs)].metrics["settings"]
+            lines.append(f"- {model}: {', '.join(f'{name} {value}' for name, value in settings.items())}")
+    return ["Chosen by the search (of several splits: on the first):\n", *lines]
 
 
 def stage_table(stages: list[Run]) -> list[str]:
@@ -311,9 +325,9 @@ def draw_models(table: Table, found: dict[str, Difference], path: Path) -> None:
             d = found[model]
             right.errorbar(d.value, height, xerr=[[d.value - d.low], [d.high - d.value]], **style)
             right.annotate(f"to {table.against[model]}", (d.value, height + 0.12), fontsize=7, ha="center")
-    left.set_yticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), [f"{model}, {counted(table.runs[model])}" for model in names])
     left.set_ylim(-0.5, len(names) - 0.4)
-    left.set_xlabel("test AUC [95 %] (orange: pre-trained)")
+    left.set_xlabel("test AUC [95 %], splits x seeds (orange: pre-trained)")
     right.set_xlabel("difference of paired runs [95 %]")
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
@@ -360,7 +374,15 @@ def write_report(study: Path, output_dir: Path, num_resamples: int) -> str:
         if not any(table.runs.values()):
             continue
         found = compare_all(table, num_resamples)
-        lines += [f"## {table.title}\n", *main_table(table, found), "", provenance(table), ""]
+        lines += [
+            f"## {table.title}\n",
+            *main_table(table, found),
+            "",
+            provenance(table),
+            "",
+            *settings_list(table),
+            "",
+        ]
         if share == 1:
             picture = f"models-{dataset}-{split}.png"
             draw_models(table, found, output_dir / picture)

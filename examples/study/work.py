@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import inspect
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from cells import Cell
 from datasets import DatasetDict, disable_progress_bars, load_from_disk
+from torch import nn
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from flip_hf import (
@@ -38,7 +38,7 @@ from flip_hf import (
     prepare_dataset,
     split_dataset,
 )
-from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
+from flip_hf.tabular_layers_flip import MultiLayerPerceptron
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -200,7 +200,8 @@ def train_and_predict(
         predict = train_trees(spec, settings, prepared, known, folder)
     else:
         pretrained = needed[1] / "model" if "recipe" in spec["model"] else None
-        predict = train_flip(spec, settings, prepared, known, folder, pretrained, options)
+        teacher = next((path / "model" for path in needed if path.parent.name == spec["model"].get("teacher")), None)
+        predict = train_flip(spec, settings, prepared, known, folder, pretrained, teacher, options)
     for name in names:
         probabilities = predict(name)
         np.save(folder / f"{name}.npy", probabilities)
@@ -213,17 +214,13 @@ def validation_auc(folder: Path) -> float:
     return json.loads((folder / "metrics.json").read_text())["validation"]["auc"]
 
 
-def config_and_arguments(spec: dict[str, Any], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by name: `dropout` is every dropout of the backbone, others are arguments or fields of FlipConfig."""
-    config, arguments = {"backbone": "dcnv2", **spec["model"].get("config", {})}, dict(spec["training"])
-    for name, value in settings.items():
-        if name == "dropout":
-            parameters = inspect.signature(TABULAR_BACKBONES[config["backbone"]].__init__).parameters
-            shares = {parameter: value for parameter in parameters if "dropout" in parameter}
-            config["backbone_config"] = {**config.get("backbone_config", {}), **shares}
-        else:
-            (arguments if name in ARGUMENTS else config)[name] = value
-    return config, arguments
+def add_dropout(tower: nn.Module, share: float) -> None:
+    """Behind every ReLU of the tower's DNNs, without a name of its own: stage 1 may have been trained without."""
+    for module in list(tower.modules()):
+        if isinstance(module, MultiLayerPerceptron):
+            for k, layer in enumerate(module):
+                if isinstance(layer, nn.ReLU):
+                    module[k] = nn.Sequential(layer, nn.Dropout(share))
 
 
 def train_flip(
@@ -233,12 +230,15 @@ def train_flip(
     known: np.ndarray,
     folder: Path,
     pretrained: Path | None,
+    teacher: Path | None,
     options: argparse.Namespace,
 ) -> Callable[[str], np.ndarray]:
     """Trains a FLIP model, from scratch or from stage 1; returns what gives the probabilities of a split's rows."""
     rows, processor = load_rows(prepared)
     mode, text_model = spec["model"]["mode"], spec["text_model"]
-    config, arguments = config_and_arguments(spec, settings)
+    arguments = {**spec["training"], **{name: value for name, value in settings.items() if name in ARGUMENTS}}
+    config = {"backbone": "dcnv2", **spec["model"].get("config", {})}
+    config |= {name: value for name, value in settings.items() if name not in (*ARGUMENTS, "dropout")}
     set_seed(spec["seed"])
     if pretrained is not None:
         model = FlipForCTR.from_pretrained(pretrained, mode=mode, **config)
@@ -248,7 +248,9 @@ def train_flip(
         name, num_hidden_layers = find_text_model(text_model["name"], options), text_model["num_hidden_layers"]
         config |= {"processor": processor, "num_hidden_layers": num_hidden_layers, "mode": mode}
         model = FlipForCTR.from_text_pretrained(name, **config)
-    if mode == "tabular":
+    if settings.get("dropout"):
+        add_dropout(model.flip.tabular, settings["dropout"])
+    if mode == "tabular" and teacher is None:
         rows = rows.select_columns(["feature_ids", "labels"])
     common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
@@ -257,8 +259,11 @@ def train_flip(
         train_dataset=rows["train"].select(known) if len(known) < len(rows["train"]) else rows["train"],
         eval_dataset=rows["validation"],
         processing_class=processor,
+        **({"teacher": teacher} if teacher else {}),
     )
     train(trainer, folder)
+    if spec["model"].get("keep_model") and "settings" not in spec:
+        trainer.save_model(str(folder / "model"))
 
     def predict(name: str) -> np.ndarray:
         logits = torch.from_numpy(trainer.predict(rows[name]).predictions).double()
