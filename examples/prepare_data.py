@@ -57,7 +57,7 @@ class DataArguments:
         default=None, metadata={"help": 'Options of fields, as json: \'{"price": {"kind": "numeric"}}\'.'}
     )
     statistics: str | None = field(
-        default=None, metadata={"help": "auto: frequency and label mean of fields of more than 100 values."}
+        default=None, metadata={"help": "auto: frequency and label mean of fields of over 2,000 values."}
     )
     min_frequency: int = field(default=1, metadata={"help": "Rarer values than this count as unseen."})
     split: str = field(

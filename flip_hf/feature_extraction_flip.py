@@ -326,7 +326,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             checkpoint (`str`, *optional*): file that lets a pass that was cut off go on (see
                 [`FeatureCounts.count`]).
             statistics (`str`, *optional*): `"auto"`: frequency and label mean of each categorical field that has ids
-                and more than 100 values in the first 100,000 rows, unless its options say which (`[]` for none).
+                and more than 2,000 values in the first 100,000 rows, unless its options say which (`[]` for none).
 
         Each column has the type that its values have in the first rows, whatever container holds them (`infer_type`):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text

@@ -338,9 +338,9 @@ def test_a_code_in_later_rows_of_a_field_of_numbers_is_said(caplog, monkeypatch)
 
 
 def test_statistics_are_chosen_for_fields_of_many_values(caplog):
-    many, at_most = [f"v{k % 101}" for k in range(404)], [f"v{k % 100}" for k in range(404)]
+    many, at_most = [f"v{k % 2001}" for k in range(4002)], [f"v{k % 2000}" for k in range(4002)]
     rows = dict.fromkeys(("user", "review", "none", "own", "hashed"), many) | {"few": at_most}
-    rows |= {"price": [0.5] * 404, "tags": [[value] for value in many], "label": [k % 2 for k in range(404)]}
+    rows |= {"price": [0.5] * 4002, "tags": [[value] for value in many], "label": [k % 2 for k in range(4002)]}
     options = {"review": {"view": "text"}, "none": {"statistics": []}, "own": {"statistics": ["frequency"]}}
     options |= {"hashed": {"hash_buckets": 5, "view": "tabular", "smoothing": 2.0, "statistics": ["label_mean"]}}
     extractor = FlipFeatureExtractor.fit(rows, field_options=options, statistics="auto")

@@ -204,8 +204,9 @@ def choose_fields(
 
 
 def _has_many_values(name: str, pieces: Sequence[Any]) -> bool:
-    """Whether a column has so many values that some of their ids are trained on a few rows alone: a rule of thumb."""
-    return len({value for piece in pieces for value in code_scalars(piece, name).values}) > 100
+    """Whether statistics of its values are worth their fields: those of MovieLens-100K, of 795 to 1,652 values, gave
+    nothing, and those of BookCrossing, of 2,016 to 45,490 values, 0.01 of AUC."""
+    return len({value for piece in pieces for value in code_scalars(piece, name).values}) > 2_000
 
 
 def _choose_kind(
