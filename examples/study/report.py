@@ -41,7 +41,7 @@ frequencies and texts have all training rows nevertheless, and all validation ro
 means; their test rows overlap, so that it is somewhat too narrow). Difference: over the runs that both models have,
 with the 95 % interval of a paired bootstrap over test rows. p: normal, with the variances of that bootstrap and of the
 mean over seeds; Holm: corrected over the table. Stage 1 has the seeds that the grid names as `stage1_seeds`: where
-that is one, seeds are of stage 2 alone.
+that is one, seeds are of stage 2 alone. Seconds and minutes are the clock's, other work on the machine included.
 
 **Not there**, since the package has no honest way to express it: CTR-BERT (two language models, of the user's and of
 the item's text), P5 (text to text) and MoRec (the item's embedding is the state of its text). CTRL is stage 1 with the
