@@ -94,8 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--finetuning_epochs",
         type=float,
-        default=10,
-        help="Most epochs of stage 2, which stops three epochs after the best on the validation rows (default: 10).",
+        default=8,
+        help="Most epochs of stage 2, which stops three epochs after the best on the validation rows (default: 8).",
     )
     add("--learning_rate", type=float, default=3e-3, help="Of stage 2, the language model aside (default: 3e-3).")
     add("--batch_size", type=int, default=32, help="Rows per step (default: 32).")
