@@ -37,11 +37,12 @@ again with each seed, and each of these runs reads the test rows once. Scratch a
 space, each for itself. All training stops early by validation AUC. With a share of the labels, stage 1, vocabularies,
 frequencies and texts have all training rows nevertheless, and all validation rows are there.
 
-**Tables.** AUC: mean over the runs there are, with Student's 95 % interval over seeds (of several splits: over their
-means; their test rows overlap, so that it is somewhat too narrow). Difference: over the runs that both models have,
-with the 95 % interval of a paired bootstrap over test rows. p: normal, with the variances of that bootstrap and of the
-mean over seeds; Holm: corrected over the table. Stage 1 has the seeds that the grid names as `stage1_seeds`: where
-that is one, seeds are of stage 2 alone. Seconds and minutes are the clock's, other work on the machine included.
+**Tables.** AUC: mean over the runs there are (splits x seeds: models that differ in these are compared by their
+difference alone), with Student's 95 % interval over seeds (of several splits: over their means; their test rows
+overlap, so that it is somewhat too narrow). Difference: over the runs that both models have, with the 95 % interval of
+a paired bootstrap over test rows. p: normal, with the variances of that bootstrap and of the mean over seeds; Holm:
+corrected over the table. Stage 1 has the seeds that the grid names as `stage1_seeds`: where that is one, seeds are of
+stage 2 alone. Seconds and minutes are the clock's, other work on the machine included.
 
 **Not there**, since the package has no honest way to express it: CTR-BERT (two language models, of the user's and of
 the item's text), P5 (text to text) and MoRec (the item's embedding is the state of its text). CTRL is stage 1 with the
@@ -273,7 +274,7 @@ def provenance(table: Table) -> str:
 
 
 def slice_table(table: Table) -> list[str]:
-    of_models = {model: slice_aucs(runs) for model, runs in table.runs.items() if runs}
+    of_models = {f"{model}, {counted(runs)}": slice_aucs(runs) for model, runs in table.runs.items() if runs}
     first = next(iter(of_models.values()))
     lines = [line("test AUC by training rows of", *first), "|---" * (1 + len(first)) + "|"]
     lines.append(line("test rows", *(f"{size:,.0f}" for _, size in first.values())))
