@@ -303,8 +303,9 @@ def test_every_file_is_asked_for_with_the_same_revision_and_token_and_no_code_is
     assert {request.token for request in pushed.pulled()} == {TOKEN}
     # two questions of transformers leave the token out, what chat templates and what tokenizers there are: it goes on
     # where they are not answered
-    others = [request for request in pushed.requests if request.token != TOKEN]
-    assert all(request.path.startswith(f"/api/models/{NAME}/") for request in others)
+    others = [request.path for request in pushed.requests if request.token != TOKEN]
+    asked_once = "/api/agent-harnesses"  # by huggingface_hub, in its first request of a process
+    assert all(path.startswith(f"/api/models/{NAME}/") for path in others if path != asked_once)
     assert pushed.requested_code() == [] and not sign.exists()
     assert (tmp_path / "cache" / f"models--{OWNER}--flip").is_dir()
     assert not list(Path(constants.HF_HUB_CACHE).glob("*/snapshots/*/*"))
