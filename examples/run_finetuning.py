@@ -70,6 +70,8 @@ def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForC
         return FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
     overrides = {"backbone": arguments.backbone or "dcnv2", **overrides}
     if arguments.mode == "tabular":
+        if arguments.start_from_words and not arguments.text_model:
+            raise SystemExit("--start_from_words needs --text_model: the language model whose words are read")
         return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
     if not arguments.text_model:
         raise SystemExit(
@@ -90,7 +92,9 @@ def main() -> None:
         parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         arguments, training_arguments = parse(sys.argv[1])
     else:
-        known = HfArgumentParser(ModelArguments).parse_args_into_dataclasses(return_remaining_strings=True)
+        known = HfArgumentParser(ModelArguments, add_help=False).parse_args_into_dataclasses(
+            return_remaining_strings=True
+        )
         parser.set_defaults(bf16=known[0].mode != "tabular" and "auto")  # where text is read
         arguments, training_arguments = parser.parse_args_into_dataclasses()
 

@@ -91,10 +91,13 @@ def test_the_teacher_reads_the_rows_once_and_evaluation_has_their_own_labels(tra
     trainer.train()
     trainer.train()
     assert len(read) == 6  # 256 rows, 50 at a time
+    trainer.train_dataset = encoded["train"].shuffle(seed=1)
     batch = next(iter(trainer.get_train_dataloader()))
+    assert len(read) == 12  # of other rows it says something else
     assert set(batch) == {"feature_ids", "labels"} and ((batch["labels"] > 0.0) & (batch["labels"] < 1.0)).all()
     prediction = trainer.predict(encoded["train"])
     assert prediction.label_ids.tolist() == encoded["train"]["labels"][:]
+    trainer.train_dataset = encoded["train"]
     assert trainer.evaluate(trainer.train_dataset)["eval_auc"] == prediction.metrics["test_auc"]
 
 
@@ -136,6 +139,10 @@ def test_a_teacher_that_cannot_teach_is_refused(trainer_of, teacher, processor, 
     model = tabular(processor)
     with pytest.raises(TypeError, match="teacher is a FlipModel: pass a finetuned FlipForCTR"):
         trainer_of(model, FlipModel(teacher.config))
+    untrained = tabular(processor)
+    untrained.config.newly_initialized = ["flip.tabular.logit.weight"]
+    with pytest.raises(ValueError, match="teacher was pre-trained only, flip.tabular.logit.weight are random"):
+        trainer_of(model, untrained)
     with pytest.raises(ValueError, match=r"teacher reads text \(mode 'joint'\).*return_text=True"):
         trainer_of(model, teacher, encoded["train"].remove_columns(["input_ids", "attention_mask"]))
     with pytest.raises(TypeError, match="a IterableDataset has to be a Dataset"):

@@ -102,6 +102,9 @@ def test_what_has_no_words_or_no_table_is_refused(wordy, processor, text_model):
         start_from_words(tabular(wordy), wordy)
     with pytest.raises(ValueError, match="mode 'tabular' with backbone 'lr' embeds no ids"):
         start_from_words(tabular(wordy, backbone="lr"), wordy, text_model)
+    rare = FlipFeatureExtractor.fit({"title": [f"a {k}" for k in range(9)], "label": [0, 1, 0] * 3}, min_frequency=2)
+    rare = FlipProcessor(rare, wordy.tokenizer)  # knows no value at all
+    assert len(start_from_words(tabular(rare), rare, text_model)) == 0
     with pytest.raises(ValueError, match="this processor has no tokenizer"):
         start_from_words(tabular(wordy), FlipProcessor(wordy.feature_extractor), text_model)
     with pytest.raises(ValueError, match="the processor does not fit the model"):

@@ -44,7 +44,7 @@ class FlipTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         args: Any = self  # mypy cannot tell the types that TrainingArguments gives
         if args.bf16 == "auto":
-            args.bf16 = not args.fp16 and has_fast_bf16()
+            args.bf16 = not args.fp16 and has_fast_bf16(args.use_cpu)
             logger.warning(f"bf16='auto': {'bfloat16 autocast' if args.bf16 else 'float32'}")
         # on a CPU transformers wants to be told so
         args.use_cpu = args.use_cpu or bool(args.bf16 and not torch.accelerator.is_available())

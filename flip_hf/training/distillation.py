@@ -17,6 +17,9 @@ def check_teacher(teacher: Any, processor: Any, rows: Any) -> None:
     """Raises an error for a teacher that cannot read the training rows, or reads other ids in them."""
     if not isinstance(teacher, FlipForCTR):
         raise TypeError(f"teacher is a {type(teacher).__name__}: pass a finetuned FlipForCTR, or its folder")
+    if teacher.config.newly_initialized:
+        names = ", ".join(teacher.config.newly_initialized)
+        raise ValueError(f"teacher was pre-trained only, {names} are random: finetune it first")
     teacher.config.check_processor(processor)
     if rows is None:
         return

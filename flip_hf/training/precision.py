@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 
-def has_fast_bf16() -> bool:
+def has_fast_bf16(use_cpu: bool) -> bool:
     """Whether the accelerator, or without one the CPU (AMX, AVX512-BF16), multiplies matrices of bfloat16 itself."""
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and not use_cpu:
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     found: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))

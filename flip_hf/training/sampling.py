@@ -28,12 +28,11 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
 class ResumableFieldGroupedSampler(torch.utils.data.Sampler[int]):
     """
     Batches that hold several rows of one value, of the `values` `(num_rows,)`, in an order of (seed, epoch) alone:
-    rows are shuffled, and those of each 50 batches sorted by their value, values in random order.
+    rows of a value are put together in random fours, and these in random order.
     """
 
-    def __init__(self, batch_size: int, values: np.ndarray, seed: int):
-        self.values, self.stretch = np.unique(values, return_inverse=True)[1], 50 * batch_size
-        self.seed, self.epoch = seed, 0
+    def __init__(self, values: np.ndarray, seed: int):
+        self.values, self.seed, self.epoch = np.unique(values, return_inverse=True)[1], seed, 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -43,8 +42,14 @@ class ResumableFieldGroupedSampler(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng([self.seed, self.epoch])
-        rows, rank = random.permutation(len(self)), random.permutation(len(self))
-        return iter(rows[np.lexsort((rank[self.values[rows]], np.arange(len(self)) // self.stretch))].tolist())
+        rows = random.permutation(len(self))
+        rows = rows[np.argsort(self.values[rows], kind="stable")]
+        place = np.arange(len(self))
+        is_first = np.diff(self.values[rows], prepend=-1) != 0
+        of_value = place - np.maximum.accumulate(np.where(is_first, place, 0))  # number within its value
+        group = np.cumsum(of_value % 4 == 0) - 1
+        rank = random.permutation(len(self))[group]
+        return iter(rows[np.argsort(rank, kind="stable")].tolist())
 
 
 def slot_values(dataset: datasets.Dataset, slot: int) -> np.ndarray:

@@ -176,7 +176,10 @@ class FlipTrainer(Trainer):
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
-        reads_tables = type(self.data_collator) in (self._collates, MaskRatioCurriculum)
+        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of a MaskRatioCurriculum
+        reads_tables = (
+            type(collator) is self._collates and rows.format["type"] != "custom"
+        )  # no transform of the user's
         return ArrowRows(rows) if reads_tables else rows
 
     @property
@@ -316,7 +319,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
         for name, rows in data.items() if args.probe_rows else ():
-            if "labels" not in (getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
+            if rows is not None and not _has_labels(rows):
                 raise ValueError(f"probe_rows={args.probe_rows} needs {name} as a table with a labels column")
         self._logged_losses: dict[str, torch.Tensor] = {}
         extractor = self._processor.feature_extractor
@@ -362,7 +365,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         extractor = self._processor.feature_extractor
         slot = extractor.slot_fields.index(extractor.field_names.index(self.args.contrast_field))
         values = slot_values(rows, slot)
-        return ResumableFieldGroupedSampler(self.args.train_batch_size * self.args.world_size, values, self._data_seed)
+        return ResumableFieldGroupedSampler(values, self._data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
@@ -434,7 +437,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
         metrics = {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
-        if self.args.probe_rows:
+        if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
             metrics["probe_auc"] = probe_auc(model, self._processor, self.train_dataset, rows, self.args.probe_rows)
             with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
@@ -464,7 +467,7 @@ class FlipCTRTrainer(FlipTrainer):
     """
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
-    _taught: np.ndarray | None = None  # the teacher's probabilities of the training rows
+    _taught: tuple[Any, np.ndarray] | None = None  # which training rows, and the teacher's probabilities of them
 
     def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -474,13 +477,15 @@ class FlipCTRTrainer(FlipTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         rows, weight = self.train_dataset, self.args.distillation_weight
-        if self.teacher is not None:
-            if self._taught is None:
+        if self.teacher is not None and rows is not None:
+            if self._taught is None or self._taught[0] is not rows:
+                check_teacher(self.teacher, self._processor, rows)
                 size, device = self.args.eval_batch_size, self.args.device
                 with self.compute_loss_context_manager():
-                    self._taught = taught_probabilities(self.teacher, self._processor, rows, size, device)
-            non_clicks = self.model.config.negative_sampling_rate * (1.0 - self._taught)  # as they are sampled here
-            clicks = self._taught / (self._taught + non_clicks)
+                    self._taught = rows, taught_probabilities(self.teacher, self._processor, rows, size, device)
+            taught = self._taught[1]
+            non_clicks = self.model.config.negative_sampling_rate * (1.0 - taught)  # as they are sampled here
+            clicks = taught / (taught + non_clicks)
             labels = rows.with_format("numpy", columns=["labels"])["labels"][:]
             labels = ((1.0 - weight) * labels + weight * clicks).astype(np.float32)
             self.train_dataset = rows.remove_columns("labels").add_column("labels", labels)
@@ -568,6 +573,10 @@ class FlipCTRTrainer(FlipTrainer):
         numbers: dict[str | None, float] = {None: np.nan}
         known = [numbers.setdefault(canonical_value(v, name), len(numbers)) for v in values.dictionary.to_pylist()]
         return np.array([*known, np.nan])[values.indices.fill_null(-1).to_numpy()]
+
+
+def _has_labels(rows: Any) -> bool:
+    return isinstance(rows, datasets.Dataset) and "labels" in rows.column_names
 
 
 def _by_name(eval_dataset: Any) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_s
         field = extractor.fields[index]
         features = np.flatnonzero(extractor.feature_fields == index)
         features = features[features >= extractor.num_reserved_features]
-        if not field.num_slots or getattr(field, "hash_buckets", None):
-            continue
+        if not field.num_slots or getattr(field, "hash_buckets", None) or len(features) < 2:
+            continue  # one value has nothing to differ from
         sentence = processor.template.replace("{field}", field.name.replace("_", " "))
         sentences = [sentence.replace("{value}", value) for value in extractor.decode(features)]
         texts = list(map(tuple, tokenizer(sentences, truncation=True, max_length=processor.max_length)["input_ids"]))
