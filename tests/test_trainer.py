@@ -337,7 +337,9 @@ def test_bf16_auto_asks_the_hardware_and_a_cpu_needs_no_word_more(tmp_path, monk
         (["--bf16", "False"], False),
     ):
         assert parse(["--output_dir", str(tmp_path), *words])[0].bf16 is expected
-    assert has_fast_bf16(use_cpu=True) in (True, False)
+    for found, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert has_fast_bf16(use_cpu=True) is expected
 
 
 def test_transforms_and_collators_of_the_user_get_rows_as_they_are(stage_1, stage_2, processor, encoded):

@@ -11,7 +11,7 @@ float32. A third step reads the masked text alone (`text_passes=1`), which is no
 Prints, for a random batch and for one of rows of similar length: seconds of each step (median), their ratios, and the
 share of the machine's matrix-product rate that the language model's own arithmetic reaches here, counted as
 6 x parameters of its layers x tokens x 2 passes (padding not counted). Then the seconds of the way back with denormal
-numbers flushed to zero, as the trainers do, and without: with `mtm_query_init=1` some CPUs take five times as long.
+numbers flushed to zero, as the trainers do, and without: with `mtm_query_init=1` some CPUs take several times as long.
 """
 
 import argparse

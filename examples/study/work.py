@@ -39,6 +39,7 @@ from flip_hf import (
     split_dataset,
 )
 from flip_hf.tabular_layers_flip import MultiLayerPerceptron
+from flip_hf.training.precision import has_fast_bf16
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -77,9 +78,7 @@ def _cpu_lines() -> list[str]:
 def has_bf16(options: argparse.Namespace) -> bool:
     if options.bf16 != "auto":
         return options.bf16 == "yes"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any("avx512_bf16" in line or "amx_bf16" in line for line in _cpu_lines())
+    return has_fast_bf16(use_cpu=not torch.accelerator.is_available())
 
 
 def reads_text(spec: dict[str, Any]) -> bool:
@@ -250,8 +249,6 @@ def train_flip(
         model = FlipForCTR.from_text_pretrained(name, **config)
     if settings.get("dropout"):
         add_dropout(model.flip.tabular, settings["dropout"])
-    if mode == "tabular" and teacher is None:
-        rows = rows.select_columns(["feature_ids", "labels"])
     common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
         model=model,

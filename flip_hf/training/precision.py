@@ -21,7 +21,7 @@ def flushed_denormals() -> Iterator[None]:
     """
     Numbers below 1.2e-38 are 0 inside, on every thread that torch computes with.
 
-    A softmax that is nearly sure leaves gradients of 1e-40, and products of those take some CPUs a hundred times as
+    A softmax that is nearly sure leaves gradients of 1e-40, and products of those take some CPUs many times as
     long. `torch.set_flush_denormal` is of one thread, and of those that it starts later; those that run already are
     reached through OpenMP. Where the CPU cannot flush, or its threads are not libgomp's, nothing happens there.
     """

@@ -177,9 +177,8 @@ class FlipTrainer(Trainer):
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
         collator = getattr(self.data_collator, "collator", self.data_collator)  # that of a MaskRatioCurriculum
-        reads_tables = (
-            type(collator) is self._collates and rows.format["type"] != "custom"
-        )  # no transform of the user's
+        # collators and transforms of the user's read rows
+        reads_tables = type(collator) is self._collates and rows.format["type"] != "custom"
         return ArrowRows(rows) if reads_tables else rows
 
     @property

@@ -56,8 +56,9 @@ def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_s
         features = features[features >= extractor.num_reserved_features]
         if not field.num_slots or getattr(field, "hash_buckets", None) or len(features) < 2:
             continue  # one value has nothing to differ from
-        sentence = processor.template.replace("{field}", field.name.replace("_", " "))
-        sentences = [sentence.replace("{value}", value) for value in extractor.decode(features)]
+        before, after = processor.wording.around(index)
+        before = before.removeprefix(processor.separator)
+        sentences = [f"{before}{value}{after}" for value in extractor.decode(features)]
         texts = list(map(tuple, tokenizer(sentences, truncation=True, max_length=processor.max_length)["input_ids"]))
         numbers = {text: number for number, text in enumerate(sorted(dict.fromkeys(texts), key=len))}
         states = _states(
