@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import flip_hf` costs a process that has torch and transformers already.
+"""What `import flip_hf` costs a process that has torch and transformers' Auto classes already.
 
 python examples/benchmarks/import_time.py
 """
@@ -9,7 +9,8 @@ import sys
 
 
 CODE = (
-    "import sys, time, torch, transformers; start = time.perf_counter(); import flip_hf;seconds = "
+    "import sys, time, torch; from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel;"
+    "start = time.perf_counter(); import flip_hf;seconds = "
     "time.perf_counter() - start;heavy = [name for name in ('datasets', 'evaluate', 'sklearn', 'pandas', "
     "'matplotlib') if name in sys.modules];print(seconds, ' '.join(heavy) or '-')"
 )
