@@ -83,19 +83,20 @@ class FlipMLMHead(nn.Module):
         return self.decoder(self.dropout(hidden if self.layer_norm is None else self.layer_norm(hidden)))
 
     def loss(
-        self, states: torch.Tensor, vectors: torch.Tensor, input_ids: torch.Tensor, masked_input_ids: torch.Tensor
+        self, states: torch.Tensor, vectors: torch.Tensor, input_ids: torch.Tensor, places: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
-        W~ `(B, T, d_w)`, v `(B, d_v)`, tokens and masked tokens `(B, T)` -> cross-entropy summed over masked tokens
-        `()`, how many these are `()`, and in evaluation mode what [`FlipForPreTrainingOutput`] says of them.
+        W~ `(B, T, d_w)`, v `(B, d_v)`, tokens `(B, T)`, row and position of the masked ones `(M,)` each ->
+        cross-entropy summed over masked tokens `()`, how many these are `()`, and in evaluation mode what
+        [`FlipForPreTrainingOutput`] says of them.
         """
-        row, position = (masked_input_ids != input_ids).nonzero(as_tuple=True)
+        row, position = places
         asked = (states[row, position], vectors[row], input_ids[row, position])  # (M, d_w), (M, d_v), (M,)
         chunks = list(zip(*(tensor.split(MAX_TOKENS_SCORED) for tensor in asked), strict=True))
         # of several chunks the logits are computed again on the way back, so that those of one are in memory
         score = self._loss if len(chunks) == 1 else partial(checkpoint, self._loss, use_reentrant=False)
         totals, is_right = zip(*(score(*chunk) for chunk in chunks), strict=True)
-        total, count = torch.stack(totals).sum(), torch.tensor(len(row), device=row.device)
+        total, count = torch.stack(totals).sum(), torch.full((), len(row), device=row.device)
         if self.training:
             return total, count, {}
         return total, count, {"num_masked_tokens": count, "mlm_accuracy": share(torch.cat(is_right))}
@@ -133,12 +134,14 @@ class FlipMTMHead(nn.Module):
         self.feature_bias = nn.Parameter(torch.zeros(config.num_features))
         self.register_buffer("feature_counts", torch.zeros(config.num_features, dtype=torch.long))
         self.register_buffer("feature_fields", torch.full((config.num_features,), -1, dtype=torch.long))
+        self.register_buffer("slot_fields", torch.tensor(config.slot_fields), persistent=False)
         self._noise: tuple[torch.Tensor, ...] | None = None
 
     def init_weights(self) -> None:
         init.zeros_(self.feature_bias)
         init.zeros_(self.feature_counts)
         init.constant_(self.feature_fields, -1)
+        init.copy_(self.slot_fields, torch.tensor(self.config.slot_fields))  # which no folder holds
 
     @torch.no_grad()
     def set_feature_counts(
@@ -236,6 +239,15 @@ class FlipMTMHead(nn.Module):
         bias = self.feature_bias[features] - math.log(self.config.num_features)
         return features, hidden @ self.feature_embeddings(features).T + bias
 
+    def masked_slots(self, feature_ids: torch.Tensor, masked_feature_ids: torch.Tensor) -> torch.Tensor:
+        """Which slots `(B, S)` are asked for: those that are masked and whose value is known."""
+        return (masked_feature_ids == MASK_FEATURE_ID) & (feature_ids >= self.config.num_reserved_features)
+
+    def slots_per_field(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
+        counts = slots.new_zeros(len(slots), self.config.num_fields, dtype=torch.long)
+        return counts.index_add(1, self.slot_fields, slots.long())
+
     def losses(
         self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor | None
     ) -> torch.Tensor:
@@ -289,16 +301,17 @@ class FlipMTMHead(nn.Module):
         states: torch.Tensor,
         attention_mask: torch.Tensor,
         feature_ids: torch.Tensor,
-        masked_feature_ids: torch.Tensor,
+        slots: torch.Tensor,
+        places: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
-        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids and masked ids `(B, S)` -> as [`FlipMLMHead.loss`],
-        of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean over its values.
+        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, and row
+        and slot of these `(M,)` each -> as [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field
+        counts as one, its loss is the mean over its values.
         """
-        slots = masked_slots(feature_ids, masked_feature_ids, self.config)  # (B, S)
-        num_values = slots_per_field(slots, self.config)  # (B, F)
-        row, slot = slots.nonzero(as_tuple=True)
-        fields = torch.tensor(self.config.slot_fields, device=slot.device)[slot]  # (M,)
+        num_values = self.slots_per_field(slots)  # (B, F)
+        row, slot = places
+        fields = self.slot_fields[slot]  # (M,)
         weights = 1.0 / num_values[row, fields]
         hidden = self.predict(vectors, states, attention_mask)[row, fields]  # (M, E)
         targets, noise, count = feature_ids[row, slot], None, (num_values > 0).sum()
@@ -410,17 +423,6 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
 def share(hits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Share of true entries, weighted perhaps; nan where there is none to ask."""
     return hits.float().mean() if weights is None else (hits * weights).sum() / weights.sum()
-
-
-def masked_slots(feature_ids: torch.Tensor, masked_feature_ids: torch.Tensor, config: FlipConfig) -> torch.Tensor:
-    """Which slots `(B, S)` MTM asks for: those that are masked and whose value is known."""
-    return (masked_feature_ids == MASK_FEATURE_ID) & (feature_ids >= config.num_reserved_features)
-
-
-def slots_per_field(slots: torch.Tensor, config: FlipConfig) -> torch.Tensor:
-    """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
-    slot_fields = torch.tensor(config.slot_fields, device=slots.device)
-    return slots.new_zeros(len(slots), config.num_fields, dtype=torch.long).index_add(1, slot_fields, slots.long())
 
 
 class FlipFusion(nn.Module):

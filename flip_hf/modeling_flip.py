@@ -343,6 +343,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
         found: dict[str, Any] = {}
 
+        # what is asked for: to know where it is the host waits for the accelerator, once, before this step begins
+        tokens = (masked_input_ids != input_ids).nonzero(as_tuple=True) if has_mlm else ()
+        if has_mtm:
+            slots = self.mtm_head.masked_slots(feature_ids, masked_feature_ids)  # (B, S)
+            slot_places = slots.nonzero(as_tuple=True)
+
         # the towers: clean and masked rows in one batch, 2B rows, unless nothing reads one of the two
         one_text = config.text_passes == 1
         clean_text = not one_text and (has_icl or (has_mtm and not config.hide_target_in_text))
@@ -359,14 +365,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
         # the heads: each has its loss, and in evaluation says how often it is right
         losses = []
         if has_mlm:
-            total, count, metrics = self.mlm_head.loss(masked_states, vectors, input_ids, masked_input_ids)
+            total, count, metrics = self.mlm_head.loss(masked_states, vectors, input_ids, tokens)
             found["mlm_loss"] = _mean(total, count if num_masked_tokens is None else num_masked_tokens)
             found |= metrics
             losses.append(config.mlm_weight * found["mlm_loss"])
         if has_mtm:
             read_states = masked_states if config.hide_target_in_text else states
             total, count, metrics = self.mtm_head.loss(
-                masked_vectors, read_states, attention_mask, feature_ids, masked_feature_ids
+                masked_vectors, read_states, attention_mask, feature_ids, slots, slot_places
             )
             found["mtm_loss"] = _mean(total, count if num_masked_features is None else num_masked_features)
             found |= metrics
@@ -509,7 +515,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 weighted += [(config.tabular_bce_weight, tabular_logits), (config.text_bce_weight, text_logits)]
             click_weight = None
             if config.positive_weight != 1.0:
-                click_weight = torch.tensor(config.positive_weight, dtype=torch.float32, device=labels.device)
+                click_weight = torch.full((), config.positive_weight, device=labels.device)
             bce = partial(F.binary_cross_entropy_with_logits, reduction="sum", pos_weight=click_weight)
             total = torch.stack([weight * bce(z.float(), labels.float()) for weight, z in weighted if weight]).sum()
             if self.training and config.l2_coefficient and self.flip.tabular is not None:

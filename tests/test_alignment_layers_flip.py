@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, alignment_layers_flip
-from flip_hf.alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead, masked_slots, slots_per_field
+from flip_hf.alignment_layers_flip import FlipICLHead, FlipMLMHead, FlipMTMHead
 
 
 # 2 fields: ids 0 pad, 1 mask, 2/3 and 4/5 unseen/missing, 6-8 field 0, 9-10 field 1
@@ -37,7 +37,7 @@ def test_vocabulary_logits_in_chunks_are_those_of_the_whole_and_are_not_held(tra
     torch.manual_seed(0)
     head = FlipMLMHead(make_config(mlm_dropout_prob=0.0), tabular_size=6).double().train(training)
     input_ids = torch.randint(5, 17, (9, 20))
-    masked = torch.where(torch.rand(9, 20) < 0.6, 4, input_ids)
+    places = (torch.rand(9, 20) < 0.6).nonzero(as_tuple=True)
     found, held, shapes = {}, {}, []
     for size in (1000, 16):
         monkeypatch.setattr(alignment_layers_flip, "MAX_TOKENS_SCORED", size)
@@ -45,13 +45,13 @@ def test_vocabulary_logits_in_chunks_are_those_of_the_whole_and_are_not_held(tra
         states, vectors = torch.randn(9, 20, 8).double().requires_grad_(), torch.randn(9, 6).double().requires_grad_()
         shapes.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
-            total, count, metrics = head.loss(states, vectors, input_ids, masked)
+            total, count, metrics = head.loss(states, vectors, input_ids, places)
         held[size] = max([shape[0] for shape in shapes if len(shape) == 2 and shape[1] == 17 and shape[0] != 8] or [0])
         gradients = torch.autograd.grad(total, [states, vectors, *head.parameters()])
         found[size] = [total, count, *metrics.values(), *gradients]
     torch.testing.assert_close(found[16], found[1000], rtol=1e-5, atol=1e-6)  # the losses are taken in float32
     assert count > 80 and held[1000] >= count and held[16] == 0
-    assert head.loss(states, vectors, input_ids, input_ids)[0].item() == 0.0
+    assert head.loss(states, vectors, input_ids, (places[0][:0], places[1][:0]))[0].item() == 0.0
 
 
 def test_noise_follows_the_training_frequencies_of_real_features_and_scores_start_as_their_logarithms():
@@ -186,10 +186,11 @@ def test_a_learnable_temperature_starts_at_the_given_one_and_stays_positive():
 
 def test_known_values_behind_a_mask_are_asked_for_and_counted_by_field():
     fields = [{"name": "a"}, {"name": "b", "kind": "multivalued", "num_slots": 3}, {"name": "t", "num_slots": 0}]
-    config = FlipConfig(fields=fields, num_features=13)
+    config = FlipConfig(fields=fields, num_features=13, text_config=make_config().text_config)
     # 0 pad, 1 mask, 2 to 7 unseen and missing, 8 and 9 of a, 10 to 12 of b
     ids = torch.tensor([[8, 10, 11, 12], [9, 12, 4, 0], [8, 7, 0, 0], [9, 4, 0, 0]])
     masked = torch.tensor([[8, 1, 1, 1], [1, 1, 1, 0], [1, 7, 0, 0], [9, 1, 0, 0]])
-    slots = masked_slots(ids, masked, config)
+    head = FlipMTMHead(config, tabular_size=6)
+    slots = head.masked_slots(ids, masked)
     assert slots.tolist() == [[False, True, True, True], [True, True, False, False], [True] + [False] * 3, [False] * 4]
-    assert slots_per_field(slots, config).tolist() == [[0, 3, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert head.slots_per_field(slots).tolist() == [[0, 3, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]

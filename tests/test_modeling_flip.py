@@ -10,6 +10,7 @@ from conftest import elsewhere
 from equations import affine, dot, relu, sigmoid
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
 
 from flip_hf import (
@@ -72,6 +73,29 @@ def test_stage_1_reads_each_view_twice_asks_about_masked_tokens_alone_and_trains
     torch.testing.assert_close(output.loss, output.mlm_loss + output.mtm_loss + output.icl_loss)
     output.loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all that torch computes inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_numbers_of_the_accelerator_before_a_step_and_not_within(stage_1, ctr, masked_batch, batch):
+    steps = [(stage_1(**options), masked_batch) for options in ({}, {"text_passes": 1, "text_pooling": "mean"})]
+    for model, rows in [*steps, (ctr("tabular", l2_coefficient=1e-5), batch), (ctr("joint"), batch)]:
+        model.train()(**rows)  # the distribution of the noise is known from now on
+        with Operations() as operations:
+            model(**rows).loss.backward()
+        begins = next(k for k, name in enumerate(operations.names) if name.startswith(("aten.addmm", "aten.mm")))
+        waits = ("aten.nonzero", "aten._local_scalar_dense", "aten._unique", "aten.masked_select", "aten.equal")
+        assert not [name for name in operations.names[begins:] if name.startswith(waits)]
 
 
 def test_losses_start_where_an_untrained_model_stands_and_evaluation_asks_the_same_every_time(stage_1, masked_batch):

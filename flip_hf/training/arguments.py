@@ -34,6 +34,7 @@ class FlipTrainingArguments(TrainingArguments):
         "group_by_length", "group_by_length (where text is read), random or sequential."
     )
     logging_steps: float = _default(50, "Log the losses every so many steps.")
+    logging_nan_inf_filter: bool = _default(False, "Such a loss is an error here, and looking costs a wait a step.")
     bf16: Literal[True, False, "auto"] = _default(
         False, "Autocast to bfloat16; auto: where the hardware multiplies it, CPUs too.", nargs="?", const=True
     )

@@ -24,7 +24,6 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..alignment_layers_flip import masked_slots, slots_per_field
 from ..analysis.metrics import PRE_TRAINING_METRICS, compute_ctr_metrics
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
@@ -58,6 +57,7 @@ class FlipTrainer(Trainer):
     _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     _checked_arguments: Callable[..., Any]
     _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
+    _last_step: tuple[int, torch.Tensor] | None = None  # its number and loss, until that was looked at
     # set by Trainer
     args: Any
     model: Any
@@ -145,9 +145,11 @@ class FlipTrainer(Trainer):
         self.processing_class = None
         try:
             with flushed_denormals():
-                return super().train(*args, **kwargs)
+                output = super().train(*args, **kwargs)
+            self._check_last_step()
+            return output
         finally:
-            self.processing_class = self._processor
+            self.processing_class, self._last_step = self._processor, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         self.processing_class = self._processor
@@ -163,8 +165,21 @@ class FlipTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        self._need_finite(f"step {self.state.global_step + 1} of the training", loss)
+        self._check_last_step()
+        self._last_step = (self.state.global_step + 1, loss)
         return loss
+
+    def _check_last_step(self) -> None:
+        """Looks at the loss of a step when the next one is on its way: the accelerator is never waited for."""
+        if self._last_step is not None:
+            step, loss = self._last_step
+            self._last_step = None
+            self._need_finite(f"step {step} of the training", loss)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_last_step()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _need_finite(self, where: str, values: torch.Tensor) -> None:
         """Transformers leaves losses that are not finite out of its means, and goes on."""
@@ -373,11 +388,12 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, torch.Tensor]:
         """The micro-batches of one optimiser step, and `(2,)`: masked tokens and features in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(2, dtype=torch.long, device=device)
+        counts, head = torch.zeros(2, dtype=torch.long, device=device), self.model.mtm_head
         for batch in batches:
             counts[0] += (batch["masked_input_ids"] != batch["input_ids"]).sum().to(device)
-            slots = masked_slots(batch["feature_ids"], batch["masked_feature_ids"], self.model.config)
-            counts[1] += (slots_per_field(slots, self.model.config) > 0).sum().to(device)
+            if head is not None:
+                slots = head.masked_slots(batch["feature_ids"].to(device), batch["masked_feature_ids"].to(device))
+                counts[1] += (head.slots_per_field(slots) > 0).sum()
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         return batches, counts
