@@ -7,7 +7,8 @@ import json
 import os
 from typing import Any
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
 
@@ -26,7 +27,7 @@ def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return where if commit is None else {**where, "revision": commit}
 
 
-def fetch(name: str, file: str, where: dict[str, Any]) -> str:
+def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
     """Path of a file of a folder or of a repository; `OSError` if it is not there, or does not arrive whole."""
     try:
         return cached_file(name, file, **where)
@@ -36,17 +37,24 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> str:
         raise OSError(f"{file} of {name} did not arrive whole ({error}): load it again") from error
 
 
-def check_shard_names(name: str, where: dict[str, Any]) -> None:
-    """Raises `ValueError` if the index of weights in several files leads out of the folder, or to a pickle."""
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
+def weight_names(name: str, where: dict[str, Any]) -> list[str]:
+    """Names of a model's weights. Raises `ValueError` if an index of several files leads out of the folder, or to a
+    pickle."""
+    where = {**where, "_raise_exceptions_for_missing_entries": False}
+    index = fetch(name, SAFE_WEIGHTS_INDEX_NAME, where)
     if index is None:
-        return
+        path = fetch(name, SAFE_WEIGHTS_NAME, where)
+        if path is None:
+            return []
+        with safe_open(path, framework="pt") as weights:
+            return list(weights.keys())
     with open(index, encoding="utf-8") as file:
-        shards = json.load(file)["weight_map"].values()
-    for shard in sorted(set(shards)):
+        shards = json.load(file)["weight_map"]
+    for shard in sorted(set(shards.values())):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
             problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
             raise ValueError(f"{problem}: do not load it")
+    return list(shards)
 
 
 def workshop(name: str) -> Any:

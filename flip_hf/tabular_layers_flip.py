@@ -6,7 +6,9 @@ fields i < j in the order (0, 1), (0, 2), ..., (F - 2, F - 1), R low rank, K exp
 neurons.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,11 +68,29 @@ class MultiLayerPerceptron(nn.Sequential):
             layers.append(nn.Linear(size_in, size_out))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(size_out))
-            layers.append(nn.ReLU(inplace=True))  # nothing before it needs its own output to go backwards
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+            activation = nn.ReLU(inplace=True)  # nothing before it needs its own output to go backwards
+            # dropout has no number of its own, so that the names of weights do not depend on it
+            layers.append(nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation)
         super().__init__(*layers)
         self.output_size = int(hidden_units[-1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
+        for old, new in renumbered(state_dict).items():
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, *args)
+
+
+def renumbered(names: Iterable[str]) -> dict[str, str]:
+    """Names of DNNs' weights from when dropout had a number (0, 3, 6, ...) -> their names now (0, 2, 4, ...)."""
+    pattern = re.compile(r"(.*\b(?:dnn|mlp1|mlp2)\.)(\d+)\.(\w+)")
+    parts = [(match[1], int(match[2]), match[3]) for match in map(pattern.fullmatch, names) if match]
+    numbers = {part[:2] for part in parts}
+    new_names = {}
+    for dnn, number, weight in sorted(parts, key=lambda part: part[1]):  # no name is written before it is read
+        size = 4 if (dnn, 1) in numbers else 3  # of a layer with dropout, whose batch norm would be number 1
+        if number >= size and (dnn, size) in numbers and (dnn, size - 1) not in numbers:
+            new_names[f"{dnn}{number}.{weight}"] = f"{dnn}{number - number // size}.{weight}"
+    return new_names
 
 
 class SumToLogit(Layer):

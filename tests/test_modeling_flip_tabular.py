@@ -3,9 +3,11 @@
 
 import copy
 import itertools
+import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
@@ -248,11 +250,40 @@ def test_options_of_the_backbone_and_fields_of_several_slots_survive_a_folder(tm
     model = make_model("dcnv2", backbone_config=options, fields=MULTI_FIELDS).eval()
     assert [tuple(layer.weight.shape) for layer in model.backbone.cross] == [(96, 96)] * 3
     assert model.hidden_size == 96 + 7
-    assert any(isinstance(part, torch.nn.Dropout) for part in model.backbone.dnn)
+    assert any(isinstance(part, torch.nn.Dropout) for part in model.backbone.dnn.modules())
     model.save_pretrained(tmp_path)
     again = FlipTabularModel.from_pretrained(tmp_path)
     ids = torch.tensor([[9, 20, 21, 0, 30], [9, 20, 21, 22, 30]])
     torch.testing.assert_close(again(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "option", "old_numbers"),  # numbers of linear maps and batch norms, when dropout had one
+    [("deepfm", "dnn", "0 3 6 9"), ("finalmlp", "mlp2", "0 3 6 9"), ("afn", "afn", "0 1 4 5 8 9 12 13")],
+)
+def test_weights_have_the_same_names_with_dropout_and_folders_in_which_they_had_others_open(
+    backbone, option, old_numbers, tmp_path
+):
+    options = {f"{option}_hidden_units": (7, 6, 5, 4)}
+    plain = make_model(backbone, backbone_config=options)
+    plain.save_pretrained(tmp_path)
+    model = FlipTabularModel.from_pretrained(tmp_path, backbone_config={**options, f"{option}_dropout": 0.5})
+    assert [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)] == [0.5] * 4
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+    dnn = "dnn" if option == "afn" else option
+    names = [f"{number}." for number, layer in model.backbone.get_submodule(dnn).named_children() if layer._parameters]
+    old = dict(zip(names, old_numbers.split(), strict=True))
+    find = rf"(?<=backbone\.{dnn}\.)\d+\."
+    state = {re.sub(find, lambda found: f"{old[found[0]]}.", name): w for name, w in plain.state_dict().items()}
+    model.save_pretrained(tmp_path / "old")
+    save_file(state, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    again = FlipTabularModel.from_pretrained(tmp_path / "old")
+    again.save_pretrained(tmp_path / "again")
+    resumed = make_model(backbone, backbone_config=model.config.backbone_config)
+    resumed.load_state_dict(state)
+    for loaded in (again, FlipTabularModel.from_pretrained(tmp_path / "again"), resumed):
+        torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 @every_backbone
