@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..columns_flip import CodedColumn, batches, read_labels
+from ..columns_flip import CodedColumn, read_labels
 from ..feature_extraction_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
 from ..fitting.counts import Counts
+from ..fitting.schema import batches
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..columns_flip import batches
 from ..configuration_flip import missing_id, num_reserved_features, unseen_id
 from ..feature_extraction_flip import NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
 from ..fields_flip import AgeField, CategoricalField, MultivaluedField, NumericField, StatisticField
 from ..values_flip import number_text
 from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, number_keys
+from .schema import batches
 
 
 logger = logging.get_logger(__name__)

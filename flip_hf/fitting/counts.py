@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, code_scalars, read_labels
+from ..columns_flip import CodedColumn, as_columns, class_names, code_scalars, read_labels
 from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets, row_folds
 from ..fields_flip import (
     STATISTICS,
@@ -34,7 +34,7 @@ from ..fields_flip import (
     field_from_dict,
 )
 from ..values_flip import VALUE_TYPES, is_code
-from .schema import KIND_OF_OPTION, KIND_OF_TYPE, expand_field, infer_column
+from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column
 
 
 logger = logging.get_logger(__name__)
