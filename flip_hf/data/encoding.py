@@ -45,7 +45,8 @@ class _Encoder:
         processor = self.processor
         if self.vocabulary_folder is not None:
             processor = copy.copy(processor)
-            processor.feature_extractor = processor.feature_extractor.without_arrays()
+            fitted = processor.feature_extractor
+            processor.feature_extractor = type(fitted)(fitted.field_specs, fitted.label, fitted.min_frequency)
         return {**self.__dict__, "processor": processor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
