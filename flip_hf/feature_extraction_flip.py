@@ -437,28 +437,9 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return spec.age_text(float(spec.ages(numbers, self.vocabulary["references"][field])[0]))
         return spec.text(value)
 
-    def occurrences(self, feature_ids: Any) -> np.ndarray:
-        """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
-        unseen and missing. Zeros for a field without ids."""
-        ids, slots = np.asarray(feature_ids), np.asarray(self.slot_fields, np.int64)
-        is_reserved = (ids >= unseen_id(0)) & (ids < self.num_reserved_features)
-        reserved = np.bincount(ids[is_reserved] - unseen_id(0), minlength=2 * self.num_fields)
-        values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
-        rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
-        return np.column_stack([rows, values, reserved.reshape(-1, 2)])
-
-    @staticmethod
-    def shares_of(occurrences: np.ndarray) -> np.ndarray:
-        """What `occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
-        return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
-
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field with ids the shares of values that are unseen, and of rows that are missing."""
-        shares = self.shares_of(self.occurrences(feature_ids)).tolist()
-        return {
-            self.field_names[field]: {"unseen": shares[field][0], "missing": shares[field][1]}
-            for field in dict.fromkeys(self.slot_fields)
-        }
+        return workshop("analysis.rates").rates(self, feature_ids)
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """What a person should know of a table, in any form that `fit` takes, or of its splits, before training on it:
