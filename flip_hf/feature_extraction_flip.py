@@ -55,12 +55,8 @@ _MAX_CACHED_LENGTH = 1 << 8
 
 
 class Vocabulary:
-    """
-    What training rows taught, as arrays (`ARRAYS`) that do not change.
-
-    What follows from them is computed when it is first needed; threads that compute it at the same time get the same,
-    so there is no lock.
-    """
+    """What training rows taught, as arrays (`ARRAYS`) that do not change. What follows is computed when it is first
+    needed; threads that compute it at the same time get the same, so there is no lock."""
 
     def __init__(self, fields: Sequence[Field], arrays: Mapping[str, np.ndarray]):
         self.fields, self.arrays = list(fields), dict(arrays)

@@ -215,9 +215,7 @@ class AgeField(NumericField):
 
     kind: ClassVar[str] = "age"
     read_by: ClassVar[tuple[str, ...]] = ("format",)
-    reference: str | None = (
-        None  # column with the later time; default: that of the newest training row, in whole hours
-    )
+    reference: str | None = None  # column with the later time; default: the newest of training rows, in whole hours
     format: str | None = None  # of times without dashes, "%y%m%d%H" say
 
     @property

@@ -137,13 +137,9 @@ class FlipTabularModel(FlipPreTrainedModel):
         return torch.stack(sums).sum()
 
     def _check(self, feature_ids: torch.LongTensor) -> None:
-        if not isinstance(feature_ids, torch.Tensor):
-            raise TypeError(f'feature_ids is a {type(feature_ids).__name__}: encode rows with return_tensors="pt"')
-        if feature_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"feature_ids are {feature_ids.dtype}, not torch.int64: ids never travel as floats, which are exact "
-                "only below 2^24"
-            )
+        kind = getattr(feature_ids, "dtype", type(feature_ids).__name__)
+        if kind not in (torch.int64, torch.int32):  # floats are exact only below 2^24
+            raise TypeError(f'feature_ids are {kind}, not torch.int64: encode rows with return_tensors="pt"')
         if feature_ids.dim() != 2 or feature_ids.shape[1] != self.config.num_slots:
             raise ValueError(
                 f"feature_ids have shape {tuple(feature_ids.shape)}, the model reads (batch_size, "

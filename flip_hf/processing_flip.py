@@ -103,10 +103,7 @@ class _TextEncoder:
 
     A piece is the tokens of a sentence, and how many of them stand before, spell and follow the value: both as bytes,
     int32, so that those of a batch are joined fast. `pieces[f]` has the piece of each value of field f so far. Threads
-    share it: it only grows.
-
-    Args:
-        settings (`tuple`): wording, tokenizer and its size, by which a processor knows whether this is its encoder.
+    share it: it only grows. By its `settings`, wording, tokenizer and its size, a processor knows that it is its own.
     """
 
     can_be_cut: bool | None = None  # not tried yet
@@ -204,13 +201,9 @@ class _TextEncoder:
         return tokens.take(source), token_fields.take(source), fixed + value.sum(1)
 
     def try_cutting(self, columns: Sequence[CodedColumn]) -> bool:
-        """
-        Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
-        and of the first rows of `columns`.
-
-        Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
-        those, whatever the values.
-        """
+        """Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value
+        ends, and of the first rows of `columns`. Equal tokens could be luck, so borders of pieces have to be borders
+        of words as well: no model merges across those, whatever the values."""
         probes: list[CodedColumn] = []
         for column in columns:
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
@@ -237,10 +230,8 @@ def _piece(ids: Sequence[int], first: int, last: int) -> tuple[bytes, bytes]:
 
 
 def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
-    """
-    Shortens values so that each row fits: lengths of values `(R, F)` and tokens of the template `(R,)` -> lengths
-    `(R, F)`, as [`FlipProcessor`] says.
-    """
+    """Lengths of values `(R, F)` and tokens of the template `(R,)` -> shorter lengths `(R, F)`, with which each row
+    fits, as [`FlipProcessor`] says."""
     budget = max_length - fixed
     if (budget < 0).any():
         raise ValueError(
@@ -268,10 +259,8 @@ def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int, begin: i
 
 
 def _private_copy(backend: Tokenizer) -> Tokenizer:
-    """
-    A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
-    what special tokens are in the one that they share, at each call. Its vocabulary is the same object.
-    """
+    """A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
+    what special tokens are in the one that they share, at each call. Its vocabulary is the same object."""
     copied = Tokenizer(backend.model)
     copied.normalizer, copied.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     copied.post_processor = backend.post_processor

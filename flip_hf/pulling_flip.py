@@ -17,10 +17,8 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 
 def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    Those arguments of a `from_pretrained` that every file of the model is asked for with. A branch moves when somebody
-    pushes, between two files of a model as well: it is looked up once, and `revision` is the commit that it was at.
-    """
+    """Those arguments of a `from_pretrained` that every file of the model is asked for with. A branch moves when
+    somebody pushes, between two files of a model as well: it is looked up once, and `revision` is the commit."""
     where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
     asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
     commit = resolve_revision(name, **asked)

@@ -330,11 +330,10 @@ def test_ids_that_no_tower_reads_are_refused_and_int32_is_read_as_int64():
     for shape in ((4, 2), (4, 4), (4,), (4, 3, 1)):
         with pytest.raises(ValueError, match=r"feature_ids have shape \(4.*the model reads \(batch_size, 3\)"):
             model(torch.full(shape, 9))
-    for dtype in (torch.float32, torch.bool, torch.uint8):
-        with pytest.raises(TypeError, match=f"feature_ids are {dtype}, not torch.int64"):
-            model(torch.ones(4, 3).to(dtype))
-    with pytest.raises(TypeError, match='feature_ids is a list: encode rows with return_tensors="pt"'):
-        model([[9, 10, 11]])
+    for kind in (torch.float32, torch.bool, torch.uint8, "list"):
+        wrong = [[9, 10, 11]] if kind == "list" else torch.ones(4, 3).to(kind)
+        with pytest.raises(TypeError, match=f'feature_ids are {kind}, not torch.int64: .*return_tensors="pt"'):
+            model(wrong)
     torch.testing.assert_close(model(ids.int()), model(ids))
     padded, masked = ids.clone(), ids.clone()
     padded[:, 1], masked[:, 1] = PAD_FEATURE_ID, MASK_FEATURE_ID
