@@ -244,18 +244,6 @@ def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_sam
     torch.testing.assert_close(again(ids), model.eval()(ids))
 
 
-def test_options_of_the_backbone_and_fields_of_several_slots_survive_a_folder(tmp_path):
-    options = {"use_low_rank_mixture": False, "num_cross_layers": 3, "dnn_hidden_units": (7,), "dnn_dropout": 0.5}
-    model = make_model("dcnv2", backbone_config=options, fields=MULTI_FIELDS).eval()
-    assert [tuple(layer.weight.shape) for layer in model.backbone.cross] == [(96, 96)] * 3
-    assert model.hidden_size == 96 + 7
-    assert any(isinstance(part, torch.nn.Dropout) for part in model.backbone.dnn.modules())
-    model.save_pretrained(tmp_path)
-    again = FlipTabularModel.from_pretrained(tmp_path)
-    ids = torch.tensor([[9, 20, 21, 0, 30], [9, 20, 21, 22, 30]])
-    torch.testing.assert_close(again(ids), model(ids))
-
-
 @every_backbone
 def test_the_tower_runs_in_bfloat16_and_under_autocast_and_exports_with_any_number_of_rows(backbone):
     model, ids = make_model(backbone), make_ids()
