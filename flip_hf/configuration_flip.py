@@ -247,10 +247,8 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":
-        """
-        The configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]); `text_model` is the text
-        tower, or its configuration, `kwargs` any other field of this class.
-        """
+        """The configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]); `text_model` is the
+        text tower, or its configuration, `kwargs` any other field of this class."""
         extractor = getattr(processor, "feature_extractor", processor)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in kwargs.keys() - known:

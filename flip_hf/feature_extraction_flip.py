@@ -345,12 +345,10 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         return grown
 
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
-        """
-        Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out
-        of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0. Columns
-        that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on, statistics leave
-        out the fold a row is in, so that no row reads its own label.
-        """
+        """Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never
+        out of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0.
+        Columns that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on,
+        statistics leave out the fold a row is in, so that no row reads its own label."""
         return self.encode_columns(self.select_columns(rows), out_of_fold)
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:

@@ -116,10 +116,8 @@ class FlipTabularModel(FlipPreTrainedModel):
 
     @torch.no_grad()
     def grow_features(self, counts: torch.Tensor, fields: torch.Tensor, start: str) -> None:
-        """
-        New rows behind those of the tables, for features that [`FlipPreTrainedModel.resize_feature_embeddings`] adds:
-        `fields` `(N,)` of all features; their `counts` `(N,)` in the training rows are not read.
-        """
+        """New rows behind those of the tables, for features that [`FlipPreTrainedModel.resize_feature_embeddings`]
+        adds: `fields` `(N,)` of all features; their `counts` `(N,)` in the training rows are not read."""
         for table in self.tables():
             grow_table(table, fields, start, self.config.tabular_initializer_range, self.config.num_reserved_features)
 
@@ -128,10 +126,8 @@ class FlipTabularModel(FlipPreTrainedModel):
         return [table for table in (self.embeddings, self.first_order) if table is not None]
 
     def sum_of_squares(self) -> torch.Tensor:
-        """
-        Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
-        reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero.
-        """
+        """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
+        reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero."""
         reserved = self.config.num_reserved_features
         sums = [w.square().sum() - w[:reserved].square().sum() for w in (table.weight for table in self.tables())]
         return torch.stack(sums).sum()

@@ -23,10 +23,8 @@ def check_choice(name: str, value: str, *allowed: str) -> None:
 
 
 def pair_sums(embeddings: torch.Tensor) -> torch.Tensor:
-    """
-    Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
-    (Rendle 2010, lemma 3.1, before its sum over dimensions). `(B, F, D)` -> `(B, D)`.
-    """
+    """Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
+    (Rendle 2010, lemma 3.1, before its sum over dimensions). `(B, F, D)` -> `(B, D)`."""
     return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
 
 
@@ -275,10 +273,8 @@ class CompressedInteractionLayer(Layer):
         return (weight @ products.flatten(1)).unflatten(1, inputs.shape[1:])
 
     def pooled(self, maps: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """
-        Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
-        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work.
-        """
+        """Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
+        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work."""
         products = maps.transpose(0, 1) @ inputs.permute(1, 2, 0)  # (B, H_{k-1}, F)
         return F.linear(products.flatten(1), self.weight[start:].flatten(1))
 
