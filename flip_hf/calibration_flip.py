@@ -16,10 +16,8 @@ CALIBRATION_METHODS = tuple(_SETTINGS)
 
 
 def check_calibration(calibration: dict[str, Any] | None, positive_weight: float = 1.0) -> None:
-    """
-    Raises `ValueError` for a calibration that [`predict_probabilities`] cannot apply, that would turn the order of the
-    rows around, or that was fitted for another weight of clicks.
-    """
+    """Raises `ValueError` for a calibration that [`predict_probabilities`] cannot apply, that would turn the order of
+    the rows around, or that was fitted for another weight of clicks."""
     if calibration is None:
         return
     method = calibration.get("method") if isinstance(calibration, dict) else calibration

@@ -3,7 +3,7 @@
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from .values_flip import canonical_value, plain_value
 
 
-BATCH_SIZE = 100_000  # rows read at a time from what is larger than memory
 _SHORT_FLOATS = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}
 _LABELS: dict[str | None, float] = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
 
@@ -94,22 +93,6 @@ def select_columns(columns: Mapping[str, Any], names: Sequence[str], of_lists: S
     if len(set(sizes.values())) > 1:
         raise ValueError(f"columns differ in length: {sizes}")
     return list(selected.values())
-
-
-def gives_arrow(dataset: Any) -> bool:
-    """Whether a data set has Arrow tables to give. Of a stream of rows made in Python `datasets` would make a table of
-    each row, and those of rows with and without holes do not fit together."""
-    return getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", True) is not None
-
-
-def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
-    if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
-        for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
-            yield with_class_names(batch, dataset.features, label)
-    else:
-        for batch in dataset if isinstance(dataset, Iterator) else [dataset]:
-            yield as_columns(batch, label)
 
 
 class CodedColumn(NamedTuple):

@@ -65,124 +65,96 @@ def within(allowed: str | tuple, default: Any) -> Any:
 
 class FlipConfig(PreTrainedConfig):
     r"""
-    Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`].
+    Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`]: its fields stand
+    below, with their range, their default and what they say. Any other value raises `ValueError`, naming what is
+    allowed.
 
     The global feature id space (one embedding table for all fields) is laid out so that no id ever moves:
     `0` pad, `1` mask, then for field `f` the ids `2 + 2f` (unseen value) and `3 + 2f` (missing value), then the real
     features from `2 + 2F` on.
-
-    Args:
-        fields (`list[dict]`): in order, `name`, `kind` (as the extractor names it), `num_slots` (columns of
-            `feature_ids`: none for text alone), `pooling` of a multivalued field, `hash_buckets` of a hashed one.
-        num_features (`int`): N, size of the global id space, reserved ids included.
-        feature_digests (`list[str]`, *optional*): [`FlipFeatureExtractor.field_digests`]; `None`: not compared.
-        mode (`str`): `"tabular"` (FLIP_ID), `"text"` (FLIP_PLM) or `"joint"` (FLIP). Read by [`FlipForCTR`] alone.
-        text_config (`dict` or `PreTrainedConfig`, *optional*): of the text tower; `None` for a model of ids alone.
-        text_model_name_or_path (`str`, *optional*): where the text tower's first weights came from; for the card.
-        text_pooling (`str`): `"cls"` (first token), `"mean"` (over real tokens) or `"last"` (real token: decoders).
-        text_adapter (`dict`), text_model_digest (`str`, *optional*): settings of peft's `LoraConfig`, and by what the
-            language model that it belongs to is known ([`FlipPreTrainedModel.add_text_adapter`]).
-        backbone (`str`), backbone_config (`dict`, *optional*): a key of `TABULAR_BACKBONES`, and its hyper-parameters.
-        use_first_order (`bool`): the ID tower's logit has the first-order term (as in FLIP, unlike DCN, PNN, ...).
-        feature_embedding_size (`int`): size of one feature's embedding (32 in the paper).
-        tabular_initializer_range, initializer_range (`float`): standard deviation of the tabular tower's embeddings
-            and DNN weights, and of the heads' linear layers.
-        id_dropout (`float`): in training, share of ids replaced by their field's id for unseen values ([`IdDropout`]).
-        mlm_weight, mtm_weight, icl_weight (`float`): weights of the three stage 1 losses; 0: not computed.
-        text_mask_ratio, feature_mask_ratio (`float`): share of fields masked in a row's text and ids; at least one.
-        text_mask_level (`str`): `"field"` hides all tokens of a value, `"token"` single tokens of any value.
-        final_text_mask_ratio, final_feature_mask_ratio (`float`, *optional*): reached by equal steps in training.
-        text_passes (`int`): 2, as the paper has it: MLM reads the masked text, MTM and ICL the clean one. With 1 the
-            masked text serves all three at about half the cost; a field that is hidden in it is not asked of it.
-        share_field_masks (`bool`): both views mask the same fields.
-        hide_target_in_text (`bool`): masked-feature queries read the *masked* text, and the fields they ask for are
-            among those hidden in it: the rest of the row must explain them. Implies `share_field_masks`.
-        mlm_transform (`str`), mlm_transform_config (`dict`, *optional*): before the MLM decoder: `"tanh"` (the
-            release), or as in BERT's head (`"text_model"`); `hidden_size`, `hidden_act`, `layer_norm_eps` (1e-12).
-        mlm_dropout_prob, icl_dropout_prob (`float`): dropout inside the two heads (0.2 in the paper).
-        mtm_loss (`str`): `"nce"`, `"sampled_softmax"` or `"full_softmax"` (over the masked field's vocabulary).
-        mtm_noise (`str`): noise features drawn from all features (`"global"`) or from the masked field (`"field"`).
-        num_noise_features (`int`): K, noise draws per (row, masked field).
-        mtm_query_init (`float`, *optional*): where the query's LayerNorm weights start; `None`: 1 / sqrt(d_w), so that
-            its attention begins soft. With the release's 1 it begins on a token or two and leaves the others
-            gradients of 1e-30 and less.
-        mtm_embedding_size, icl_projection_size (`int`): of an MTM output row (32 in the paper), a projection (128).
-        icl_projection_init (`float`, *optional*): where the projections' LayerNorm weights start; `None`: 1 /
-            sqrt(size), so that the contrast starts near ln(batch size). With the release's 1 it is 10 to 30 nats.
-        icl_temperature (`float`), icl_learnable_temperature (`bool`): tau, divides similarities (0.7 in the paper).
-        icl_normalize (`bool`): L2-normalise both projections first.
-        fusion (`str`), fusion_hidden_size (`int`): how stage 2's joint logit is made: see [`FlipFusion`].
-        alpha_init (`float`): initial weight of the tabular logit with `fusion="alpha"` (a gate starts at 0.5).
-        tabular_bce_weight, text_bce_weight (`float`): of the towers' losses beside the joint one's (0: not computed).
-        l2_coefficient (`float`): times the *sum* of squares of the ID tower's tables, without the rows of reserved
-            ids; in stage 2's training loss only.
-        positive_weight (`float`): stage 2, what the loss of a click is multiplied by, for logs with few of them.
-        negative_sampling_rate (`float`): share of non-clicks that the training rows kept ([`predict_probabilities`]).
-        newly_initialized (`list[str]`, *optional*): weights of stage 2 that are random still; `None` once trained.
-        calibration (`dict`, *optional*): what [`fit_calibration`] found ([`FlipForCTR.set_calibration`]).
-
-    Any other value raises `ValueError`, naming what is allowed.
     """
 
     model_type = "flip"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
     keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights", "hidden_states", "attentions"]
 
+    # in order, `name`, `kind` (as the extractor names it), `num_slots` (columns of `feature_ids`: none for text
+    # alone), `pooling` of a multivalued field, `hash_buckets` of a hashed one
     fields: list[dict[str, Any]] | None = None
-    num_features: int = within("[2, inf)", 2)
-    feature_digests: list[str] | None = None
-    mode: str = within(MODES, "joint")
+    num_features: int = within("[2, inf)", 2)  # N, size of the global id space, reserved ids included
+    feature_digests: list[str] | None = None  # [`FlipFeatureExtractor.field_digests`]; `None`: not compared
+    mode: str = within(MODES, "joint")  # FLIP_ID, FLIP_PLM or FLIP; read by [`FlipForCTR`] alone
 
-    text_config: Any = None  # dict or PreTrainedConfig
-    text_model_name_or_path: str | None = None
-    text_pooling: str = within(("cls", "mean", "last"), "cls")
+    # the text tower
+    text_config: Any = None  # a dict or PreTrainedConfig; `None` for a model of ids alone
+    text_model_name_or_path: str | None = None  # where its first weights came from; for the card
+    text_pooling: str = within(("cls", "mean", "last"), "cls")  # first token, mean of real ones, last real: decoders
+    # settings of peft's `LoraConfig`, and by what the language model that it belongs to is known
+    # ([`FlipPreTrainedModel.add_text_adapter`])
     text_adapter: dict[str, Any] | None = None
     text_model_digest: str | None = None
 
-    backbone: str = "dcnv2"
-    backbone_config: dict[str, Any] | None = None
-    use_first_order: bool = True
-    feature_embedding_size: int = within("[1, inf)", 32)
+    # the ID tower
+    backbone: str = "dcnv2"  # a key of `TABULAR_BACKBONES`
+    backbone_config: dict[str, Any] | None = None  # its hyper-parameters
+    use_first_order: bool = True  # the logit has the first-order term (as in FLIP, unlike DCN, PNN, ...)
+    feature_embedding_size: int = within("[1, inf)", 32)  # the paper's
+    # standard deviation of the embeddings and DNN weights; and of the heads' linear layers
     tabular_initializer_range: float = within("(0, inf)", 0.05)
     initializer_range: float = within("[0, inf)", 0.02)
-    id_dropout: float = within("[0, 1)", 0.0)
+    id_dropout: float = within("[0, 1)", 0.0)  # share of ids that [`IdDropout`] makes unseen in training
 
+    # stage 1; a loss of weight 0 is not computed
     mlm_weight: float = within("[0, inf)", 1.0)
     mtm_weight: float = within("[0, inf)", 1.0)
     icl_weight: float = within("[0, inf)", 1.0)
+    # share of fields masked in a row's text and ids, at least one; and what it is at the end, by equal steps
     text_mask_ratio: float = within("(0, 1]", 0.15)
     feature_mask_ratio: float = within("(0, 1]", 0.15)
-    text_mask_level: str = within(TEXT_MASK_LEVELS, "field")
     final_text_mask_ratio: float | None = within("(0, 1]", None)
     final_feature_mask_ratio: float | None = within("(0, 1]", None)
+    text_mask_level: str = within(TEXT_MASK_LEVELS, "field")  # all tokens of a value, or single ones of any value
+    # 2, as the paper has it: MLM reads the masked text, MTM and ICL the clean one. With 1 the masked text serves all
+    # three at about half the cost; a field that is hidden in it is not asked of it
     text_passes: int = within((1, 2), 2)
-    share_field_masks: bool = False
+    share_field_masks: bool = False  # both views mask the same fields
+    # masked-feature queries read the *masked* text, and the fields they ask for are among those hidden in it: the rest
+    # of the row must explain them. Implies `share_field_masks`
     hide_target_in_text: bool = False
+    # before the MLM decoder: as the release has it, or as BERT's head has it, with `hidden_size`, `hidden_act` and
+    # `layer_norm_eps` (1e-12)
     mlm_transform: str = within(("tanh", "text_model"), "tanh")
     mlm_transform_config: dict[str, Any] | None = None
-    mlm_dropout_prob: float = within("[0, 1)", 0.2)
-    mtm_loss: str = within(("nce", "sampled_softmax", "full_softmax"), "nce")
-    mtm_noise: str = within(("global", "field"), "global")
-    num_noise_features: int = within("[1, inf)", 25)
+    mlm_dropout_prob: float = within("[0, 1)", 0.2)  # inside the head, as the paper's
+    mtm_loss: str = within(("nce", "sampled_softmax", "full_softmax"), "nce")  # full: over the field's vocabulary
+    mtm_noise: str = within(("global", "field"), "global")  # drawn from all features, or from the masked field
+    num_noise_features: int = within("[1, inf)", 25)  # K, noise draws per (row, masked field)
+    # where the query's LayerNorm weights start; `None`: 1 / sqrt(d_w), so that its attention begins soft. With the
+    # release's 1 it begins on a token or two and leaves the others gradients of 1e-30 and less
     mtm_query_init: float | None = within("(0, inf)", None)
-    mtm_embedding_size: int = within("[1, inf)", 32)
+    mtm_embedding_size: int = within("[1, inf)", 32)  # of an output row, as the paper's
     icl_projection_size: int = within("[1, inf)", 128)
+    # where the projections' LayerNorm weights start; `None`: 1 / sqrt(size), so that the contrast starts near
+    # ln(batch size). With the release's 1 it is 10 to 30 nats
     icl_projection_init: float | None = within("(0, inf)", None)
-    icl_dropout_prob: float = within("[0, 1)", 0.2)
-    icl_temperature: float = within("(0, inf)", 0.7)
+    icl_dropout_prob: float = within("[0, 1)", 0.2)  # inside the head, as the paper's
+    icl_temperature: float = within("(0, inf)", 0.7)  # tau, divides similarities, as the paper's
     icl_learnable_temperature: bool = False
-    icl_normalize: bool = False
+    icl_normalize: bool = False  # L2-normalise both projections first
 
-    fusion: str = within(("alpha", "gate", "stack"), "alpha")
-    alpha_init: float = within("(-inf, inf)", 0.0)
+    # stage 2
+    fusion: str = within(("alpha", "gate", "stack"), "alpha")  # how the joint logit is made: see [`FlipFusion`]
+    alpha_init: float = within("(-inf, inf)", 0.0)  # weight of the tabular logit at first (a gate starts at 0.5)
     fusion_hidden_size: int = within("[1, inf)", 128)
+    # of the towers' losses beside the joint one's; 0: not computed
     tabular_bce_weight: float = within("[0, inf)", 1.0)
     text_bce_weight: float = within("[0, inf)", 1.0)
+    # times the *sum* of squares of the ID tower's tables, without the rows of reserved ids; in the training loss only
     l2_coefficient: float = within("[0, inf)", 1e-5)
-    positive_weight: float = within("(0, inf)", 1.0)
-    negative_sampling_rate: float = within("(0, 1]", 1.0)
-    newly_initialized: list[str] | None = None
-    calibration: dict[str, Any] | None = None
+    positive_weight: float = within("(0, inf)", 1.0)  # multiplies the loss of a click, for logs with few of them
+    negative_sampling_rate: float = within("(0, 1]", 1.0)  # share of non-clicks kept ([`predict_probabilities`])
+    newly_initialized: list[str] | None = None  # weights of stage 2 that are random still
+    calibration: dict[str, Any] | None = None  # what [`fit_calibration`] found ([`FlipForCTR.set_calibration`])
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.fields = [{"kind": "categorical", "num_slots": 1, **field} for field in self.fields or []]
@@ -275,10 +247,8 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_processor(cls, processor: Any, text_model: Any = None, **kwargs: Any) -> "FlipConfig":
-        """
-        The configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]); `text_model` is the text
-        tower, or its configuration, `kwargs` any other field of this class.
-        """
+        """The configuration that fits a fitted [`FlipProcessor`] (or [`FlipFeatureExtractor`]); `text_model` is the
+        text tower, or its configuration, `kwargs` any other field of this class."""
         extractor = getattr(processor, "feature_extractor", processor)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in kwargs.keys() - known:

@@ -9,7 +9,6 @@ arrays that is mapped into memory: a million ids load at once, and processes tha
 never json and never pickle (a pickled extractor carries a copy of it).
 """
 
-import copy
 import functools
 import hashlib
 import itertools
@@ -26,16 +25,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .columns_flip import CodedColumn, as_columns, code_values
 from .configuration_flip import PAD_FEATURE_ID, missing_id, num_reserved_features, unseen_id
-from .fields_flip import (
-    AgeField,
-    CategoricalField,
-    Field,
-    MultivaluedField,
-    NumericField,
-    StatisticField,
-    code_columns,
-    field_from_dict,
-)
+from .fields_flip import AgeField, Field, MultivaluedField, NumericField, StatisticField, code_columns, field_from_dict
 from .pulling_flip import fetch, hub_arguments, workshop
 from .values_flip import whole_number
 
@@ -65,12 +55,8 @@ _MAX_CACHED_LENGTH = 1 << 8
 
 
 class Vocabulary:
-    """
-    What training rows taught, as arrays (`ARRAYS`) that do not change.
-
-    What follows from them is computed when it is first needed; threads that compute it at the same time get the same,
-    so there is no lock.
-    """
+    """What training rows taught, as arrays (`ARRAYS`) that do not change. What follows is computed when it is first
+    needed; threads that compute it at the same time get the same, so there is no lock."""
 
     def __init__(self, fields: Sequence[Field], arrays: Mapping[str, np.ndarray]):
         self.fields, self.arrays = list(fields), dict(arrays)
@@ -294,8 +280,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         known = {} if self._vocabulary is None else self._vocabulary.arrays
         self._vocabulary = Vocabulary(self.fields, {**known, **arrays})
 
-    # --- fitting --------------------------------------------------------------------------------------------------
-
     @classmethod
     def fit(
         cls,
@@ -360,15 +344,11 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         self._set_arrays(**arrays)
         return grown
 
-    # --- rows -> ids ----------------------------------------------------------------------------------------------
-
     def __call__(self, rows: Any, out_of_fold: bool = False) -> np.ndarray:
-        """
-        Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never out
-        of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0. Columns
-        that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on, statistics leave
-        out the fold a row is in, so that no row reads its own label.
-        """
+        """Rows in any form that [`as_columns`] takes -> `np.ndarray` of shape `(batch_size, num_slots)`, int32: never
+        out of range; unseen and missing values have ids of their own, and a multivalued field is padded with 0.
+        Columns that are no fields are ignored. With `out_of_fold`, for the rows the extractor was fitted on,
+        statistics leave out the fold a row is in, so that no row reads its own label."""
         return self.encode_columns(self.select_columns(rows), out_of_fold)
 
     def select_columns(self, rows: Any) -> list[CodedColumn]:
@@ -387,7 +367,7 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         ids = np.empty((columns[0].num_rows, len(self.slot_fields)), np.int32)
         folds: Any = NUM_FOLDS  # none is left out
         if out_of_fold and self.has_label_statistics:
-            folds = row_folds(self.fields, columns)
+            folds = workshop("fitting.counts").row_folds(self.fields, columns)
         slot = 0
         for index, (field, column) in enumerate(zip(self.fields, columns, strict=True)):
             if not field.num_slots:
@@ -435,8 +415,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         numbers = statistics(field, vocabulary.label_sums(ids), vocabulary["label_totals"][source])
         return np.where((ids == missing_id(source))[:, None], missing_id(index), vocabulary.bucket_ids(index, numbers))
 
-    # --- ids -> values --------------------------------------------------------------------------------------------
-
     def decode(self, feature_ids: Any) -> list[str]:
         """Ids -> values, and of buckets their names; reserved ids as `"[PAD]"`, `"[MASK]"`, `"[UNSEEN]"`,
         `"[MISSING]"`."""
@@ -453,35 +431,14 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
             return spec.age_text(float(spec.ages(numbers, self.vocabulary["references"][field])[0]))
         return spec.text(value)
 
-    def occurrences(self, feature_ids: Any) -> np.ndarray:
-        """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
-        unseen and missing. Zeros for a field without ids."""
-        ids, slots = np.asarray(feature_ids), np.asarray(self.slot_fields, np.int64)
-        is_reserved = (ids >= unseen_id(0)) & (ids < self.num_reserved_features)
-        reserved = np.bincount(ids[is_reserved] - unseen_id(0), minlength=2 * self.num_fields)
-        values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), self.num_fields).astype(np.int64)
-        rows = np.where(np.bincount(slots, minlength=self.num_fields) > 0, len(ids), 0)
-        return np.column_stack([rows, values, reserved.reshape(-1, 2)])
-
-    @staticmethod
-    def shares_of(occurrences: np.ndarray) -> np.ndarray:
-        """What `occurrences` counts -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
-        return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
-
     def rates(self, feature_ids: Any) -> dict[str, dict[str, float]]:
         """`(B, S)` -> for each field with ids the shares of values that are unseen, and of rows that are missing."""
-        shares = self.shares_of(self.occurrences(feature_ids)).tolist()
-        return {
-            self.field_names[field]: {"unseen": shares[field][0], "missing": shares[field][1]}
-            for field in dict.fromkeys(self.slot_fields)
-        }
+        return workshop("analysis.rates").rates(self, feature_ids)
 
     def describe(self, dataset: Any, show_values: bool = True) -> Any:
         """What a person should know of a table, in any form that `fit` takes, or of its splits, before training on it:
         `print(extractor.describe(splits))`. Where data may not be shown, `show_values=False` leaves out examples."""
         return workshop("analysis.describe").describe_rows(self, dataset, show_values=show_values)
-
-    # --- state ----------------------------------------------------------------------------------------------------
 
     def digest(self) -> str:
         """Of everything fitted: equal digests give equal ids. Cheap, whatever the number of features."""
@@ -506,12 +463,6 @@ class FlipFeatureExtractor(FeatureExtractionMixin):
         """What goes into json: the fields, never a value."""
         names = ("field_specs", "label", "min_frequency", *(["auto_map"] if hasattr(self, "auto_map") else []))
         return {"feature_extractor_type": type(self).__name__, **{name: getattr(self, name) for name in names}}
-
-    def without_arrays(self) -> "FlipFeatureExtractor":
-        """The same fields, not fitted: for whoever will `load_vocabulary` from a file."""
-        other = copy.copy(self)
-        other._vocabulary = None
-        return other
 
     def save_vocabulary(self, folder: str | os.PathLike) -> str:
         """Writes the arrays to `folder`; returns the path of the file."""
@@ -565,27 +516,6 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
     return bits ^ (bits >> np.uint64(33))
-
-
-def content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
-    """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
-    if not isinstance(field, CategoricalField):
-        numbers, _ = field.numbers(values)
-        return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
-    if isinstance(field, MultivaluedField):
-        values = ["\0".join(field.elements(value)) for value in values]
-    return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
-
-
-def row_folds(fields: Sequence[Field], columns: Sequence[CodedColumn]) -> np.ndarray:
-    """The fold of each row `(B,)`, in [0, K), from what its fields hold: it is the same wherever the row stands."""
-    mixed = np.zeros(columns[0].num_rows, np.uint64)
-    for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
-        if not isinstance(field, StatisticField):
-            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number + 1)
-            mixed ^= content_hashes(field, column.values)[column.indices]
-            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
 
 
 def hash_buckets(values: Sequence[str | None], num_buckets: int) -> np.ndarray:

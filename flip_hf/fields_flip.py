@@ -57,8 +57,6 @@ _CHOICES = {
     "pooling": POOLINGS,
 }
 _SIZES = ("min_frequency", "vocabulary_size", "hash_buckets", "num_buckets", "max_values")
-# zero and the powers of two of both signs, between which a CTR model tells amounts apart
-LOG_EDGES = (*(-(2.0**power) for power in range(63, -21, -1)), 0.0, *(2.0**power for power in range(-20, 64)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +190,6 @@ class NumericField(Field):
         self._check((self.bucketing == "fixed") == (self.edges is not None), "bucketing='fixed' goes with edges=[...]")
         format(1.5, self.text_format or "")  # raises for what formats no number
 
-    @property
-    def known_edges(self) -> tuple[float, ...] | None:
-        """Edges that training rows do not decide."""
-        return LOG_EDGES if self.bucketing == "log" else self.edges
-
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         """Numbers; what is none, as the string that it is."""
         numbers = [value if type(value) is float else read_number(value, self.name) for value in values]
@@ -222,9 +215,7 @@ class AgeField(NumericField):
 
     kind: ClassVar[str] = "age"
     read_by: ClassVar[tuple[str, ...]] = ("format",)
-    reference: str | None = (
-        None  # column with the later time; default: that of the newest training row, in whole hours
-    )
+    reference: str | None = None  # column with the later time; default: the newest of training rows, in whole hours
     format: str | None = None  # of times without dashes, "%y%m%d%H" say
 
     @property

@@ -20,17 +20,8 @@ HIDDEN = -1
 
 
 def hide_features(feature_ids: np.ndarray, hidden: np.ndarray, extractor: Any) -> np.ndarray:
-    """
-    Ids without the values of some fields; pads stay.
-
-    Args:
-        feature_ids (`np.ndarray` of shape `(..., S)`): of any number of rows.
-        hidden (`np.ndarray` of shape `(..., F)`, bool): the fields to hide; of each row, or of all.
-        extractor ([`FlipFeatureExtractor`]): knows the field of a slot, and the field that a statistic is of.
-
-    Returns:
-        `np.ndarray` of shape `(..., S)`: a copy.
-    """
+    """Ids `(..., S)` without the values of the fields that `hidden` `(..., F)` marks, in each row or in all of them:
+    a copy, in which pads stay."""
     slot_fields, sources = np.asarray(extractor.slot_fields), extractor.statistic_sources
     masked = np.where(hidden[..., slot_fields] & (feature_ids != PAD_FEATURE_ID), MASK_FEATURE_ID, feature_ids)
     missing = np.array([extractor.missing_id(field) for field in slot_fields])
@@ -49,13 +40,8 @@ def hide_tokens(tokens: np.ndarray, hidden: np.ndarray, mask_token_id: int | Non
 def pad_rows(
     flat: np.ndarray, lengths: np.ndarray, fill: int, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Rows end to end `(L,)`, of `lengths` `(B,)`, -> int64 `(B, T)`, padded at the right with `fill`, and their
-    attention mask `(B, T)`, int64. What is `HIDDEN` is a pad.
-
-    Args:
-        width (`int`, *optional*): T, if it is to be more than the longest row.
-    """
+    """Rows end to end `(L,)`, of `lengths` `(B,)`, -> int64 `(B, T)`, padded at the right with `fill`, and their
+    attention mask `(B, T)`, int64. T is the longest row, or `width` if that is more. What is `HIDDEN` is a pad."""
     is_real = np.arange(max(int(lengths.max(initial=0)), width or 0)) < lengths[:, None]
     padded = np.full(is_real.shape, fill, np.int64)
     padded[is_real] = flat

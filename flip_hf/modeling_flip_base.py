@@ -16,7 +16,8 @@ from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import FlipConfig, unseen_id
-from .pulling_flip import HUB_ARGUMENTS, check_shard_names, hub_arguments
+from .pulling_flip import HUB_ARGUMENTS, hub_arguments, weight_names
+from .tabular_layers_flip import renumbered
 from .text_tower_flip import (
     add_adapter,
     cast_language_model,
@@ -218,7 +219,6 @@ class FlipPreTrainedModel(PreTrainedModel):
         kwargs |= where
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False asks for a pickle, which runs code when it is read: leave it out")
-        check_shard_names(name, where)
         if config is None:
             found, _ = FlipConfig.get_config_dict(name, **where)
             if not found.keys() - {"_commit_hash"}:
@@ -239,6 +239,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_dtype = None if config.text_config is None or asks_for_dtype else config.text_config.dtype
         kwargs |= {"config": config, "output_loading_info": True}
         try:
+            kwargs.setdefault("key_mapping", renumbered(weight_names(name, where)))
             with quiet_loading():
                 model, info = super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:

@@ -116,10 +116,8 @@ class FlipTabularModel(FlipPreTrainedModel):
 
     @torch.no_grad()
     def grow_features(self, counts: torch.Tensor, fields: torch.Tensor, start: str) -> None:
-        """
-        New rows behind those of the tables, for features that [`FlipPreTrainedModel.resize_feature_embeddings`] adds:
-        `fields` `(N,)` of all features; their `counts` `(N,)` in the training rows are not read.
-        """
+        """New rows behind those of the tables, for features that [`FlipPreTrainedModel.resize_feature_embeddings`]
+        adds: `fields` `(N,)` of all features; their `counts` `(N,)` in the training rows are not read."""
         for table in self.tables():
             grow_table(table, fields, start, self.config.tabular_initializer_range, self.config.num_reserved_features)
 
@@ -128,22 +126,16 @@ class FlipTabularModel(FlipPreTrainedModel):
         return [table for table in (self.embeddings, self.first_order) if table is not None]
 
     def sum_of_squares(self) -> torch.Tensor:
-        """
-        Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
-        reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero.
-        """
+        """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
+        reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero."""
         reserved = self.config.num_reserved_features
         sums = [w.square().sum() - w[:reserved].square().sum() for w in (table.weight for table in self.tables())]
         return torch.stack(sums).sum()
 
     def _check(self, feature_ids: torch.LongTensor) -> None:
-        if not isinstance(feature_ids, torch.Tensor):
-            raise TypeError(f'feature_ids is a {type(feature_ids).__name__}: encode rows with return_tensors="pt"')
-        if feature_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"feature_ids are {feature_ids.dtype}, not torch.int64: ids never travel as floats, which are exact "
-                "only below 2^24"
-            )
+        kind = getattr(feature_ids, "dtype", type(feature_ids).__name__)
+        if kind not in (torch.int64, torch.int32):  # floats are exact only below 2^24
+            raise TypeError(f'feature_ids are {kind}, not torch.int64: encode rows with return_tensors="pt"')
         if feature_ids.dim() != 2 or feature_ids.shape[1] != self.config.num_slots:
             raise ValueError(
                 f"feature_ids have shape {tuple(feature_ids.shape)}, the model reads (batch_size, "

@@ -80,8 +80,7 @@ class _Wording(NamedTuple):
         before, after = self.around(field)
         start = len(before)
         sentences = []
-        for value in values:
-            text = self.extractor.value_text(field, value)
+        for text in (self.extractor.value_text(field, value) for value in values):
             shown = self.missing_text if text is None else text
             sentences.append(_Sentence(f"{before}{shown}{after}", start, start + len(text or "")))
         return sentences
@@ -104,10 +103,7 @@ class _TextEncoder:
 
     A piece is the tokens of a sentence, and how many of them stand before, spell and follow the value: both as bytes,
     int32, so that those of a batch are joined fast. `pieces[f]` has the piece of each value of field f so far. Threads
-    share it: it only grows.
-
-    Args:
-        settings (`tuple`): wording, tokenizer and its size, by which a processor knows whether this is its encoder.
+    share it: it only grows. By its `settings`, wording, tokenizer and its size, a processor knows that it is its own.
     """
 
     can_be_cut: bool | None = None  # not tried yet
@@ -193,29 +189,21 @@ class _TextEncoder:
         token_fields = fields_of_parts.repeat(parts.reshape(-1))
         codes = np.hstack([np.full((len(codes), 1), len(pieces)), codes, np.full((len(codes), 1), len(pieces) + 1)])
         start, (prefix, value, suffix) = starts[codes], np.moveaxis(parts[codes], -1, 0)  # (B, F + 2) each
-        kept = value
-        lengths = (prefix + value + suffix).sum(1)
-        too_long = np.flatnonzero(lengths > max_length)
-        if len(too_long):
-            kept = value.copy()
-            kept[too_long] = _fit(value[too_long], (prefix + suffix)[too_long].sum(1), max_length)
-            lengths = (prefix + kept + suffix).sum(1)
         # each piece contributes two runs of the tokens: its head up to the last value token kept, and its suffix
         run_start = np.stack([start, start + prefix + value], axis=-1).reshape(-1)
-        run_length = np.stack([prefix + kept, suffix], axis=-1).reshape(-1)
+        fixed = (prefix + suffix).sum(1)
+        is_long = fixed + value.sum(1) > max_length
+        value[is_long] = _fit(value[is_long], fixed[is_long], max_length)
+        run_length = np.stack([prefix + value, suffix], axis=-1).reshape(-1)
         run_end = np.cumsum(run_length)
         source = np.repeat(run_start - (run_end - run_length), run_length)
         source += np.arange(len(source))
-        return tokens.take(source), token_fields.take(source), lengths
+        return tokens.take(source), token_fields.take(source), fixed + value.sum(1)
 
     def try_cutting(self, columns: Sequence[CodedColumn]) -> bool:
-        """
-        Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value ends,
-        and of the first rows of `columns`.
-
-        Equal tokens could be luck, so borders of pieces have to be borders of words as well: no model merges across
-        those, whatever the values.
-        """
+        """Whether pieces, put together, are what the tokenizer makes of whole rows: of rows with all sorts of value
+        ends, and of the first rows of `columns`. Equal tokens could be luck, so borders of pieces have to be borders
+        of words as well: no model merges across those, whatever the values."""
         probes: list[CodedColumn] = []
         for column in columns:
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
@@ -242,10 +230,8 @@ def _piece(ids: Sequence[int], first: int, last: int) -> tuple[bytes, bytes]:
 
 
 def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
-    """
-    Shortens values so that each row fits: lengths of values `(R, F)` and tokens of the template `(R,)` -> lengths
-    `(R, F)`, as [`FlipProcessor`] says.
-    """
+    """Lengths of values `(R, F)` and tokens of the template `(R,)` -> shorter lengths `(R, F)`, with which each row
+    fits, as [`FlipProcessor`] says."""
     budget = max_length - fixed
     if (budget < 0).any():
         raise ValueError(
@@ -273,10 +259,8 @@ def _touching(offsets: Sequence[tuple[int, int]], start: int, end: int, begin: i
 
 
 def _private_copy(backend: Tokenizer) -> Tokenizer:
-    """
-    A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
-    what special tokens are in the one that they share, at each call. Its vocabulary is the same object.
-    """
+    """A tokenizer whose settings nobody else switches: the fast tokenizers of transformers set truncation, padding and
+    what special tokens are in the one that they share, at each call. Its vocabulary is the same object."""
     copied = Tokenizer(backend.model)
     copied.normalizer, copied.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     copied.post_processor = backend.post_processor
@@ -288,20 +272,13 @@ def _private_copy(backend: Tokenizer) -> Tokenizer:
 
 
 class EncodedRows(NamedTuple):
-    """
-    Args:
-        tokens (`np.ndarray` of shape `(L,)`, int32): token ids of all rows, end to end; `None` without text.
-        token_fields (`np.ndarray` of shape `(L,)`, int16): number of the field each token spells, or -1.
-        lengths (`np.ndarray` of shape `(B,)`, int64): tokens of each row.
-        feature_ids (`np.ndarray` of shape `(B, S)`, int32): ids of the global feature space.
-        labels (`np.ndarray` of shape `(B,)`, float32): 0 or 1; `None` if the rows have none.
-    """
+    """Rows as flat arrays, `None` where they have no text or no labels."""
 
-    tokens: np.ndarray | None
-    token_fields: np.ndarray | None
-    lengths: np.ndarray | None
-    feature_ids: np.ndarray
-    labels: np.ndarray | None
+    tokens: np.ndarray | None  # (L,), int32, token ids of all rows, end to end
+    token_fields: np.ndarray | None  # (L,), int16, number of the field that each token spells, or -1
+    lengths: np.ndarray | None  # (B,), int64, tokens of each row
+    feature_ids: np.ndarray  # (B, S), int32, ids of the global feature space
+    labels: np.ndarray | None  # (B,), float32, 0 or 1
 
 
 class FlipProcessor(ProcessorMixin):
@@ -363,8 +340,6 @@ class FlipProcessor(ProcessorMixin):
             )
         return max_length
 
-    # --- rows -> model inputs -------------------------------------------------------------------------------------
-
     def __call__(
         self,
         rows: Any,
@@ -420,16 +395,17 @@ class FlipProcessor(ProcessorMixin):
         tokens, token_fields, lengths = encoded[:3]
         width = int(lengths.max(initial=max_length if padding == "max_length" else 0))
         differ = bool((lengths < width).any())
-        arrays: tuple[Any, ...]
         if padding not in (False, "do_not_pad"):
             padded, mask = pad_rows(tokens, lengths, self.pad_token_id if differ else 0, width)
-            arrays = padded, mask, pad_rows(token_fields, lengths, -1, width)[0]
+            columns: list[Any] = [padded, mask, pad_rows(token_fields, lengths, -1, width)[0]]
         elif return_tensors and differ:
             problem = f"rows of {lengths.min()} to {width} tokens make no tensor"
             raise ValueError(f"{problem}: pass padding=True with return_tensors={return_tensors!r}")
         else:
-            arrays = tuple(_lists(flat, lengths) for flat in (tokens, np.ones_like(tokens), token_fields))
-        return dict(zip(self.model_input_names, arrays, strict=False))
+            spans = list(itertools.pairwise([0, *np.cumsum(lengths).tolist()]))
+            flat = tokens.tolist(), [1] * len(tokens), token_fields.tolist()
+            columns = [[values[start:end] for start, end in spans] for values in flat]
+        return dict(zip(self.model_input_names, columns, strict=False))
 
     def encode(
         self, rows: Any, return_text: bool = True, out_of_fold: bool = False, max_length: int | None = None
@@ -514,8 +490,6 @@ class FlipProcessor(ProcessorMixin):
             self._pieces = encoder
         return encoder
 
-    # --- the rest of a processor ----------------------------------------------------------------------------------
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pieces": None}
 
@@ -577,13 +551,6 @@ def old_word(old: str, value: Any, new: str) -> Any:
     """The value of an argument that has another name now, with a warning."""
     warnings.warn(f"{old}={value!r} is called {new}={value!r} now", FutureWarning, stacklevel=3)
     return value
-
-
-def _lists(flat: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """`(L,)` and lengths `(B,)` -> a list for each row."""
-    values = flat.tolist()
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    return [values[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 FlipProcessor.register_for_auto_class("AutoProcessor")

@@ -7,7 +7,8 @@ import json
 import os
 from typing import Any
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
 
@@ -16,17 +17,15 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 
 def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    Those arguments of a `from_pretrained` that every file of the model is asked for with. A branch moves when somebody
-    pushes, between two files of a model as well: it is looked up once, and `revision` is the commit that it was at.
-    """
+    """Those arguments of a `from_pretrained` that every file of the model is asked for with. A branch moves when
+    somebody pushes, between two files of a model as well: it is looked up once, and `revision` is the commit."""
     where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
     asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
     commit = resolve_revision(name, **asked)
     return where if commit is None else {**where, "revision": commit}
 
 
-def fetch(name: str, file: str, where: dict[str, Any]) -> str:
+def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
     """Path of a file of a folder or of a repository; `OSError` if it is not there, or does not arrive whole."""
     try:
         return cached_file(name, file, **where)
@@ -36,17 +35,24 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> str:
         raise OSError(f"{file} of {name} did not arrive whole ({error}): load it again") from error
 
 
-def check_shard_names(name: str, where: dict[str, Any]) -> None:
-    """Raises `ValueError` if the index of weights in several files leads out of the folder, or to a pickle."""
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where, _raise_exceptions_for_missing_entries=False)
+def weight_names(name: str, where: dict[str, Any]) -> list[str]:
+    """Names of a model's weights. Raises `ValueError` if an index of several files leads out of the folder, or to a
+    pickle."""
+    where = {**where, "_raise_exceptions_for_missing_entries": False}
+    index = fetch(name, SAFE_WEIGHTS_INDEX_NAME, where)
     if index is None:
-        return
+        path = fetch(name, SAFE_WEIGHTS_NAME, where)
+        if path is None:
+            return []
+        with safe_open(path, framework="pt") as weights:
+            return list(weights.keys())
     with open(index, encoding="utf-8") as file:
-        shards = json.load(file)["weight_map"].values()
-    for shard in sorted(set(shards)):
+        shards = json.load(file)["weight_map"]
+    for shard in sorted(set(shards.values())):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
             problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
             raise ValueError(f"{problem}: do not load it")
+    return list(shards)
 
 
 def workshop(name: str) -> Any:

@@ -133,10 +133,8 @@ class SlotPooling(nn.Module):
     def forward(
         self, embeddings: torch.Tensor | None, first_order: torch.Tensor | None, feature_ids: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """
-        Embeddings `(B, S, D)` and first-order weights `(B, S)` of slots -> of fields, `(B, F, D)` and `(B, F)`; what a
-        model has not stays `None`.
-        """
+        """Embeddings `(B, S, D)` and first-order weights `(B, S)` of slots -> of fields, `(B, F, D)` and `(B, F)`;
+        what a model has not stays `None`."""
         dtype = (first_order if embeddings is None else embeddings).dtype
         weights = self.weights(embeddings, feature_ids, dtype)
         pooled = None if embeddings is None else self._sum(embeddings * weights[:, :, None])

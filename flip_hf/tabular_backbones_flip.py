@@ -137,10 +137,8 @@ class DCN(Backbone):
 class DCNv2(Backbone):
     """
     DCN-V2 (arXiv 2008.13535), cross layers parallel to the DNN: v = [cross ; dnn], d_v = X + dnn_hidden_units[-1].
-
-    Args:
-        use_low_rank_mixture: each cross layer is a mixture of experts (the paper's DCN-Mix), else one full matrix.
-        low_rank, num_experts: of the mixture; 32 and 4 by default.
+    With `use_low_rank_mixture` each cross layer is a mixture of `num_experts` (4) of rank `low_rank` (32), the paper's
+    DCN-Mix, else one full matrix.
     """
 
     def __init__(
@@ -218,12 +216,8 @@ class DeepFM(Backbone):
 
 class XDeepFM(Backbone):
     """
-    xDeepFM (arXiv 1803.05170, eq. 9): v = [compressed interaction network ; dnn],
-    d_v = sum of cin_hidden_units (less what is split off) + dnn_hidden_units[-1].
-
-    Args:
-        cin_hidden_units (`list[int]`): feature maps of each layer of the compressed interaction network.
-        cin_split_half, cin_activation: see [`CompressedInteractionNetwork`].
+    xDeepFM (arXiv 1803.05170, eq. 9): v = [cin ; dnn], d_v = sum of cin_hidden_units (less what is split off) +
+    dnn_hidden_units[-1]. For `cin_...` see [`CompressedInteractionNetwork`].
     """
 
     def __init__(
@@ -248,10 +242,8 @@ class XDeepFM(Backbone):
 class PNN(Backbone):
     """
     Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
-    d_v = dnn_hidden_units[-1]. The paper's logit has no first-order term: set the configuration's `use_first_order`.
-
-    Args:
-        product_type: "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both" (PNN*).
+    d_v = dnn_hidden_units[-1]. `product_type` is "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both"
+    (PNN*). The paper's logit has no first-order term: set the configuration's `use_first_order`.
     """
 
     needs_pairs = True
@@ -278,11 +270,8 @@ class PNN(Backbone):
 class AFM(Backbone):
     """
     Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
-    tower's Linear(v) is the paper's p^T v.
-
-    Args:
-        attention_dim: size of the attention network's hidden layer.
-        attention_dropout: of the attention weights and of v.
+    tower's Linear(v) is the paper's p^T v. `attention_dim` is the size of the attention network's hidden layer,
+    `attention_dropout` of the attention weights and of v.
     """
 
     needs_pairs = True
@@ -300,12 +289,9 @@ class AFM(Backbone):
 
 class AFN(Backbone):
     """
-    Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of products of learnt powers of the
-    embeddings, d_v = afn_hidden_units[-1].
-
-    Args:
-        logarithmic_neurons: number of products.
-        batch_norm: of logarithms, products and the DNN's layers; a batch of training then needs two rows.
+    Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of `logarithmic_neurons` products of learnt
+    powers of the embeddings, d_v = afn_hidden_units[-1]. With `batch_norm`, of logarithms, products and the DNN's
+    layers, a batch of training needs two rows.
     """
 
     def __init__(
@@ -328,10 +314,8 @@ class AFN(Backbone):
 class FiBiNET(Backbone):
     """
     FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
-    SENET weighs them, each with matrices of its own, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1].
-
-    Args:
-        reduction_ratio, excitation_activation, bilinear_type: see [`SqueezeExcitation`], [`BilinearInteraction`].
+    SENET weighs them, each with matrices of its own, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1]. For the
+    other options see [`SqueezeExcitation`] and [`BilinearInteraction`].
     """
 
     needs_pairs = True
@@ -465,9 +449,6 @@ class GDCN(Backbone):
     """
     GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
     v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1].
-
-    Args:
-        model_structure: "parallel" or "stacked".
     """
 
     def __init__(

@@ -6,7 +6,9 @@ fields i < j in the order (0, 1), (0, 2), ..., (F - 2, F - 1), R low rank, K exp
 neurons.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,8 @@ def check_choice(name: str, value: str, *allowed: str) -> None:
 
 
 def pair_sums(embeddings: torch.Tensor) -> torch.Tensor:
-    """
-    Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
-    (Rendle 2010, lemma 3.1, before its sum over dimensions). `(B, F, D)` -> `(B, D)`.
-    """
+    """Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
+    (Rendle 2010, lemma 3.1, before its sum over dimensions). `(B, F, D)` -> `(B, D)`."""
     return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
 
 
@@ -66,11 +66,29 @@ class MultiLayerPerceptron(nn.Sequential):
             layers.append(nn.Linear(size_in, size_out))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(size_out))
-            layers.append(nn.ReLU(inplace=True))  # nothing before it needs its own output to go backwards
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+            activation = nn.ReLU(inplace=True)  # nothing before it needs its own output to go backwards
+            # dropout has no number of its own, so that the names of weights do not depend on it
+            layers.append(nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation)
         super().__init__(*layers)
         self.output_size = int(hidden_units[-1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
+        for old, new in renumbered(state_dict).items():
+            state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, *args)
+
+
+def renumbered(names: Iterable[str]) -> dict[str, str]:
+    """Names of DNNs' weights from when dropout had a number (0, 3, 6, ...) -> their names now (0, 2, 4, ...)."""
+    pattern = re.compile(r"(.*\b(?:dnn|mlp1|mlp2)\.)(\d+)\.(\w+)")
+    parts = [(match[1], int(match[2]), match[3]) for match in map(pattern.fullmatch, names) if match]
+    numbers = {part[:2] for part in parts}
+    new_names = {}
+    for dnn, number, weight in sorted(parts, key=lambda part: part[1]):  # no name is written before it is read
+        size = 4 if (dnn, 1) in numbers else 3  # of a layer with dropout, whose batch norm would be number 1
+        if number >= size and (dnn, size) in numbers and (dnn, size - 1) not in numbers:
+            new_names[f"{dnn}{number}.{weight}"] = f"{dnn}{number - number // size}.{weight}"
+    return new_names
 
 
 class SumToLogit(Layer):
@@ -255,10 +273,8 @@ class CompressedInteractionLayer(Layer):
         return (weight @ products.flatten(1)).unflatten(1, inputs.shape[1:])
 
     def pooled(self, maps: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """
-        Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
-        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work.
-        """
+        """Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
+        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work."""
         products = maps.transpose(0, 1) @ inputs.permute(1, 2, 0)  # (B, H_{k-1}, F)
         return F.linear(products.flatten(1), self.weight[start:].flatten(1))
 

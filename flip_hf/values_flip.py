@@ -27,12 +27,12 @@ _NUMBER_WORDS = {
     "false": 0.0,
 }
 _WHOLE_NUMBER = re.compile(r"(?:\+|(-))?0*(\d+)(?:\.0*)?", re.ASCII)
-_PLAIN_INTEGER = re.compile(r"0|[1-9]\d*", re.ASCII)
+PLAIN_INTEGER = re.compile(r"0|[1-9]\d*", re.ASCII)
 # what would lose zeros at its front as a number, and what may have lost them: something has read it as a number
 _CODE = re.compile(r"(?i)[+-]?0\d+\.?\d*(e[+-]?\d+)?", re.ASCII)
 _LOST_ZEROS = re.compile(r"(0|-?[1-9]\d*)(\.0+)?", re.ASCII)
 _DATE_AND_HOUR = re.compile(r"(199\d|20\d\d|2100)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])\.")
-_EXACT = 2.0**53  # a float beyond is several whole numbers
+EXACT = 2.0**53  # a float beyond is several whole numbers
 
 
 def is_container(value: Any) -> bool:
@@ -80,7 +80,7 @@ def read_number(value: Any, field: str = "") -> float | None:
     `True` and "true" are 1, "1,234.5" is 1234.5 (commas between groups of three digits), "inf" an infinity, and "-",
     "?", "n/a" and their like are missing; everything else, "1,5", "0,123" and "$3" too, is no number."""
     value = plain_value(value, field)
-    if isinstance(value, int | float) and abs(value) <= _EXACT:
+    if isinstance(value, int | float) and abs(value) <= EXACT:
         return float(value)
     text = str(value).strip()
     if _NUMBER.fullmatch(text):
@@ -161,46 +161,6 @@ def time_of(seconds: float) -> datetime.datetime:
     return datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
 
 
-def infer_type(values: Sequence[Any]) -> tuple[str, str]:
-    """Distinct values of a column -> one of `VALUE_TYPES`, and why, in words. A type is what all values are, however
-    they are held: `"2008"`, 2008 and 2008.0 are integers, `"true"` and `True` booleans, `"2024-05-31"` and a date
-    times. A code with zeros at its front (`"00012"`) is text."""
-    types = set(map(type, values))  # the usual ones first
-    if types == {int} or (types == {str} and all(map(_PLAIN_INTEGER.fullmatch, values))):
-        return "integer", "whole numbers"
-    found: dict[str | None, Any] = {}  # the first value of each type
-    for value in map(plain_value, values):
-        kind = _type_of(value)
-        if kind == "text":
-            return "text", f"{value!r:.40} {'begins with a zero' if is_code(value) else 'is no number'}"
-        found.setdefault(kind, value)
-    found.pop(None, None)
-    if "number" in found:
-        found.pop("integer", None)
-    if len(found) != 1:
-        return "text", " beside ".join(f"{str(value)!r:.40}" for value in found.values()) or "no value"
-    ((kind, value),) = found.items()
-    reasons = {"integer": "whole numbers", "boolean": "true and false", "time": "dates or times"}
-    return str(kind), reasons.get(str(kind)) or f"such as {canonical_value(value)}"
-
-
-def _type_of(value: Any) -> str | None:
-    """The type of one plain value; `None` for one that is missing in any type that is not text."""
-    if isinstance(value, bool | str) and str(value).strip().lower() in ("true", "false"):
-        return "boolean"
-    number = read_number(value)
-    if is_code(value):
-        return "text"
-    if number is None:
-        try:
-            datetime.datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            return "text"
-        return "time"
-    is_whole = number.is_integer() and (abs(number) <= _EXACT or whole_number(value) is not None)
-    return None if math.isnan(number) else "integer" if is_whole else "number"
-
-
 def read_values(values: Sequence[Any], value_type: str, field: str = "", codes: Codes = None) -> list[str | None]:
     """Distinct values of a categorical field `(n,)` -> the string that each stands for under a type, `None` if it is
     missing: the same whatever container they came in. What is no value of the type is the string that it is anyway.
@@ -228,7 +188,7 @@ def read_values(values: Sequence[Any], value_type: str, field: str = "", codes: 
 
 def _read_typed(value: Any, value_type: str, field: str) -> str | None:
     """One value of a type that is not text."""
-    if type(value) is str and value_type in ("integer", "number") and _PLAIN_INTEGER.fullmatch(value):
+    if type(value) is str and value_type in ("integer", "number") and PLAIN_INTEGER.fullmatch(value):
         return value
     value = plain_value(value, field)
     if value_type == "time":
@@ -244,6 +204,6 @@ def _read_typed(value: Any, value_type: str, field: str) -> str | None:
         return {0.0: "false", 1.0: "true"}.get(number, canonical_value(value))
     whole = whole_number(value)
     is_float = whole is None or (isinstance(value, str) and "." in value)
-    if value_type == "integer" and is_float and _EXACT < abs(number) < math.inf:
+    if value_type == "integer" and is_float and EXACT < abs(number) < math.inf:
         return repr(number) if whole is None else f"{whole}.0"
     return whole or canonical_value(number)

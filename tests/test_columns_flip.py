@@ -13,15 +13,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List
 
-from flip_hf.columns_flip import (
-    as_columns,
-    as_list,
-    batches,
-    code_scalars,
-    code_values,
-    read_labels,
-    select_columns,
-)
+from flip_hf.columns_flip import as_columns, as_list, code_scalars, code_values, read_labels, select_columns
+from flip_hf.fitting.schema import batches
 
 
 ROWS = {"user": ["b", "a", None], "age": [30, 41, 30]}
@@ -94,7 +87,7 @@ def test_columns_are_there_are_columns_and_are_equally_long():
 
 
 def test_batches_of_whatever_fit_takes(monkeypatch):
-    monkeypatch.setattr("flip_hf.columns_flip.BATCH_SIZE", 2)
+    monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 2)
     dataset = Dataset.from_dict(ROWS)
     pieces = [{"user": ["b", "a"], "age": [30, 41]}, {"user": [None], "age": [30]}]
     assert [as_dicts(columns) for columns in batches(dataset)] == pieces

@@ -137,10 +137,7 @@ def replaced(column: str, function) -> dict[str, list]:
         (["tags"], lambda: fit(replaced("tags", lambda tags: ["v" if tag == "w" else tag for tag in tags]))),
         (["price"], lambda: fit(replaced("price", lambda price: price * 2))),
         (["shop"], lambda: fit(shop={"view": "tabular"})),
-        (
-            ["seen_age"],
-            lambda: fit(replaced("seen", lambda day: day and day.replace("-02", "-08"))),
-        ),  # also a Thursday
+        (["seen_age"], lambda: fit(replaced("seen", lambda day: day and day.replace("-02", "-08")))),  # a Thursday too
         (["note"], lambda: fit(note={"column": "shop"})),
     ],
 )

@@ -158,7 +158,7 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
         "generated stream": IterableDataset.from_generator(lambda: iter(whole), features=whole.features),
         "batches": iter([whole[:10], whole[10:11], whole[11:]]),
     }
-    monkeypatch.setattr(columns_flip, "BATCH_SIZE", 64)
+    monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 64)
     monkeypatch.setattr(describe_module, "_BATCH_SIZE", 37)
     for name, form in forms.items():
         assert describe_rows(extractor, form, processor) == expected, name

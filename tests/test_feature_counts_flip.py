@@ -252,7 +252,7 @@ def stream_of(rows, crash_at: int) -> IterableDataset:
 
 @pytest.mark.parametrize("form", ["stream", "table"])
 def test_a_pass_that_was_cut_off_goes_on_to_bit_equal_counts(form, rows, whole, tmp_path, monkeypatch):
-    for module in ("columns_flip", "fitting.counts"):
+    for module in ("fitting.schema", "fitting.counts"):
         monkeypatch.setattr(f"flip_hf.{module}.BATCH_SIZE", 8)
     checkpoint = tmp_path / "checkpoint"
     with pytest.raises(Crash):

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
@@ -243,18 +244,6 @@ def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_sam
     torch.testing.assert_close(again(ids), model.eval()(ids))
 
 
-def test_options_of_the_backbone_and_fields_of_several_slots_survive_a_folder(tmp_path):
-    options = {"use_low_rank_mixture": False, "num_cross_layers": 3, "dnn_hidden_units": (7,), "dnn_dropout": 0.5}
-    model = make_model("dcnv2", backbone_config=options, fields=MULTI_FIELDS).eval()
-    assert [tuple(layer.weight.shape) for layer in model.backbone.cross] == [(96, 96)] * 3
-    assert model.hidden_size == 96 + 7
-    assert any(isinstance(part, torch.nn.Dropout) for part in model.backbone.dnn)
-    model.save_pretrained(tmp_path)
-    again = FlipTabularModel.from_pretrained(tmp_path)
-    ids = torch.tensor([[9, 20, 21, 0, 30], [9, 20, 21, 22, 30]])
-    torch.testing.assert_close(again(ids), model(ids))
-
-
 @every_backbone
 def test_the_tower_runs_in_bfloat16_and_under_autocast_and_exports_with_any_number_of_rows(backbone):
     model, ids = make_model(backbone), make_ids()
@@ -299,12 +288,37 @@ def test_ids_that_no_tower_reads_are_refused_and_int32_is_read_as_int64():
     for shape in ((4, 2), (4, 4), (4,), (4, 3, 1)):
         with pytest.raises(ValueError, match=r"feature_ids have shape \(4.*the model reads \(batch_size, 3\)"):
             model(torch.full(shape, 9))
-    for dtype in (torch.float32, torch.bool, torch.uint8):
-        with pytest.raises(TypeError, match=f"feature_ids are {dtype}, not torch.int64"):
-            model(torch.ones(4, 3).to(dtype))
-    with pytest.raises(TypeError, match='feature_ids is a list: encode rows with return_tensors="pt"'):
-        model([[9, 10, 11]])
+    for kind in (torch.float32, torch.bool, torch.uint8, "list"):
+        wrong = [[9, 10, 11]] if kind == "list" else torch.ones(4, 3).to(kind)
+        with pytest.raises(TypeError, match=f'feature_ids are {kind}, not torch.int64: .*return_tensors="pt"'):
+            model(wrong)
     torch.testing.assert_close(model(ids.int()), model(ids))
     padded, masked = ids.clone(), ids.clone()
     padded[:, 1], masked[:, 1] = PAD_FEATURE_ID, MASK_FEATURE_ID
     assert (model(padded).vector - model(masked).vector).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "dnn", "older"),  # numbers of linear maps and batch norms, when dropout had one
+    [("deepfm", "dnn", "0 3 6 9"), ("finalmlp", "mlp2", "0 3 6 9"), ("afn", "dnn", "0 1 4 5 8 9 12 13")],
+)
+def test_weights_have_the_same_names_with_dropout_and_open_by_their_older_names(backbone, dnn, older, tmp_path):
+    option = "afn" if backbone == "afn" else dnn
+    plain = make_model(backbone, backbone_config={f"{option}_hidden_units": (7, 6, 5, 4)})
+    plain.save_pretrained(tmp_path)
+    options = {**plain.config.backbone_config, f"{option}_dropout": 0.5}
+    model = FlipTabularModel.from_pretrained(tmp_path, backbone_config=options)
+    assert [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)] == [0.5] * 4
+    layers = [
+        name for name, layer in plain.backbone.named_modules() if name.startswith(f"{dnn}.") and layer._parameters
+    ]
+    names = {f"backbone.{layer}": f"backbone.{dnn}.{old}" for layer, old in zip(layers, older.split(), strict=True)}
+    split = [(*name.rpartition("."), weight) for name, weight in plain.state_dict().items()]
+    state = {f"{names.get(layer, layer)}{dot}{name}": weight for layer, dot, name, weight in split}
+    model.save_pretrained(tmp_path / "old")
+    save_file(state, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    again, resumed = FlipTabularModel.from_pretrained(tmp_path / "old"), make_model(backbone, backbone_config=options)
+    again.save_pretrained(tmp_path / "again")
+    resumed.load_state_dict(state)
+    for loaded in (model, again, FlipTabularModel.from_pretrained(tmp_path / "again"), resumed):
+        torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_table
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
-from flip_hf.serving.rates import RateWatch, expected_occurrences, is_far
+from flip_hf.analysis.rates import RateWatch, count_occurrences, expected_occurrences, is_far
 
 
 @pytest.mark.parametrize("min_frequency", [1, 2])
@@ -35,7 +35,8 @@ def test_what_is_expected_is_what_each_training_row_is_without_itself(min_freque
     for left_out in range(10):
         others = {name: [*column[:left_out], *column[left_out + 1 :]] for name, column in table.items()}
         without = FlipFeatureExtractor.fit(others, **settings)
-        counted = counted + without.occurrences(without({name: [table[name][left_out]] for name in table}))
+        row = {name: [table[name][left_out]] for name in table}
+        counted = counted + count_occurrences(without, without(row))
     np.testing.assert_array_equal(counted, expected_occurrences(extractor.vocabulary, extractor.min_frequency))
     assert extractor.field_names[:2] == ["item", "tags"] and counted[1].tolist()[0::3] == [10, 3]
 
@@ -88,7 +89,9 @@ def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
 
 def said(caplog) -> list[str]:
     return [
-        record.message.split(" in rows like")[0] for record in caplog.records if record.name == "flip_hf.serving.rates"
+        record.message.split(" in rows like")[0]
+        for record in caplog.records
+        if record.name == "flip_hf.analysis.rates"
     ]
 
 

@@ -12,8 +12,6 @@ from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 
 
 D = 6
-
-
 FIELDS = [
     {"name": "a"},
     {"name": "mean", "kind": "multivalued", "num_slots": 3, "pooling": "mean"},
@@ -83,8 +81,7 @@ def test_gradients_of_pooling_are_those_of_finite_differences_and_padding_gets_n
     (pooled.sum() + weights.sum()).backward()
     assert not embeddings.grad[IDS == 0].any() and not first_order.grad[IDS == 0].any()
     assert torch.isfinite(pooling.queries.grad).all()
-    of_attention = torch.zeros(6, dtype=torch.bool)
-    of_attention[3] = True
+    of_attention = torch.arange(6) == 3
     assert pooling.queries.grad[of_attention].any() and not pooling.queries.grad[~of_attention].any()
 
 

@@ -51,8 +51,8 @@ def test_dnn_equals_relu_of_affine_maps():
     assert layer.output_size == 4
     assert [type(part).__name__ for part in layer] == ["Linear", "ReLU"] * 2
     whole = MultiLayerPerceptron(X, [5, 4], 0.3, batch_norm=True)
-    assert [type(part).__name__ for part in whole] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2
-    assert whole[3].p == 0.3
+    assert [type(part).__name__ for part in whole] == ["Linear", "BatchNorm1d", "Sequential"] * 2
+    assert [type(part).__name__ for part in whole[2]] == ["ReLU", "Dropout"] and whole[2][1].p == 0.3
 
 
 def test_sum_to_logit_adds_its_bias():

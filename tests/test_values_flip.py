@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
+from flip_hf.fitting.schema import infer_type
 from flip_hf.values_flip import (
     canonical_value,
-    infer_type,
     is_code,
     number_text,
     read_number,

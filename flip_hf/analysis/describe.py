@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..columns_flip import CodedColumn, batches, read_labels
+from ..columns_flip import CodedColumn, read_labels
 from ..feature_extraction_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
 from ..fitting.counts import Counts
+from ..fitting.schema import batches
+from .rates import count_occurrences, shares_of
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
 
@@ -98,7 +100,7 @@ class _Split:
         self.num_rows += len(labels)
         self.num_labelled += int((~np.isnan(labels)).sum())
         self.num_positive += int((labels == 1).sum())
-        self.occurrences += self.extractor.occurrences(ids)
+        self.occurrences += count_occurrences(self.extractor, ids)
         folds = self.folds.integers(NUM_FOLDS, size=len(labels))
         for number, (field, column) in enumerate(zip(self.extractor.fields, columns, strict=True)):
             texts = [self.extractor.value_text(number, value) for value in column.values]
@@ -203,7 +205,7 @@ def _describe_field(number: int, splits: Mapping[str, _Split], main: _Split) -> 
     field, judged = main.extractor.fields[number], main.judged.get(number, main.values[number])
     # the column of a statistic holds the values that it is of
     values = judged if field.kind == "statistic" else main.values[number]
-    shares = {name: main.extractor.shares_of(split.occurrences)[number].tolist() for name, split in splits.items()}
+    shares = {name: shares_of(split.occurrences)[number].tolist() for name, split in splits.items()}
     one = FieldReport(
         name=field.name,
         kind=field.kind,

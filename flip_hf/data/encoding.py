@@ -15,8 +15,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from transformers.utils import logging
 
-from ..columns_flip import gives_arrow, with_class_names
+from ..columns_flip import with_class_names
 from ..feature_extraction_flip import VOCABULARY_NAME
+from ..fitting.schema import gives_arrow
 from ..processing_flip import FlipProcessor, old_word
 from .private_datasets import fingerprint_of
 from .readers.tables import as_dataset
@@ -44,7 +45,8 @@ class _Encoder:
         processor = self.processor
         if self.vocabulary_folder is not None:
             processor = copy.copy(processor)
-            processor.feature_extractor = processor.feature_extractor.without_arrays()
+            fitted = processor.feature_extractor
+            processor.feature_extractor = type(fitted)(fitted.field_specs, fitted.label, fitted.min_frequency)
         return {**self.__dict__, "processor": processor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

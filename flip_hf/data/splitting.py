@@ -14,7 +14,8 @@ import pyarrow.dataset
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from ..columns_flip import batches, code_scalars, read_labels, with_class_names
+from ..columns_flip import code_scalars, read_labels, with_class_names
+from ..fitting.schema import batches
 from ..values_flip import canonical_value, read_times
 from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..columns_flip import batches
 from ..configuration_flip import missing_id, num_reserved_features, unseen_id
 from ..feature_extraction_flip import NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
 from ..fields_flip import AgeField, CategoricalField, MultivaluedField, NumericField, StatisticField
 from ..values_flip import number_text
-from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, number_keys
+from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, known_edges, number_keys
+from .schema import batches
 
 
 logger = logging.get_logger(__name__)
@@ -210,12 +210,13 @@ class FeatureBuilder:
 
     def _add_buckets(self, index: int, field: NumericField, bins: np.ndarray, occurrences: np.ndarray) -> None:
         self._check_any(index, len(bins))
-        if field.known_edges is None:
+        known = known_edges(field)
+        if known is None:
             starts = bin_starts(bins)
             edges = quantile_edges(starts, occurrences, field.num_buckets)
             buckets = np.searchsorted(edges, starts, side="right")
         else:
-            edges, buckets = np.array(field.known_edges), bins
+            edges, buckets = np.array(known), bins
             if field.bucketing == "log":  # the edges between the smallest and the largest number
                 edges, buckets = edges[bins[0] : bins[-1]], bins - bins[0]
         self.edges[index] = edges
@@ -236,7 +237,7 @@ class FeatureBuilder:
 
 def binned(field: NumericField, numbers: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and how often each occurs `(n,)` -> the bins or buckets they are in, in order, and how many in each."""
-    bins, places = np.unique(number_keys(numbers, field.known_edges), return_inverse=True)
+    bins, places = np.unique(number_keys(field, numbers), return_inverse=True)
     return bins, np.bincount(places, counts).astype(np.int64)
 
 

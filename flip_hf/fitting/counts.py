@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import BATCH_SIZE, CodedColumn, as_columns, batches, class_names, code_scalars, read_labels
-from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets, row_folds
+from ..columns_flip import CodedColumn, as_columns, class_names, code_scalars, read_labels
+from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets
 from ..fields_flip import (
     STATISTICS,
     AgeField,
@@ -34,7 +35,7 @@ from ..fields_flip import (
     field_from_dict,
 )
 from ..values_flip import VALUE_TYPES, is_code
-from .schema import KIND_OF_OPTION, KIND_OF_TYPE, expand_field, infer_column
+from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +51,8 @@ _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 # of the file of counts: what an older one holds is named otherwise
 _FORMAT = "feature_counts_2"
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
+# zero and the powers of two of both signs, between which a CTR model tells amounts apart
+LOG_EDGES = (*(-(2.0**power) for power in range(63, -21, -1)), 0.0, *(2.0**power for power in range(-20, 64)))
 
 
 def number_bins(numbers: np.ndarray, num_bits: int = NUMBER_BITS) -> np.ndarray:
@@ -65,9 +68,36 @@ def bin_starts(bins: np.ndarray, num_bits: int = NUMBER_BITS) -> np.ndarray:
     return np.where(np.isnan(numbers), -np.inf, numbers)  # the bin of -inf starts among the bits of nan
 
 
-def number_keys(numbers: np.ndarray, edges: Sequence[float] | None) -> np.ndarray:
+def known_edges(field: NumericField) -> Sequence[float] | None:
+    """Edges that training rows do not decide."""
+    return LOG_EDGES if field.bucketing == "log" else field.edges
+
+
+def number_keys(field: NumericField, numbers: np.ndarray) -> np.ndarray:
     """Numbers `(n,)` -> the buckets that they are in, where the edges are known beforehand, or else their bins."""
+    edges = known_edges(field)
     return number_bins(numbers) if edges is None else np.searchsorted(edges, numbers, side="right")
+
+
+def row_folds(fields: Sequence[Any], columns: Sequence[CodedColumn]) -> np.ndarray:
+    """The fold of each row `(B,)`, in [0, K), from what its fields hold: it is the same wherever the row stands."""
+    mixed = np.zeros(columns[0].num_rows, np.uint64)
+    for number, (field, column) in enumerate(zip(fields, columns, strict=True)):
+        if field.kind != StatisticField.kind:  # its class may be that of a folder's own code
+            mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number + 1)
+            mixed ^= _content_hashes(field, column.values)[column.indices]
+            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(NUM_FOLDS)).astype(np.int64)
+
+
+def _content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
+    """Distinct values -> uint64 `(n,)`, the same for the same value however it is stored."""
+    if hasattr(field, "numbers"):
+        numbers, _ = field.numbers(values)
+        return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
+    if hasattr(field, "elements"):
+        values = ["\0".join(field.elements(value)) for value in values]
+    return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
 
 
 class Counts:
@@ -114,7 +144,7 @@ def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
     """What distinct values of a field are counted under: themselves, buckets of hashes, or bins of numbers."""
     if isinstance(field, NumericField):
         numbers, unreadable = field.numbers(values)
-        bins = number_bins(numbers, HOUR_BITS) if is_age_of_newest(field) else number_keys(numbers, field.known_edges)
+        bins = number_bins(numbers, HOUR_BITS) if is_age_of_newest(field) else number_keys(field, numbers)
         found = zip(bins.tolist(), np.isnan(numbers).tolist(), unreadable.tolist(), strict=True)
         return [UNREADABLE if is_text else None if is_nan else key for key, is_nan, is_text in found]
     if field.hash_buckets:

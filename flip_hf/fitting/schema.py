@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a column's first values and its options say of its kind: a column -> its fields."""
+"""A table in batches, and what a column's first values and its options say of its kind: a column -> its fields."""
 
-from collections.abc import Mapping, Sequence
+import datetime
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..columns_flip import BATCH_SIZE, as_list, code_scalars, is_arrow, plain_values
+from ..columns_flip import as_columns, as_list, code_scalars, is_arrow, plain_values, with_class_names
 from ..fields_flip import DATE_PARTS, STATISTICS, Field, MultivaluedField, field_from_dict
-from ..values_flip import VALUE_TYPES, canonical_value, infer_type, is_container
+from ..values_flip import (
+    EXACT,
+    PLAIN_INTEGER,
+    VALUE_TYPES,
+    canonical_value,
+    is_code,
+    is_container,
+    plain_value,
+    read_number,
+    whole_number,
+)
 
 
+BATCH_SIZE = 100_000  # rows read at a time from what is larger than memory
 # the kind of a field whose values are of a type, unless its options say otherwise: whole numbers are ids more often
 # than amounts
 KIND_OF_TYPE = {**dict.fromkeys(VALUE_TYPES, "categorical"), "number": "numeric", "time": "datetime"}
@@ -19,6 +32,62 @@ KIND_OF_OPTION = {
     **dict.fromkeys(("parts", "reference", "format"), "datetime"),
     **dict.fromkeys(("min_frequency", "vocabulary_size", "hash_buckets", "statistics"), "categorical"),
 }
+
+
+def gives_arrow(dataset: Any) -> bool:
+    """Whether a data set has Arrow tables to give. Of a stream of rows made in Python `datasets` would make a table of
+    each row, and those of rows with and without holes do not fit together."""
+    return getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", True) is not None
+
+
+def batches(dataset: Any, label: str | None = None) -> Iterator[Mapping[str, Any]]:
+    """Batches of columns of whatever `fit` is given; a `datasets.Dataset` as Arrow, a piece at a time."""
+    if hasattr(dataset, "with_format") and hasattr(dataset, "iter"):
+        for batch in dataset.with_format("arrow" if gives_arrow(dataset) else None).iter(batch_size=BATCH_SIZE):
+            yield with_class_names(batch, dataset.features, label)
+    else:
+        for batch in dataset if isinstance(dataset, Iterator) else [dataset]:
+            yield as_columns(batch, label)
+
+
+def infer_type(values: Sequence[Any]) -> tuple[str, str]:
+    """Distinct values of a column -> one of `VALUE_TYPES`, and why, in words. A type is what all values are, however
+    they are held: `"2008"`, 2008 and 2008.0 are integers, `"true"` and `True` booleans, `"2024-05-31"` and a date
+    times. A code with zeros at its front (`"00012"`) is text."""
+    types = set(map(type, values))  # the usual ones first
+    if types == {int} or (types == {str} and all(map(PLAIN_INTEGER.fullmatch, values))):
+        return "integer", "whole numbers"
+    found: dict[str | None, Any] = {}  # the first value of each type
+    for value in map(plain_value, values):
+        kind = _type_of(value)
+        if kind == "text":
+            return "text", f"{value!r:.40} {'begins with a zero' if is_code(value) else 'is no number'}"
+        found.setdefault(kind, value)
+    found.pop(None, None)
+    if "number" in found:
+        found.pop("integer", None)
+    if len(found) != 1:
+        return "text", " beside ".join(f"{str(value)!r:.40}" for value in found.values()) or "no value"
+    ((kind, value),) = found.items()
+    reasons = {"integer": "whole numbers", "boolean": "true and false", "time": "dates or times"}
+    return str(kind), reasons.get(str(kind)) or f"such as {canonical_value(value)}"
+
+
+def _type_of(value: Any) -> str | None:
+    """The type of one plain value; `None` for one that is missing in any type that is not text."""
+    if isinstance(value, bool | str) and str(value).strip().lower() in ("true", "false"):
+        return "boolean"
+    number = read_number(value)
+    if is_code(value):
+        return "text"
+    if number is None:
+        try:
+            datetime.datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            return "text"
+        return "time"
+    is_whole = number.is_integer() and (abs(number) <= EXACT or whole_number(value) is not None)
+    return None if math.isnan(number) else "integer" if is_whole else "number"
 
 
 def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None) -> tuple[bool, str, str]:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
+from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, is_column, select_columns, with_class_names
 from ..masking_flip import hide_features, hide_tokens
 from ..processing_flip import EncodedRows
 from .ranking import Ranking, rank
-from .rates import RateWatch
 from .scoring import Scores, as_stream, check_click_model, score
 
 
@@ -157,7 +157,7 @@ class ClickThroughRatePipeline(Pipeline):
                 number = None if number is True else number
                 reasons = self._reasons(columns, encoded, scores.logits, batch_size, number)
                 results = [result | {"reasons": some} for result, some in zip(results, reasons, strict=True)]
-            in_chunk = self.processor.feature_extractor.occurrences(encoded.feature_ids)
+            in_chunk = count_occurrences(self.processor.feature_extractor, encoded.feature_ids)
             self._watch.add(in_chunk)
             occurrences = occurrences + in_chunk
             if asked.get("return_rates"):

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, as_list, is_column, with_class_names
-from .rates import RateWatch
 from .scoring import as_stream, check_click_model, score
 
 
@@ -55,9 +55,9 @@ def rank(
         return Ranking(np.zeros(0, np.int64), np.zeros(0))
     columns, candidate = _distinct(extractor.select_columns(join(extractor, user_row, items)))
     encoded = processor.encode_columns(columns, return_text=model.config.mode != "tabular")
-    occurrences = extractor.occurrences(encoded.feature_ids[candidate])
+    occurrences = count_occurrences(extractor, encoded.feature_ids[candidate])
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
-    occurrences[of_user] = extractor.occurrences(encoded.feature_ids[:1])[of_user]
+    occurrences[of_user] = count_occurrences(extractor, encoded.feature_ids[:1])[of_user]
     (watch or RateWatch(extractor)).add(occurrences)
     logits = score(model, processor, encoded, batch_size).logits
     probabilities = model.predict_probabilities(logits).numpy()[candidate]

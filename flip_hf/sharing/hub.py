@@ -28,7 +28,7 @@ from ..analysis.metrics import auc, bootstrap_intervals, compute_ctr_metrics, ec
 from ..configuration_flip import FlipConfig
 from ..feature_extraction_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor
-from ..pulling_flip import check_shard_names
+from ..pulling_flip import weight_names
 from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
 
@@ -146,7 +146,7 @@ def _model_files(folder: Path) -> set[str]:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: a pickle runs code when it is read; take it out")
     shards = {_WEIGHTS}
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        check_shard_names(str(folder), {})
+        weight_names(str(folder), {})
         shards = {_INDEX, *json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
     for name in (*_CONFIGS[:2], VOCABULARY_NAME, *sorted(shards)):
         if not (folder / name).is_file():

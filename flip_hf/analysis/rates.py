@@ -8,19 +8,40 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..configuration_flip import unseen_id
-from ..feature_extraction_flip import FlipFeatureExtractor
+from ..configuration_flip import PAD_FEATURE_ID, unseen_id
 
 
 logger = logging.get_logger(__name__)
-shares_of = FlipFeatureExtractor.shares_of
 MIN_ROWS = 100  # fewer say too little of a share
+
+
+def count_occurrences(extractor: Any, feature_ids: Any) -> np.ndarray:
+    """`(B, S)` -> for each field `(F, 4)`, int64: rows, values (a missing one included), and how many of them are
+    unseen and missing. Zeros for a field without ids."""
+    ids, slots = np.asarray(feature_ids), np.asarray(extractor.slot_fields, np.int64)
+    is_reserved = (ids >= unseen_id(0)) & (ids < extractor.num_reserved_features)
+    reserved = np.bincount(ids[is_reserved] - unseen_id(0), minlength=2 * extractor.num_fields)
+    values = np.bincount(slots, (ids != PAD_FEATURE_ID).sum(0), extractor.num_fields).astype(np.int64)
+    rows = np.where(np.bincount(slots, minlength=extractor.num_fields) > 0, len(ids), 0)
+    return np.column_stack([rows, values, reserved.reshape(-1, 2)])
+
+
+def shares_of(occurrences: np.ndarray) -> np.ndarray:
+    """What `count_occurrences` gives -> shares `(F, 2)`: of values that are unseen, of rows that are missing."""
+    return occurrences[:, 2:] / np.maximum(occurrences[:, [1, 0]], 1)
+
+
+def rates(extractor: Any, feature_ids: Any) -> dict[str, dict[str, float]]:
+    """[`FlipFeatureExtractor.rates`]."""
+    shares = shares_of(count_occurrences(extractor, feature_ids)).tolist()
+    with_ids = dict.fromkeys(extractor.slot_fields)
+    return {extractor.field_names[f]: dict(zip(("unseen", "missing"), shares[f], strict=True)) for f in with_ids}
 
 
 @functools.lru_cache(maxsize=1)  # `rank` asks in every call, and millions of features take a while
 def expected_occurrences(vocabulary: Any, min_frequency: int) -> np.ndarray:
-    """What `occurrences` of new rows like the training rows would count `(F, 4)`: a value is unseen if the training
-    rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
+    """What `count_occurrences` of new rows like the training rows would give `(F, 4)`: a value is unseen if the
+    training rows *without its own* had it too rarely (Good, 1953: so many are new as occur once)."""
     first, num_fields = vocabulary.num_reserved, len(vocabulary.fields)
     reserved = vocabulary["feature_counts"][unseen_id(0) : first].reshape(-1, 2).copy()  # unseen, missing
     counts, fields = vocabulary["feature_counts"][first:], vocabulary["feature_fields"][first:]
