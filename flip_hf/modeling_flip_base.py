@@ -34,7 +34,7 @@ from .text_tower_flip import (
 
 logger = logging.get_logger(__name__)
 
-TEXT_MODEL_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation")
+TEXT_MODEL_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation", "text_dropout")
 
 
 @contextlib.contextmanager
@@ -300,7 +300,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 folder; default: the folder's name, never its path.
             kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `text_adapter=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
-                (float32 by default), `attn_implementation`.
+                (float32 by default), `attn_implementation`, `text_dropout` (in place of its own, in both
+                stages).
         """
         loading = {key: kwargs.pop(key) for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)

@@ -60,16 +60,19 @@ def build_text_model(text_config: Any) -> PreTrainedModel:
     return _without_pooler(AutoModel.from_config, text_config)
 
 
-def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> PreTrainedModel:
+def load_text_model(
+    name_or_path: str, num_hidden_layers: int | None = None, text_dropout: float | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """
     The `num_hidden_layers` lowest layers (by default all) of a pretrained language model, a folder or a name on the
-    Hub; in float32 unless `dtype` says otherwise. `kwargs` go to `AutoModel.from_pretrained`.
+    Hub; in float32 unless `dtype` says otherwise, and with `text_dropout` in place of its own dropout. `kwargs` go to
+    `AutoModel.from_pretrained`.
 
     Raises:
         ValueError: if the checkpoint lacks weights of the architecture, or has fewer layers.
     """
     kwargs.setdefault("dtype", torch.float32)
-    kwargs["config"] = text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
+    kwargs["config"] = text_config = load_text_config(name_or_path, num_hidden_layers, text_dropout, **kwargs)
     with quiet_loading():
         model, info = _without_pooler(AutoModel.from_pretrained, name_or_path, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
@@ -81,11 +84,17 @@ def load_text_model(name_or_path: str, num_hidden_layers: int | None = None, **k
     return model
 
 
-def load_text_config(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> Any:
+def load_text_config(
+    name_or_path: str, num_hidden_layers: int | None = None, text_dropout: float | None = None, **kwargs: Any
+) -> Any:
     """Configuration of a pretrained language model, cut to its lowest layers; `ValueError` where that cannot be."""
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "attn_implementation")}
     text_config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     text_config.use_cache = False  # of keys and values, for texts that grow: ours do not
+    if text_dropout is not None:
+        for name, value in vars(text_config).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(text_config, name, text_dropout)
     if num_hidden_layers is None:
         return text_config
     setting, total = f"num_hidden_layers={num_hidden_layers}", text_config.num_hidden_layers
@@ -136,6 +145,7 @@ def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwa
     or with one not known here, its word embeddings as the decoder, with a warning: MLM heads are tied to them.
     """
     kwargs = {**kwargs, "dtype": torch.float32}
+    kwargs.pop("text_dropout", None)
     text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
     reason = f"a {text_config.model_type} has no MLM head"
     if has_mlm_head(text_config):

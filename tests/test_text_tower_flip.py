@@ -843,3 +843,15 @@ def test_folders_open_where_flip_hf_is_not_installed(make, peft, splits, tmp_pat
             expected += model(**architecture.processor(rows, padding=True, return_tensors="pt")).logits.tolist()
     printed = elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=ELSEWHERE)
     assert json.loads(printed) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert", "distilbert"])
+def test_a_language_model_trains_with_the_dropout_that_is_asked_for_also_from_its_folder(name, make, tmp_path):
+    architecture = make(name)
+    model, batch = architecture.stage_2("text", text_dropout=0.0), architecture.batch()
+    model.save_pretrained(tmp_path)
+    for same in (model, FlipForCTR.from_pretrained(tmp_path)):
+        torch.testing.assert_close(same.train()(**batch).logits, same.eval()(**batch).logits)
+    noisy = architecture.stage_1(text_dropout=0.4, init_mlm_head_from_text_model=True).train()
+    (once, _), (twice, _) = (noisy.flip.encode_text(batch["input_ids"], batch["attention_mask"]) for _ in range(2))
+    assert (once - twice).abs().max() > 0.1
