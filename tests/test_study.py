@@ -13,12 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import make_table
 from datasets import load_from_disk
 from sklearn.metrics import roc_auc_score
-
-from flip_hf.tabular_layers_flip import MultiLayerPerceptron
 
 
 STUDY = Path(__file__).parents[1] / "examples" / "study"
@@ -217,12 +214,9 @@ def test_statistics_on_worked_examples(study):
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_dropout_is_added_without_renaming_what_stage_1_trained():
-    tower = torch.nn.Sequential(MultiLayerPerceptron(4, [8, 8]))
-    names = list(tower.state_dict())
-    work.add_dropout(tower, 0.5)
-    assert list(tower.state_dict()) == names and (tower(torch.ones(64, 4)) == 0).float().mean() > 0.5
-    assert [layer.p for layer in tower.modules() if isinstance(layer, torch.nn.Dropout)] == [0.5, 0.5]
+def test_dropout_of_a_trial_reaches_every_dnn_of_a_tower():
+    for backbone, names in {"lr": (), "dcnv2": ("dnn",), "finalmlp": ("mlp1", "mlp2"), "afn": ("afn",)}.items():
+        assert work.dnn_dropout(backbone, 0.3) == {f"{name}_dropout": 0.3 for name in names}
 
 
 def test_slices_count_training_rows(study, results):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from cells import Cell
 from datasets import DatasetDict, disable_progress_bars, load_from_disk
-from torch import nn
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from flip_hf import (
@@ -38,7 +38,7 @@ from flip_hf import (
     prepare_dataset,
     split_dataset,
 )
-from flip_hf.tabular_layers_flip import MultiLayerPerceptron
+from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 from flip_hf.training.precision import has_fast_bf16
 
 
@@ -213,13 +213,10 @@ def validation_auc(folder: Path) -> float:
     return json.loads((folder / "metrics.json").read_text())["validation"]["auc"]
 
 
-def add_dropout(tower: nn.Module, share: float) -> None:
-    """Behind every ReLU of the tower's DNNs, without a name of its own: stage 1 may have been trained without."""
-    for module in list(tower.modules()):
-        if isinstance(module, MultiLayerPerceptron):
-            for k, layer in enumerate(module):
-                if isinstance(layer, nn.ReLU):
-                    module[k] = nn.Sequential(layer, nn.Dropout(share))
+def dnn_dropout(backbone: str, share: float) -> dict[str, float]:
+    """Dropout of all DNNs of a tower, as its `backbone_config` says it."""
+    names = inspect.signature(TABULAR_BACKBONES[backbone]).parameters
+    return {name: share for name in names if name.endswith("dropout") and name != "attention_dropout"}
 
 
 def train_flip(
@@ -238,6 +235,8 @@ def train_flip(
     arguments = {**spec["training"], **{name: value for name, value in settings.items() if name in ARGUMENTS}}
     config = {"backbone": "dcnv2", **spec["model"].get("config", {})}
     config |= {name: value for name, value in settings.items() if name not in (*ARGUMENTS, "dropout")}
+    if settings.get("dropout"):
+        config["backbone_config"] = dnn_dropout(config["backbone"], settings["dropout"])
     set_seed(spec["seed"])
     if pretrained is not None:
         model = FlipForCTR.from_pretrained(pretrained, mode=mode, **config)
@@ -247,8 +246,6 @@ def train_flip(
         name, num_hidden_layers = find_text_model(text_model["name"], options), text_model["num_hidden_layers"]
         config |= {"processor": processor, "num_hidden_layers": num_hidden_layers, "mode": mode}
         model = FlipForCTR.from_text_pretrained(name, **config)
-    if settings.get("dropout"):
-        add_dropout(model.flip.tabular, settings["dropout"])
     common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
         model=model,
