@@ -256,7 +256,6 @@ def main() -> None:
             text_model_name=text_model_name,
             backbone=arguments.backbone,
             text_passes=1,  # half the time of the paper's two
-            text_pooling="mean",  # as MiniLM was trained to be pooled
         )
         return FlipPreTrainingTrainer(
             model=model,
@@ -276,7 +275,7 @@ def main() -> None:
     def from_scratch(mode: str) -> FlipForCTR:
         if mode == "tabular":
             return FlipForCTR(FlipConfig.from_processor(processor, mode=mode, backbone=arguments.backbone))
-        settings = {"num_hidden_layers": num_hidden_layers, "backbone": arguments.backbone, "text_pooling": "mean"}
+        settings = {"num_hidden_layers": num_hidden_layers, "backbone": arguments.backbone}
         return FlipForCTR.from_text_pretrained(text_model, processor=processor, mode=mode, **settings)
 
     def estimate() -> str:

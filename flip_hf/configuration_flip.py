@@ -88,7 +88,8 @@ class FlipConfig(PreTrainedConfig):
     # the text tower
     text_config: Any = None  # a dict or PreTrainedConfig; `None` for a model of ids alone
     text_model_name_or_path: str | None = None  # where its first weights came from; for the card
-    text_pooling: str = within(("cls", "mean", "last"), "cls")  # first token, mean of real ones, last real: decoders
+    # first token, as the paper has it; mean of the real ones; last real one: decoders
+    text_pooling: str = within(("cls", "mean", "last"), "mean")
     # settings of peft's `LoraConfig`, and by what the language model that it belongs to is known
     # ([`FlipPreTrainedModel.add_text_adapter`])
     text_adapter: dict[str, Any] | None = None
@@ -150,7 +151,7 @@ class FlipConfig(PreTrainedConfig):
     tabular_bce_weight: float = within("[0, inf)", 1.0)
     text_bce_weight: float = within("[0, inf)", 1.0)
     # times the *sum* of squares of the ID tower's tables, without the rows of reserved ids; in the training loss only
-    l2_coefficient: float = within("[0, inf)", 1e-5)
+    l2_coefficient: float = within("[0, inf)", 1e-4)
     positive_weight: float = within("(0, inf)", 1.0)  # multiplies the loss of a click, for logs with few of them
     negative_sampling_rate: float = within("(0, 1]", 1.0)  # share of non-clicks kept ([`predict_probabilities`])
     newly_initialized: list[str] | None = None  # weights of stage 2 that are random still
@@ -168,7 +169,8 @@ class FlipConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "FlipConfig":
         """As `PreTrainedConfig.from_dict`; what an old configuration does not say is what was so then."""
-        return super().from_dict({"icl_projection_init": 1.0, "mtm_query_init": 1.0, **config_dict}, **kwargs)
+        before = {"text_pooling": "cls", "l2_coefficient": 1e-5, "icl_projection_init": 1.0, "mtm_query_init": 1.0}
+        return super().from_dict({**before, **config_dict}, **kwargs)
 
     def check(self) -> None:
         """Raises `ValueError` for a value that is not allowed, naming it and what is."""
