@@ -1,121 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each layer against its equation written out with Python loops, in float64, sharing no code with the layer."""
+"""Parts of the towers' layers that neither a peer's numbers (test_fuxictr_parity.py) nor the formula of a whole tower
+(test_tabular_backbones_flip.py) reach: by their equations in Python loops and float64, their sizes and their start.
+"""
 
 import math
 
 import pytest
 import torch
-from equations import (
-    affine,
-    assert_equal,
-    attentional_pooling,
-    dnn,
-    dot,
-    flat,
-    kernel_products,
-    pairs,
-    powers,
-    product,
-    random,
-    relu,
-    softmax,
-    with_random_weights,
-)
+from equations import affine, assert_equal, dot, flat, powers, product, random, relu, with_random_weights
 
+from flip_hf.gating_layers_flip import (
+    BilinearFusion,
+    BilinearInteraction,
+    ContextGate,
+    GatedCrossLayer,
+    MaskBlock,
+    SqueezeExcitation,
+)
 from flip_hf.tabular_layers_flip import (
     AttentionalPooling,
     CompressedInteractionLayer,
     CompressedInteractionNetwork,
     CrossLayer,
     CrossMixtureLayer,
-    CrossNetwork,
     FieldSelfAttention,
-    InnerProducts,
     LogarithmicLayer,
     MultiLayerPerceptron,
     OuterProducts,
-    SumToLogit,
     VectorCrossNetwork,
-    pair_sums,
 )
 
 
 B, F, D = 4, 3, 6
 X = F * D
-PAIRS = pairs(F)
 
 
-def test_dnn_equals_relu_of_affine_maps():
-    layer, x = with_random_weights(MultiLayerPerceptron(X, [5, 4])), random(B, X)
-    assert_equal(layer(x), [dnn(layer, row) for row in x])
-    assert layer.output_size == 4
-    assert [type(part).__name__ for part in layer] == ["Linear", "ReLU"] * 2
+def test_layers_have_the_parts_and_sizes_that_are_asked_for():
     whole = MultiLayerPerceptron(X, [5, 4], 0.3, batch_norm=True)
     assert [type(part).__name__ for part in whole] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2
-    assert whole[3].p == 0.3
-
-
-def test_sum_to_logit_adds_its_bias():
-    layer, x = with_random_weights(SumToLogit()), random(B, X)
-    assert_equal(layer(x), [[sum(row.tolist()) + float(layer.bias)] for row in x])
-
-
-@pytest.mark.parametrize("num_layers", [1, 2, 4])
-def test_vector_cross_network_equals_equation_3_layer_by_layer(num_layers):
-    network, x0 = with_random_weights(VectorCrossNetwork(X, num_layers)), random(B, X)
-    expected = []
-    for row in x0:
-        x = row.tolist()
-        for w, b in zip(network.weight, network.bias, strict=True):
-            scale = dot(x, w)
-            x = [float(row[i]) * scale + float(b[i]) + x[i] for i in range(X)]
-        expected.append(x)
-    assert_equal(network(x0), expected)
-
-
-def test_cross_layers_equal_equation_1_one_behind_the_other():
-    network, x0 = with_random_weights(CrossNetwork(CrossLayer(X) for _ in range(3))), random(B, X)
-    expected = []
-    for row in x0:
-        x = row.tolist()
-        for layer in network:
-            mapped = affine(layer.weight, x, layer.bias)
-            x = [float(row[i]) * mapped[i] + x[i] for i in range(X)]
-        expected.append(x)
-    assert_equal(network(x0), expected)
-
-
-def test_mixture_equals_equations_3_and_4_expert_by_expert():
-    rank, experts = 2, 3
-    layer = with_random_weights(CrossMixtureLayer(X, rank, experts))
-    x0, x = random(B, X, seed=1), random(B, X, seed=2)
-    v, u = layer.down.view(experts, rank, X), layer.up.view(X, experts, rank)
-    expected = []
-    for n in range(B):
-        gates = softmax(affine(layer.gate, x[n]))
-        result = x[n].tolist()
-        for k in range(experts):
-            hidden = [math.tanh(value) for value in affine(v[k], x[n])]
-            hidden = [math.tanh(value) for value in affine(layer.core[k], hidden)]
-            expert = product(x0[n], affine(u[:, k], hidden, layer.bias))
-            result = [a + gates[k] * b for a, b in zip(result, expert, strict=True)]
-        expected.append(result)
-    assert_equal(layer(x, x0), expected)
-
-
-def test_products_of_pairs_in_their_order():
-    x = random(B, F, D)
-    sums = [[sum(float(row[i, d] * row[j, d]) for i, j in PAIRS) for d in range(D)] for row in x]
-    assert_equal(pair_sums(x), sums)
-    assert_equal(InnerProducts()(x), [[dot(row[i], row[j]) for i, j in PAIRS] for row in x])
-    layer = with_random_weights(OuterProducts(F, D))
-    assert layer.kernel.shape == (len(PAIRS), D, D)
-    assert_equal(layer(x), [kernel_products(layer.kernel, row) for row in x])
-
-
-def test_attentional_pooling_equals_equations_4_to_6_pair_by_pair():
-    layer, x = with_random_weights(AttentionalPooling(D, 4)), random(B, F, D)
-    assert_equal(layer(x), [attentional_pooling(layer, row) for row in x])
+    assert whole[3].p == 0.3 and whole.output_size == 4
+    assert [SqueezeExcitation(4, D, ratio, "relu").squeeze.shape[0] for ratio in (1, 2, 3, 9)] == [4, 2, 1, 1]
+    assert MaskBlock(X, 5, 3, 2.0, True, 0.0).aggregation.out_features == 10
 
 
 def test_dropout_of_attentional_pooling_drops_pairs_and_dimensions_in_training_alone():
@@ -141,22 +66,10 @@ def feature_maps(weight, maps, fields) -> list[list[float]]:
     ]
 
 
-@pytest.mark.parametrize("num_maps_in", [F, 4])
-def test_a_layer_of_feature_maps_equals_equation_6(num_maps_in):
-    layer, fields = with_random_weights(CompressedInteractionLayer(F, num_maps_in, 5)), random(B, F, D, seed=1)
-    maps = fields if num_maps_in == F else random(B, num_maps_in, D, seed=2)  # the first layer's are the fields
-    expected = [feature_maps(layer.weight, maps[n], fields[n]) for n in range(B)]
-    by_field = fields.transpose(0, 1)
-    inputs = by_field if num_maps_in == F else maps.transpose(0, 1)
-    assert_equal(layer(inputs, by_field).transpose(0, 1), expected)
-    assert_equal(layer(inputs, by_field, 2).transpose(0, 1), [row[:2] for row in expected])
-    assert_equal(layer.pooled(inputs, by_field, 2), [[sum(row[h]) for h in (2, 3, 4)] for row in expected])
-
-
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 @pytest.mark.parametrize("split_half", [False, True])
-@pytest.mark.parametrize("hidden_units", [[5], [4, 2, 3]])
-def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(hidden_units, split_half, activation):
+def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(split_half, activation):
+    hidden_units = [4, 2, 3]
     network = with_random_weights(CompressedInteractionNetwork(F, hidden_units, split_half, activation))
     x = random(B, F, D)
     expected = []
@@ -206,26 +119,17 @@ def test_logarithms_and_products_are_normalised_in_each_dimension_and_its_runnin
     assert_equal(layer.eval()(x), expected(training=False))
 
 
-@pytest.mark.parametrize("use_residual", [True, False])
-def test_attention_equals_equations_5_to_8_head_by_head(use_residual):
-    heads, size = 2, D // 2
-    layer, x = with_random_weights(FieldSelfAttention(D, heads, use_residual)), random(B, F, D)
-    w_q, w_k, w_v, *w_res = layer.projection.view(-1, D, D)
-    expected = []
-    for row in x:
-        q, k, v = ([affine(w, field) for field in row] for w in (w_q, w_k, w_v))
-        fields = []
-        for m in range(F):
-            attended = []
-            for head in range(heads):
-                part = slice(head * size, (head + 1) * size)
-                weights = softmax([dot(q[m][part], k[n][part]) for n in range(F)])
-                attended += [dot(weights, [v[n][i] for n in range(F)]) for i in range(D)[part]]
-            if use_residual:
-                attended = [a + b for a, b in zip(attended, affine(w_res[0], row[m]), strict=True)]
-            fields.append(relu(attended))
-        expected.append(fields)
-    assert_equal(layer(x), expected)
+def test_attention_without_a_residual_is_that_with_a_residual_of_zeros():
+    plain, whole = with_random_weights(FieldSelfAttention(D, 2, False)), FieldSelfAttention(D, 2).double()
+    whole.projection.data = torch.cat([plain.projection, torch.zeros(D, D, dtype=torch.float64)])
+    x = random(B, F, D)
+    torch.testing.assert_close(plain(x), whole(x).detach())
+
+
+@pytest.mark.parametrize("bilinear_type", ["field_all", "field_each", "field_interaction"])
+def test_bilinear_products_of_many_rows_which_a_cpu_takes_in_blocks_are_those_of_all_at_once(bilinear_type):
+    layer, x = with_random_weights(BilinearInteraction(4, D, bilinear_type, num_groups=2)), random(4000, 2, 4, D)
+    torch.testing.assert_close(layer(x), layer.products(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +164,12 @@ def test_layers_that_cannot_be_are_refused(build, message):
         (lambda: AttentionalPooling(64, 600), "query", 1.0),
         (lambda: CompressedInteractionLayer(8, 16, 32), "weight", math.sqrt(1 / 128)),
         (lambda: LogarithmicLayer(26, 32, 100), "weight", 0.1),
+        (lambda: SqueezeExcitation(300, 36, 3, std=0.06), "squeeze", 10 * math.sqrt(2 / 400)),  # 10 = sqrt(6 / 0.06)
+        (lambda: BilinearInteraction(12, 32, "field_interaction"), "weight", math.sqrt(2 / 64)),
+        (lambda: BilinearFusion(200, 300, 1), "weight", math.sqrt(2 / 500)),
+        (lambda: BilinearFusion(200, 300, 10), "weight", math.sqrt(2 / 50)),
+        (lambda: GatedCrossLayer(200), "weight", math.sqrt(2 / 400)),
+        (lambda: ContextGate(2, 5000, [], [3], std=0.3), "learnt_context", 0.3),
     ],
 )
 def test_interaction_matrices_start_by_the_size_of_one_product_of_theirs(layer, name, std):
@@ -267,3 +177,14 @@ def test_interaction_matrices_start_by_the_size_of_one_product_of_theirs(layer, 
     weights = getattr(layer(), name)
     assert float(weights.detach().std()) == pytest.approx(std, rel=0.08)
     assert abs(float(weights.detach().mean())) < std / 5
+
+
+def test_senet_starts_with_weights_of_the_order_of_one_and_switches_no_field_off():
+    torch.manual_seed(0)
+    means = []
+    for _ in range(20):
+        layer, x = SqueezeExcitation(8, 32, 3, std=0.05), 0.05 * torch.randn(64, 8, 32)
+        weights = (layer(x) / x).detach()[..., 0]  # (64, 8): W_2 of random signs leaves fields that are 0 in every row
+        assert weights.amax(0).min() > 0
+        means.append(float(weights.mean()))
+    assert 0.2 < sum(means) / 20 < 2
