@@ -7,6 +7,7 @@ weights; modernbert: rotary positions, and a norm behind the layers; qwen2: a de
 of other names. Slow: their kin, MPNet, XLM-R, Qwen3 and Llama.
 """
 
+import copy
 import importlib
 import json
 import logging
@@ -18,25 +19,7 @@ import torch
 from conftest import GENRES, WORDS, elsewhere
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    GPT2Config,
-    LlamaConfig,
-    MobileBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    RobertaConfig,
-    XLMRobertaConfig,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from transformers.utils import import_utils
 
 from flip_hf import (
@@ -71,20 +54,20 @@ DEBERTA = {
 }
 MODERNBERT = {**SIZES, "max_position_embeddings": 256, "local_attention": 8, "global_attn_every_n_layers": 2}
 DECODER = {**SIZES, "num_key_value_heads": 1, "max_position_embeddings": 256}
-# name -> configuration, kind of tokenizer, sizes, longest text
+# name of the configuration -> kind of tokenizer, sizes, longest text
 ARCHITECTURES = {
-    "bert": (BertConfig, "wordpiece", {**SIZES, "max_position_embeddings": 96}, 96),
-    "roberta": (RobertaConfig, "bytes", {**SIZES, "max_position_embeddings": 260}, 258),
-    "deberta-v2": (DebertaV2Config, "unigram", DEBERTA, None),
-    "albert": (AlbertConfig, "unigram", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
-    "modernbert": (ModernBertConfig, "bytes", MODERNBERT, 256),
-    "qwen2": (Qwen2Config, "causal bytes", DECODER, 256),
-    "distilbert": (DistilBertConfig, "wordpiece", DISTILBERT, 96),
-    "electra": (ElectraConfig, "wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
-    "mpnet": (MPNetConfig, "wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
-    "xlm-roberta": (XLMRobertaConfig, "unigram", {**SIZES, "max_position_embeddings": 98}, 96),
-    "qwen3": (Qwen3Config, "causal bytes", {**DECODER, "head_dim": 8}, 256),
-    "llama": (LlamaConfig, "causal bytes", DECODER, 256),
+    "bert": ("wordpiece", {**SIZES, "max_position_embeddings": 96}, 96),
+    "roberta": ("bytes", {**SIZES, "max_position_embeddings": 260}, 258),
+    "deberta-v2": ("unigram", DEBERTA, None),
+    "albert": ("unigram", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
+    "modernbert": ("bytes", MODERNBERT, 256),
+    "qwen2": ("causal bytes", DECODER, 256),
+    "distilbert": ("wordpiece", DISTILBERT, 96),
+    "electra": ("wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
+    "mpnet": ("wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
+    "xlm-roberta": ("unigram", {**SIZES, "max_position_embeddings": 98}, 96),
+    "qwen3": ("causal bytes", {**DECODER, "head_dim": 8}, 256),
+    "llama": ("causal bytes", DECODER, 256),
 }
 TOWERS = list(ARCHITECTURES)[:6]
 KIN = [pytest.param(name, marks=pytest.mark.slow) for name in list(ARCHITECTURES)[6:]]
@@ -128,7 +111,7 @@ class Architecture:
     """A tokenizer, a processor on the table of conftest, encoded rows, and a saved random language model."""
 
     def __init__(self, name, splits, folder):
-        config_class, kind, sizes, self.longest = ARCHITECTURES[name]
+        kind, sizes, self.longest = ARCHITECTURES[name]
         self.name, self.is_decoder = name, kind == "causal bytes"
         self.tokenizer = tiny_tokenizer(kind)
         self.extractor = FlipFeatureExtractor.fit(splits["train"])
@@ -137,7 +120,7 @@ class Architecture:
             f"{key}_token_id": getattr(self.tokenizer, f"{key}_token_id")
             for key in ("pad", "cls", "sep", "bos", "eos")
         }
-        self.config = config_class(vocab_size=len(self.tokenizer), **special, **sizes)
+        self.config = AutoConfig.for_model(name, vocab_size=len(self.tokenizer), **special, **sizes)
         self.folder = str(folder / name)
         torch.manual_seed(0)
         model = (AutoModel if self.is_decoder else AutoModelForMaskedLM).from_config(self.config)
@@ -222,12 +205,13 @@ def test_a_head_that_was_taken_over_says_at_first_what_the_language_model_says(n
 @pytest.mark.parametrize("name", ["bert", "electra", "deberta-v2", "mobilebert"])
 def test_a_checkpoint_without_a_known_head_gives_its_word_embeddings_and_a_warning(name, make, tmp_path, caplog):
     architecture = make("bert" if name == "mobilebert" else name)
+    config = copy.deepcopy(architecture.config)
     if name == "deberta-v2":  # whose newer head multiplies by the word embeddings themselves
-        config = DebertaV2Config.from_dict({**architecture.config.to_dict(), "legacy": False})
+        config.legacy = False
         model, reason = AutoModelForMaskedLM.from_config(config), "that of a DebertaV2ForMaskedLM is not known"
     elif name == "mobilebert":  # whose decoder has two parts, under BERT's names
         sizes = {**SIZES, "embedding_size": 8, "intra_bottleneck_size": 16, "true_hidden_size": 16}
-        config = MobileBertConfig(**{**architecture.config.to_dict(), **sizes, "model_type": "mobilebert"})
+        config = AutoConfig.for_model(name, vocab_size=config.vocab_size, pad_token_id=config.pad_token_id, **sizes)
         model, reason = AutoModelForMaskedLM.from_config(config), "that of a MobileBertForMaskedLM is not known"
     else:
         model, reason = AutoModel.from_pretrained(architecture.folder), "it lacks"
@@ -342,8 +326,8 @@ def test_fewer_layers_are_the_lowest_ones(name, make, tmp_path):
             architecture.stage_1(num_hidden_layers=wrong)
 
 
-def test_groups_of_layers_that_share_weights_are_not_torn(make, tmp_path):
-    AlbertConfig.from_dict({**make("albert").config.to_dict(), "num_hidden_groups": 3}).save_pretrained(tmp_path)
+def test_groups_of_layers_that_share_weights_are_not_torn(tmp_path):
+    AutoConfig.for_model("albert", num_hidden_layers=3, num_hidden_groups=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="num_hidden_layers=2: .* shares weights in groups of layers: leave it"):
         load_text_model(str(tmp_path), 2)
 
@@ -389,7 +373,8 @@ def test_the_last_token_of_a_decoder_is_found_on_either_side_of_the_pads(make, t
     torch.testing.assert_close(decoder.encode(model, left)[1], pooled, atol=1e-5, rtol=1e-5)
 
     # learned positions are counted from the first real token
-    config = GPT2Config(vocab_size=len(decoder.tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=256)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    config = AutoConfig.for_model("gpt2", vocab_size=len(decoder.tokenizer), **sizes)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     model = FlipForCTR.from_text_pretrained(
         str(tmp_path), processor=decoder.processor, mode="text", text_pooling="last"
@@ -618,7 +603,8 @@ def test_frozen_parts_get_no_gradient_and_the_rest_does(name, make):
 def test_the_convolution_of_deberta_is_frozen_with_its_first_layer(make):
     """It runs beside it."""
     deberta = make("deberta-v2")
-    config = DebertaV2Config.from_dict({**deberta.config.to_dict(), "conv_kernel_size": 3})
+    config = copy.deepcopy(deberta.config)
+    config.conv_kernel_size = 3
     for parts, learns in (("embeddings", True), (1, False)):
         model = FlipModel(FlipConfig.from_processor(deberta.processor, text_model=AutoModel.from_config(config)))
         model.freeze_text(parts)
