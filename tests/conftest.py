@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
+import contextlib
 import gc
+import inspect
+import io
+import json
 import os
+import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +19,36 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from hub_in_memory import Hub, connected
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
-from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, prepare_dataset
+from flip_hf import (
+    FlipConfig,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipPreTrainingArguments,
+    FlipPreTrainingTrainer,
+    FlipProcessor,
+    prepare_dataset,
+)
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # beside a second process of tests
 
+ROOT = Path(__file__).parents[1]
 GENRES = ["Drama", "Comedy", "Action, Thriller", "Horror"]
 WORDS = ["red", "blue", "green", "old", "new", "big", "small", "night", "day", "house"]
 
 gc.freeze()  # what was imported stays: every training collects garbage several times, and need not look at that
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> None:
+    """What datasets writes stays in the folder of a test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
@@ -131,6 +155,43 @@ def pretraining_model(text_model_dir, processor) -> FlipForPreTraining:
     return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
 
 
+def tabular_model(processor, **options) -> FlipForCTR:
+    torch.manual_seed(0)
+    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
+
+
+OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
+QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
+QUICK |= {"disable_tqdm": True, "report_to": "none"}
+
+
+@pytest.fixture()
+def stage_1(pretraining_model, processor, encoded, tmp_path) -> Callable[..., FlipPreTrainingTrainer]:
+    """Makes a trainer of the small model; options are of the trainer or of its arguments."""
+
+    def build(model=pretraining_model, **options) -> FlipPreTrainingTrainer:
+        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
+        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
+        arguments = FlipPreTrainingArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
+        return FlipPreTrainingTrainer(model, arguments, **{"processing_class": processor, **given})
+
+    return build
+
+
+@pytest.fixture()
+def stage_2(processor, encoded, tmp_path) -> Callable[..., FlipCTRTrainer]:
+    """The same for clicks, of an ID tower where no model is given."""
+
+    def build(model=None, **options) -> FlipCTRTrainer:
+        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
+        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
+        arguments = FlipCTRArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
+        model = tabular_model(processor) if model is None and "model_init" not in given else model
+        return FlipCTRTrainer(model, arguments, **{"processing_class": processor, **given})
+
+    return build
+
+
 @pytest.fixture()
 def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
     """A Hub in memory that this process talks to as the user `hub.owner`, with an empty cache."""
@@ -146,16 +207,67 @@ def data_folder(name: str) -> Path:
     return root / name
 
 
-def elsewhere(tmp_path, *arguments: str, code: str, online: bool = False) -> str:
+def run_example(monkeypatch, script: str, *arguments: object) -> None:
+    """A script of examples/ in this process, where nothing is imported again."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+
+
+def run_blocks(page: str, tag: str, num_blocks: int, names: dict, changes: dict[str, str] | None = None) -> str:
+    """Runs the blocks of code below `<!-- tag`, one after another in `names`, and returns what they print."""
+    blocks = re.findall(rf"<!-- {tag}.*?-->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert len(blocks) == num_blocks
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks:
+            for old, new in (changes or {}).items():
+                block = block.replace(old, new)
+            exec(compile(block, page, "exec"), names)
+    return printed.getvalue()
+
+
+def elsewhere(tmp_path, *arguments: str, code: str) -> str:
     """Last line that `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": str(int(not online))}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip().splitlines()[-1]
+
+
+OPENED_ELSEWHERE = """
+import json, sys
+sys.modules["flip_hf"] = None  # as if it were not installed
+import transformers
+said = []
+for folder, kind, arguments in json.loads(sys.argv[1]):
+    for where in (folder, f"{folder} again"):
+        processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=True)
+        model = getattr(transformers, kind).from_pretrained(where, trust_remote_code=True, **arguments).eval()
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        output = model(**processor(json.loads(sys.argv[2]), padding=True, return_tensors="pt"))
+        said.append((output.logits if "logits" in output else output.text_vector).tolist())
+        if where == folder:
+            model.save_pretrained(f"{folder} again"), processor.save_pretrained(f"{folder} again")
+print(json.dumps(said))
+"""
+
+
+def assert_opens_elsewhere(tmp_path, rows: dict[str, list], models: list[tuple]) -> None:
+    """
+    Models, each with its processor, the Auto class that opens its folder and arguments for it, say the same in a
+    process where flip_hf is not installed, and again when they were saved from there. One process for all of them: to
+    start one costs more than all models together.
+    """
+    folders, expected = [], []
+    for number, (model, processor, kind, arguments) in enumerate(models):
+        folders.append([str(tmp_path / f"model {number}"), kind, arguments])
+        model.eval().save_pretrained(folders[-1][0])
+        processor.save_pretrained(folders[-1][0])
+        inputs = processor(rows, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            said = model.flip(**inputs).text_vector if kind == "AutoModel" else model(**inputs).logits
+        expected += [said.tolist()] * 2
+    found = json.loads(elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=OPENED_ELSEWHERE))
+    for one, of_it in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, of_it, atol=1e-5)

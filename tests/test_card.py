@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's card says, what a machine reads of it, and what text from data and files cannot do in it; and a saved
-folder where flip_hf is not importable.
-"""
+"""What a model's card says, what a machine reads of it, and what text from data and files cannot do in it."""
 
-import json
 import re
 
 import pytest
 import torch
-from conftest import elsewhere
+from conftest import tabular_model
 from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf import FlipConfig, FlipForCTR, write_model_card
@@ -16,32 +13,9 @@ from flip_hf.analysis.metrics import BootstrapInterval
 from flip_hf.sharing.card import draw_training_curves, redact
 
 
-ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-folder, again, rows = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-out = []
-for where in (folder, again):
-    processor = AutoProcessor.from_pretrained(where, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=True).eval()
-    out.append(model(**processor(rows, padding=True, return_tensors="pt")).logits.sigmoid().tolist())
-    model.save_pretrained(again), processor.save_pretrained(again)
-print(json.dumps(out))
-"""
-
-ROWS = {
-    "user_id": ["101", "somebody new", "105"],
-    "gender": ["female", "male", None],
-    "item_id": ["203", "210", None],
-    "title": ["new night (1983)", "an unknown title", None],
-    "genre": ["Horror", "Drama", None],
-}
-
-
 @pytest.fixture()
 def model(processor) -> FlipForCTR:
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
+    return tabular_model(processor)
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +25,9 @@ def joint(processor, text_model_dir) -> FlipForCTR:
     return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **options).eval()
 
 
-def test_a_folder_says_the_same_in_a_process_without_flip_hf_and_when_saved_from_there(processor, joint, tmp_path):
-    folder, again = tmp_path / "model", tmp_path / "again"
-    joint.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".py", ".txt"}  # no pickle
-    with torch.no_grad():
-        expected = joint(**processor(ROWS, padding=True, return_tensors="pt")).logits.sigmoid().tolist()
-    for probabilities in json.loads(elsewhere(tmp_path, str(folder), str(again), json.dumps(ROWS), code=ELSEWHERE)):
-        assert probabilities == pytest.approx(expected, abs=1e-6)
-
-
 def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_intervals(processor, tmp_path):
     options = {"backbone": "dcnv2", "backbone_config": {"num_cross_layers": 3}, "feature_embedding_size": 8}
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
+    model = tabular_model(processor, **options)
     path = write_model_card(
         tmp_path,
         model,

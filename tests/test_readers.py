@@ -4,9 +4,7 @@
 import gzip
 import json
 import logging
-import runpy
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import data_folder
+from conftest import ROOT, data_folder, run_example
 from datasets import List, Value
 
 import flip_hf
@@ -22,15 +20,9 @@ from flip_hf import load_ctr_dataset
 from flip_hf.data.readers import NAMED_DATASETS, lines, movielens
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 RESOURCES = Path(flip_hf.__file__).parent / "resources"
 MOVIELENS_COLUMNS = ["user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre"]
 MOVIELENS_COLUMNS += ["rating", "timestamp", "label"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(folder: Path, encoding: str = "utf-8", **files: str) -> Path:
@@ -133,15 +125,10 @@ def test_the_restaurants_have_the_published_counts_and_nothing_personal():
     assert "Creative Commons Attribution 4.0" in (RESOURCES / "RESTAURANTS.md").read_text(encoding="utf-8")
 
 
-def run_script(monkeypatch, name: str, **arguments: object) -> None:
-    options = [text for option, value in arguments.items() for text in (f"--{option}", str(value)) if text != "True"]
-    monkeypatch.setattr(sys, "argv", [name, *options])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-
-
 def test_the_restaurants_are_what_the_script_makes_of_the_raw_files(tmp_path, monkeypatch):
-    run_script(monkeypatch, "prepare_restaurants.py", raw_dir=data_folder("restaurants"), output=tmp_path / "made.csv")
-    assert (tmp_path / "made.csv").read_bytes() == (RESOURCES / "restaurants.csv").read_bytes()
+    raw, made = data_folder("restaurants"), tmp_path / "made.csv"
+    run_example(monkeypatch, "prepare_restaurants.py", "--raw_dir", raw, "--output", made)
+    assert made.read_bytes() == (RESOURCES / "restaurants.csv").read_bytes()
 
 
 BOOK_CROSSING_COLUMNS = "user_id location age isbn title author year publisher rating label".split()
@@ -434,7 +421,7 @@ def test_a_named_set_without_its_folder_says_where_to_get_it(tmp_path, monkeypat
     ("name", "arguments", "message"),
     [
         ("restaurants", {"genre_lists": True}, "genre_lists=True is not for restaurants"),
-        ("movielens-1m", {"data_dir": EXAMPLES, "subset": "poetry"}, "subset='poetry' is not for movielens-1m"),
+        ("movielens-1m", {"data_dir": ROOT, "subset": "poetry"}, "subset='poetry' is not for movielens-1m"),
         ("restaurants", {"label": "rating"}, "label='rating' is not for restaurants"),
         ("restaurants", {"streaming": True}, "streaming=True is not for restaurants"),
     ],
@@ -451,8 +438,9 @@ def test_criteo_has_numbers_hashes_and_labels(tmp_path, monkeypatch):
 
     text = row(0, ["1", "-2", "", "40"], ["68fd1e64", '"0b153874']) + row(1, [], ["", "8efede7f"])
     folder = write(tmp_path / "raw", train__txt__gz=text)
-    run_script(monkeypatch, "converters/criteo.py", train=folder / "train.txt.gz", output=tmp_path / "a.parquet")
-    dataset = load_ctr_dataset(tmp_path / "a.parquet")
+    output = tmp_path / "a.parquet"
+    run_example(monkeypatch, "converters/criteo.py", "--train", folder / "train.txt.gz", "--output", output)
+    dataset = load_ctr_dataset(output)
     assert dataset.column_names == [*(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)), "label"]
     assert known(dataset[0]) == {"I1": 1.0, "I2": -2.0, "I4": 40.0, "C1": "68fd1e64", "C2": '"0b153874', "label": 0}
     assert known(dataset[1]) == {"C2": "8efede7f", "label": 1}
@@ -478,7 +466,8 @@ def test_amazon_reviews_have_the_columns_of_the_product_and_nothing_that_the_rev
     reviews += [review("AE2", "B09", 4.0)]
     folder = write(tmp_path / "raw", Soap__jsonl__gz=json_lines(reviews), meta_Soap__jsonl__gz=json_lines(products))
     output = tmp_path / "a.parquet"
-    run_script(monkeypatch, "converters/amazon.py", data_dir=folder, category="Soap", output=output)
+    arguments = ("--data_dir", folder, "--category", "Soap", "--output", output)
+    run_example(monkeypatch, "converters/amazon.py", *arguments)
     dataset = load_ctr_dataset(output, label="rating", label_threshold=3)
     assert dataset[0] == {
         "user_id": "AE1", "parent_asin": "B01", "title": "Soap & Water", "main_category": "Beauty",
@@ -502,7 +491,7 @@ def test_movielens_of_the_csv_generation_has_halves_and_tags_of_others(tmp_path,
         tags__csv=f"userId,movieId,tag,timestamp\n{tags}2,30,sad,7\n5,30, ,8\n",
     )
     output = tmp_path / "a.parquet"
-    run_script(monkeypatch, "converters/movielens_csv.py", data_dir=folder, output=output, tags=True)
+    run_example(monkeypatch, "converters/movielens_csv.py", "--data_dir", folder, "--output", output, "--tags")
     dataset = load_ctr_dataset(output, label="rating", label_threshold=3)
     assert dataset.column_names == ["user_id", "movie_id", "title", "genre", "tags", "timestamp", "label"]
     late = 'Café, "Late" (1999)'

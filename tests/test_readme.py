@@ -1,33 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """README's tour and the pages of docs/ run as they stand, and README's two commands stand there once each."""
 
-import contextlib
 import inspect
-import io
 import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_blocks
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
-
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def run_blocks(page: str, tag: str, num_blocks: int, names: dict, changes: dict[str, str] | None = None) -> str:
-    """Runs the blocks of code below `<!-- tag`, one after another in `names`, and returns what they print."""
-    blocks = re.findall(rf"<!-- {tag}.*?-->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    assert len(blocks) == num_blocks
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks:
-            for old, new in (changes or {}).items():
-                block = block.replace(old, new)
-            exec(compile(block, page, "exec"), names)
-    return printed.getvalue()
 
 
 def test_the_tour_runs_and_its_model_comes_back_from_the_hub(tmp_path, monkeypatch, hub, text_config):
@@ -80,10 +62,11 @@ def test_the_page_of_towers_lists_each_with_its_hyper_parameters():
 
 
 def test_each_command_stands_on_one_line_once_and_every_file_that_is_named_is_there():
+    readme = (ROOT / "README.md").read_text()
     for command in ('".[demo]" && python examples/quickstart.py', '".[test]" && pytest'):
-        assert README.splitlines().count(f"pip install -c constraints.txt -e {command}") == 1
-    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert readme.splitlines().count(f"pip install -c constraints.txt -e {command}") == 1
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", readme):
         assert (ROOT / name).exists(), name
-    for line in README.split("## Where things are")[1].split("## Citation")[0].splitlines():
+    for line in readme.split("## Where things are")[1].split("## Citation")[0].splitlines():
         for name in re.findall(r"`([a-z_/]+\.py)`", line.split("|")[1] if line.startswith("|") else ""):
             assert (ROOT / name).is_file() or (ROOT / "flip_hf" / name).is_file(), name

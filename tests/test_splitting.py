@@ -17,11 +17,6 @@ from flip_hf.data import splitting
 from flip_hf.data.splitting import negative_sampling_rate
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def numbered(size: int, **columns) -> Dataset:
     return Dataset.from_dict({"row": list(range(size)), "label": [k % 2 for k in range(size)], **columns})
 

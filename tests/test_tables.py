@@ -25,11 +25,6 @@ from flip_hf.data import private_datasets
 from flip_hf.data.readers import tables
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def both_ways(source, **arguments) -> list[dict]:
     """The rows of files, which are the same as a table and as a stream."""
     table = load_ctr_dataset(source, **arguments)

@@ -11,12 +11,11 @@ import copy
 import importlib
 import json
 import logging
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import GENRES, WORDS, elsewhere
+from conftest import GENRES, WORDS, assert_opens_elsewhere, run_blocks
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
@@ -26,14 +25,10 @@ from flip_hf import (
     DataCollatorForFlipCTR,
     DataCollatorForFlipPreTraining,
     FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
     FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
     FlipModel,
-    FlipPreTrainingArguments,
-    FlipPreTrainingTrainer,
     FlipProcessor,
     prepare_dataset,
 )
@@ -640,56 +635,6 @@ def test_what_cannot_be_frozen_is_said(bert):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def arguments(kind, folder, **kwargs):
-    settings = {"per_device_train_batch_size": 16, "report_to": [], "use_cpu": True, "seed": 0, "disable_tqdm": True}
-    return kind(output_dir=str(folder), **{**settings, **kwargs})
-
-
-def test_adapters_train_are_saved_alone_and_go_on_from_a_checkpoint(bert, peft, splits, tmp_path, caplog):
-    parts = prepare_dataset(splits, bert.processor)
-    train = {"train_dataset": parts["train"].select(range(64)), "processing_class": bert.processor}
-    steps = {"num_train_epochs": 2, "save_strategy": "epoch", "text_learning_rate": 1e-2}
-    stage_1 = arguments(FlipPreTrainingArguments, tmp_path / "one", **steps)
-    whole_run = FlipPreTrainingTrainer(bert.stage_1(text_adapter=LORA), stage_1, **train)
-    whole_run.train()
-    moved = dict(whole_run.model.named_parameters())
-    assert any(p.abs().sum() > 0 for n, p in moved.items() if "lora_B" in n)
-    resumed = FlipPreTrainingTrainer(bert.stage_1(text_adapter=LORA), stage_1, **train)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-4"))
-    assert "missing keys" not in caplog.text
-    for key, parameter in resumed.model.named_parameters():
-        torch.testing.assert_close(parameter, moved[key], rtol=1e-4, atol=1e-5, msg=key)
-    whole_run.save_model(str(tmp_path / "stage 1"))
-
-    model = FlipForCTR.from_pretrained(tmp_path / "stage 1", mode="joint", text_model=bert.folder)
-    best = {"learning_rate": 3e-3, "metric_for_best_model": "loss"}
-    stage_2 = arguments(FlipCTRArguments, tmp_path / "two", **steps, **best)
-    trainer = FlipCTRTrainer(model, stage_2, eval_dataset=parts["validation"], **train)
-    trainer.train()
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
-    trainer.save_model(str(tmp_path / "stage 2"))
-    again = FlipForCTR.from_pretrained(tmp_path / "stage 2", text_model=bert.folder).eval()
-    torch.testing.assert_close(again.state_dict(), trainer.model.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_trainers_freeze_and_checkpoint_what_their_arguments_say(stage, bert, splits, tmp_path):
-    rows = prepare_dataset(splits["train"], bert.processor)
-    settings = {"freeze_text": 2, "max_steps": 2, "save_strategy": "no", "gradient_checkpointing": True}
-    if stage == 1:
-        model, kind, trainer = bert.stage_1(), FlipPreTrainingArguments, FlipPreTrainingTrainer
-    else:
-        model, kind, trainer = bert.stage_2(), FlipCTRArguments, FlipCTRTrainer
-        settings["load_best_model_at_end"] = False
-    before = {name: parameter.detach().clone() for name, parameter in model.flip.text.named_parameters()}
-    arguments_ = arguments(kind, tmp_path, **settings)
-    trainer(model, arguments_, train_dataset=rows, processing_class=bert.processor).train()
-    still = {n for n, p in model.flip.text.named_parameters() if torch.equal(p, before[n])}
-    assert still == {n for n in before if n.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1."))}
-    assert model.is_gradient_checkpointing
-
-
 @pytest.mark.parametrize(
     ("name", "frozen"),
     [(name, None) for name in TOWERS] + [("bert", frozen) for frozen in ("embeddings", 1, "all", "adapter")],
@@ -780,9 +725,47 @@ def test_types_that_changed_after_loading_are_saved_and_a_checkpoint_in_bfloat16
         assert {parameter.dtype for parameter in one.parameters()} == {torch.float32}
 
 
-def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[1] / "docs" / "text_towers.md").read_text()
-    blocks = re.findall(r"<!-- text towers.*?-->\n```python\n(.*?)```", page, flags=re.DOTALL)
+def test_adapters_train_are_saved_alone_and_go_on_from_a_checkpoint(
+    bert, peft, splits, stage_1, stage_2, tmp_path, caplog
+):
+    parts = prepare_dataset(splits, bert.processor)
+    options = {"train_dataset": parts["train"].select(range(64)), "processing_class": bert.processor}
+    options |= {"num_train_epochs": 2, "save_strategy": "epoch", "text_learning_rate": 1e-2}
+    options |= {"eval_dataset": parts["validation"], "per_device_train_batch_size": 16}
+    whole_run = stage_1(bert.stage_1(text_adapter=LORA), **options)
+    whole_run.train()
+    moved = dict(whole_run.model.named_parameters())
+    assert any(p.abs().sum() > 0 for n, p in moved.items() if "lora_B" in n)
+    resumed = stage_1(bert.stage_1(text_adapter=LORA), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "missing keys" not in caplog.text
+    for key, parameter in resumed.model.named_parameters():
+        torch.testing.assert_close(parameter, moved[key], rtol=1e-4, atol=1e-5, msg=key)
+    whole_run.save_model(str(tmp_path / "stage 1"))
+
+    model = FlipForCTR.from_pretrained(tmp_path / "stage 1", mode="joint", text_model=bert.folder)
+    trainer = stage_2(model, output_dir=tmp_path / "2", learning_rate=3e-3, metric_for_best_model="loss", **options)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+    trainer.save_model(str(tmp_path / "stage 2"))
+    again = FlipForCTR.from_pretrained(tmp_path / "stage 2", text_model=bert.folder).eval()
+    torch.testing.assert_close(again.state_dict(), trainer.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_trainers_freeze_and_checkpoint_what_their_arguments_say(stage, bert, splits, stage_1, stage_2):
+    build, model = (stage_1, bert.stage_1()) if stage == 1 else (stage_2, bert.stage_2())
+    before = {name: parameter.detach().clone() for name, parameter in model.flip.text.named_parameters()}
+    options = {"freeze_text": 2, "max_steps": 2, "save_strategy": "no", "gradient_checkpointing": True}
+    options |= {"train_dataset": prepare_dataset(splits["train"], bert.processor), "eval_dataset": None}
+    build(model, processing_class=bert.processor, **options).train()
+    still = {n for n, p in model.flip.text.named_parameters() if torch.equal(p, before[n])}
+    assert still == {n for n in before if n.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1."))}
+    assert model.is_gradient_checkpointing
+
+
+def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, monkeypatch):
     # folders of the working directory stand for names on the Hub, of which a folder keeps but the last part
     for name, kind in (("FacebookAI/roberta-base", "roberta"), ("Qwen/Qwen3-0.6B", "qwen2")):
         make(kind).tokenizer.save_pretrained(make(kind).folder)
@@ -791,41 +774,18 @@ def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, mon
             path.symlink_to(make(kind).folder)
     monkeypatch.chdir(tmp_path)
     names = {"training_rows": splits["train"]}
-    for block in blocks:
-        exec(compile(block, "text_towers.md", "exec"), names)
-    assert len(blocks) == 4 and capsys.readouterr().out.splitlines()[0] == "258"
+    assert run_blocks("docs/text_towers.md", "text towers", 4, names).splitlines()[0] == "258"
     assert names["ids_alone"].flip.text is None and names["decoder"].mlm_head is None
     saved = {folder: set(load_file(tmp_path / folder / "model.safetensors")) for folder in ("stage_1", "merged")}
     text = {folder: {name for name in names if name.startswith("flip.text.")} for folder, names in saved.items()}
     assert all("lora_" in name for name in text["stage_1"]) and not any("lora_" in name for name in text["merged"])
 
 
-ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-folders, rows = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-out = []
-for folder, arguments in folders:
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, **arguments).eval()
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    out += model(**processor(rows, padding=True, return_tensors="pt")).logits.tolist()
-print(json.dumps(out))
-"""
-
-
 @pytest.mark.slow
 def test_folders_open_where_flip_hf_is_not_installed(make, peft, splits, tmp_path):
-    rows = splits["test"].select(range(4)).to_dict()
-    folders, expected = [], []
+    models = []
     for name, adapter in (("roberta", None), ("modernbert", None), ("deberta-v2", LORA), ("qwen2", LORA)):
-        architecture = make(name)
-        model = move_adapter(architecture.stage_2(text_adapter=adapter))
-        model.save_pretrained(tmp_path / name)
-        architecture.processor.save_pretrained(tmp_path / name)
-        folders.append([str(tmp_path / name), {"text_model": architecture.folder} if adapter else {}])
-        with torch.no_grad():
-            expected += model(**architecture.processor(rows, padding=True, return_tensors="pt")).logits.tolist()
-    printed = elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=ELSEWHERE)
-    assert json.loads(printed) == pytest.approx(expected, abs=1e-5)
+        model = move_adapter(make(name).stage_2(text_adapter=adapter))
+        arguments = {"text_model": make(name).folder} if adapter else {}
+        models.append((model, make(name).processor, "AutoModelForSequenceClassification", arguments))
+    assert_opens_elsewhere(tmp_path, splits["test"].select(range(4)).to_dict(), models)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import tabular_model
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -15,7 +16,6 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 from flip_hf import (
     DataCollatorForFlipCTR,
     DataCollatorForFlipPreTraining,
-    FlipConfig,
     FlipCTRArguments,
     FlipCTRTrainer,
     FlipFeatureExtractor,
@@ -34,47 +34,12 @@ from flip_hf.training.precision import has_fast_bf16
 from flip_hf.training.sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, text_lengths
 
 
-OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
-QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
-QUICK |= {"disable_tqdm": True, "report_to": "none"}
-
-
 @pytest.fixture(autouse=True, scope="module")
 def impatient():
     """Workers of a training that ended are waited for 0.2 s instead of 5 s each, and then stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
         yield
-
-
-def tabular_model(processor, **overrides) -> FlipForCTR:
-    torch.manual_seed(0)
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **overrides))
-
-
-@pytest.fixture()
-def stage_1(pretraining_model, processor, encoded, tmp_path):
-    """Makes a trainer of the small model; options are of the trainer or of its arguments."""
-
-    def build(model=pretraining_model, **options) -> FlipPreTrainingTrainer:
-        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
-        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
-        arguments = FlipPreTrainingArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
-        return FlipPreTrainingTrainer(model, arguments, **{"processing_class": processor, **given})
-
-    return build
-
-
-@pytest.fixture()
-def stage_2(processor, encoded, tmp_path):
-    def build(model=None, **options) -> FlipCTRTrainer:
-        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
-        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
-        arguments = FlipCTRArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
-        model = tabular_model(processor) if model is None and "model_init" not in given else model
-        return FlipCTRTrainer(model, arguments, **{"processing_class": processor, **given})
-
-    return build
 
 
 def test_every_argument_of_trainer_has_its_name_and_place():
