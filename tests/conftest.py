@@ -19,6 +19,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from hub_in_memory import Hub, connected
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
 from flip_hf import (
@@ -65,31 +66,42 @@ def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
     }
 
 
+def tiny_tokenizer(kind: str, model_max_length: int = 100_000) -> PreTrainedTokenizerFast:
+    """One of each family, over the words of the table: WordPiece, byte-level BPE, Unigram. No pad id is 0."""
+    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
+    words += [*".,()[]", *WORDS]
+    characters = [chr(c) for c in range(33, 127)]
+    special = {"wordpiece": "[UNK] [CLS] [SEP] [PAD] [MASK]", "causal bytes": "<|endoftext|>"}
+    special = special.get(kind, "<s> <pad> </s> <unk> <mask>").split()
+    if kind == "wordpiece":
+        pieces = dict.fromkeys([*special, *words, *characters, *(f"##{c}" for c in characters)])
+        backend = Tokenizer(models.WordPiece({piece: k for k, piece in enumerate(pieces)}, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    elif kind == "unigram":
+        pieces = dict.fromkeys([*special, *(f"▁{word}" for word in words), "▁", *characters])
+        scores = [(piece, 0.0 if k < 5 else -2.0 - 0.01 * k) for k, piece in enumerate(pieces)]
+        backend = Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+    else:
+        pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    if kind == "causal bytes":
+        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    else:
+        order = "unk cls sep pad mask" if kind == "wordpiece" else "cls pad sep unk mask"
+        names = {f"{name}_token": token for name, token in zip(order.split(), special, strict=True)}
+        sep, cls = ((token, special.index(token)) for token in (names["sep_token"], names["cls_token"]))
+        backend.post_processor = processors.RobertaProcessing(sep, cls)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **names)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A BERT-like WordPiece tokenizer over the words of the table, its pad id not 0 on purpose."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
-    words += list(".,()[]")
-    pieces = [*words, *WORDS, *"0123456789", *(f"##{digit}" for digit in range(10))]
-    pieces += [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
-    vocabulary = {
-        piece: k for k, piece in enumerate(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *dict.fromkeys(pieces)])
-    }
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-        model_max_length=128,
-    )
+    return tiny_tokenizer("wordpiece", 128)
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GENRES, WORDS, assert_opens_elsewhere, run_blocks
+from conftest import assert_opens_elsewhere, run_blocks, tiny_tokenizer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.utils import import_utils
 
 from flip_hf import (
@@ -67,39 +66,6 @@ ARCHITECTURES = {
 TOWERS = list(ARCHITECTURES)[:6]
 KIN = [pytest.param(name, marks=pytest.mark.slow) for name in list(ARCHITECTURES)[6:]]
 HEADS = [*TOWERS[:5], "distilbert", "electra", *KIN[2:4]]
-
-
-def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """One of each family: WordPiece, byte-level BPE, Unigram."""
-    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
-    words += [*WORDS, *(name.lower() for name in GENRES)]
-    characters = [chr(c) for c in range(33, 127)]
-    special = {
-        "wordpiece": ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"],
-        "causal bytes": ["<|endoftext|>"],
-    }.get(kind, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    if kind == "wordpiece":
-        pieces = dict.fromkeys([*special, *words, *characters, *(f"##{c}" for c in characters)])
-        backend = Tokenizer(models.WordPiece({piece: k for k, piece in enumerate(pieces)}, unk_token="[UNK]"))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    elif kind == "unigram":
-        pieces = dict.fromkeys([*special, *(f"▁{word}" for word in words), "▁", *characters])
-        scores = [(piece, 0.0 if k < 5 else -2.0 - 0.01 * k) for k, piece in enumerate(pieces)]
-        backend = Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        backend.decoder = decoders.Metaspace()
-    else:
-        pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, merges=[]))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-    if kind == "causal bytes":
-        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    else:
-        names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
-        backend.post_processor = processors.RobertaProcessing((special[2], 2), (special[0], 0))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=100_000, **names)
 
 
 class Architecture:
