@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -200,35 +199,6 @@ def test_lists_take_several_slots_in_their_order_padded_at_the_end():
     column = extractor.select_columns(rows)[0]
     texts = [extractor.value_text(0, column.values[number]) for number in column.indices[:3]]
     assert texts == ["Drama, Crime, War", "new", None]
-
-
-@pytest.mark.parametrize("rows", [ROWS, LISTS], ids=["values", "lists"])
-def test_every_form_of_rows_gives_the_same_ids(rows):
-    extractor = FlipFeatureExtractor.fit(rows)
-    expected = extractor(rows).tolist()
-    records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    arrays = dict(rows)
-    for name in ("genre", "user"):
-        if name in rows:
-            arrays[name] = [np.array(value, object) if isinstance(value, list) else value for value in rows[name]]
-    table, dataset = pa.table(rows), Dataset.from_dict(rows)
-    pieces = [pa.concat_tables([table[:1], table[1:]]), pa.concat_tables([table, table])[5:]]
-    forms = [records, table, *pieces, pd.DataFrame(rows), arrays, dataset, dataset[:], dataset.with_format("torch")]
-    for form in forms[: -1 if rows is LISTS else None]:  # torch has no lists with holes
-        assert extractor(form).tolist() == expected, type(form)
-        assert FlipFeatureExtractor.fit(form) == extractor, type(form)
-    assert FlipFeatureExtractor.fit(dataset.to_iterable_dataset()) == extractor
-    assert extractor(records[0]).tolist() == expected[:1]
-    for batched in (True, False):
-        mapped = dataset.map(lambda batch: {"ids": extractor(batch).tolist()}, batched=batched)
-        assert np.array(mapped["ids"][:]).reshape(5, -1).tolist() == expected
-
-
-def test_a_separator_makes_lists_of_strings():
-    joined = {**LISTS, "genre": [None if row is None else "|".join(filter(None, row)) for row in LISTS["genre"]]}
-    split = FlipFeatureExtractor.fit(joined, field_options={"genre": {"kind": "multivalued", "separator": "|"}})
-    expected = FlipFeatureExtractor.fit(LISTS)(LISTS).tolist()
-    assert split(joined).tolist() == split(pa.table(joined)).tolist() == expected
 
 
 def test_elements_of_lists_can_be_rare_capped_and_hashed():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import elsewhere
+from conftest import elsewhere, tiny_tokenizer
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
@@ -46,14 +46,6 @@ def byte_level_bpe() -> PreTrainedTokenizerFast:
     return fast(backend)
 
 
-def unigram() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "<pad>"], unk_token="<unk>")
-    backend.train_from_iterator(TEXTS * 3, trainer)
-    return fast(backend)
-
-
 def uncuttable() -> PreTrainedTokenizerFast:
     """No pre-tokenizer at all: merges run across the borders of fields."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -72,7 +64,7 @@ def minilm():
 
 @pytest.fixture(params=["wordpiece", "byte-level bpe", "unigram", "uncuttable", "minilm"])
 def any_tokenizer(request, tokenizer, minilm):
-    makers = {"byte-level bpe": byte_level_bpe, "unigram": unigram, "uncuttable": uncuttable}
+    makers = {"byte-level bpe": byte_level_bpe, "unigram": lambda: tiny_tokenizer("unigram"), "uncuttable": uncuttable}
     return {"wordpiece": tokenizer, "minilm": minilm}.get(request.param) or makers[request.param]()
 
 
