@@ -3,17 +3,14 @@
 
 import copy
 import dataclasses
-import importlib
 import json
 import math
 import os
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_table
+from conftest import make_table, run_example
 from datasets import Dataset, load_from_disk
 from transformers import BertConfig, PreTrainedConfig
 
@@ -240,14 +237,10 @@ def test_512_bytes_of_a_vocabulary_that_are_not_what_they_were_are_found_whereve
 
 
 def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_run(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    script = importlib.import_module("prepare_data")
-
     def prepare(seed: int) -> None:
         path = tmp_path / f"{seed}.jsonl"
         Dataset.from_dict(make_table(64, seed)).to_json(path)
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", "--dataset", str(path), "--output_dir", str(tmp_path)])
-        script.main()
+        run_example(monkeypatch, "prepare_data.py", "--dataset", path, "--output_dir", tmp_path)
 
     def is_one_run() -> bool:
         rows, tables = (load_from_disk(str(tmp_path / part))["train"] for part in ("rows", "tables"))

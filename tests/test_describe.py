@@ -3,15 +3,12 @@
 
 import datetime
 import re
-import runpy
-import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WORDS, make_table
+from conftest import WORDS, make_table, run_example
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -366,8 +363,6 @@ def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
 
 
 def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):
-    script = str(Path(__file__).parents[1] / "examples" / "prepare_data.py")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     files = {
         "u.user": ["1|24|M|technician|85711", "2|53|F|other|94043"],
         "u.genre": ["unknown|0", "Action|1"],
@@ -376,13 +371,9 @@ def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp
     }
     for name, lines in files.items():
         (tmp_path / name).write_text("\n".join([*lines, ""]))
-    options = {"dataset": "movielens-100k", "data_dir": tmp_path, "output_dir": tmp_path / "prepared"}
-    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments, "--report"])
-    runpy.run_path(script, run_name="__main__")
-    text, shown, page = (
-        (tmp_path / f"prepared/report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html")
-    )
+    data = ("--dataset", "movielens-100k", "--data_dir", tmp_path, "--output_dir", tmp_path / "prepared")
+    run_example(monkeypatch, "prepare_data.py", *data, "--report")
+    text, shown, page = ((tmp_path / f"prepared/report.{kind}").read_text("utf-8") for kind in ("txt", "md", "html"))
     assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
     assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
     for content in (text, shown, page):

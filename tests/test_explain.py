@@ -4,13 +4,11 @@
 import copy
 import json
 import math
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_table
+from conftest import make_table, run_example
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
 
@@ -294,11 +292,9 @@ def test_the_example_explains_a_row_by_number_or_as_json(
     pretraining_model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     splits.save_to_disk(tmp_path / "prepared" / "tables")
-    script = Path(__file__).parents[1] / "examples" / "explain_alignment.py"
 
     def start(*arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", [str(script), "--model", str(tmp_path / "model"), *arguments])
-        runpy.run_path(str(script), run_name="__main__")
+        run_example(monkeypatch, "explain_alignment.py", "--model", tmp_path / "model", *arguments)
         return capsys.readouterr().out
 
     prepared = ["--prepared_dir", str(tmp_path / "prepared"), "--row"]

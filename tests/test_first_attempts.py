@@ -1,33 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables as people bring them, from the file to a probability: each works the first time."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-import torch
-from conftest import make_table
+from conftest import make_table, tabular_model
 from transformers import pipeline
 
 from flip_hf import (
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
     FlipFeatureExtractor,
-    FlipForCTR,
     FlipProcessor,
     load_ctr_dataset,
     prepare_dataset,
     sample_negatives,
     split_dataset,
 )
-
-
-QUIET = {
-    "save_strategy": "no", "load_best_model_at_end": False, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
-}  # fmt: skip
 
 
 def rows(num_rows: int = 300) -> dict[str, list]:
@@ -85,7 +73,7 @@ def test_a_first_attempt_gives_the_same_ids_whatever_the_table_came_in(form, wri
         np.testing.assert_array_equal(extractor(asked), ids[7:9])
 
 
-def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(tmp_path, caplog):
+def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(stage_2, tmp_path):
     table = rows(6000)
     draw = np.random.default_rng(1)
     table["label"] = [int(label and draw.random() < 0.02) for label in table["label"]]
@@ -94,11 +82,9 @@ def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(tmp
     splits["train"] = sample_negatives(splits["train"], rate=0.1, seed=0)
     processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"]))
     encoded = prepare_dataset(splits, processor, return_text=False)
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", backbone="lr", feature_embedding_size=4))
-    args = FlipCTRArguments(str(tmp_path), num_train_epochs=20, learning_rate=0.2, eval_strategy="no", **QUIET)
-    with caplog.at_level(logging.WARNING):
-        trainer = FlipCTRTrainer(model=model, args=args, train_dataset=encoded["train"], processing_class=processor)
+    model = tabular_model(processor, backbone="lr", feature_embedding_size=4)
+    options = {"processing_class": processor, "train_dataset": encoded["train"], "eval_dataset": None}
+    trainer = stage_2(model, num_train_epochs=20, learning_rate=0.2, per_device_train_batch_size=8, **options)
     assert model.config.negative_sampling_rate == pytest.approx(0.1, abs=0.001)
     trainer.train()
     frame = pd.DataFrame(table).drop(columns="label")
@@ -106,7 +92,5 @@ def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(tmp
     mean = np.mean([result["probability"] for result in results])
     assert 0.6 * base_rate < mean < 1.6 * base_rate  # uncorrected it would be ten times as high
     model.config.negative_sampling_rate = 0.5
-    with pytest.raises(
-        ValueError, match="train_dataset has 0.1001 of its non-clicks .*negative_sampling_rate=0.5 says"
-    ):
-        FlipCTRTrainer(model=model, args=args, train_dataset=encoded["train"], processing_class=processor)
+    with pytest.raises(ValueError, match="has 0.1001 of its non-clicks .*negative_sampling_rate=0.5 says"):
+        stage_2(model, **options)

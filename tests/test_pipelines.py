@@ -20,8 +20,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from flip_hf import (
     ClickThroughRatePipeline,
     FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
     FlipFeatureExtractor,
     FlipForCTR,
     FlipProcessor,
@@ -301,7 +299,7 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
 
 @pytest.mark.parametrize("mode", ["joint", "tabular", "text"])
 def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
-    mode, pretraining_model, processor, encoded, rows, tmp_path
+    mode, pretraining_model, processor, stage_2, rows, tmp_path
 ):
     pretraining_model.save_pretrained(tmp_path / "pretrained")
     model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)
@@ -310,9 +308,7 @@ def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
         ClickThroughRatePipeline(model, processor, device="cpu")
     with refused:
         rank(model, processor, {"user_id": "105"}, {})
-    settings = {"max_steps": 1, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": []}
-    arguments = FlipCTRArguments(str(tmp_path / "run"), eval_strategy="no", **settings)
-    trainer = FlipCTRTrainer(model, arguments, train_dataset=encoded["train"], processing_class=processor)
+    trainer = stage_2(model, eval_dataset=None, max_steps=1)
     trainer.train()
     found = ClickThroughRatePipeline(trainer.model, processor, device="cpu")(rows)
     trainer.save_model(str(tmp_path / "finetuned"))

@@ -5,7 +5,6 @@ in the middle, and what is never sent, stored or run.
 
 import json
 import logging
-import runpy
 import shutil
 import sys
 import traceback
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_table
+from conftest import make_table, run_example
 from hub_in_memory import NO_FAULT, OWNER, READ_TOKEN, STRANGERS_TOKEN, TOKEN, Hub, Repository
 from huggingface_hub import ModelCard, constants
 from transformers import (
@@ -25,16 +24,12 @@ from transformers import (
     AutoProcessor,
 )
 
-import flip_hf
 from flip_hf import (
     FlipConfig,
-    FlipCTRArguments,
     FlipCTRTrainer,
     FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
-    FlipPreTrainingArguments,
-    FlipPreTrainingTrainer,
     FlipProcessor,
     FlipTabularModel,
     push_to_hub,
@@ -62,7 +57,7 @@ def made(processor, text_model_dir, tmp_path_factory) -> Path:
 
 
 @pytest.fixture()
-def folder(made, tmp_path, monkeypatch) -> Path:
+def folder(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "folder"))
 
 
@@ -350,12 +345,8 @@ def test_a_private_or_unknown_repository_or_revision_is_named(pushed, loader):
             loader.from_pretrained(NAME if where else wrong, **where)
 
 
-def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, tmp_path):
-    options = {"max_steps": 2, "per_device_train_batch_size": 16, "use_cpu": True, "report_to": "none"}
-    arguments = FlipPreTrainingArguments(output_dir=str(tmp_path / "run"), **options)
-    trainer = FlipPreTrainingTrainer(
-        pretraining_model, arguments, train_dataset=encoded["train"], processing_class=processor
-    )
+def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, stage_1):
+    trainer = stage_1(max_steps=2, eval_dataset=None)
     trainer.train()
     push_to_hub(trainer, NAME, test_dataset=encoded["test"])
     text = hub.files(NAME)["README.md"].decode()
@@ -451,19 +442,10 @@ def test_a_token_is_in_nothing_that_is_written_logged_or_raised(hub, folder, cap
 
 
 @pytest.fixture()
-def trainer_of(encoded, processor, tmp_path, monkeypatch):
-    rows = encoded.select_columns(["feature_ids", "labels"])
-
-    def build(name: str, **arguments) -> FlipCTRTrainer:
-        defaults = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 1}
-        defaults |= {"save_strategy": "steps", "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-        return FlipCTRTrainer(
-            model=FlipForCTR(FlipConfig.from_processor(processor, mode="tabular")),
-            args=FlipCTRArguments(output_dir=str(tmp_path / name), **{**defaults, **arguments}),
-            train_dataset=rows["train"],
-            eval_dataset=rows["validation"],
-            processing_class=processor,
-        )
+def trainer_of(stage_2, tmp_path):
+    def build(name: str, **options) -> FlipCTRTrainer:
+        steps = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        return stage_2(output_dir=str(tmp_path / name), **{**steps, **options})
 
     return build
 
@@ -472,8 +454,8 @@ def test_a_trainer_is_pushed_with_what_it_knows(hub, encoded, trainer_of, monkey
     monkeypatch.setattr(sys, "argv", ["/home/me/train.py", "--seed", "3", "--hub_token", TOKEN])
     trainer = trainer_of("run", seed=3, hub_model_id=NAME, hub_token=TOKEN)
     trainer.train()
-    test = encoded["test"].select_columns(["feature_ids", "labels"])
-    card = {"test_dataset": test, "dataset_name": "clicks", "label_rule": "clicked", "title": "FLIP_ID on clicks"}
+    card = {"dataset_name": "clicks", "label_rule": "clicked", "title": "FLIP_ID on clicks"}
+    card["test_dataset"] = encoded["test"]
     url = push_to_hub(trainer, NAME, **card)
     assert url.endswith(f"/{NAME}/commit/{hub.repositories[NAME].branches['main']}") and commits(hub) == 1
     files = hub.files(NAME)
@@ -484,16 +466,16 @@ def test_a_trainer_is_pushed_with_what_it_knows(hub, encoded, trainer_of, monkey
     changed = {name for name in files if files[name] != hub.files(NAME)[name]}
     assert changed <= {"README.md", "reliability.png", "training_curves.png"}
     text = files["README.md"].decode()
-    parts = (
-        "python train.py --seed 3 --hub_token <hidden>; | seed | 3 |; | lr_scheduler_type | linear |; | clicked |; "
-    )
-    parts += "| trained on | clicks |; | training rows | 256 |; | user_id | categorical | 0% | 0% |; "
-    for part in (parts + "On 64 test rows that nothing was selected on.").split("; "):
+    for part in (
+        "train.py --seed 3 --hub_token <hidden>", "| seed | 3 |", "| lr_scheduler_type | linear |", "| clicked |",
+        "| trained on | clicks |", "| training rows | 256 |", "| user_id | categorical | 0% | 0% |",
+        "On 64 test rows that nothing was selected on.",
+    ):  # fmt: skip
         assert part in text, part
     results = {result.metric_type: result for result in ModelCard.load(NAME).data.eval_results}
     low, high = results["auc"].metric_args["interval_95"]
     assert 0.0 < low < results["auc"].metric_value < high < 1.0
-    assert results["auc"].metric_value == pytest.approx(trainer.evaluate(test)["eval_auc"])
+    assert results["auc"].metric_value == pytest.approx(trainer.evaluate(encoded["test"])["eval_auc"])
     assert type(FlipForCTR.from_pretrained(NAME)) is FlipForCTR
 
 
@@ -516,7 +498,7 @@ def test_a_card_has_no_figures_of_other_weights_or_probabilities_than_those_that
     trainer.train()
     step = trainer.state.best_global_step
     best = next(one for one in trainer.state.log_history if "eval_auc" in one and one["step"] == step)
-    trainer.evaluate(encoded["test"].select_columns(["feature_ids", "labels"]))  # of test rows, and not of validation
+    trainer.evaluate(encoded["test"])  # of test rows, and not of validation
     text = card(trainer)
     assert f"| AUC | {best['eval_auc']:.4f} |" in text and f"| log loss (nats) | {best['eval_logloss']:.4f} |" in text
     trainer.model.set_calibration({"method": "temperature", "temperature": 2.0})
@@ -545,9 +527,7 @@ def test_a_training_that_pushes_as_it_goes_sends_no_pickle_and_survives_a_hub_th
 
 
 def test_the_example_pushes_a_folder(hub, folder, monkeypatch, capfd):
-    script = str(Path(flip_hf.__file__).parents[1] / "examples" / "push_to_hub.py")
-    monkeypatch.setattr(sys, "argv", [script, "--folder", str(folder), "--repo_id", NAME, "--title", "FLIP here"])
-    runpy.run_path(script, run_name="__main__")
+    run_example(monkeypatch, "push_to_hub.py", "--folder", folder, "--repo_id", NAME, "--title", "FLIP here")
     output = capfd.readouterr()
     assert f"/{NAME}/commit/{hub.repositories[NAME].branches['main']}" in output.out
     assert "# FLIP here" in hub.files(NAME)["README.md"].decode() and hub.repositories[NAME].private

@@ -6,12 +6,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import tabular_model
 from datasets import Dataset
 
 from flip_hf import (
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
     FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
@@ -63,17 +61,14 @@ def test_growing_leaves_every_old_row_as_it_was(pretraining_model, processor, ex
 
 
 def test_a_new_row_starts_as_its_field_says(processor, extended):
-    config = FlipConfig.from_processor(processor, mode="tabular", backbone="deepfm")
-    torch.manual_seed(0)
-    model = FlipForCTR(config)
+    model = tabular_model(processor, backbone="deepfm")
     torch.nn.init.normal_(model.flip.tabular.first_order.weight)
-    extractor, old_size = extended.feature_extractor, config.num_features
+    extractor, old_size = extended.feature_extractor, model.config.num_features
     new = np.flatnonzero(extractor.feature_fields[old_size:] == 2) + old_size  # the two items
     known = np.flatnonzero(extractor.feature_fields[:old_size] == 2)
     known = known[known >= extractor.num_reserved_features]
     for start in ("unseen", "mean", "random"):
-        grown = FlipForCTR(copy.deepcopy(config))
-        grown.load_state_dict(model.state_dict())
+        grown = copy.deepcopy(model)
         grown.resize_feature_embeddings(extended, start=start)
         for table in (grown.flip.tabular.embeddings, grown.flip.tabular.first_order):
             rows = table.weight[new]
@@ -86,8 +81,7 @@ def test_a_new_row_starts_as_its_field_says(processor, extended):
 
 
 def test_a_new_id_scores_at_first_as_it_did_when_it_was_unseen(processor, extended):
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular")).eval()
+    model = tabular_model(processor).eval()
     before = model(**processor(NEW_ROWS, return_text=False, return_tensors="pt")).logits
     model.resize_feature_embeddings(extended)
     after = model(**extended(NEW_ROWS, return_text=False, return_tensors="pt")).logits
@@ -111,20 +105,14 @@ def test_noise_follows_the_new_frequencies_and_old_biases_stay(pretraining_model
     )
 
 
-def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_model, encoded, tmp_path):
+def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_model, stage_2, tmp_path):
     pretraining_model.resize_feature_embeddings(extended)
     pretraining_model.save_pretrained(tmp_path / "grown")
     model = FlipForCTR.from_pretrained(tmp_path / "grown", mode="tabular")
-    for name, tensor in model.flip.tabular.state_dict().items():
-        if name == "embeddings.weight":
-            assert torch.equal(tensor, pretraining_model.flip.tabular.embeddings.weight)
+    assert torch.equal(model.flip.tabular.embeddings.weight, pretraining_model.flip.tabular.embeddings.weight)
     rows = prepare_dataset(Dataset.from_dict({**NEW_ROWS, "label": [0, 1, 0, 1]}), extended, return_text=False)
-    arguments = FlipCTRArguments(
-        str(tmp_path / "out"), max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
-        use_cpu=True, report_to="none", per_device_train_batch_size=4,
-    )  # fmt: skip
     before = model.flip.tabular.embeddings.weight.detach().clone()
-    FlipCTRTrainer(model, arguments, train_dataset=rows, processing_class=extended).train()
+    stage_2(model, train_dataset=rows, eval_dataset=None, processing_class=extended, max_steps=2).train()
     assert not torch.equal(model.flip.tabular.embeddings.weight[-4:], before[-4:])
 
 
