@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as people bring them, from the file to a probability: each works the first time."""
+"""Tables as people bring them, from the file to the ids: each works the first time."""
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from conftest import make_table, tabular_model
-from transformers import pipeline
+from conftest import make_table
 
 from flip_hf import (
     FlipFeatureExtractor,
-    FlipProcessor,
     load_ctr_dataset,
-    prepare_dataset,
-    sample_negatives,
-    split_dataset,
 )
 
 
@@ -71,26 +66,3 @@ def test_a_first_attempt_gives_the_same_ids_whatever_the_table_came_in(form, wri
     frame = pd.DataFrame(table).drop(columns="label").iloc[7:9]
     for asked in (frame, frame.to_dict("records"), pl.from_pandas(frame)):  # rows to be served
         np.testing.assert_array_equal(extractor(asked), ids[7:9])
-
-
-def test_rare_clicks_are_sampled_and_the_probabilities_are_those_of_all_rows(stage_2, tmp_path):
-    table = rows(6000)
-    draw = np.random.default_rng(1)
-    table["label"] = [int(label and draw.random() < 0.02) for label in table["label"]]
-    base_rate = np.mean(table["label"])
-    splits = split_dataset(table, seed=1, cache_dir=tmp_path)
-    splits["train"] = sample_negatives(splits["train"], rate=0.1, seed=0)
-    processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"]))
-    encoded = prepare_dataset(splits, processor, return_text=False)
-    model = tabular_model(processor, backbone="lr", feature_embedding_size=4)
-    options = {"processing_class": processor, "train_dataset": encoded["train"], "eval_dataset": None}
-    trainer = stage_2(model, num_train_epochs=20, learning_rate=0.2, per_device_train_batch_size=8, **options)
-    assert model.config.negative_sampling_rate == pytest.approx(0.1, abs=0.001)
-    trainer.train()
-    frame = pd.DataFrame(table).drop(columns="label")
-    results = pipeline("click-through-rate", model=model, processor=processor)(frame)
-    mean = np.mean([result["probability"] for result in results])
-    assert 0.6 * base_rate < mean < 1.6 * base_rate  # uncorrected it would be ten times as high
-    model.config.negative_sampling_rate = 0.5
-    with pytest.raises(ValueError, match="has 0.1001 of its non-clicks .*negative_sampling_rate=0.5 says"):
-        stage_2(model, **options)

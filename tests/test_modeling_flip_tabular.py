@@ -52,6 +52,7 @@ def test_sizes_are_those_of_the_paper_and_the_release(backbone, sizes):
         model = FlipTabularModel(make_config(num_fields, backbone=backbone))
         output = model(make_ids(5, num_fields))
         assert output.vector.shape == (5, size) and output.logit.shape == (5,) and model.hidden_size == size
+    assert model.slot_pooling is None  # fields of one slot are not even copied
     assert [type(part).__name__ for part in model.backbone.dnn] == ["Linear", "ReLU"] * 3
     assert [part.out_features for part in list(model.backbone.dnn)[::2]] == [300, 300, 128]
     if backbone == "dcnv2":
@@ -109,32 +110,6 @@ def test_at_its_own_start_no_gradient_is_lost_in_float32(backbone, options):
         if backbone == "afn" and (".dnn." in name or "exp_norm" in name) and name.endswith("bias"):
             continue  # the batch norm that follows takes a constant out again: its gradient is 0 as long as it trains
         assert float(parameter.grad.abs().max()) > 5e-8, name
-
-
-MULTI_FIELDS = [{"name": "user"}, {"name": "genres", "num_slots": 3}, {"name": "item"}]
-
-
-@every_backbone
-def test_slots_of_a_field_are_averaged_without_their_padding(backbone):
-    single, multi = make_model(backbone).double(), make_model(backbone, fields=MULTI_FIELDS).double()
-    multi.load_state_dict(single.state_dict())
-    for model in (single, multi):  # the pad row must not count even if it held something
-        for table in model.eval().tables():  # in eval, batch norms do not see other rows
-            table.weight.data[PAD_FEATURE_ID] = 5.0
-    # one real slot, whichever it is, equals a field of one slot
-    expected = single(torch.tensor([[9, 20, 30]]))
-    actual = multi(torch.tensor([[9, 20, 0, 0, 30], [9, 0, 0, 20, 30]]))
-    assert_equal(actual.vector, expected.vector.expand(2, -1))
-    assert_equal(actual.logit, expected.logit.expand(2))
-
-
-def test_first_order_weights_of_slots_are_pooled_as_embeddings_are():
-    model = make_model(fields=MULTI_FIELDS).double()
-    w = model.first_order.weight[:, 0]
-    vector, logit = model(torch.tensor([[9, 20, 21, 0, 30]]))
-    expected = w[9] + (w[20] + w[21]) / 2 + w[30] + vector[0] @ model.logit.weight[0] + model.logit.bias[0]
-    assert_equal(logit[0], expected)
-    assert make_model().slot_pooling is None  # fields of one slot are not even copied
 
 
 @every_backbone

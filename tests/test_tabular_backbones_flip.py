@@ -204,21 +204,6 @@ def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as
     torch.testing.assert_close(model(ids).vector[0, 1], share * w[20] + (1 - share) * w[21])
 
 
-def test_afn_saves_its_batch_statistics_and_is_finite_for_a_field_without_a_value(tmp_path):
-    model, ids = make_model("afn norms").train(), make_ids()
-    for _ in range(3):
-        model(ids)
-    model.eval().save_pretrained(tmp_path)
-    again = FlipTabularModel.from_pretrained(tmp_path).eval()
-    statistics = {name: value for name, value in model.state_dict().items() if "running" in name}
-    assert len(statistics) == 2 * 2 + 2 * 2 and all(value.any() for value in statistics.values())
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    ids[:, 1] = PAD_FEATURE_ID
-    assert not model.embeddings.weight[PAD_FEATURE_ID].any()
-    model.train()(ids).logit.sum().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
-
-
 def test_contexts_count_the_fields_that_have_ids():
     fields = [{"name": "plot", "num_slots": 0}, {"name": "user"}, {"name": "item"}]
     options = {"fs1_context": ["item"], "fs2_context": ["user"]}

@@ -359,15 +359,6 @@ def test_what_a_decoder_cannot_do_is_refused_with_the_remedy(make):
     assert torch.isfinite(model(**decoder.masked_batch(model.config)).loss)
 
 
-@pytest.mark.parametrize("text_pooling", ["cls", "mean", "last"])
-def test_each_way_of_pooling_gives_the_state_it_names(text_pooling, bert):
-    states, pooled = bert.encode(bert.stage_2(mode="text", text_pooling=text_pooling))
-    for row, vector, mask in zip(states, pooled, bert.batch()["attention_mask"], strict=True):
-        real = row[mask.bool()]
-        expected = {"cls": real[0], "mean": real.mean(0), "last": real[-1]}[text_pooling]
-        torch.testing.assert_close(vector, expected)
-
-
 LORA = {"r": 4, "lora_alpha": 8}
 
 

@@ -10,10 +10,8 @@ from conftest import tabular_model
 from datasets import Dataset
 
 from flip_hf import (
-    FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
-    FlipProcessor,
     prepare_dataset,
 )
 from flip_hf.training.warm_start import warm_start
@@ -201,20 +199,3 @@ def test_what_cannot_be_grown_or_started_is_refused(pretraining_model, processor
     without = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_weight=0.0)
     with pytest.raises(ValueError, match="mtm_weight=0: without masked tabular modelling"):
         without.warm_start_features(extended, NEW_ROWS)
-
-
-def test_a_statistic_of_the_hidden_value_is_hidden_as_well(splits, tokenizer, text_model_dir):
-    options = {"item_id": {"statistics": ["frequency"]}}
-    extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
-    processor = FlipProcessor(extractor, tokenizer, max_length=64)
-    torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
-    extractor.extend(NEW_ROWS)
-    assert extractor.statistic_sources.tolist() == [-1, -1, -1, -1, -1, 2]
-    read, tabular = [], model.flip.tabular.forward
-    model.flip.tabular.forward = lambda feature_ids: (read.append(feature_ids), tabular(feature_ids))[1]
-    model.warm_start_features(processor, NEW_ROWS)
-    hides_item = [bool((ids[:, 2] == 1).all()) for ids in read]
-    assert sum(hides_item) == 1 and len(read) == 3  # a batch for each of the fields that grew
-    for ids, hidden in zip(read, hides_item, strict=True):
-        assert bool((ids[:, 5] == extractor.missing_id(5)).all()) == hidden
