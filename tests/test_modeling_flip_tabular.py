@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from equations import assert_equal
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
@@ -28,10 +29,6 @@ def make_model(backbone: str = "dcnv2", add_logit_layers: bool = True, **overrid
 
 def make_ids(num_rows: int = 16, num_fields: int = 3, num_features: int = NUM_FEATURES) -> torch.Tensor:
     return torch.randint(8, num_features, (num_rows, num_fields), generator=torch.Generator().manual_seed(0))
-
-
-def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def std_of(weight: torch.Tensor) -> float:
@@ -67,7 +64,7 @@ def test_the_first_order_term_in_the_vector_of_deepfm_is_counted_once_and_stays(
     model.logit.weight.data[0, 0] = 1.0  # y_FM with weight 1: the logit of the DeepFM paper
     before = model(ids).logit
     model.first_order.weight.data[ids[0, 1]] += 0.25
-    assert_equal((model(ids).logit - before).detach(), 0.25 * (ids == ids[0, 1]).sum(1).double())
+    assert_equal((model(ids).logit - before).detach(), (0.25 * (ids == ids[0, 1]).sum(1)).tolist())
 
 
 @every_backbone
@@ -113,20 +110,10 @@ def test_at_its_own_start_no_gradient_is_lost_in_float32(backbone, options):
 
 
 @every_backbone
-@pytest.mark.parametrize("how", ["direct", "meta device"])
-def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how):
+def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone):
     torch.manual_seed(0)
     ranges = {"tabular_initializer_range": 0.003, "initializer_range": 0.5}
-    config = make_config(8, num_features=400, backbone=backbone, **ranges)
-    with torch.device("cpu" if how == "direct" else "meta"):
-        model = FlipTabularModel(config)
-    if how != "direct":  # what from_pretrained does with weights that a folder lacks
-        model.to_empty(device="cpu")
-        for parameter in model.parameters():
-            torch.nn.init.constant_(parameter, 77.0)
-        for module in model.modules():
-            module._is_hf_initialized = False
-        model.init_weights()
+    model = FlipTabularModel(make_config(8, num_features=400, backbone=backbone, **ranges))
     linears = [part for part in model.backbone.modules() if type(part) is torch.nn.Linear]
     for weight in (*(table.weight[1:] for table in model.tables()), *(part.weight for part in linears)):
         assert std_of(weight) == pytest.approx(0.003, rel=0.15)
@@ -135,7 +122,6 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how):
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)  # a head, of ten numbers in afm
         assert (model.logit.weight[0, 0] == 1.0) == (backbone == "deepfm")  # on y_FM, as its paper has it
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
-    assert not any((p == 77.0).all() for p in model.parameters())
     # matrices of the interactions keep their own start: a product of small ones would have no gradient
     interactions = {"dcnv2": "backbone.cross.1.core", "autoint": "backbone.attention.2.projection"}
     if backbone in interactions:
@@ -143,7 +129,7 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone, how):
 
 
 @every_backbone
-def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_same_model_back(backbone, tmp_path):
+def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
     ranges = {"tabular_initializer_range": 0.003, "initializer_range": 0.5}
     stage1 = FlipTabularModel(make_config(8, num_features=400, backbone=backbone, **ranges), add_logit_layers=False)
     for parameter in stage1.parameters():
@@ -160,16 +146,10 @@ def test_stage_2_starts_only_what_stage_1_lacks_and_a_whole_folder_gives_the_sam
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)
     if backbone == "deepfm":
         assert model.logit.weight[0, 0] == 1.0
-        model.logit.weight.data.fill_(0.25)  # what was learnt stays
     assert not model.logit.bias.any()
     if "first_order.weight" in missing:
         assert std_of(model.first_order.weight[1:]) == pytest.approx(0.003, rel=0.2)
         assert not model.first_order.weight[PAD_FEATURE_ID].any()
-    model.save_pretrained(tmp_path)
-    again = FlipTabularModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    ids = make_ids(16, 8)
-    torch.testing.assert_close(again(ids), model.eval()(ids))
 
 
 @every_backbone

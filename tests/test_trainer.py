@@ -102,37 +102,31 @@ def ratios_of(trainer, **resume) -> list[tuple[int, float]]:
 WORKERS = {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True}
 
 
-@pytest.mark.parametrize("options", [{}, {**WORKERS, "gradient_accumulation_steps": 2}], ids=["alone", "workers"])
+CASES = {"alone": ({}, 16), "workers": ({**WORKERS, "gradient_accumulation_steps": 2}, 8)}
+CASES["stream"] = ({"max_steps": 4}, 4)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_batch_is_masked_with_the_ratio_of_its_own_step_also_when_resumed(
-    stage_1, processor, encoded, tmp_path, options
+    case, stage_1, processor, encoded, splits, tmp_path
 ):
-    def run(**resume):
-        collator = RecordsRatio(processor, text_mask_ratio=0.2, final_text_mask_ratio=1.0)
-        trainer = stage_1(data_collator=collator, num_train_epochs=2, save_steps=3, **options)
-        seen = ratios_of(trainer, **resume)
-        collator([encoded["train"][0]])  # as a model card does, of no step
-        return seen, trainer.state.max_steps
-
-    seen, num_steps = run()
-    assert len(seen) == 16 and num_steps == (8 if options else 16)
-    np.testing.assert_allclose([ratio for _, ratio in seen], [0.2 + 0.8 * k / (num_steps - 1) for k, _ in seen])
-    resumed, _ = run(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert resumed == seen[-len(resumed) :] and resumed[0][0] == 3
-
-
-def test_a_resumed_stream_collates_again_what_it_skips_and_reaches_the_end_of_a_curriculum(
-    stage_1, processor, splits, tmp_path
-):
-    stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor)
+    options, num_steps = CASES[case]
+    rows = encoded["train"]
+    if case == "stream":  # of which rows that are skipped are collated again
+        rows = prepare_dataset(splits["train"].to_iterable_dataset(), processor)
 
     def run(**resume):
         collator = RecordsRatio(processor, text_mask_ratio=0.0, final_text_mask_ratio=1.0)
-        trainer = stage_1(train_dataset=stream, data_collator=collator, max_steps=4, save_steps=2)
-        return [ratio for _, ratio in ratios_of(trainer, **resume)]
+        trainer = stage_1(train_dataset=rows, data_collator=collator, num_train_epochs=2, save_steps=3, **options)
+        seen = ratios_of(trainer, **resume)
+        collator([encoded["train"][0]])  # as a model card does, of no step
+        return seen
 
-    whole = run()
-    np.testing.assert_allclose(whole, np.arange(4) / 3, atol=1e-7)
-    assert run(resume_from_checkpoint=str(tmp_path / "checkpoint-2")) == whole[2:]
+    seen = run()
+    assert len(seen) == (16 if case == "workers" else num_steps)
+    np.testing.assert_allclose([ratio for _, ratio in seen], [k / (num_steps - 1) for k, _ in seen], atol=1e-7)
+    resumed = run(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed == seen[-len(resumed) :] and resumed[0][0] == 3
 
 
 def test_a_contrast_at_chance_is_said_once(stage_1, caplog):
@@ -264,17 +258,13 @@ def test_a_probe_sees_what_the_vector_knows_of_the_label_and_teaches_it_nothing(
     assert all(torch.equal(before[name], weight) for name, weight in trainer.model.state_dict().items())
     assert not any(parameter.grad is not None for parameter in trainer.model.parameters())
     # the same regression by another hand
-    tower, first = (
-        trainer.model.eval().flip.tabular,
-        np.sort(np.random.default_rng(0).permutation(len(encoded["train"]))[:60]),
-    )
-    splits = [encoded["train"].select(first), encoded["validation"]]
+    tower, order = trainer.model.eval().flip.tabular, np.random.default_rng(0).permutation(len(encoded["train"]))
+    splits = [encoded["train"].select(np.sort(order[:60])), encoded["validation"]]
     known, asked = (tower(torch.tensor(rows["feature_ids"][:])).vector.detach().double().numpy() for rows in splits)
     mean, size = known.mean(0), known.std(0, ddof=1)
     known, asked = (known - mean) / size.clip(1e-6), (asked - mean) / size.clip(1e-6)
-    regression = LogisticRegression(C=1 / (2 * 1e-3 * 60), max_iter=10_000, tol=1e-8).fit(
-        known, splits[0]["labels"][:]
-    )
+    regression = LogisticRegression(C=1 / (2 * 1e-3 * 60), max_iter=10_000, tol=1e-8)
+    regression.fit(known, splits[0]["labels"][:])
     expected = roc_auc_score(splits[1]["labels"][:], regression.decision_function(asked))
     assert metrics["eval_probe_auc"] == pytest.approx(expected, abs=5e-3)
     # and the gradients of the loss itself
@@ -295,13 +285,8 @@ def test_bf16_auto_asks_the_hardware_and_a_cpu_needs_no_word_more(tmp_path, monk
         assert args.bf16 is has_it and f"bf16='auto': {'bfloat16' if has_it else 'float32'}" in caplog.text
     assert FlipCTRArguments(str(tmp_path), bf16=True).use_cpu is not torch.accelerator.is_available()
     parse = HfArgumentParser(FlipPreTrainingArguments).parse_args_into_dataclasses
-    for words, expected in (
-        ([], False),
-        (["--bf16"], True),
-        (["--bf16", "auto"], False),
-        (["--bf16", "False"], False),
-    ):
-        assert parse(["--output_dir", str(tmp_path), *words])[0].bf16 is expected
+    for words, expected in {"": False, "--bf16": True, "--bf16 auto": False, "--bf16 False": False}.items():
+        assert parse(["--output_dir", str(tmp_path), *words.split()])[0].bf16 is expected
     for found, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert has_fast_bf16(use_cpu=True) is expected
@@ -314,11 +299,9 @@ def test_transforms_and_collators_of_the_user_get_rows_as_they_are(stage_1, stag
 
     for final in (None, 0.5):  # with a curriculum, too
         next(iter(stage_1(data_collator=Own(processor, final_text_mask_ratio=final)).get_train_dataloader()))
-    rows = encoded["train"].with_transform(
-        lambda rows: {**rows, "feature_ids": [[5] * 5 for _ in rows["feature_ids"]]}
-    )
     trainer = stage_2()
-    trainer.train_dataset = rows
+    fives = encoded["train"].with_transform(lambda rows: {**rows, "feature_ids": [[5] * 5] * len(rows["labels"])})
+    trainer.train_dataset = fives
     assert (next(iter(trainer.get_train_dataloader()))["feature_ids"] == 5).all()
 
 
@@ -457,9 +440,8 @@ def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2):
     for name in ("f1", "gauc"):  # which is not evaluated without group_field
         with pytest.raises(KeyError, match=f"eval_{name}"):
             stage_2(metric_for_best_model=name, greater_is_better=True).train()
-    trainer = stage_2(
-        metric_for_best_model="f1", greater_is_better=True, compute_metrics=lambda prediction: {"f1": 0.5}
-    )
+    options = {"metric_for_best_model": "f1", "greater_is_better": True}
+    trainer = stage_2(compute_metrics=lambda prediction: {"f1": 0.5}, **options)
     trainer.train()
     assert trainer.state.best_metric == 0.5
 
@@ -635,17 +617,12 @@ def test_training_takes_a_calibration_off_leaves_special_tokens_out_and_the_proc
 
 def test_a_stream_trains_as_the_table_does_and_a_processor_needs_no_tokenizer(splits, stage_2):
     processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"].to_iterable_dataset(num_shards=4)))
+    options = {"processing_class": processor, "eval_dataset": None, "max_steps": 4, "save_strategy": "no"}
     losses = []
     for rows in (splits["train"], splits["train"].to_iterable_dataset()):
-        trainer = stage_2(
-            tabular_model(processor),
-            processing_class=processor,
-            train_dataset=prepare_dataset(rows, processor, return_text=False),
-            eval_dataset=None,
-            max_steps=4,
-            train_sampling_strategy="sequential",
-            save_strategy="no",
-        )
+        encoded = prepare_dataset(rows, processor, return_text=False)
+        model = tabular_model(processor)
+        trainer = stage_2(model, train_dataset=encoded, train_sampling_strategy="sequential", **options)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert len(losses[0]) == 4 and losses[0] == losses[1]
