@@ -18,9 +18,8 @@ COUNTS = [0, 0, 2, 1, 0, 5, 6, 3, 0, 8, 2]
 
 
 def make_config(**overrides) -> FlipConfig:
-    text_config = BertConfig(
-        vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    text_config = BertConfig(vocab_size=17, **sizes)
     options = {"mtm_embedding_size": 3, "num_noise_features": 4, "icl_projection_size": 5, **overrides}
     return FlipConfig(fields=[{"name": "a"}, {"name": "b"}], num_features=11, text_config=text_config, **options)
 

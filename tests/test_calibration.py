@@ -39,9 +39,8 @@ def test_the_temperature_is_the_one_of_least_loss(scale):
     labels, logits = make_rows(500, scale=scale, bias=0.0)
     found = fit_calibration(labels, logits, "temperature")
     assert set(found) == {"method", "temperature"}
-    best, *others = (
-        logloss(labels, sigmoid(logits / found["temperature"] / f)) for f in (1, 0.99, 0.999, 1.001, 1.01)
-    )
+    scaled = logits / found["temperature"]
+    best, *others = (logloss(labels, sigmoid(scaled / factor)) for factor in (1, 0.99, 0.999, 1.001, 1.01))
     assert best < min(others)
 
 

@@ -47,12 +47,8 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
         repo_id="somebody/flip",
     )
     card = ModelCard.load(path)
-    shared = {
-        "task_type": "tabular-classification",
-        "dataset_type": "somebody/clicks",
-        "dataset_name": "clicks",
-        "dataset_split": "test",
-    }
+    shared = {"task_type": "tabular-classification", "dataset_type": "somebody/clicks", "dataset_name": "clicks"}
+    shared["dataset_split"] = "test"
     interval = {"interval_95": [0.7, 0.8]}
     assert card.data.eval_results == [
         EvalResult(**shared, metric_type="auc", metric_name="AUC", metric_value=0.75, metric_args=interval),

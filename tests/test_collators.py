@@ -197,13 +197,10 @@ def test_a_curriculum_moves_the_ratios_in_equal_steps_and_fixed_masks_are_those_
 
 
 def test_masks_are_those_of_the_configuration_and_none_for_a_loss_without_weight(processor):
-    config = FlipConfig.from_processor(
-        processor, text_mask_ratio=0.3, feature_mask_ratio=0.4, final_text_mask_ratio=0.5, text_passes=1
-    )
+    settings = {"text_mask_ratio": 0.3, "feature_mask_ratio": 0.4, "final_text_mask_ratio": 0.5, "text_passes": 1}
+    config = FlipConfig.from_processor(processor, **settings)
     collator = DataCollatorForFlipPreTraining.from_config(processor, config)
-    assert collator == DataCollatorForFlipPreTraining(
-        processor, text_mask_ratio=0.3, feature_mask_ratio=0.4, final_text_mask_ratio=0.5, text_passes=1
-    )
+    assert collator == DataCollatorForFlipPreTraining(processor, **settings)
     config = FlipConfig.from_processor(processor, mlm_weight=0.0, final_text_mask_ratio=0.5, text_mask_level="token")
     assert DataCollatorForFlipPreTraining.from_config(processor, config).ratios() == (0.0, 0.15)
     config = FlipConfig.from_processor(processor, mtm_weight=0.0)
@@ -242,11 +239,8 @@ KINDS = {
     "price": [1.5, 2.5, None, 3.5],
     "label": [0, 1, 0, 1],
 }
-KIND_OPTIONS = {
-    "user_id": {"statistics": ["frequency", "label_mean"]},
-    "item_id": {"view": "tabular"},
-    "title": {"view": "text"},
-}
+KIND_OPTIONS = {"item_id": {"view": "tabular"}, "title": {"view": "text"}}
+KIND_OPTIONS["user_id"] = {"statistics": ["frequency", "label_mean"]}
 
 
 @pytest.fixture()
@@ -310,10 +304,9 @@ def test_views_share_only_fields_that_both_have(kinds, option):
     collator = DataCollatorForFlipPreTraining(kinds, text_mask_ratio=1.0, feature_mask_ratio=1.0, **{option: True})
     batch = collator(rows)
     slot_fields = np.array(kinds.feature_extractor.slot_fields)
-    for row, ids, masked, clean in zip(
-        rows, batch["masked_feature_ids"], batch["masked_input_ids"], batch["input_ids"], strict=True
-    ):
+    is_hidden = (batch["masked_input_ids"] != batch["input_ids"]).numpy()
+    for row, ids, hidden in zip(rows, batch["masked_feature_ids"], is_hidden, strict=True):
         owner = np.array(row["token_field_ids"])
-        in_text = set(owner[(masked != clean).numpy()[: len(owner)]].tolist())
+        in_text = set(owner[hidden[: len(owner)]].tolist())
         assert in_text == set(slot_fields[(ids == 1).numpy()].tolist())
         assert in_text <= {0, 1, 4}

@@ -139,11 +139,8 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
     rows["seen"] = [datetime.datetime(2024, 1, 1 + k % 28, k % 24) for k in range(300)]
     rows["gender"][::9] = [None] * len(rows["gender"][::9])
     whole = Dataset.from_dict(rows)
-    options = {
-        "seen": {"kind": "datetime", "parts": ["hour", "age"]},
-        "title": {"view": "text"},
-        "user_id": {"statistics": ["label_mean"]},
-    }
+    options = {"title": {"view": "text"}, "user_id": {"statistics": ["label_mean"]}}
+    options["seen"] = {"kind": "datetime", "parts": ["hour", "age"]}
     extractor = FlipFeatureExtractor.fit(whole, field_options=options)
     processor = FlipProcessor(extractor, tokenizer, max_length=78)
     expected = describe_rows(extractor, whole, processor)
@@ -232,17 +229,9 @@ COLUMNS = {
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
     "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
-    "not numbers": (
-        [k / 2 if k % 10 else "many" for k in ROWS],
-        NUMERIC,
-        "10.0% of its values in the rows are no num",
-    ),
+    "not numbers": ([k / 2 if k % 10 else "many" for k in ROWS], NUMERIC, "10.0% of its values in the rows are no"),
     "hardly ever no number": ([k / 2 if k % 50 else "many" for k in ROWS], NUMERIC, None),
-    "too rare values": (
-        [f"s{k % 200}" for k in ROWS],
-        {"min_frequency": 9},
-        "100% of its values in the rows are not in",
-    ),
+    "too rare values": ([f"s{k % 200}" for k in ROWS], {"min_frequency": 9}, "100% of its values in the rows are not"),
     "the label in words": (["bought" if label else "left" for label in LABELS], {}, LEAK),
     "a number that follows": ([label + k / 1000 for k, label in enumerate(LABELS)], {}, LEAK),
     "a list that follows": ([["cart", "paid"] if label else ["cart"] for label in LABELS], {}, LEAK),

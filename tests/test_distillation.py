@@ -28,7 +28,7 @@ PLAIN = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", 
 @pytest.fixture()
 def teacher(text_model_dir, processor) -> FlipForCTR:
     """Of the joint mode, with logits worth learning, and dropout that would be seen in them."""
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", alpha_init=0.5)
     torch.nn.init.normal_(model.flip.tabular.first_order.weight, std=2.0)
     torch.nn.init.normal_(model.text_classifier.weight)
@@ -54,9 +54,7 @@ def said(teacher, processor, rows) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_step_follows_labels_and_teacher_by_their_weight(
-    accumulation, trainer_of, teacher, processor, encoded, tmp_path
-):
+def test_a_step_follows_labels_and_teacher_by_weight(accumulation, trainer_of, teacher, processor, encoded, tmp_path):
     rows = encoded["train"].shuffle(seed=0).select(range(64))
     probabilities = said(teacher, processor, rows)
     assert probabilities.std() > 0.2
@@ -109,9 +107,8 @@ def test_probabilities_of_the_world_are_brought_to_rows_that_were_sampled(traine
     rows = prepare_dataset(sample_negatives(splits["train"], rate=0.5), processor).select(range(64))
     teacher.config.positive_weight = 3.0
     teacher.set_calibration({"method": "platt", "scale": 1.5, "bias": -0.5, "positive_weight": 3.0})
-    trainer = trainer_of(
-        tabular_model(processor), teacher, rows, distillation_weight=1, train_sampling_strategy="sequential"
-    )
+    options = {"distillation_weight": 1, "train_sampling_strategy": "sequential"}
+    trainer = trainer_of(tabular_model(processor), teacher, rows, **options)
     labels = torch.cat([batch["labels"] for batch in trainer.get_train_dataloader()]).double()
     odds, rate = labels / (1.0 - labels), trainer.model.config.negative_sampling_rate
     world = said(teacher, processor, rows)

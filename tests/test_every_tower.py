@@ -92,9 +92,7 @@ def assert_reads_itself(model, folder, batch) -> None:
 
 
 @every_tower
-def test_stage_1_learns_and_its_folder_becomes_the_joint_model_which_learns(
-    backbone, options, lists_processor, rows, trainable_text_model_dir, tmp_path
-):
+def test_stage_1_learns_and_then_joint(backbone, options, lists_processor, rows, trainable_text_model_dir, tmp_path):
     torch.manual_seed(0)
     settings = {"backbone": backbone, "backbone_config": options, "processor": lists_processor}
     model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **settings)

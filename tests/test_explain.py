@@ -42,10 +42,9 @@ class Reference:
 
     def __init__(self, model: FlipForPreTraining, processor: FlipProcessor, row: dict):
         self.model, self.extractor, self.tokenizer = model.eval(), processor.feature_extractor, processor.tokenizer
-        encoded = processor([row])
-        self.tokens, self.owners, self.ids = (
-            torch.tensor(encoded[name][0]) for name in ("input_ids", "token_field_ids", "feature_ids")
-        )
+        encoded = processor([row], return_tensors="pt")
+        names = ("input_ids", "token_field_ids", "feature_ids")
+        self.tokens, self.owners, self.ids = (encoded[name][0] for name in names)
 
     def states(self, hidden: torch.Tensor) -> torch.Tensor:
         tokens = self.tokens.masked_fill(hidden, self.tokenizer.mask_token_id)[None]
@@ -133,9 +132,7 @@ def test_every_number_of_a_hidden_word_is_that_of_the_formulas(rich_processor, t
 
 
 @pytest.mark.parametrize(("text_passes", "reading"), [(1, "whole"), (2, "hidden")])
-def test_losses_of_the_forward_are_the_logarithms_of_these_probabilities(
-    processor, text_config, splits, text_passes, reading
-):
+def test_losses_of_the_forward_are_logarithms_of_these_numbers(processor, text_config, splits, text_passes, reading):
     options = {"text_passes": text_passes, "hide_target_in_text": reading == "hidden"}
     model, row = build(processor, text_config, mtm_loss="full_softmax", **options), splits["test"][7]
     explanation = model.explain_alignment(row, processor)
@@ -180,9 +177,7 @@ def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_
     assert attention.values["genre"] == 0.0 and attention.names["genre"] > 0.0
 
 
-def test_words_of_an_unusual_template_belong_to_no_field_and_nothing_is_lost(
-    processor, tokenizer, text_config, splits
-):
+def test_words_of_an_unusual_template_are_of_no_field_and_nothing_is_lost(processor, tokenizer, text_config, splits):
     extractor = processor.feature_extractor
     processor = FlipProcessor(extractor, tokenizer, max_length=64, template="{value} ({field})", separator="")
     (title,) = build(processor, text_config).explain_alignment(splits["test"][0], processor, fields=["title"]).features
@@ -285,9 +280,7 @@ def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_proce
         empty.draw(tmp_path / "row.png")
 
 
-def test_the_example_explains_a_row_by_number_or_as_json(
-    pretraining_model, processor, splits, tmp_path, monkeypatch, capsys
-):
+def test_the_example_explains_rows(pretraining_model, processor, splits, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     pretraining_model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")

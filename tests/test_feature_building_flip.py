@@ -140,10 +140,8 @@ def shop(num_rows=300, seed=0):
     return {"user": users, "item": items, "label": draw.integers(0, 2, num_rows).tolist()}
 
 
-SHOP_OPTIONS = {
-    "user": {"statistics": ["frequency", "label_mean"], "smoothing": 4.0},
-    "item": {"statistics": ["label_mean"]},
-}
+SHOP_OPTIONS = {"user": {"statistics": ["frequency", "label_mean"], "smoothing": 4.0}}
+SHOP_OPTIONS["item"] = {"statistics": ["label_mean"]}
 
 
 def fit_shop(rows, **options):

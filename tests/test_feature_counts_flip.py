@@ -172,10 +172,7 @@ def test_values_holes_lengths_hashes_and_buckets_are_counted():
     [
         ({"fields": ["a", "nope"]}, "fields has 'nope', and the table has a, when, when_hour, label"),
         ({"field_options": {"nope": {}}}, "field_options has 'nope', and the fields are a, when"),
-        (
-            {"field_options": {"when": {"kind": "datetime", "parts": ["hour"]}}},
-            "two fields 'when_hour', named or made",
-        ),
+        ({"field_options": {"when": {"kind": "datetime", "parts": ["hour"]}}}, "two fields 'when_hour', named or"),
         ({"field_options": {"a": {"statistics": ["frequency"] * 2}}}, "two fields 'a_frequency'"),
         ({"field_options": {"a": {"min_frequencies": 2}}}, "field 'a': .*it has .*min_frequency"),
         ({"fields": []}, "no field is left"),

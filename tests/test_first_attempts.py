@@ -56,9 +56,7 @@ def test_a_first_attempt_gives_the_same_ids_whatever_the_table_came_in(form, wri
     source = {**table, "label": [words[label] for label in table["label"]]}
     if isinstance(form, str):
         pd.DataFrame(source).to_csv(tmp_path / form, **{"index": False, **written})
-    loaded = load_ctr_dataset(
-        tmp_path / form if isinstance(form, str) else form(source), cache_dir=tmp_path / "cache", **options
-    )
+    loaded = load_ctr_dataset(tmp_path / form if isinstance(form, str) else form(source), **options)
     assert loaded["label"][:] == table["label"]
     extractor = FlipFeatureExtractor.fit(loaded)
     assert extractor.num_features == expected.num_features

@@ -59,9 +59,7 @@ def batch(processor, encoded):
 
 
 @pytest.mark.parametrize("text_passes", [1, 2])
-def test_stage_1_reads_what_it_needs_once_asks_about_masked_tokens_alone_and_trains_every_weight(
-    text_passes, stage_1, processor, encoded
-):
+def test_stage_1_reads_once_asks_about_masks_alone_and_trains_every_weight(text_passes, stage_1, processor, encoded):
     collator = DataCollatorForFlipPreTraining(processor, text_passes=text_passes, seed=0)
     model, batch = stage_1(text_passes=text_passes), collator([encoded["train"][k] for k in range(16)])
     texts, asked, rows = [], [], []
@@ -220,9 +218,7 @@ def test_a_term_of_weight_0_gives_no_gradient(ctr, batch):
 
 
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
-def test_every_fusion_is_its_formula_row_by_row_in_float64_and_starts_on_a_pre_trained_folder(
-    fusion, stage_1, batch, tmp_path
-):
+def test_every_fusion_is_its_formula_in_float64_and_starts_on_a_pre_trained_folder(fusion, stage_1, batch, tmp_path):
     stage_1().save_pretrained(tmp_path / "1")
     options = {"fusion": fusion, "alpha_init": 0.3, "fusion_hidden_size": 7}
     model = FlipForCTR.from_pretrained(tmp_path / "1", mode="joint", **options)

@@ -139,25 +139,14 @@ def products(kind):
     return "PNN", theirs, "pnn", {"product_type": kind, **UNITS}, pnn
 
 
-ATTENTION = {"att_layer_num": 2, "att_head_num": 2, **UNITS}
+NEURONS = {"logarithmic_neurons": 7, "afn_hidden_units": [12, 10]}
+PLAIN = {"attention_layers": 2, "use_residual": False, **UNITS}
 CASES = {
     **{f"xdeepfm {half} {act}": cin(half, act) for half, act in ((False, "relu"), (True, "linear"), (True, "relu"))},
     **{f"pnn {kind}": products(kind) for kind in ("outer", "both")},
     "afm": ("AFM", {"attention_factor": 5}, "afm", {"attention_dim": 5}, afm),
-    "afn": (
-        "AFN",
-        {"ltl_hidden_size": 7, "afn_dnn_hidden_units": [12, 10]},
-        "afn",
-        {"logarithmic_neurons": 7, "afn_hidden_units": [12, 10]},
-        afn,
-    ),
-    "autoint": (
-        "AutoInt",
-        {"att_res": False, **ATTENTION},
-        "autoint",
-        {"attention_layers": 2, "use_residual": False, **UNITS},
-        autoint,
-    ),
+    "afn": ("AFN", {"ltl_hidden_size": 7, "afn_dnn_hidden_units": [12, 10]}, "afn", NEURONS, afn),
+    "autoint": ("AutoInt", {"att_layer_num": 2, "att_res": False, **UNITS}, "autoint", PLAIN, autoint),
 }
 
 

@@ -293,9 +293,7 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
 
 
 @pytest.mark.parametrize("mode", ["joint", "tabular", "text"])
-def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
-    mode, pretraining_model, processor, stage_2, rows, tmp_path
-):
+def test_what_was_only_pretrained_is_refused(mode, pretraining_model, processor, stage_2, rows, tmp_path):
     pretraining_model.save_pretrained(tmp_path / "pretrained")
     model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)
     refused = pytest.raises(ValueError, match=r"pre-trained only: \d+ of its weights \((flip.tabular|fusion|text_c)")

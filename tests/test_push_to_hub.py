@@ -127,9 +127,7 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_new_ones(hub, folder):
     torch.testing.assert_close(logits(NAME), logits(folder))
 
 
-def test_what_save_pretrained_writes_is_sent_and_whatever_else_lies_there_is_named_and_stays(
-    hub, folder, caplog, monkeypatch
-):
+def test_what_save_pretrained_writes_is_sent_and_anything_else_is_named_and_stays(hub, folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("flip_hf"), "propagate", True)
     code = (folder / "modeling_flip.py").read_bytes()
     (folder / "modeling_flip.py").write_text("raise SystemExit('somebody else wrote this')")
@@ -280,9 +278,7 @@ each_loader = pytest.mark.parametrize("loader", LOADERS, ids=lambda loader: load
 
 
 @each_loader
-def test_every_file_is_asked_for_with_the_same_revision_and_token_and_no_code_is(
-    pushed, folder, loader, monkeypatch, tmp_path
-):
+def test_every_file_is_asked_for_with_one_revision_and_token_and_no_code_is(pushed, loader, monkeypatch, tmp_path):
     commit = pushed.repositories[NAME].branches["v1"] = pushed.repositories[NAME].branches["main"]
     sign = tmp_path / "it ran"
     code = f"open({str(sign)!r}, 'w').close()\nraise SystemExit('it ran')\n".encode()
@@ -401,9 +397,10 @@ def test_weights_in_a_pickle_are_not_read(hub, folder):
         FlipForCTR.from_pretrained(folder, use_safetensors=False)
 
 
-@pytest.mark.parametrize(
-    "shard", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors", "pytorch_model-1.bin2"]
-)
+OUTSIDE = [f"{where}outside.safetensors" for where in ("../", "/tmp/", "..\\")]
+
+
+@pytest.mark.parametrize("shard", [*OUTSIDE, "pytorch_model-1.bin2"])
 def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hub, folder, shard):
     with_index(shard)(folder)
     put_folder(hub, folder)

@@ -87,9 +87,8 @@ def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
 
 
 def said(caplog) -> list[str]:
-    return [
-        record.message.split(" in rows like")[0] for record in caplog.records if record.name == "flip_hf.serving.rates"
-    ]
+    records = [record for record in caplog.records if record.name == "flip_hf.serving.rates"]
+    return [record.message.split(" in rows like")[0] for record in records]
 
 
 def test_a_hundred_rows_that_are_not_like_the_training_rows_are_warned_of_once(scorer, caplog):

