@@ -102,16 +102,6 @@ def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
     assert not re.search("auc|label|tokens|positive", str(report))
 
 
-def test_a_label_is_never_predicted_from_itself():
-    """Every value occurs two or three times and labels are random: a mean with the row's own label has AUC 0.9."""
-    random = np.random.default_rng(0)
-    rows = {"id": random.integers(0, 1000, 2500).tolist(), "label": random.integers(0, 2, 2500).tolist()}
-    means = pd.DataFrame(rows).groupby("id")["label"].transform("mean")
-    assert auc(rows["label"], means) > 0.8
-    for one in describe(rows, field_options={"id": {"statistics": ["label_mean", "frequency"]}}).fields:
-        assert one.auc == pytest.approx(0.5, abs=0.05), one.name
-
-
 def test_the_auc_is_that_of_means_over_the_other_folds():
     rows = table(400)
     rows["label"] = [int(user < "105" or k % 5 == 0) for k, user in enumerate(rows["user_id"])]

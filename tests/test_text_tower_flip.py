@@ -621,14 +621,6 @@ def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen,
     assert [len(seen) for seen in calls] == [1, 1 if frozen == "all" else 2]
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen2"])
-def test_eager_and_sdpa_attention_agree(name, make):
-    models = [make(name).stage_2(attn_implementation=implementation) for implementation in ("eager", "sdpa")]
-    assert [model.flip.text.config._attn_implementation for model in models] == ["eager", "sdpa"]
-    eager, sdpa = (model(**make(name).batch()).logits for model in models)
-    torch.testing.assert_close(sdpa, eager, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("name", "adapter"), [("bert", None), ("bert", LORA), ("modernbert", None), ("qwen2", LORA)])
 def test_a_language_model_in_bfloat16_beside_ids_and_heads_in_float32(name, adapter, make, peft, tmp_path):
     architecture = make(name)
