@@ -177,31 +177,31 @@ QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_step
 QUICK |= {"disable_tqdm": True, "report_to": "none"}
 
 
-@pytest.fixture()
-def stage_1(pretraining_model, processor, encoded, tmp_path) -> Callable[..., FlipPreTrainingTrainer]:
-    """Makes a trainer of the small model; options are of the trainer or of its arguments."""
+def trainer_maker(kind, arguments, make_model, processor, encoded, tmp_path) -> Callable:
+    """Makes trainers of the small table; options are of the trainer or of its arguments."""
 
-    def build(model=pretraining_model, **options) -> FlipPreTrainingTrainer:
+    def build(model=None, **options):
         given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
         given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
-        arguments = FlipPreTrainingArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
-        return FlipPreTrainingTrainer(model, arguments, **{"processing_class": processor, **given})
+        if model is None and "model_init" not in given:
+            model = make_model()
+        args = arguments(**{"output_dir": str(tmp_path), **QUICK, **options})
+        return kind(model, args, **{"processing_class": processor, **given})
 
     return build
+
+
+@pytest.fixture()
+def stage_1(pretraining_model, processor, encoded, tmp_path) -> Callable[..., FlipPreTrainingTrainer]:
+    made = (FlipPreTrainingTrainer, FlipPreTrainingArguments, lambda: pretraining_model)
+    return trainer_maker(*made, processor, encoded, tmp_path)
 
 
 @pytest.fixture()
 def stage_2(processor, encoded, tmp_path) -> Callable[..., FlipCTRTrainer]:
-    """The same for clicks, of an ID tower where no model is given."""
-
-    def build(model=None, **options) -> FlipCTRTrainer:
-        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
-        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
-        arguments = FlipCTRArguments(**{"output_dir": str(tmp_path), **QUICK, **options})
-        model = tabular_model(processor) if model is None and "model_init" not in given else model
-        return FlipCTRTrainer(model, arguments, **{"processing_class": processor, **given})
-
-    return build
+    """Of an ID tower where no model is given."""
+    made = (FlipCTRTrainer, FlipCTRArguments, lambda: tabular_model(processor))
+    return trainer_maker(*made, processor, encoded, tmp_path)
 
 
 @pytest.fixture()

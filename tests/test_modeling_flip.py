@@ -133,7 +133,7 @@ def test_counts_of_a_step_divide_the_losses_and_nothing_masked_costs_nothing(sta
     assert gradient is not None and not gradient.any()
 
 
-def test_a_small_query_begins_with_soft_attention_and_keeps_what_was_learnt(stage_1, masked_batch, tmp_path):
+def test_a_small_query_begins_with_soft_attention(stage_1, masked_batch):
     weights = {}
     for start, option in ((1.0, 1.0), (32**-0.5, None)):  # the states have 32 numbers
         model = stage_1(mtm_query_init=option).eval()
@@ -143,11 +143,6 @@ def test_a_small_query_begins_with_soft_attention_and_keeps_what_was_learnt(stag
         attention = head.attend(model.flip.tabular(masked_batch["masked_feature_ids"]).vector, states, mask)
         weights[start] = attention.amax(1).mean().item()
     assert weights[32**-0.5] < 0.5 * weights[1.0]
-    torch.nn.init.normal_(head.query_norm.weight)
-    model.save_pretrained(tmp_path)
-    again = FlipForPreTraining.from_pretrained(tmp_path)
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(again.mtm_head.noise_distribution(), head.noise_distribution())
 
 
 def test_the_language_model_arrives_unchanged_with_its_attention_and_no_path(stage_1, text_model_dir, tmp_path):

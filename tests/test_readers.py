@@ -375,12 +375,10 @@ def test_every_set_is_read_from_archives_and_gzipped_or_not(tmp_path, name):
 
 def test_a_damaged_member_is_named(tmp_path):
     folder = make_goodreads(tmp_path / "raw")
-    for path in sorted(folder.iterdir()):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-3])
-        with pytest.raises(ValueError, match=rf"^{path.name} cannot be read: .*: is it whole"):
-            load_ctr_dataset("goodreads", data_dir=folder)
-        path.write_bytes(whole)
+    path = folder / "goodreads_books.json.gz"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"^{path.name} cannot be read: .*: is it whole"):
+        load_ctr_dataset("goodreads", data_dir=folder)
     archive = tmp_path / "ml-100k.zip"
     with zipfile.ZipFile(archive, "w") as file:  # stored, so that nothing but its sum tells
         for path in sorted(make_ml100k(tmp_path / "ml").iterdir()):

@@ -147,7 +147,6 @@ BAD_FILES = [
     ("a.json", '[{"label": [1]}]', {}, "column 'label' has the type list"),
     ("a.csv", "user,label\n", {}, "has no rows"),
     ("a.csv", "", {}, "a.csv cannot be read: Empty CSV"),
-    ("a.json", "[]", {}, "has no rows"),
     ("a.csv", "user,user,label\na,b,1\n", {}, "a.csv has the columns 'user', 'user', 'label': each needs a name"),
     ("a.csv", "user,,label\n0,b,1\n", {}, "a.csv has the columns 'user', '', 'label': each needs a name"),
     ("a.csv", "user;label\na;1\n", {}, "has the columns 'user;label' .*delimiter=';'"),
@@ -156,7 +155,6 @@ BAD_FILES = [
     ("a.parquet", b"", {"encoding": "latin-1"}, "encoding='latin-1' is not for parquet"),
     ("a.csv", "user,label\na,1\n\nb,1,2\n", {}, "a.csv cannot be read: .*Expected 2 columns, got 3: b,1,2"),
     ("a.csv", LATIN, {}, "a.csv cannot be read: .*UTF8.*encoding='latin-1'"),
-    ("a.csv", LATIN, {"encoding": "ascii"}, "a.csv cannot be read: .*0xe9.*encoding='latin-1'"),
     ("a.json", '[{"a": "café"}]'.encode("latin-1"), {}, "a.json cannot be read: .*0xe9 .*encoding='latin-1'"),
     ("a.jsonl", '{"a": "x"}\n{"a": ["x"]}', {}, "a.jsonl: column 'a' holds values that have no type in common"),
     ("a.jsonl", '{"a": 1}\n[1]\n', {}, "a.jsonl holds .*1.*, which is no object"),
@@ -442,18 +440,12 @@ def test_rows_in_memory_that_are_no_table_are_refused():
             load_ctr_dataset([{"a": 1, "label": 1}], **option)
 
 
-@pytest.mark.parametrize("stream", [None, "arrow", "python"])
-def test_classes_are_encoded_by_their_names(stream, processor):
+def test_classes_of_a_stream_of_rows_are_encoded_by_their_names(processor):
     rows = make_table(20)
-    classes = {"gender": ClassLabel(names=["male", "female"]), "label": ClassLabel(names=["skip", "click"])}
     dataset = Dataset.from_dict({**rows, "gender": [["male", "female"].index(gender) for gender in rows["gender"]]})
-    for name, feature in classes.items():
-        dataset = dataset.cast_column(name, feature)
-    if stream is not None:
-        features, dataset = dataset.features, dataset.to_iterable_dataset()
-        dataset = dataset.map(lambda row: row, features=features) if stream == "python" else dataset
-    expected = prepare_dataset(Dataset.from_dict(rows), processor, keep_columns=["title"]).to_list()
-    assert list(prepare_dataset(dataset, processor, keep_columns=["title"])) == expected
+    dataset = dataset.cast_column("gender", ClassLabel(names=["male", "female"]))
+    stream = dataset.to_iterable_dataset().map(lambda row: row, features=dataset.features)
+    assert list(prepare_dataset(stream, processor)) == prepare_dataset(Dataset.from_dict(rows), processor).to_list()
 
 
 def test_what_is_used_of_datasets_beyond_its_public_face_is_there():
