@@ -28,24 +28,13 @@ def joint(processor, text_model_dir) -> FlipForCTR:
 def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_intervals(processor, tmp_path):
     options = {"backbone": "dcnv2", "backbone_config": {"num_cross_layers": 3}, "feature_embedding_size": 8}
     model = tabular_model(processor, **options)
-    path = write_model_card(
-        tmp_path,
-        model,
-        title="FLIP_ID on clicks",
-        dataset_name="clicks",
-        dataset_id="somebody/clicks",
-        label_rule="rating > 3",
-        metrics={"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")},
-        num_test_rows=1234,
-        evaluated_on="test",
-        rates={"title": {"unseen": 0.125, "missing": 0.5}, "genre": {"unseen": 1e-4}},
-        training={"learning_rate": 0.001},
-        flops_per_row=1234567.0,
-        reliability="a picture.png",
-        licenses="Data: CC BY 4.0.",
-        pretrained=False,
-        repo_id="somebody/flip",
-    )
+    facts = {"title": "FLIP_ID on clicks", "dataset_name": "clicks", "dataset_id": "somebody/clicks"}
+    facts |= {"label_rule": "rating > 3", "num_test_rows": 1234, "evaluated_on": "test", "pretrained": False}
+    facts |= {"metrics": {"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")}}
+    facts |= {"rates": {"title": {"unseen": 0.125, "missing": 0.5}, "genre": {"unseen": 1e-4}}}
+    facts |= {"training": {"learning_rate": 0.001}, "flops_per_row": 1234567.0, "reliability": "a picture.png"}
+    facts |= {"licenses": "Data: CC BY 4.0.", "repo_id": "somebody/flip"}
+    path = write_model_card(tmp_path, model, **facts)
     card = ModelCard.load(path)
     shared = {"task_type": "tabular-classification", "dataset_type": "somebody/clicks", "dataset_name": "clicks"}
     shared["dataset_split"] = "test"
@@ -57,24 +46,15 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
     assert card.data.tags == ["click-through-rate", "flip", "recommender"] and card.data.base_model is None
     assert card.data.datasets == "somebody/clicks"
     for part in (
-        "| mode | `tabular` |",
-        "num_cross_layers 3",
-        "| embeddings | 98 features of 5 fields, size 8 |",
-        f"| parameters | {model.num_parameters():,} |",
-        "| operations per row | 1,234,567 FLOPs |",
-        "| label | rating &gt; 3 |",
-        'FlipForCTR.from_pretrained("somebody/flip")',
+        "| mode | `tabular` |", "num_cross_layers 3", "| embeddings | 98 features of 5 fields, size 8 |",
+        f"| parameters | {model.num_parameters():,} |", "| operations per row | 1,234,567 FLOPs |",
+        "| label | rating &gt; 3 |", 'FlipForCTR.from_pretrained("somebody/flip")',
         'AutoModelForSequenceClassification.from_pretrained("somebody/flip", trust_remote_code=True)',
-        "| title | categorical | 12.5% | 50.0% |",
-        "| genre | categorical | 0.01% |  |",
-        "On 1,234 test rows that nothing was selected on.",
-        "| AUC | 0.7500 | 0.7000 to 0.8000 |",
-        "| normalised entropy | nan |  |",
-        "](a%20picture.png)",
-        "Data: CC BY 4.0.",
-        "| learning_rate | 0.001 |",
+        "| title | categorical | 12.5% | 50.0% |", "| genre | categorical | 0.01% |  |",
+        "On 1,234 test rows that nothing was selected on.", "| AUC | 0.7500 | 0.7000 to 0.8000 |",
+        "| normalised entropy | nan |  |", "](a%20picture.png)", "Data: CC BY 4.0.", "| learning_rate | 0.001 |",
         f"torch {torch.__version__}",
-    ):
+    ):  # fmt: skip
         assert part in card.text, part
     assert "pre-trained together" not in card.text
 

@@ -145,24 +145,13 @@ def slow_icl(model, texts, vectors) -> float:
 
 
 OPTIONS = [
-    {},
-    {"mtm_noise": "field"},
-    {"mtm_loss": "sampled_softmax"},
-    {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
-    {"mtm_loss": "full_softmax"},
-    {"text_passes": 1},
-    {"text_passes": 1, "hide_target_in_text": True},
-    {"hide_target_in_text": True},
-    {"text_pooling": "mean"},
-    {"text_pooling": "mean", "text_passes": 1},
-    {"icl_normalize": True, "icl_temperature": 0.1},
-    {"icl_learnable_temperature": True, "icl_temperature": 0.3},
-    {"icl_projection_size": 11},
-    {"mlm_weight": 0.0, "mtm_weight": 2.5},
-    {"mtm_weight": 0.0, "icl_weight": 0.5},
-    {"icl_weight": 0.0, "mlm_weight": 3.0},
-    {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
-]
+    {}, {"mtm_noise": "field"}, {"mtm_loss": "sampled_softmax"}, {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
+    {"mtm_loss": "full_softmax"}, {"text_passes": 1}, {"text_passes": 1, "hide_target_in_text": True},
+    {"hide_target_in_text": True}, {"text_pooling": "mean"}, {"text_pooling": "mean", "text_passes": 1},
+    {"icl_normalize": True, "icl_temperature": 0.1}, {"icl_learnable_temperature": True, "icl_temperature": 0.3},
+    {"icl_projection_size": 11}, {"mlm_weight": 0.0, "mtm_weight": 2.5}, {"mtm_weight": 0.0, "icl_weight": 0.5},
+    {"icl_weight": 0.0, "mlm_weight": 3.0}, {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()))
