@@ -70,8 +70,6 @@ def test_what_is_outside_of_a_range_is_refused_by_name_also_in_a_folder(tmp_path
         ({"text_passes": 3}, "text_passes=3 is not one of 1, 2"),
         ({"fusion": "sum"}, "fusion='sum' is not one of alpha, gate, stack"),
         ({"mlm_transform_config": {"size": 3}}, "mlm_transform_config has 'size', which is not one of"),
-        ({"text_mask_level": "token", "share_field_masks": True}, 'take text_mask_level="field"'),
-        ({"text_passes": 1, "share_field_masks": True}, "nothing would be asked"),
         *(
             ({"backbone_config": {"dnn_dropout": value}}, "backbone_config has dnn_dropout=.*, which is not in ")
             for value in (1.5, -0.1, math.nan, "0.1", [0.1, 1.0])
@@ -109,12 +107,8 @@ TABLE = {
     "note": [f"text {number}" for number in range(24)],
     "label": [0, 1, 1, 0, 1, 0] * 4,
 }
-OPTIONS = {
-    "price": {"num_buckets": 4},
-    "shop": {"hash_buckets": 3},
-    "seen": {"kind": "datetime", "parts": ["weekday", "age"]},
-    "note": {"view": "text"},
-}
+OPTIONS = {"price": {"num_buckets": 4}, "shop": {"hash_buckets": 3}, "note": {"view": "text"}}
+OPTIONS["seen"] = {"kind": "datetime", "parts": ["weekday", "age"]}
 
 
 def fit(table=TABLE, **options) -> FlipFeatureExtractor:
@@ -134,10 +128,8 @@ def replaced(column: str, function) -> dict[str, list]:
         (["tags"], lambda: fit(replaced("tags", lambda tags: ["v" if tag == "w" else tag for tag in tags]))),
         (["price"], lambda: fit(replaced("price", lambda price: price * 2))),
         (["shop"], lambda: fit(shop={"view": "tabular"})),
-        (
-            ["seen_age"],
-            lambda: fit(replaced("seen", lambda day: day and day.replace("-02", "-08"))),
-        ),  # also a Thursday
+        # also a Thursday
+        (["seen_age"], lambda: fit(replaced("seen", lambda day: day and day.replace("-02", "-08")))),
         (["note"], lambda: fit(note={"column": "shop"})),
     ],
 )

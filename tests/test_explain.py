@@ -13,12 +13,8 @@ from conftest import make_table, run_example
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
 
 
-OPTIONS = {
-    "item_id": {"statistics": ["frequency"]},
-    "genre": {"kind": "multivalued", "separator": ","},
-    "title": {"view": "text"},
-    "gender": {"view": "tabular"},
-}
+OPTIONS = {"genre": {"kind": "multivalued", "separator": ","}, "item_id": {"statistics": ["frequency"]}}
+OPTIONS |= {"title": {"view": "text"}, "gender": {"view": "tabular"}}
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,8 @@ FIELDS = dict(RECORDED["fields"])
 SIZE, FLAT = RECORDED["size"], len(FIELDS) * RECORDED["size"]
 FIRST_FEATURE = 2 + 2 * len(FIELDS)
 # where fuxictr keeps the first-order weights of the models that have them
-FIRST_ORDER = {
-    **dict.fromkeys(("wide_deep", "xdeepfm", "autoint", "fibinet"), "lr_layer."),
-    **dict.fromkeys(("fm", "deepfm"), "parts.fm.lr_layer."),
-    "lr": "parts.lr.",
-}
+FIRST_ORDER = dict.fromkeys(("wide_deep", "xdeepfm", "autoint", "fibinet"), "lr_layer.")
+FIRST_ORDER |= {"fm": "parts.fm.lr_layer.", "deepfm": "parts.fm.lr_layer.", "lr": "parts.lr."}
 DNN = {"dnn_hidden_units": [6, 5]}
 SENET = {"reduction_ratio": 2, **DNN}
 CONTEXTS = {"fs1_context": ["user", "city"], "fs2_context": ["item"]}

@@ -141,11 +141,8 @@ def test_a_field_of_several_kinds_on_either_side():
         "price": [1.0, 2.5, 3.0, None] * 4,
         "label": [0, 1, 1, 0] * 4,
     }
-    options = {
-        "born": {"kind": "datetime", "parts": ["weekday", "age"], "reference": "at"},
-        "tags": {"kind": "multivalued"},
-        "price": {"kind": "numeric", "num_buckets": 3},
-    }
+    options = {"tags": {"kind": "multivalued"}, "price": {"kind": "numeric", "num_buckets": 3}}
+    options["born"] = {"kind": "datetime", "parts": ["weekday", "age"], "reference": "at"}
     processor = FlipProcessor(FlipFeatureExtractor.fit(Dataset.from_dict(table), field_options=options))
     model = tabular_model(processor, tabular_initializer_range=0.3).eval()
     for user in (

@@ -440,11 +440,8 @@ def test_amazon_reviews_have_the_columns_of_the_product_and_nothing_that_the_rev
         soap |= {"price": 9.99, "store": "Invented Goods", "categories": ["Beauty", "Bath &amp; Body"]}
         return {**soap, "features": [], "parent_asin": name, **changes}
 
-    products = [
-        product("B01"),
-        product("B02", price="from 1,014.50", main_category=None, store=None, categories=[], title=""),
-        product("B03", price="—"),
-    ]
+    bare = {"price": "from 1,014.50", "main_category": None, "store": None, "categories": [], "title": ""}
+    products = [product("B01"), product("B02", **bare), product("B03", price="—")]
     reviews = [review("AE1", "B01", 5.0), review("AE1", "B02", 3.0), review("AE2", "B03", 1.0)]
     reviews += [review("AE2", "B09", 4.0)]
     folder = write(tmp_path / "raw", Soap__jsonl__gz=json_lines(reviews), meta_Soap__jsonl__gz=json_lines(products))

@@ -24,13 +24,8 @@ IDS = torch.tensor([[8, 11, 13, 15], [9, 12, 14, 0], [10, 4, 13, 14], [8, 11, 6,
 MASKED_IDS = torch.tensor([[1, 11, 1, 1], [9, 1, 14, 0], [1, 4, 13, 14], [8, 11, 1, 1]])
 TOKENS = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 10, 3, 0], [2, 11, 12, 13, 3], [2, 14, 3, 0, 0]])
 MASKED_TOKENS = torch.tensor([[2, 7, 4, 4, 3], [2, 4, 10, 3, 0], [2, 4, 12, 4, 3], [2, 14, 3, 0, 0]])
-BATCH = {
-    "input_ids": TOKENS,
-    "attention_mask": (TOKENS != 0).long(),
-    "feature_ids": IDS,
-    "masked_input_ids": MASKED_TOKENS,
-    "masked_feature_ids": MASKED_IDS,
-}
+BATCH = {"input_ids": TOKENS, "attention_mask": (TOKENS != 0).long(), "feature_ids": IDS}
+BATCH |= {"masked_input_ids": MASKED_TOKENS, "masked_feature_ids": MASKED_IDS}
 NOISE = torch.tensor([[9, 8, 12], [13, 15, 8], [15, 15, 14], [11, 12, 12], [10, 8, 15], [15, 9, 11]])
 
 

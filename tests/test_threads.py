@@ -89,10 +89,10 @@ def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list, order
     return wrong
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_threads", "sizes"),
-    [(60, 8, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)],
-)
+LARGE = pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("num_rows", "num_threads", "sizes"), [(60, 8, (1, 1, 2, 5, 1, 3)), LARGE])
 def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_threads, sizes):
     if num_rows > 1000:  # chance has time enough
         sys.setswitchinterval(5e-3)

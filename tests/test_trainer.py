@@ -560,9 +560,7 @@ def test_accumulation_does_not_change_a_stage_2_step(mode, processor, stage_2, t
 
 
 @pytest.mark.parametrize(("stage", "contrast_field"), [(1, None), (1, "item_id"), (2, None)])
-def test_a_resumed_run_ends_as_an_unbroken_one(
-    stage, contrast_field, stage_1, stage_2, text_model_dir, processor, tmp_path
-):
+def test_a_resumed_run_ends_the_same(stage, contrast_field, stage_1, stage_2, text_model_dir, processor, tmp_path):
     def run(**resume):
         set_seed(0)
         options = {"num_train_epochs": 2, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 3}
