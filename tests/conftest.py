@@ -106,13 +106,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def splits() -> DatasetDict:
-    return DatasetDict(
-        {
-            "train": Dataset.from_dict(make_table(256, seed=0)),
-            "validation": Dataset.from_dict(make_table(64, seed=1)),
-            "test": Dataset.from_dict(make_table(64, seed=2)),
-        }
-    )
+    sizes = {"train": 256, "validation": 64, "test": 64}
+    tables = {name: make_table(size, seed) for seed, (name, size) in enumerate(sizes.items())}
+    return DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()})
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +123,9 @@ def encoded(splits, processor) -> DatasetDict:
 
 @pytest.fixture(scope="session")
 def text_config(tokenizer) -> BertConfig:
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return BertConfig(max_position_embeddings=128, **sizes, **ids)
 
 
 @pytest.fixture(scope="session")

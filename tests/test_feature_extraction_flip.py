@@ -41,17 +41,6 @@ def test_ids_are_laid_out_as_documented(extractor):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), "", "   ", "\t\n", np.nan])
-def test_holes_are_missing_and_not_unseen(extractor, missing):
-    assert extractor({"user": [missing], "age": [missing]}).tolist() == [[3, 5]]
-
-
-def test_one_true_and_one_point_zero_do_not_meet_in_a_cache():
-    extractor = FlipFeatureExtractor.fit({"x": ["1", "True", "2"]})
-    one, true, two = (extractor({"x": [value]})[0, 0] for value in ("1", "True", "2"))
-    assert extractor({"x": [True, 1, 1.0, "1", True, 2.0]})[:, 0].tolist() == [true, one, one, one, true, two]
-
-
 @pytest.mark.parametrize(
     ("rows", "options", "error", "message"),
     [

@@ -206,12 +206,6 @@ def test_the_loss_is_that_of_the_paper_with_weights_of_towers_and_clicks(mode, c
     torch.testing.assert_close(model.predict_probabilities(output.logits), odds)
 
 
-def test_a_term_of_weight_0_gives_no_gradient(ctr, batch):
-    model = ctr("joint", alpha_init=1.0, text_bce_weight=0.0)
-    model(**batch).loss.backward()  # alpha is 1: nothing asks the text tower for anything
-    assert not model.text_classifier.weight.grad.any() and model.flip.tabular.logit.weight.grad.any()
-
-
 @pytest.mark.parametrize("fusion", ["alpha", "gate", "stack"])
 def test_every_fusion_is_its_formula_in_float64_and_starts_on_a_pre_trained_folder(fusion, stage_1, batch, tmp_path):
     stage_1().save_pretrained(tmp_path / "1")

@@ -131,6 +131,12 @@ def bert(make) -> Architecture:
     return make("bert")
 
 
+@pytest.fixture()
+def architecture(make, name) -> Architecture:
+    """Of the `name` that a test is asked for."""
+    return make(name)
+
+
 every_tower = pytest.mark.parametrize("name", [*TOWERS, *KIN])
 
 
@@ -215,8 +221,7 @@ def without_gradient(model) -> set[str]:
 
 
 @every_tower
-def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(name, make, tmp_path):
-    architecture = make(name)
+def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(architecture, tmp_path):
     first = architecture.stage_1().eval()
     assert not any("pooler" in name for name in first.state_dict())
     batch = architecture.masked_batch(first.config)
@@ -236,8 +241,7 @@ def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(nam
 
 
 @every_tower
-def test_pads_change_nothing(name, make):
-    architecture = make(name)
+def test_pads_change_nothing(architecture):
     model = architecture.stage_2()
     together = architecture.batch(slice(0, 24), multiple=16)
     assert together["attention_mask"].sum(1).min() < together["attention_mask"].shape[1] - 4
@@ -256,8 +260,7 @@ def test_pads_change_nothing(name, make):
 
 
 @every_tower
-def test_fewer_layers_are_the_lowest_ones(name, make, tmp_path):
-    architecture = make(name)
+def test_fewer_layers_are_the_lowest_ones(architecture, tmp_path):
     model = architecture.stage_2(mode="text", num_hidden_layers=2)
     whole = AutoModel.from_pretrained(architecture.folder).eval()
     batch = architecture.batch()
@@ -288,8 +291,7 @@ def test_groups_of_layers_that_share_weights_are_not_torn(tmp_path):
 
 
 @every_tower
-def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, make):
-    architecture = make(name)
+def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, architecture):
     longest = architecture.longest
     model = architecture.stage_2(mode="text")
     assert model.config.max_text_length == longest
@@ -370,8 +372,7 @@ def move_adapter(model):
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "modernbert", "qwen2"])
-def test_an_adapter_learns_alone_and_its_folder_leaves_the_language_model_out(name, make, peft, tmp_path, monkeypatch):
-    architecture = make(name)
+def test_an_adapter_learns_alone_and_its_folder_leaves_the_rest_out(name, architecture, peft, tmp_path, monkeypatch):
     model = architecture.stage_2()
     batch = architecture.batch()
     before = model(**batch).logits
@@ -517,8 +518,7 @@ def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_p
 
 
 @every_tower
-def test_frozen_parts_get_no_gradient_and_the_rest_does(name, make):
-    architecture = make(name)
+def test_frozen_parts_get_no_gradient_and_the_rest_does(name, architecture):
     for parts in ("embeddings", 1, "2", "all"):
         model = architecture.stage_1()
         text = model.flip.text
@@ -586,8 +586,7 @@ PARTS = [("bert", part) for part in ("embeddings", 1, "all", "adapter")]
 
 
 @pytest.mark.parametrize(("name", "frozen"), [*((name, None) for name in TOWERS), *PARTS])
-def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen, make, peft):
-    architecture = make(name)
+def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen, architecture, peft):
     models = [architecture.stage_1(), architecture.stage_1()]
     checkpointed = models[1]
     if name == "albert":
@@ -620,8 +619,7 @@ def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen,
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("bert", None), ("bert", LORA), ("modernbert", None), ("qwen2", LORA)])
-def test_a_language_model_in_bfloat16_beside_ids_and_heads_in_float32(name, adapter, make, peft, tmp_path):
-    architecture = make(name)
+def test_a_language_model_in_bfloat16_beside_ids_and_heads_in_float32(name, adapter, architecture, peft, tmp_path):
     batch = architecture.batch()
     exact = architecture.stage_2()
     model = architecture.stage_2(dtype=torch.bfloat16, text_adapter=adapter)
