@@ -428,8 +428,6 @@ def test_rows_in_memory_that_are_no_table_are_refused():
         load_ctr_dataset(DatasetDict({"train": Dataset.from_pandas(FRAME)}))
     with pytest.raises(ValueError, match="column 'a' holds values that have no type in common"):
         load_ctr_dataset({"a": [1, "x"], "label": [0, 1]})
-    with pytest.raises(TypeError, match="rows are a int"):
-        load_ctr_dataset(3)
     for fit in (load_ctr_dataset, FlipFeatureExtractor.fit):
         with pytest.raises(ValueError, match="label.* 'clikced'.* has user, city, clicked"):
             fit(FRAME, label="clikced")
