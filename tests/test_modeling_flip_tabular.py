@@ -1,9 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ID tower: sizes, what the logit is made of, how weights start, folders, and ids it refuses."""
+"""Whole ID towers: vector and logit against the formulas of papers, in float64, where no peer's numbers are compared
+(test_parity.py, test_fuxictr_parity.py); sizes, gradients, types, how weights start, and what is refused.
+
+Folders, for every tower: test_every_tower.py.
+"""
+
+import math
 
 import pytest
 import torch
-from equations import assert_equal
+from equations import (
+    assert_equal,
+    attentional_pooling,
+    dnn,
+    dot,
+    flat,
+    gated_cross,
+    kernel_products,
+    mask_block,
+    normalised,
+    pairs,
+    powers,
+    with_random_weights,
+)
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
@@ -12,23 +31,220 @@ from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
 NUM_FEATURES = 40
+NAMES = ["user", "item", "genre", "city", *"efghijklmno"]
+F, D = 4, 6
+X = F * D
+UNITS = {"dnn_hidden_units": [7, 5]}
+FINALMLP = {"mlp1_hidden_units": [7, 4], "mlp2_hidden_units": [6], "fs_hidden_units": [5]}
+PARALLEL = {"model_type": "ParallelMaskNet", "parallel_num_blocks": 3, "parallel_block_dim": 4}
+# options and d_v
+TOWERS = {
+    "lr": ({}, F),
+    "fm": ({}, D),
+    "wide_deep": (UNITS, 5),
+    "deepfm": (UNITS, 1 + 5),
+    "dcn": (UNITS, X + 5),
+    "dcnv2": (UNITS, X + 5),
+    "dcnv2 matrices": ({**UNITS, "use_low_rank_mixture": False}, X + 5),
+    "autoint": (UNITS, X + 5),
+    "autoint plain": ({**UNITS, "use_residual": False}, X + 5),
+    "xdeepfm": ({**UNITS, "cin_hidden_units": [3, 2]}, 3 + 2 + 5),
+    "xdeepfm halves": ({**UNITS, "cin_hidden_units": [20, 10, 7], "cin_split_half": True}, 10 + 5 + 7 + 5),
+    "pnn": (UNITS, 5),
+    "pnn both": ({**UNITS, "product_type": "both"}, 5),
+    "afm": ({"attention_dim": 3}, D),
+    "afn": ({"logarithmic_neurons": 3, "afn_hidden_units": [7, 5], "batch_norm": False}, 5),
+    "afn norms": ({"logarithmic_neurons": 3, "afn_hidden_units": [7, 5]}, 5),
+    "fibinet": (UNITS, 5),
+    "fibinet all": ({**UNITS, "bilinear_type": "field_all", "excitation_activation": "Sigmoid"}, 5),
+    "fibinet each": ({**UNITS, "bilinear_type": "field_each", "reduction_ratio": 2}, 5),
+    "finalmlp": (FINALMLP, 4 + 6 + 1),
+    "finalmlp context": ({**FINALMLP, "fs1_context": ["city", "user"], "num_heads": 2}, 4 + 6 + 1),
+    "finalmlp ungated": ({**FINALMLP, "use_fs": False}, 4 + 6 + 1),
+    "masknet": ({**UNITS, "reduction_ratio": 2}, 5),
+    "masknet parallel": ({**UNITS, **PARALLEL, "reduction_ratio": 0.5}, 5),
+    "masknet without norms": ({"dnn_hidden_units": [7], "emb_layernorm": False, "net_layernorm": False}, 7),
+    "gdcn": (UNITS, X + 5),
+    "gdcn stacked": ({**UNITS, "model_structure": "stacked"}, 5),
+}
 every_backbone = pytest.mark.parametrize("backbone", TABULAR_BACKBONES)
+every_tower = pytest.mark.parametrize("tower", TOWERS)
 
 
-def make_config(num_fields: int = 3, num_features: int = NUM_FEATURES, **overrides) -> FlipConfig:
-    fields = [{"name": name} for name in "abcdefghijklmnopqrstuvwxyz"[:num_fields]]
-    return FlipConfig(**{"fields": fields, "num_features": num_features, **overrides})
+def make_config(backbone: str, num_fields: int = F, **settings) -> FlipConfig:
+    fields = [{"name": name} for name in NAMES[:num_fields]]
+    return FlipConfig(**{"fields": fields, "num_features": NUM_FEATURES, "backbone": backbone, **settings})
 
 
-def make_model(backbone: str = "dcnv2", add_logit_layers: bool = True, **overrides) -> FlipTabularModel:
-    """Weights large enough that every part of the tower is seen in its output."""
+def make_model(tower: str, add_logit_layers: bool = True, num_fields: int = F, **settings) -> FlipTabularModel:
+    """A small tower, with weights large enough that every part of it is seen in its output."""
     torch.manual_seed(0)
-    config = make_config(backbone=backbone, tabular_initializer_range=0.3, **overrides)
-    return FlipTabularModel(config, add_logit_layers)
+    sizes = {"backbone_config": TOWERS.get(tower, [{}])[0], "feature_embedding_size": D}
+    settings = {**sizes, "tabular_initializer_range": 0.3, **settings}
+    return FlipTabularModel(make_config(tower.split()[0], num_fields, **settings), add_logit_layers)
 
 
-def make_ids(num_rows: int = 16, num_fields: int = 3, num_features: int = NUM_FEATURES) -> torch.Tensor:
-    return torch.randint(8, num_features, (num_rows, num_fields), generator=torch.Generator().manual_seed(0))
+def make_ids(num_rows: int = 16, num_fields: int = F, num_features: int = NUM_FEATURES) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2 + 2 * num_fields, num_features, (num_rows, num_fields), generator=generator)
+
+
+def formula(tower: str, backbone, fields: list[list[float]]) -> list[float] | None:
+    """v of one row; `None` where a peer's numbers are compared elsewhere."""
+    row = flat(fields)
+    if tower == "afm":
+        return attentional_pooling(backbone.attention, fields)
+    if tower == "afn":
+        return dnn(backbone.dnn, powers(backbone.logarithmic, fields))
+    if tower == "pnn both":
+        inner = [dot(fields[i], fields[j]) for i, j in pairs(len(fields))]
+        return dnn(backbone.dnn, row + inner + kernel_products(backbone.products[1].kernel, fields))
+    if tower == "finalmlp ungated":
+        first, second = dnn(backbone.mlp1, row), dnn(backbone.mlp2, row)
+        weight = backbone.fusion.weight[0]
+        return [*first, *second, sum(first[i] * dot(weight[i], second) for i in range(len(first)))]
+    if tower.startswith("masknet"):
+        hidden = row
+        if "norms" not in tower:
+            norm = backbone.norm
+            hidden = flat(normalised(e, norm.weight[f], norm.bias[f]) for f, e in enumerate(fields))
+        if "parallel" in tower:
+            return dnn(backbone.dnn, flat(mask_block(block, row, hidden) for block in backbone.blocks))
+        for block in backbone.blocks:
+            hidden = mask_block(block, row, hidden)
+        return hidden
+    if tower.startswith("gdcn"):
+        crossed = row
+        for layer in backbone.cross:
+            crossed = gated_cross(layer, crossed, row)
+        return dnn(backbone.dnn, crossed) if "stacked" in tower else [*crossed, *dnn(backbone.dnn, row)]
+    return None
+
+
+@pytest.mark.parametrize("use_first_order", [True, False])
+@every_tower
+def test_vector_and_logit_equal_the_papers_equations(tower, use_first_order):
+    model = with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
+    ids = make_ids()
+    vector, logit = model(ids)
+    assert vector.shape == (len(ids), TOWERS[tower][1]) and model.hidden_size == TOWERS[tower][1]
+    if model.embeddings is not None:
+        vectors = [formula(tower, model.backbone, model.embeddings.weight[row].tolist()) for row in ids]
+        if vectors[0] is not None:
+            assert_equal(vector, vectors)
+    logits = vector.sum(1) if tower in ("lr", "fm") else vector @ model.logit.weight[0]
+    if use_first_order and tower not in ("lr", "deepfm"):  # which have it in their vector
+        logits = logits + model.first_order.weight[ids, 0].sum(1)
+    torch.testing.assert_close(logit, logits + model.logit.bias)
+    assert model(ids[:0]).vector.shape == (0, TOWERS[tower][1])
+
+
+@pytest.mark.parametrize("add_logit_layers", [True, False])
+@every_tower
+def test_gradients_reach_every_parameter_and_no_pad_row(tower, add_logit_layers):
+    model, ids = make_model(tower, add_logit_layers=add_logit_layers), make_ids(64)
+    ids[::4, 1], ids[1::4, 1] = PAD_FEATURE_ID, MASK_FEATURE_ID
+    output = model(ids)
+    (output.logit if add_logit_layers else output.vector.pow(2).sum(1)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert float(parameter.grad.abs().max()) > 0, name
+    for table in model.tables():
+        assert not table.weight[PAD_FEATURE_ID].any() and not table.weight.grad[PAD_FEATURE_ID].any()
+        assert table.weight.grad[MASK_FEATURE_ID].any()
+
+
+@every_tower
+def test_bfloat16_and_autocast_stay_near_float32(tower):
+    model, ids = make_model(tower).eval(), make_ids()
+    exact = model(ids).logit
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids).logit
+        torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.2)
+        logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    torch.testing.assert_close(model.bfloat16()(ids).logit.float(), exact, rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [("wide_deep", 128), ("xdeepfm", 3 * 128), ("pnn", 128), ("afn", 128), ("fibinet", 128), ("finalmlp", 257)]
+    + [("masknet", 128), ("gdcn", X + 128), ("dcn", X + 128), ("dcnv2", X + 128), ("autoint", X + 128)],
+)
+def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for(backbone, size):
+    model = make_model(backbone, backbone_config={})
+    assert model.hidden_size == size
+    assert not any(isinstance(module, torch.nn.Dropout) for module in model.backbone.modules())
+    name = {"afn": "afn_dropout", "finalmlp": "mlp1_dropout"}.get(backbone, "dnn_dropout")
+    dropouts = [part.p for part in make_model(backbone, backbone_config={name: 0.3}).modules() if hasattr(part, "p")]
+    assert dropouts == [0.3] * 3
+    attention = make_model("afm", backbone_config={"attention_dropout": (0.1, 0.2)}).backbone.attention
+    assert (attention.weight_dropout, attention.sum_dropout) == (0.1, 0.2)
+
+
+def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as_other_towers_do():
+    model = make_model("lr")
+    sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert sizes == {"first_order.weight": (NUM_FEATURES, 1), "logit.bias": (1,)}
+    real = model.first_order.weight[model.config.num_reserved_features :]
+    torch.testing.assert_close(model.sum_of_squares(), real.square().sum())
+    fields = [{"name": "a"}, {"name": "b", "num_slots": 3, "kind": "multivalued", "pooling": "mean"}]
+    sizes = {"num_features": NUM_FEATURES, "backbone": "lr", "feature_embedding_size": D}
+    model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
+    w = model.first_order.weight[:, 0]
+    ids = torch.tensor([[9, 20, 21, 0]])
+    torch.testing.assert_close(model(ids).vector[0], torch.stack([w[9], (w[20] + w[21]) / 2]))
+    # attention needs embeddings to attend to
+    fields[1]["pooling"] = "attention"
+    model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
+    torch.nn.init.normal_(model.slot_pooling.queries)
+    scores = [dot(model.embeddings.weight[k], model.slot_pooling.queries[1]) / D**0.5 for k in (20, 21)]
+    share = math.exp(scores[0]) / (math.exp(scores[0]) + math.exp(scores[1]))
+    w = model.first_order.weight[:, 0]
+    torch.testing.assert_close(model(ids).vector[0, 1], share * w[20] + (1 - share) * w[21])
+
+
+def test_contexts_count_the_fields_that_have_ids():
+    fields = [{"name": "plot", "num_slots": 0}, {"name": "user"}, {"name": "item"}]
+    options = {"fs1_context": ["item"], "fs2_context": ["user"]}
+    config = FlipConfig(fields=fields, num_features=20, backbone="finalmlp", backbone_config=options)
+    assert [gate.context for gate in FlipTabularModel(config).backbone.gates] == [[1], [0]]
+
+
+@pytest.mark.parametrize("backbone", TABULAR_BACKBONES)
+def test_a_single_field_is_served_or_refused_with_a_reason_and_unknown_options_are_answered(backbone):
+    if backbone in ("fm", "pnn", "afm", "fibinet"):
+        with pytest.raises(ValueError, match=f"backbone='{backbone}' multiplies pairs of fields, and there is one"):
+            make_model(backbone, num_fields=1)
+    else:
+        settings = {"backbone_config": {}} if backbone == "finalmlp" else {}
+        vector, logit = make_model(backbone, num_fields=1, **settings).eval()(make_ids(5, 1))
+        assert torch.isfinite(vector).all() and torch.isfinite(logit).all()
+    with pytest.raises(ValueError, match=f"{backbone} has no hyper-parameter 'depth'; it has (none|[a-z0-9_, ]+)$"):
+        make_model(backbone, backbone_config={"depth": 3})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        ("fibinet", {"reduction_ratio": 0}, "reduction_ratio=0 is below 1"),
+        ("fibinet", {"bilinear_type": "all"}, "'all' is not one of field_all, field_each, field_interaction"),
+        ("fibinet", {"excitation_activation": "tanh"}, "'tanh' is not one of relu, sigmoid"),
+        ("fibinet", {"dnn_hidden_units": []}, r"dnn_hidden_units=\[\] has no layer"),
+        ("finalmlp", {"num_heads": 3}, "num_heads=3 does not divide the streams' last sizes, 128 and 128"),
+        ("finalmlp", {"fs1_context": ["town"]}, "fs1_context='town' is not one of user, item, genre"),
+        ("finalmlp", {"use_fs": False, "fs2_context": ["user"]}, r"fs2_context=\['user'\] is of the gates"),
+        ("masknet", {"model_type": "parallel"}, "'parallel' is not one of SerialMaskNet, ParallelMaskNet"),
+        ("masknet", {"parallel_num_blocks": 2}, "a SerialMaskNet has no parallel_num_blocks=2"),
+        ("masknet", {"reduction_ratio": 0.001}, "reduction_ratio=0.001 of 24 leaves the mask no hidden unit"),
+        ("gdcn", {"model_structure": "serial"}, "'serial' is not one of parallel, stacked"),
+        ("dcn3", {}, "backbone='dcn3' is not one of dcnv2, autoint, deepfm, lr, "),
+        ("pnn", {"product_type": "sum"}, "product_type='sum' is not one of inner, outer, both"),
+        ("dcnv2", {"use_low_rank_mixture": False, "low_rank": 3}, "use_low_rank_mixture=False has no low_rank=3"),
+    ],
+)
+def test_hyper_parameters_that_make_no_sense_are_refused(backbone, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(backbone, backbone_config=options)
 
 
 def std_of(weight: torch.Tensor) -> float:
@@ -47,7 +263,7 @@ PAPERS = {"dcnv2": (384, 608), "autoint": (384, 608), "deepfm": (129, 129)}  # o
 @pytest.mark.parametrize("backbone", PAPERS)
 def test_sizes_are_those_of_the_paper_and_the_release(backbone):
     for num_fields, size in zip((8, 15), PAPERS[backbone], strict=True):
-        model = FlipTabularModel(make_config(num_fields, backbone=backbone))
+        model = FlipTabularModel(make_config(backbone, num_fields))
         output = model(make_ids(5, num_fields))
         assert output.vector.shape == (5, size) and output.logit.shape == (5,) and model.hidden_size == size
     assert model.slot_pooling is None  # fields of one slot are not even copied
@@ -79,11 +295,11 @@ def test_without_logit_layers_the_vector_is_the_same_and_what_only_the_logit_rea
 
 def test_sum_of_squares_is_that_of_the_real_features_in_the_two_tables_and_nothing_else():
     for add_logit_layers in (True, False):
-        model = make_model("dcnv2", add_logit_layers, num_features=16)  # of them 8 reserved
+        model = make_model("dcnv2", add_logit_layers, num_fields=3, num_features=16)  # of them 8 reserved
         for table, value in zip(model.tables(), (0.5, 2.0), strict=False):
             table.weight.data.fill_(value)
         total = model.sum_of_squares()
-        torch.testing.assert_close(total, torch.tensor(8 * 32 * 0.25 + 8 * 4.0 * add_logit_layers))
+        torch.testing.assert_close(total, torch.tensor(8 * D * 0.25 + 8 * 4.0 * add_logit_layers))
         total.backward()
         trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert trained == {"embeddings.weight", "first_order.weight"} & dict(model.named_parameters()).keys()
@@ -94,14 +310,14 @@ def test_sum_of_squares_is_that_of_the_real_features_in_the_two_tables_and_nothi
 GATES = [
     ("fibinet", {"bilinear_type": "field_all", "excitation_activation": "Sigmoid"}),
     ("fibinet", {"bilinear_type": "field_each", "reduction_ratio": 2}),
-    ("finalmlp", {"fs1_context": ["d", "a"], "num_heads": 2}),
+    ("finalmlp", {"fs1_context": ["city", "user"], "num_heads": 2}),
 ]
 
 
 @pytest.mark.parametrize(("backbone", "options"), [*((name, {}) for name in TABULAR_BACKBONES), *GATES])
 def test_at_its_own_start_no_gradient_is_lost_in_float32(backbone, options):
     torch.manual_seed(0)
-    model = FlipTabularModel(make_config(8, num_features=400, backbone=backbone, backbone_config=options))
+    model = FlipTabularModel(make_config(backbone, 8, num_features=400, backbone_config=options))
     model(make_ids(64, 8, 400)).logit.mean().backward()
     # Adam divides by sqrt(v) + 1e-8: weights whose gradients are below that do not move
     for name, parameter in model.named_parameters():
@@ -114,7 +330,7 @@ def test_at_its_own_start_no_gradient_is_lost_in_float32(backbone, options):
 def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone):
     torch.manual_seed(0)
     ranges = {"tabular_initializer_range": 0.003, "initializer_range": 0.5}
-    model = FlipTabularModel(make_config(8, num_features=400, backbone=backbone, **ranges))
+    model = FlipTabularModel(make_config(backbone, 8, num_features=400, **ranges))
     linears = [part for part in model.backbone.modules() if type(part) is torch.nn.Linear]
     for weight in (*(table.weight[1:] for table in model.tables()), *(part.weight for part in linears)):
         assert std_of(weight) == pytest.approx(0.003, rel=0.15)
@@ -132,7 +348,7 @@ def test_tabular_initializer_range_rules_embeddings_and_dnn(backbone):
 @every_backbone
 def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
     ranges = {"tabular_initializer_range": 0.003, "initializer_range": 0.5}
-    stage1 = FlipTabularModel(make_config(8, num_features=400, backbone=backbone, **ranges), add_logit_layers=False)
+    stage1 = FlipTabularModel(make_config(backbone, 8, num_features=400, **ranges), add_logit_layers=False)
     for parameter in stage1.parameters():
         parameter.data.fill_(0.25)
     stage1.save_pretrained(tmp_path)
@@ -162,7 +378,7 @@ def test_the_tower_exports_with_any_number_of_rows(backbone):
 
 
 def test_ids_that_no_tower_reads_are_refused_and_int32_is_read_as_int64():
-    model, ids = make_model(), make_ids()
+    model, ids = make_model("dcnv2", num_fields=3), make_ids(num_fields=3)
     for bad_id in (NUM_FEATURES, -1):
         outside = ids.clone()
         outside[3, 2] = bad_id
@@ -178,7 +394,7 @@ def test_ids_that_no_tower_reads_are_refused_and_int32_is_read_as_int64():
         model([[9, 10, 11]])
     torch.testing.assert_close(model(ids.int()), model(ids))
     with pytest.raises(ValueError, match="config.fields has no field with ids: use FlipConfig.from_processor"):
-        make_model(fields=[])
+        make_model("dcnv2", fields=[])
     padded, masked = ids.clone(), ids.clone()
     padded[:, 1], masked[:, 1] = PAD_FEATURE_ID, MASK_FEATURE_ID
     assert (model(padded).vector - model(masked).vector).abs().amax(1).min() > 1e-3

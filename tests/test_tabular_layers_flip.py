@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of the towers' layers that neither a peer's numbers (test_fuxictr_parity.py) nor the formula of a whole tower
-(test_tabular_backbones_flip.py) reach: by their equations in Python loops and float64, their sizes and their start.
+(test_modeling_flip_tabular.py) reach: by their equations in Python loops and float64, their sizes and their start.
 """
 
 import math
