@@ -106,19 +106,6 @@ def test_the_correction_for_sampling_comes_first_and_then_the_calibration():
         np.testing.assert_allclose(applied(logits, calibration, rate), expected, rtol=1e-12)
 
 
-def test_the_fit_sees_the_corrected_logits_and_sampled_rows_count_by_their_weights():
-    random, rate = np.random.default_rng(5), 0.2
-    share = sigmoid(random.uniform(-4, 1, 30_000))
-    labels = (random.random(30_000) < share).astype(float)
-    logits = np.log(share / (1 - share) / rate)  # learnt after a fifth of the non-clicks was left
-    fitted = fit_calibration(labels, logits, "platt", negative_sampling_rate=rate)
-    assert [fitted["scale"], fitted["bias"]] == pytest.approx([1.0, 0.0], abs=0.1)
-    sample = (labels == 1) | (random.random(30_000) < rate)
-    weights = np.where(labels == 1, 1.0, 1 / rate)
-    fitted = fit_calibration(labels[sample], logits[sample], "platt", rate, weights[sample])
-    assert [fitted["scale"], fitted["bias"]] == pytest.approx([1.0, 0.0], abs=0.1)
-
-
 def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_fits_no_other(processor):
     # the weighted loss of a group of click rate p is least where the odds are 20 p / (0.1 (1 - p))
     share = np.array([0.01, 0.05, 0.3])

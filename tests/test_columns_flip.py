@@ -13,15 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from flip_hf.columns_flip import (
-    as_columns,
-    as_list,
-    batches,
-    code_scalars,
-    code_values,
-    read_labels,
-    select_columns,
-)
+from flip_hf.columns_flip import as_columns, as_list, batches, code_scalars, code_values, read_labels, select_columns
 
 
 ROWS = {"user": ["b", "a", None], "age": [30, 41, 30]}

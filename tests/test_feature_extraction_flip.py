@@ -146,15 +146,6 @@ def test_equally_frequent_values_stand_in_the_order_of_their_bytes():
     assert most_frequent_of({"a": 1, None: 2}, 2)[0] == []
 
 
-def test_many_values_of_all_lengths_are_found_again():
-    values = [str(number) * (1 + number % 40) for number in range(500)]
-    rows = {"x": values, "y": values[::-1]}
-    extractor = FlipFeatureExtractor.fit(rows)
-    assert extractor.decode(extractor(rows).T) == [*values, *values[::-1]]
-    others = [value[:-1] + "x" for value in values]
-    assert (extractor({"x": others, "y": others}) == [extractor.unseen_id(0), extractor.unseen_id(1)]).all()
-
-
 # --- several values of one field -------------------------------------------------------------------------------------
 
 

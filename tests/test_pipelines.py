@@ -17,13 +17,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from flip_hf import (
-    ClickThroughRatePipeline,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipProcessor,
-    rank,
-)
+from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.registration import register
 
 

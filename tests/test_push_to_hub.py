@@ -265,15 +265,10 @@ def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(h
         assert "feature_extraction_flip.py" in hub.files(f"{OWNER}/{name}")
 
 
-LOADERS = {
-    FlipForCTR: {"config.json", "model.safetensors"},
-    AutoModelForSequenceClassification: {"config.json", "model.safetensors"},
-    AutoConfig: {"config.json"},
-    FlipProcessor: PROCESSOR_FILES | {"tokenizer.json", "tokenizer_config.json"},
-    AutoProcessor: PROCESSOR_FILES | {"tokenizer.json", "tokenizer_config.json"},
-    FlipFeatureExtractor: PROCESSOR_FILES,
-    AutoFeatureExtractor: PROCESSOR_FILES,
-}
+WEIGHTS, TOKENIZER = {"config.json", "model.safetensors"}, {"tokenizer.json", "tokenizer_config.json"}
+LOADERS = {FlipForCTR: WEIGHTS, AutoModelForSequenceClassification: WEIGHTS, AutoConfig: {"config.json"}}
+LOADERS |= {FlipFeatureExtractor: PROCESSOR_FILES, AutoFeatureExtractor: PROCESSOR_FILES}
+LOADERS |= {FlipProcessor: PROCESSOR_FILES | TOKENIZER, AutoProcessor: PROCESSOR_FILES | TOKENIZER}
 each_loader = pytest.mark.parametrize("loader", LOADERS, ids=lambda loader: loader.__name__)
 
 

@@ -42,10 +42,7 @@ def make_rows(num_rows: int, seed: int = 0) -> list[dict]:
 
 
 def make_processor(rows: list[dict], tokenizer) -> FlipProcessor:
-    options = {
-        "user_id": {"statistics": ["frequency", "label_mean"]},
-        "item_id": {"hash_buckets": 50},
-    }
+    options = {"user_id": {"statistics": ["frequency", "label_mean"]}, "item_id": {"hash_buckets": 50}}
     extractor = FlipFeatureExtractor.fit(rows[::2], field_options=options)  # every other row has unseen values
     return FlipProcessor(extractor, tokenizer, max_length=48)
 

@@ -634,13 +634,6 @@ def test_batches_hold_rows_of_similar_length_in_an_order_of_the_epoch_alone(enco
     assert np.ptp(batches, 1).mean() < np.ptp(lengths) / 2
 
 
-def test_columns_that_the_collator_reads_survive_and_others_do_not(stage_1, encoded):
-    with_more = encoded["train"].add_column("note", ["x"] * len(encoded["train"]))
-    batch = next(iter(stage_1(train_dataset=with_more).get_train_dataloader()))
-    assert set(batch) == {"input_ids", "masked_input_ids", "attention_mask", "feature_ids", "masked_feature_ids"}
-    assert batch["feature_ids"].shape == (32, 5)
-
-
 def test_batches_hold_several_rows_of_one_value_and_every_epoch_another_order(stage_1, encoded, processor):
     rows = encoded["train"].shuffle(seed=0)
     trainer = stage_1(train_dataset=rows, contrast_field="item_id", per_device_train_batch_size=16, data_seed=3)

@@ -11,15 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from flip_hf.values_flip import (
-    canonical_value,
-    infer_type,
-    is_code,
-    number_text,
-    read_number,
-    read_times,
-    read_values,
-)
+from flip_hf.values_flip import canonical_value, infer_type, is_code, number_text, read_number, read_times, read_values
 
 
 NOON = 1717156800.0  # 2024-05-31T12:00:00Z

@@ -9,11 +9,7 @@ import torch
 from conftest import tabular_model
 from datasets import Dataset
 
-from flip_hf import (
-    FlipForCTR,
-    FlipForPreTraining,
-    prepare_dataset,
-)
+from flip_hf import FlipForCTR, FlipForPreTraining, prepare_dataset
 from flip_hf.training.warm_start import warm_start
 
 

@@ -7,12 +7,7 @@ import torch
 from conftest import tabular_model
 from transformers import AutoModel
 
-from flip_hf import (
-    FlipFeatureExtractor,
-    FlipForPreTraining,
-    FlipProcessor,
-    start_from_words,
-)
+from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, start_from_words
 
 
 ROWS = {
