@@ -130,14 +130,9 @@ def test_text_from_data_and_files_acts_as_markup_neither_in_the_card_nor_in_the_
 def test_a_command_tells_no_token_and_cannot_end_its_own_block(model, tmp_path):
     text = write_model_card(tmp_path, model, command="python a.py\n```\n# not a heading\n````").read_text()
     assert "`````bash\npython a.py\n```\n# not a heading\n````\n`````\n" in text
-    hidden = redact(
-        "HF_TOKEN=abc python a.py --hub_token hf_abcDEF0123456 --token 'x y' --api-token=q --tokens_per_row 5 secret",
-        ["secret"],
-    )
-    assert hidden == (
-        "HF_TOKEN=<hidden> python a.py --hub_token <hidden> --token <hidden> --api-token=<hidden> --tokens_per_row 5 "
-        "<hidden>"
-    )
+    told = "HF_TOKEN={} a.py --hub_token {} --token {} --api-token={} --tokens_per_row 5 {}"
+    hidden = redact(told.format("abc", "hf_abcDEF0123456", "'x y'", "q", "secret"), ["secret"])
+    assert hidden == told.format(*["<hidden>"] * 5)
 
 
 def test_the_metadata_are_those_that_the_hub_knows(joint, tmp_path):

@@ -25,12 +25,8 @@ from flip_hf import (
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
-VARIANTS = [
-    ("dcnv2", {"use_low_rank_mixture": False}),
-    ("pnn", {"product_type": "outer"}),
-    ("masknet", {"model_type": "SerialMaskNet"}),
-    ("gdcn", {"model_structure": "stacked"}),
-]
+VARIANTS = [("dcnv2", {"use_low_rank_mixture": False}), ("pnn", {"product_type": "outer"})]
+VARIANTS += [("masknet", {"model_type": "SerialMaskNet"}), ("gdcn", {"model_structure": "stacked"})]
 CASES = [(name, {}) for name in sorted(TABULAR_BACKBONES)] + VARIANTS
 every_tower = pytest.mark.parametrize(("backbone", "options"), CASES)
 

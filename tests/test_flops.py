@@ -4,14 +4,8 @@
 import pytest
 import torch
 
-from flip_hf import (
-    DataCollatorForFlipPreTraining,
-    FlipConfig,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipTabularModel,
-    flops_per_row,
-)
+from flip_hf import DataCollatorForFlipPreTraining, FlipConfig, FlipForCTR, FlipForPreTraining, FlipTabularModel
+from flip_hf.analysis.flops import flops_per_row
 
 
 # X = 3 x 4 = 12 and a DNN of 7 and 5: 2 (12 x 7 + 7 x 5) = 238

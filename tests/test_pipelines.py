@@ -152,12 +152,8 @@ def test_towers_have_probabilities_where_there_are_two(scorer, text_model_dir, p
         text(rows[0], return_towers=True)
 
 
-KINDS = {
-    "item_id": {"statistics": ["frequency", "label_mean"]},
-    "title": {"view": "text"},
-    "genre": {"kind": "multivalued", "separator": ", "},
-    "user_id": {"view": "tabular"},
-}
+KINDS = {"item_id": {"statistics": ["frequency", "label_mean"]}, "title": {"view": "text"}}
+KINDS |= {"genre": {"kind": "multivalued", "separator": ", "}, "user_id": {"view": "tabular"}}
 
 
 @pytest.mark.parametrize("case", ["joint", "text", "tabular", "without a mask token", "kinds of fields"])

@@ -23,12 +23,8 @@ def test_what_is_expected_is_what_each_training_row_is_without_itself(min_freque
         "city": list("kkllmmnnop"),
         "label": [0, 1] * 5,
     }
-    options = {
-        "rare": {"min_frequency": 3},
-        "price": {"kind": "numeric", "num_buckets": 2},
-        "tags": {"kind": "multivalued"},
-        "city": {"hash_buckets": 4, "statistics": ["frequency"]},
-    }
+    options = {"rare": {"min_frequency": 3}, "city": {"hash_buckets": 4, "statistics": ["frequency"]}}
+    options |= {"tags": {"kind": "multivalued"}, "price": {"kind": "numeric", "num_buckets": 2}}
     settings = {"field_options": options, "min_frequency": min_frequency}
     extractor = FlipFeatureExtractor.fit(table, **settings)
     counted = 0

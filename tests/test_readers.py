@@ -154,12 +154,8 @@ def make_book_crossing(folder: Path) -> Path:
         '"0006";"cut off";"A. Wri\r\n',
         book("0007", "M", "NULL", year="NULL", publisher="").replace('"NULL"', "NULL"),
     ]
-    users = [
-        '"1";"nowhere, n/a, finland";"244"\r\n',
-        '"2";"k\u00f6ln, nordrhein, germany";NULL\r\n',
-        '"3";", ,";"0"\r\n',
-        '"4";"lisboa, \\"n/a\\", portugal";"33"\r\n',
-    ]
+    users = ['"1";"nowhere, n/a, finland";"244"\r\n', '"2";"k\u00f6ln, nordrhein, germany";NULL\r\n']
+    users += ['"3";", ,";"0"\r\n', '"4";"lisboa, \\"n/a\\", portugal";"33"\r\n']
     ratings = "1;0001;8 1;0002;0 2;0003;6 2;0004;5 3;0005;10 4;0007;7 4;0009;9 7;0006;1".split()
     return write(
         folder,
