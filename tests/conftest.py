@@ -140,9 +140,8 @@ def text_model_dir(text_config, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def trainable_text_model_dir(text_config, tmp_path_factory) -> str:
     """
-    The same random BERT for tests that train it until it has learnt something. At BERT's own start, made for 768
-    units, the states of two rows differ by a thousandth of their size, which dropout hides: for how many steps nothing
-    is learnt is left to rounding, and so to the processor. At 1 / sqrt(32 units) they differ by a tenth.
+    The same random BERT for tests that train it. At BERT's own start, made for 768 units, the states of two rows
+    differ by a thousandth of their size, which dropout hides; at 1 / sqrt(32 units) they differ by a tenth.
     """
     folder = tmp_path_factory.mktemp("plm") / "trainable-bert"
     torch.manual_seed(0)

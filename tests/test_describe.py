@@ -270,10 +270,8 @@ def test_splits_are_compared_and_a_field_has_one_remedy_however_many(column, opt
 def test_labels_of_one_class_are_warned_of(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     ones = splits["test"].map(lambda row: {"label": 1})
-    assert describe_rows(extractor, {"train": splits["train"], "test": ones}).warnings == [
-        "label: all 64 labels of the rows of test are 1, so nothing can be learnt or judged by them. Look at the rule "
-        "that makes the label (label_threshold), or split the rows at random"
-    ]
+    (warning,) = describe_rows(extractor, {"train": splits["train"], "test": ones}).warnings
+    assert warning.startswith("label: all 64 labels of the rows of test are 1, so nothing can be learnt or judged")
     assert describe_rows(extractor, ones).warnings[0].startswith("label: all 64 labels of the rows are 1, so ")
 
 

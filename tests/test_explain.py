@@ -193,10 +193,8 @@ def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text
     assert user.hidden is not None and title.hidden is None
     assert [one.field for one in explanation.words] == ["user_id", "gender", "item_id", "genre"]
     assert all(token.with_ids.rank for token in explanation.words[0].tokens)  # a word may be right that no id is
-    assert explanation.notes == [
-        "user_id: 'nobody' is in no training row, so no answer is right",
-        "title: missing in this row, so no answer is right",
-    ]
+    of_user = "user_id: 'nobody' is in no training row, so no answer is right"
+    assert explanation.notes == [of_user, "title: missing in this row, so no answer is right"]
     assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
     text, gender = str(explanation), explanation.features[1].whole
     assert f"({gender.rank})" in text and f" {gender.guesses[0].value} " in text and "* marks it among" in text

@@ -146,9 +146,6 @@ def test_equally_frequent_values_stand_in_the_order_of_their_bytes():
     assert most_frequent_of({"a": 1, None: 2}, 2)[0] == []
 
 
-# --- several values of one field -------------------------------------------------------------------------------------
-
-
 LISTS = {"genre": [["Drama", "War"], ["War"], [], None, ["Crime", None, "War", "Drama"]], "n": [1, 2, 3, 4, 5]}
 
 
@@ -190,9 +187,6 @@ def test_fields_of_text_alone_have_no_ids_and_may_be_empty():
     assert extractor.rates(extractor(rows)) == {"a": {"unseen": 0.0, "missing": 0.0}}
     nothing = FlipFeatureExtractor.fit(rows, fields=["price"], field_options={"price": {"view": "text"}})
     assert nothing(rows).shape == (2, 0) and nothing.rates(nothing(rows)) == {}
-
-
-# --- new values ------------------------------------------------------------------------------------------------------
 
 
 OLD = {

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import tabular_model
 from equations import affine, dot, relu, sigmoid
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
@@ -39,11 +40,11 @@ def stage_1(text_model_dir, processor):
 def ctr(text_model_dir, processor):
     """The same for a click model of some mode."""
 
-    def build(mode, folder=text_model_dir, **options) -> FlipForCTR:
-        torch.manual_seed(0)
+    def build(mode, **options) -> FlipForCTR:
         if mode == "tabular":
-            return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
-        return FlipForCTR.from_text_pretrained(folder, processor=processor, mode=mode, **options)
+            return tabular_model(processor, **options)
+        torch.manual_seed(0)
+        return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode, **options)
 
     return build
 
@@ -58,21 +59,25 @@ def batch(processor, encoded):
     return DataCollatorForFlipCTR(processor)([encoded["train"][k] for k in range(16)])
 
 
-@pytest.mark.parametrize("text_passes", [1, 2])
-def test_stage_1_reads_once_asks_about_masks_alone_and_trains_every_weight(text_passes, stage_1, processor, encoded):
+@pytest.mark.parametrize(("text_passes", "mtm_loss"), [(1, "full_softmax"), (2, "nce")])
+def test_stage_1_reads_and_draws_once_and_trains_every_weight(text_passes, mtm_loss, stage_1, processor, encoded):
     collator = DataCollatorForFlipPreTraining(processor, text_passes=text_passes, seed=0)
-    model, batch = stage_1(text_passes=text_passes), collator([encoded["train"][k] for k in range(16)])
-    texts, asked, rows = [], [], []
+    batch = collator([encoded["train"][k] for k in range(16)])
+    model = stage_1(text_passes=text_passes, mtm_loss=mtm_loss).train()
+    texts, asked, rows, drawn, draw = [], [], [], [], model.mtm_head.draw_noise
     model.flip.text.register_forward_hook(lambda m, i, kw, o: texts.append(kw["input_ids"]), with_kwargs=True)
     model.mlm_head.decoder.register_forward_hook(lambda m, i, o: asked.append(len(o)))
     model.flip.tabular.register_forward_hook(lambda m, i, o: rows.append(len(o.vector)))
+    model.mtm_head.draw_noise = lambda *given: drawn.append(1) or draw(*given)
     output = model(**batch)
+    assert len(drawn) == (mtm_loss == "nce")
     whole, masked = batch["input_ids"], batch["masked_input_ids"]
     assert len(texts) == 1 and torch.equal(texts[0], masked if text_passes == 1 else torch.cat([whole, masked]))
     assert rows == [32] and asked == [int((whole != masked).sum())]
     torch.testing.assert_close(output.loss, output.mlm_loss + output.mtm_loss + output.icl_loss)
     output.loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert 0.0 <= float(model.eval()(**batch).mtm_accuracy) <= 1.0 and drawn  # evaluation draws, too
 
 
 def test_losses_start_where_an_untrained_model_stands_and_evaluation_asks_the_same_every_time(stage_1, masked_batch):
@@ -102,16 +107,6 @@ def test_the_contrast_starts_at_chance_and_in_old_configurations_where_it_did(st
     old = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({name: old[name] for name in old if name not in starts}))
     assert [getattr(FlipConfig.from_pretrained(tmp_path), name) for name in starts] == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("mtm_loss", ["nce", "full_softmax"])
-def test_noise_is_drawn_where_it_is_read(mtm_loss, stage_1, masked_batch, monkeypatch):
-    model = stage_1(mtm_loss=mtm_loss)
-    drawn, draw = [], model.mtm_head.draw_noise
-    monkeypatch.setattr(model.mtm_head, "draw_noise", lambda *given: drawn.append(1) or draw(*given))
-    model.train()(**masked_batch).loss.backward()
-    assert len(drawn) == (mtm_loss == "nce")
-    assert 0.0 <= float(model.eval()(**masked_batch).mtm_accuracy) <= 1.0 and drawn
 
 
 def test_counts_of_a_step_divide_the_losses_and_nothing_masked_costs_nothing(stage_1, masked_batch):

@@ -7,22 +7,9 @@ Folders, for every tower: test_every_tower.py.
 
 import math
 
+import equations as eq
 import pytest
 import torch
-from equations import (
-    assert_equal,
-    attentional_pooling,
-    dnn,
-    dot,
-    flat,
-    gated_cross,
-    kernel_products,
-    mask_block,
-    normalised,
-    pairs,
-    powers,
-    with_random_weights,
-)
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
@@ -91,47 +78,47 @@ def make_ids(num_rows: int = 16, num_fields: int = F, num_features: int = NUM_FE
 
 def formula(tower: str, backbone, fields: list[list[float]]) -> list[float] | None:
     """v of one row; `None` where a peer's numbers are compared elsewhere."""
-    row = flat(fields)
+    row = eq.flat(fields)
     if tower == "afm":
-        return attentional_pooling(backbone.attention, fields)
+        return eq.attentional_pooling(backbone.attention, fields)
     if tower == "afn":
-        return dnn(backbone.dnn, powers(backbone.logarithmic, fields))
+        return eq.dnn(backbone.dnn, eq.powers(backbone.logarithmic, fields))
     if tower == "pnn both":
-        inner = [dot(fields[i], fields[j]) for i, j in pairs(len(fields))]
-        return dnn(backbone.dnn, row + inner + kernel_products(backbone.products[1].kernel, fields))
+        inner = [eq.dot(fields[i], fields[j]) for i, j in eq.pairs(len(fields))]
+        return eq.dnn(backbone.dnn, row + inner + eq.kernel_products(backbone.products[1].kernel, fields))
     if tower == "finalmlp ungated":
-        first, second = dnn(backbone.mlp1, row), dnn(backbone.mlp2, row)
+        first, second = eq.dnn(backbone.mlp1, row), eq.dnn(backbone.mlp2, row)
         weight = backbone.fusion.weight[0]
-        return [*first, *second, sum(first[i] * dot(weight[i], second) for i in range(len(first)))]
+        return [*first, *second, sum(first[i] * eq.dot(weight[i], second) for i in range(len(first)))]
     if tower.startswith("masknet"):
         hidden = row
         if "norms" not in tower:
             norm = backbone.norm
-            hidden = flat(normalised(e, norm.weight[f], norm.bias[f]) for f, e in enumerate(fields))
+            hidden = eq.flat(eq.normalised(e, norm.weight[f], norm.bias[f]) for f, e in enumerate(fields))
         if "parallel" in tower:
-            return dnn(backbone.dnn, flat(mask_block(block, row, hidden) for block in backbone.blocks))
+            return eq.dnn(backbone.dnn, eq.flat(eq.mask_block(block, row, hidden) for block in backbone.blocks))
         for block in backbone.blocks:
-            hidden = mask_block(block, row, hidden)
+            hidden = eq.mask_block(block, row, hidden)
         return hidden
     if tower.startswith("gdcn"):
         crossed = row
         for layer in backbone.cross:
-            crossed = gated_cross(layer, crossed, row)
-        return dnn(backbone.dnn, crossed) if "stacked" in tower else [*crossed, *dnn(backbone.dnn, row)]
+            crossed = eq.gated_cross(layer, crossed, row)
+        return eq.dnn(backbone.dnn, crossed) if "stacked" in tower else [*crossed, *eq.dnn(backbone.dnn, row)]
     return None
 
 
 @pytest.mark.parametrize("use_first_order", [True, False])
 @every_tower
 def test_vector_and_logit_equal_the_papers_equations(tower, use_first_order):
-    model = with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
+    model = eq.with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
     ids = make_ids()
     vector, logit = model(ids)
     assert vector.shape == (len(ids), TOWERS[tower][1]) and model.hidden_size == TOWERS[tower][1]
     if model.embeddings is not None:
         vectors = [formula(tower, model.backbone, model.embeddings.weight[row].tolist()) for row in ids]
         if vectors[0] is not None:
-            assert_equal(vector, vectors)
+            eq.assert_equal(vector, vectors)
     logits = vector.sum(1) if tower in ("lr", "fm") else vector @ model.logit.weight[0]
     if use_first_order and tower not in ("lr", "deepfm"):  # which have it in their vector
         logits = logits + model.first_order.weight[ids, 0].sum(1)
@@ -165,14 +152,14 @@ def test_bfloat16_and_autocast_stay_near_float32(tower):
     torch.testing.assert_close(model.bfloat16()(ids).logit.float(), exact, rtol=0.1, atol=0.2)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "size"),
-    [("wide_deep", 128), ("xdeepfm", 3 * 128), ("pnn", 128), ("afn", 128), ("fibinet", 128), ("finalmlp", 257)]
-    + [("masknet", 128), ("gdcn", X + 128), ("dcn", X + 128), ("dcnv2", X + 128), ("autoint", X + 128)],
-)
-def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for(backbone, size):
+SIZES = dict.fromkeys(("wide_deep", "pnn", "afn", "fibinet", "masknet"), 128) | {"xdeepfm": 3 * 128, "finalmlp": 257}
+SIZES |= dict.fromkeys(("gdcn", "dcn", "dcnv2", "autoint"), X + 128)
+
+
+@pytest.mark.parametrize("backbone", SIZES)
+def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for(backbone):
     model = make_model(backbone, backbone_config={})
-    assert model.hidden_size == size
+    assert model.hidden_size == SIZES[backbone]
     assert not any(isinstance(module, torch.nn.Dropout) for module in model.backbone.modules())
     name = {"afn": "afn_dropout", "finalmlp": "mlp1_dropout"}.get(backbone, "dnn_dropout")
     dropouts = [part.p for part in make_model(backbone, backbone_config={name: 0.3}).modules() if hasattr(part, "p")]
@@ -197,7 +184,7 @@ def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as
     fields[1]["pooling"] = "attention"
     model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
     torch.nn.init.normal_(model.slot_pooling.queries)
-    scores = [dot(model.embeddings.weight[k], model.slot_pooling.queries[1]) / D**0.5 for k in (20, 21)]
+    scores = [eq.dot(model.embeddings.weight[k], model.slot_pooling.queries[1]) / D**0.5 for k in (20, 21)]
     share = math.exp(scores[0]) / (math.exp(scores[0]) + math.exp(scores[1]))
     w = model.first_order.weight[:, 0]
     torch.testing.assert_close(model(ids).vector[0, 1], share * w[20] + (1 - share) * w[21])
@@ -281,7 +268,7 @@ def test_the_first_order_term_in_the_vector_of_deepfm_is_counted_once_and_stays(
     model.logit.weight.data[0, 0] = 1.0  # y_FM with weight 1: the logit of the DeepFM paper
     before = model(ids).logit
     model.first_order.weight.data[ids[0, 1]] += 0.25
-    assert_equal((model(ids).logit - before).detach(), (0.25 * (ids == ids[0, 1]).sum(1)).tolist())
+    eq.assert_equal((model(ids).logit - before).detach(), (0.25 * (ids == ids[0, 1]).sum(1)).tolist())
 
 
 @every_backbone

@@ -12,8 +12,6 @@ from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
 
 
 D = 6
-
-
 FIELDS = [
     {"name": "a"},
     {"name": "mean", "kind": "multivalued", "num_slots": 3, "pooling": "mean"},

@@ -9,26 +9,8 @@ import pytest
 import torch
 from equations import affine, assert_equal, dot, flat, powers, product, random, relu, with_random_weights
 
-from flip_hf.gating_layers_flip import (
-    BilinearFusion,
-    BilinearInteraction,
-    ContextGate,
-    GatedCrossLayer,
-    MaskBlock,
-    SqueezeExcitation,
-)
-from flip_hf.tabular_layers_flip import (
-    AttentionalPooling,
-    CompressedInteractionLayer,
-    CompressedInteractionNetwork,
-    CrossLayer,
-    CrossMixtureLayer,
-    FieldSelfAttention,
-    LogarithmicLayer,
-    MultiLayerPerceptron,
-    OuterProducts,
-    VectorCrossNetwork,
-)
+from flip_hf import gating_layers_flip as gating
+from flip_hf import tabular_layers_flip as layers
 
 
 B, F, D = 4, 3, 6
@@ -36,22 +18,22 @@ X = F * D
 
 
 def test_layers_have_the_parts_and_sizes_that_are_asked_for():
-    whole = MultiLayerPerceptron(X, [5, 4], 0.3, batch_norm=True)
+    whole = layers.MultiLayerPerceptron(X, [5, 4], 0.3, batch_norm=True)
     assert [type(part).__name__ for part in whole] == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2
     assert whole[3].p == 0.3 and whole.output_size == 4
-    assert [SqueezeExcitation(4, D, ratio, "relu").squeeze.shape[0] for ratio in (1, 2, 3, 9)] == [4, 2, 1, 1]
-    assert MaskBlock(X, 5, 3, 2.0, True, 0.0).aggregation.out_features == 10
+    assert [gating.SqueezeExcitation(4, D, ratio, "relu").squeeze.shape[0] for ratio in (1, 2, 3, 9)] == [4, 2, 1, 1]
+    assert gating.MaskBlock(X, 5, 3, 2.0, True, 0.0).aggregation.out_features == 10
 
 
 def test_dropout_of_attentional_pooling_drops_pairs_and_dimensions_in_training_alone():
     torch.manual_seed(0)
     x = random(64, 2, D)  # a single pair, whose weight is 1
-    layer = AttentionalPooling(D, 4, weight_dropout=0.5).double()
-    whole = AttentionalPooling(D, 4).double()(x).detach()
+    layer = layers.AttentionalPooling(D, 4, weight_dropout=0.5).double()
+    whole = layers.AttentionalPooling(D, 4).double()(x).detach()
     ratio = (layer(x).detach() / whole).round(decimals=6)
     assert {float(value) for value in ratio.unique()} == {0.0, 2.0}
     assert (ratio == ratio[:, :1]).all()  # the pair, in all dimensions
-    ratio = (AttentionalPooling(D, 4, sum_dropout=0.5).double()(x).detach() / whole).round(decimals=6)
+    ratio = (layers.AttentionalPooling(D, 4, sum_dropout=0.5).double()(x).detach() / whole).round(decimals=6)
     assert {float(value) for value in ratio.unique()} == {0.0, 2.0}
     assert not (ratio == ratio[:, :1]).all()
     torch.testing.assert_close(layer.eval()(x).detach(), whole)
@@ -68,7 +50,7 @@ def feature_maps(weight, maps, fields) -> list[list[float]]:
 @pytest.mark.parametrize("split_half", [False, True])
 def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(split_half, activation):
     hidden_units = [4, 2, 3]
-    network = with_random_weights(CompressedInteractionNetwork(F, hidden_units, split_half, activation))
+    network = with_random_weights(layers.CompressedInteractionNetwork(F, hidden_units, split_half, activation))
     x = random(B, F, D)
     expected = []
     for row in x:
@@ -86,13 +68,13 @@ def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(split_hal
 
 
 def test_logarithmic_neurons_are_products_of_powers():
-    layer, x = with_random_weights(LogarithmicLayer(F, D, 4, batch_norm=False)), random(B, F, D)
+    layer, x = with_random_weights(layers.LogarithmicLayer(F, D, 4, batch_norm=False)), random(B, F, D)
     x[0, 1] = 0.0  # a field without a value is 1e-7, not a logarithm of zero
     assert_equal(layer(x), [powers(layer, row) for row in x])
 
 
 def test_logarithms_and_products_are_normalised_in_each_dimension_and_its_running_statistics_serve_evaluation():
-    layer, x = with_random_weights(LogarithmicLayer(F, D, 4)), random(B, F, D)
+    layer, x = with_random_weights(layers.LogarithmicLayer(F, D, 4)), random(B, F, D)
 
     def normalise(values, norm, d, training):
         numbers = flat(values)
@@ -118,28 +100,29 @@ def test_logarithms_and_products_are_normalised_in_each_dimension_and_its_runnin
 
 
 def test_attention_without_a_residual_is_that_with_a_residual_of_zeros():
-    plain, whole = with_random_weights(FieldSelfAttention(D, 2, False)), FieldSelfAttention(D, 2).double()
+    plain, x = with_random_weights(layers.FieldSelfAttention(D, 2, False)), random(B, F, D)
+    whole = layers.FieldSelfAttention(D, 2).double()
     whole.projection.data = torch.cat([plain.projection, torch.zeros(D, D, dtype=torch.float64)])
-    x = random(B, F, D)
     torch.testing.assert_close(plain(x), whole(x).detach())
 
 
 @pytest.mark.parametrize("bilinear_type", ["field_all", "field_each", "field_interaction"])
 def test_bilinear_products_of_many_rows_which_a_cpu_takes_in_blocks_are_those_of_all_at_once(bilinear_type):
-    layer, x = with_random_weights(BilinearInteraction(4, D, bilinear_type, num_groups=2)), random(4000, 2, 4, D)
+    layer = with_random_weights(gating.BilinearInteraction(4, D, bilinear_type, num_groups=2))
+    x = random(4000, 2, 4, D)
     torch.testing.assert_close(layer(x), layer.products(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MultiLayerPerceptron(X, []), r"dnn_hidden_units=\[\] has no layer"),
-        (lambda: VectorCrossNetwork(X, 0), "num_cross_layers=0 leaves no cross layer: give one at least"),
-        (lambda: CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
-        (lambda: CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of linear, "),
-        (lambda: CompressedInteractionNetwork(F, [4, 5, 3], True), r"cannot halve cin_hidden_units=\[4, 5, 3\]"),
-        (lambda: FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
-        (lambda: FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
+        (lambda: layers.MultiLayerPerceptron(X, []), r"dnn_hidden_units=\[\] has no layer"),
+        (lambda: layers.VectorCrossNetwork(X, 0), "num_cross_layers=0 leaves no cross layer: give one at least"),
+        (lambda: layers.CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
+        (lambda: layers.CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of"),
+        (lambda: layers.CompressedInteractionNetwork(F, [4, 5, 3], True), r"halve cin_hidden_units=\[4, 5, 3\]"),
+        (lambda: layers.FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
+        (lambda: layers.FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(build, message):
@@ -150,24 +133,25 @@ def test_layers_that_cannot_be_are_refused(build, message):
 @pytest.mark.parametrize(
     ("layer", "name", "std"),
     [
-        (lambda: CrossLayer(200), "weight", math.sqrt(2 / 400)),
-        (lambda: CrossMixtureLayer(200, 30, 4), "down", math.sqrt(2 / 230)),
-        (lambda: CrossMixtureLayer(200, 30, 4), "up", math.sqrt(2 / 230)),
-        (lambda: CrossMixtureLayer(200, 30, 4), "core", math.sqrt(2 / 60)),
-        (lambda: CrossMixtureLayer(200, 30, 4), "gate", math.sqrt(2 / 204)),
-        (lambda: FieldSelfAttention(64, 2), "projection", math.sqrt(2 / 128)),
-        (lambda: VectorCrossNetwork(1000, 2), "weight", math.sqrt(2 / 1001)),
-        (lambda: OuterProducts(8, 32), "kernel", math.sqrt(2 / 64)),
-        (lambda: AttentionalPooling(64, 60), "weight", math.sqrt(2 / 124)),
-        (lambda: AttentionalPooling(64, 600), "query", 1.0),
-        (lambda: CompressedInteractionLayer(8, 16, 32), "weight", math.sqrt(1 / 128)),
-        (lambda: LogarithmicLayer(26, 32, 100), "weight", 0.1),
-        (lambda: SqueezeExcitation(300, 36, 3, std=0.06), "squeeze", 10 * math.sqrt(2 / 400)),  # 10 = sqrt(6 / 0.06)
-        (lambda: BilinearInteraction(12, 32, "field_interaction"), "weight", math.sqrt(2 / 64)),
-        (lambda: BilinearFusion(200, 300, 1), "weight", math.sqrt(2 / 500)),
-        (lambda: BilinearFusion(200, 300, 10), "weight", math.sqrt(2 / 50)),
-        (lambda: GatedCrossLayer(200), "weight", math.sqrt(2 / 400)),
-        (lambda: ContextGate(2, 5000, [], [3], std=0.3), "learnt_context", 0.3),
+        (lambda: layers.CrossLayer(200), "weight", math.sqrt(2 / 400)),
+        (lambda: layers.CrossMixtureLayer(200, 30, 4), "down", math.sqrt(2 / 230)),
+        (lambda: layers.CrossMixtureLayer(200, 30, 4), "up", math.sqrt(2 / 230)),
+        (lambda: layers.CrossMixtureLayer(200, 30, 4), "core", math.sqrt(2 / 60)),
+        (lambda: layers.CrossMixtureLayer(200, 30, 4), "gate", math.sqrt(2 / 204)),
+        (lambda: layers.FieldSelfAttention(64, 2), "projection", math.sqrt(2 / 128)),
+        (lambda: layers.VectorCrossNetwork(1000, 2), "weight", math.sqrt(2 / 1001)),
+        (lambda: layers.OuterProducts(8, 32), "kernel", math.sqrt(2 / 64)),
+        (lambda: layers.AttentionalPooling(64, 60), "weight", math.sqrt(2 / 124)),
+        (lambda: layers.AttentionalPooling(64, 600), "query", 1.0),
+        (lambda: layers.CompressedInteractionLayer(8, 16, 32), "weight", math.sqrt(1 / 128)),
+        (lambda: layers.LogarithmicLayer(26, 32, 100), "weight", 0.1),
+        # 10 = sqrt(6 / 0.06)
+        (lambda: gating.SqueezeExcitation(300, 36, 3, std=0.06), "squeeze", 10 * math.sqrt(2 / 400)),
+        (lambda: gating.BilinearInteraction(12, 32, "field_interaction"), "weight", math.sqrt(2 / 64)),
+        (lambda: gating.BilinearFusion(200, 300, 1), "weight", math.sqrt(2 / 500)),
+        (lambda: gating.BilinearFusion(200, 300, 10), "weight", math.sqrt(2 / 50)),
+        (lambda: gating.GatedCrossLayer(200), "weight", math.sqrt(2 / 400)),
+        (lambda: gating.ContextGate(2, 5000, [], [3], std=0.3), "learnt_context", 0.3),
     ],
 )
 def test_interaction_matrices_start_by_the_size_of_one_product_of_theirs(layer, name, std):
@@ -181,7 +165,7 @@ def test_senet_starts_with_weights_of_the_order_of_one_and_switches_no_field_off
     torch.manual_seed(0)
     means = []
     for _ in range(20):
-        layer, x = SqueezeExcitation(8, 32, 3, std=0.05), 0.05 * torch.randn(64, 8, 32)
+        layer, x = gating.SqueezeExcitation(8, 32, 3, std=0.05), 0.05 * torch.randn(64, 8, 32)
         weights = (layer(x) / x).detach()[..., 0]  # (64, 8): W_2 of random signs leaves fields that are 0 in every row
         assert weights.amax(0).min() > 0
         means.append(float(weights.mean()))
