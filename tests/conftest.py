@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
+import contextlib
 import gc
+import inspect
+import io
+import json
 import os
+import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +19,37 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from hub_in_memory import Hub, connected
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
-from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, prepare_dataset
+from flip_hf import (
+    FlipConfig,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipFeatureExtractor,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipPreTrainingArguments,
+    FlipPreTrainingTrainer,
+    FlipProcessor,
+    prepare_dataset,
+)
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # beside a second process of tests
 
+ROOT = Path(__file__).parents[1]
 GENRES = ["Drama", "Comedy", "Action, Thriller", "Horror"]
 WORDS = ["red", "blue", "green", "old", "new", "big", "small", "night", "day", "house"]
 
 gc.freeze()  # what was imported stays: every training collects garbage several times, and need not look at that
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> None:
+    """What datasets writes stays in the folder of a test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
@@ -41,42 +66,49 @@ def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
     }
 
 
+def tiny_tokenizer(kind: str, model_max_length: int = 100_000) -> PreTrainedTokenizerFast:
+    """One of each family, over the words of the table: WordPiece, byte-level BPE, Unigram. No pad id is 0."""
+    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
+    words += [*".,()[]", *WORDS]
+    characters = [chr(c) for c in range(33, 127)]
+    special = {"wordpiece": "[UNK] [CLS] [SEP] [PAD] [MASK]", "causal bytes": "<|endoftext|>"}
+    special = special.get(kind, "<s> <pad> </s> <unk> <mask>").split()
+    if kind == "wordpiece":
+        pieces = dict.fromkeys([*special, *words, *characters, *(f"##{c}" for c in characters)])
+        backend = Tokenizer(models.WordPiece({piece: k for k, piece in enumerate(pieces)}, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    elif kind == "unigram":
+        pieces = dict.fromkeys([*special, *(f"▁{word}" for word in words), "▁", *characters])
+        scores = [(piece, 0.0 if k < 5 else -2.0 - 0.01 * k) for k, piece in enumerate(pieces)]
+        backend = Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+    else:
+        pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    if kind == "causal bytes":
+        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    else:
+        order = "unk cls sep pad mask" if kind == "wordpiece" else "cls pad sep unk mask"
+        names = {f"{name}_token": token for name, token in zip(order.split(), special, strict=True)}
+        sep, cls = ((token, special.index(token)) for token in (names["sep_token"], names["cls_token"]))
+        backend.post_processor = processors.RobertaProcessing(sep, cls)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **names)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A BERT-like WordPiece tokenizer over the words of the table, its pad id not 0 on purpose."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
-    words += list(".,()[]")
-    pieces = [*words, *WORDS, *"0123456789", *(f"##{digit}" for digit in range(10))]
-    pieces += [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
-    vocabulary = {
-        piece: k for k, piece in enumerate(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", *dict.fromkeys(pieces)])
-    }
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-        model_max_length=128,
-    )
+    return tiny_tokenizer("wordpiece", 128)
 
 
 @pytest.fixture(scope="session")
 def splits() -> DatasetDict:
-    return DatasetDict(
-        {
-            "train": Dataset.from_dict(make_table(256, seed=0)),
-            "validation": Dataset.from_dict(make_table(64, seed=1)),
-            "test": Dataset.from_dict(make_table(64, seed=2)),
-        }
-    )
+    sizes = {"train": 256, "validation": 64, "test": 64}
+    tables = {name: make_table(size, seed) for seed, (name, size) in enumerate(sizes.items())}
+    return DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()})
 
 
 @pytest.fixture(scope="session")
@@ -91,15 +123,9 @@ def encoded(splits, processor) -> DatasetDict:
 
 @pytest.fixture(scope="session")
 def text_config(tokenizer) -> BertConfig:
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return BertConfig(max_position_embeddings=128, **sizes, **ids)
 
 
 @pytest.fixture(scope="session")
@@ -114,9 +140,8 @@ def text_model_dir(text_config, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def trainable_text_model_dir(text_config, tmp_path_factory) -> str:
     """
-    The same random BERT for tests that train it until it has learnt something. At BERT's own start, made for 768
-    units, the states of two rows differ by a thousandth of their size, which dropout hides: for how many steps nothing
-    is learnt is left to rounding, and so to the processor. At 1 / sqrt(32 units) they differ by a tenth.
+    The same random BERT for tests that train it. At BERT's own start, made for 768 units, the states of two rows
+    differ by a thousandth of their size, which dropout hides; at 1 / sqrt(32 units) they differ by a tenth.
     """
     folder = tmp_path_factory.mktemp("plm") / "trainable-bert"
     torch.manual_seed(0)
@@ -129,6 +154,43 @@ def trainable_text_model_dir(text_config, tmp_path_factory) -> str:
 def pretraining_model(text_model_dir, processor) -> FlipForPreTraining:
     torch.manual_seed(0)
     return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+
+
+def tabular_model(processor, **options) -> FlipForCTR:
+    torch.manual_seed(0)
+    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
+
+
+OF_TRAINER = {*inspect.signature(Trainer.__init__).parameters, "teacher"}
+QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
+QUICK |= {"disable_tqdm": True, "report_to": "none"}
+
+
+def trainer_maker(kind, arguments, make_model, processor, encoded, tmp_path) -> Callable:
+    """Makes trainers of the small table; options are of the trainer or of its arguments."""
+
+    def build(model=None, **options):
+        given = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"]}
+        given |= {name: options.pop(name) for name in OF_TRAINER & set(options)}
+        if model is None and "model_init" not in given:
+            model = make_model()
+        args = arguments(**{"output_dir": str(tmp_path), **QUICK, **options})
+        return kind(model, args, **{"processing_class": processor, **given})
+
+    return build
+
+
+@pytest.fixture()
+def stage_1(pretraining_model, processor, encoded, tmp_path) -> Callable[..., FlipPreTrainingTrainer]:
+    made = (FlipPreTrainingTrainer, FlipPreTrainingArguments, lambda: pretraining_model)
+    return trainer_maker(*made, processor, encoded, tmp_path)
+
+
+@pytest.fixture()
+def stage_2(processor, encoded, tmp_path) -> Callable[..., FlipCTRTrainer]:
+    """Of an ID tower where no model is given."""
+    made = (FlipCTRTrainer, FlipCTRArguments, lambda: tabular_model(processor))
+    return trainer_maker(*made, processor, encoded, tmp_path)
 
 
 @pytest.fixture()
@@ -146,16 +208,67 @@ def data_folder(name: str) -> Path:
     return root / name
 
 
-def elsewhere(tmp_path, *arguments: str, code: str, online: bool = False) -> str:
+def run_example(monkeypatch, script: str, *arguments: object) -> None:
+    """A script of examples/ in this process, where nothing is imported again."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+
+
+def run_blocks(page: str, tag: str, num_blocks: int, names: dict, changes: dict[str, str] | None = None) -> str:
+    """Runs the blocks of code below `<!-- tag`, one after another in `names`, and returns what they print."""
+    blocks = re.findall(rf"<!-- {tag}.*?-->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert len(blocks) == num_blocks
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks:
+            for old, new in (changes or {}).items():
+                block = block.replace(old, new)
+            exec(compile(block, page, "exec"), names)
+    return printed.getvalue()
+
+
+def elsewhere(tmp_path, *arguments: str, code: str) -> str:
     """Last line that `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": str(int(not online))}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip().splitlines()[-1]
+
+
+OPENED_ELSEWHERE = """
+import json, sys
+sys.modules["flip_hf"] = None  # as if it were not installed
+import transformers
+said = []
+for folder, kind, arguments in json.loads(sys.argv[1]):
+    for where in (folder, f"{folder} again"):
+        processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=True)
+        model = getattr(transformers, kind).from_pretrained(where, trust_remote_code=True, **arguments).eval()
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        output = model(**processor(json.loads(sys.argv[2]), padding=True, return_tensors="pt"))
+        said.append((output.logits if "logits" in output else output.text_vector).tolist())
+        if where == folder:
+            model.save_pretrained(f"{folder} again"), processor.save_pretrained(f"{folder} again")
+print(json.dumps(said))
+"""
+
+
+def assert_opens_elsewhere(tmp_path, rows: dict[str, list], models: list[tuple]) -> None:
+    """
+    Models, each with its processor, the Auto class that opens its folder and arguments for it, say the same in a
+    process where flip_hf is not installed, and again when they were saved from there. One process for all of them: to
+    start one costs more than all models together.
+    """
+    folders, expected = [], []
+    for number, (model, processor, kind, arguments) in enumerate(models):
+        folders.append([str(tmp_path / f"model {number}"), kind, arguments])
+        model.eval().save_pretrained(folders[-1][0])
+        processor.save_pretrained(folders[-1][0])
+        inputs = processor(rows, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            said = model.flip(**inputs).text_vector if kind == "AutoModel" else model(**inputs).logits
+        expected += [said.tolist()] * 2
+    found = json.loads(elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=OPENED_ELSEWHERE))
+    for one, of_it in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, of_it, atol=1e-5)

@@ -102,9 +102,6 @@ class Hub:
         """Requests for files of repositories."""
         return [request for request in self.requests if request.file]
 
-    def requested_code(self) -> list[Request]:
-        return [request for request in self.pulled() if request.path.endswith(".py")]
-
     def __call__(self, request: Any) -> Any:
         if not self.is_up:
             raise httpx.ConnectError("nobody is there", request=request)

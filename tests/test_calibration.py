@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import tabular_model
 
 from flip_hf import FlipConfig, FlipForCTR, draw_reliability, fit_calibration
 from flip_hf.analysis.calibration import reliability_bins
-from flip_hf.analysis.metrics import auc, ece, logloss
+from flip_hf.analysis.metrics import logloss
 from flip_hf.calibration_flip import predict_probabilities
 
 
@@ -39,9 +40,8 @@ def test_the_temperature_is_the_one_of_least_loss(scale):
     labels, logits = make_rows(500, scale=scale, bias=0.0)
     found = fit_calibration(labels, logits, "temperature")
     assert set(found) == {"method", "temperature"}
-    best, *others = (
-        logloss(labels, sigmoid(logits / found["temperature"] / f)) for f in (1, 0.99, 0.999, 1.001, 1.01)
-    )
+    scaled = logits / found["temperature"]
+    best, *others = (logloss(labels, sigmoid(scaled / factor)) for factor in (1, 0.99, 0.999, 1.001, 1.01))
     assert best < min(others)
 
 
@@ -72,17 +72,6 @@ def test_platt_holds_where_clicks_and_others_are_apart_or_logits_are_huge():
     assert large["scale"] == pytest.approx(found["scale"] / 1000, rel=1e-6)
     with pytest.raises(ValueError, match="the best temperature is 0"):
         fit_calibration(labels, logits, "temperature")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_order_is_inverted_and_the_calibration_error_falls(method):
-    (labels, logits), (test_labels, test_logits) = make_rows(4000), make_rows(4000, seed=1)
-    before, after = sigmoid(test_logits), applied(test_logits, fit_calibration(labels, logits, method))
-    assert (np.diff(after[np.argsort(test_logits)]) >= 0).all()
-    assert auc(test_labels, after) == pytest.approx(auc(test_labels, before), abs=0.01 if method == "isotonic" else 0)
-    assert logloss(test_labels, after) < logloss(test_labels, before)
-    if method != "temperature":
-        assert ece(test_labels, before) > 0.15 and ece(test_labels, after) < 0.03
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,24 +106,6 @@ def test_the_correction_for_sampling_comes_first_and_then_the_calibration():
         np.testing.assert_allclose(applied(logits, calibration, rate), expected, rtol=1e-12)
 
 
-def test_the_fit_sees_the_corrected_logits_and_sampled_rows_count_by_their_weights():
-    random, rate = np.random.default_rng(5), 0.2
-    share = sigmoid(random.uniform(-4, 1, 30_000))
-    labels = (random.random(30_000) < share).astype(float)
-    logits = np.log(share / (1 - share) / rate)  # learnt after a fifth of the non-clicks was left
-    fitted = fit_calibration(labels, logits, "platt", negative_sampling_rate=rate)
-    assert [fitted["scale"], fitted["bias"]] == pytest.approx([1.0, 0.0], abs=0.1)
-    sample = (labels == 1) | (random.random(30_000) < rate)
-    weights = np.where(labels == 1, 1.0, 1 / rate)
-    fitted = fit_calibration(labels[sample], logits[sample], "platt", rate, weights[sample])
-    assert [fitted["scale"], fitted["bias"]] == pytest.approx([1.0, 0.0], abs=0.1)
-
-
-def make_model(processor, **settings) -> FlipForCTR:
-    torch.manual_seed(0)
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **settings)).eval()
-
-
 def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_fits_no_other(processor):
     # the weighted loss of a group of click rate p is least where the odds are 20 p / (0.1 (1 - p))
     share = np.array([0.01, 0.05, 0.3])
@@ -144,7 +115,7 @@ def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calib
     labels, logits = make_rows(500)
     fitted, plain = fit_calibration(labels, logits, "platt", 0.1, None, 20.0), fit_calibration(labels, logits)
     np.testing.assert_allclose(applied(logits, fitted, 0.1, 20.0), applied(logits, plain), rtol=1e-6)
-    model = make_model(processor, positive_weight=20.0, negative_sampling_rate=0.1)
+    model = tabular_model(processor, positive_weight=20.0, negative_sampling_rate=0.1)
     with pytest.raises(ValueError, match="fitted for positive_weight=1.0, and the model's is 20.0: .*fit_cal"):
         model.set_calibration(plain)
     model.set_calibration(fitted)
@@ -164,7 +135,7 @@ def test_extreme_logits_stay_apart_and_half_precision_is_read():
 
 @pytest.mark.parametrize("calibration", [PLATT, TEMPERATURE, ISOTONIC], ids=METHODS)
 def test_a_calibration_is_saved_with_the_model_and_leaves_logits_alone(calibration, processor, splits, tmp_path):
-    model = make_model(processor, negative_sampling_rate=0.5)
+    model = tabular_model(processor, negative_sampling_rate=0.5).eval()
     ids = torch.from_numpy(processor.feature_extractor(splits["test"][:8])).long()
     raw = model(ids).logits
     model.set_calibration(calibration)

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's card says, what a machine reads of it, and what text from data and files cannot do in it; and a saved
-folder where flip_hf is not importable.
-"""
+"""What a model's card says, what a machine reads of it, and what text from data and files cannot do in it."""
 
-import json
 import re
 
 import pytest
 import torch
-from conftest import elsewhere
+from conftest import tabular_model
 from huggingface_hub import EvalResult, ModelCard
 
 from flip_hf import FlipConfig, FlipForCTR, write_model_card
@@ -16,32 +13,9 @@ from flip_hf.analysis.metrics import BootstrapInterval
 from flip_hf.sharing.card import draw_training_curves, redact
 
 
-ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-folder, again, rows = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-out = []
-for where in (folder, again):
-    processor = AutoProcessor.from_pretrained(where, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=True).eval()
-    out.append(model(**processor(rows, padding=True, return_tensors="pt")).logits.sigmoid().tolist())
-    model.save_pretrained(again), processor.save_pretrained(again)
-print(json.dumps(out))
-"""
-
-ROWS = {
-    "user_id": ["101", "somebody new", "105"],
-    "gender": ["female", "male", None],
-    "item_id": ["203", "210", None],
-    "title": ["new night (1983)", "an unknown title", None],
-    "genre": ["Horror", "Drama", None],
-}
-
-
 @pytest.fixture()
 def model(processor) -> FlipForCTR:
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
+    return tabular_model(processor)
 
 
 @pytest.fixture(scope="module")
@@ -51,45 +25,19 @@ def joint(processor, text_model_dir) -> FlipForCTR:
     return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **options).eval()
 
 
-def test_a_folder_says_the_same_in_a_process_without_flip_hf_and_when_saved_from_there(processor, joint, tmp_path):
-    folder, again = tmp_path / "model", tmp_path / "again"
-    joint.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".py", ".txt"}  # no pickle
-    with torch.no_grad():
-        expected = joint(**processor(ROWS, padding=True, return_tensors="pt")).logits.sigmoid().tolist()
-    for probabilities in json.loads(elsewhere(tmp_path, str(folder), str(again), json.dumps(ROWS), code=ELSEWHERE)):
-        assert probabilities == pytest.approx(expected, abs=1e-6)
-
-
 def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_intervals(processor, tmp_path):
     options = {"backbone": "dcnv2", "backbone_config": {"num_cross_layers": 3}, "feature_embedding_size": 8}
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
-    path = write_model_card(
-        tmp_path,
-        model,
-        title="FLIP_ID on clicks",
-        dataset_name="clicks",
-        dataset_id="somebody/clicks",
-        label_rule="rating > 3",
-        metrics={"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")},
-        num_test_rows=1234,
-        evaluated_on="test",
-        rates={"title": {"unseen": 0.125, "missing": 0.5}, "genre": {"unseen": 1e-4}},
-        training={"learning_rate": 0.001},
-        flops_per_row=1234567.0,
-        reliability="a picture.png",
-        licenses="Data: CC BY 4.0.",
-        pretrained=False,
-        repo_id="somebody/flip",
-    )
+    model = tabular_model(processor, **options)
+    facts = {"title": "FLIP_ID on clicks", "dataset_name": "clicks", "dataset_id": "somebody/clicks"}
+    facts |= {"label_rule": "rating > 3", "num_test_rows": 1234, "evaluated_on": "test", "pretrained": False}
+    facts |= {"metrics": {"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")}}
+    facts |= {"rates": {"title": {"unseen": 0.125, "missing": 0.5}, "genre": {"unseen": 1e-4}}}
+    facts |= {"training": {"learning_rate": 0.001}, "flops_per_row": 1234567.0, "reliability": "a picture.png"}
+    facts |= {"licenses": "Data: CC BY 4.0.", "repo_id": "somebody/flip"}
+    path = write_model_card(tmp_path, model, **facts)
     card = ModelCard.load(path)
-    shared = {
-        "task_type": "tabular-classification",
-        "dataset_type": "somebody/clicks",
-        "dataset_name": "clicks",
-        "dataset_split": "test",
-    }
+    shared = {"task_type": "tabular-classification", "dataset_type": "somebody/clicks", "dataset_name": "clicks"}
+    shared["dataset_split"] = "test"
     interval = {"interval_95": [0.7, 0.8]}
     assert card.data.eval_results == [
         EvalResult(**shared, metric_type="auc", metric_name="AUC", metric_value=0.75, metric_args=interval),
@@ -98,24 +46,15 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
     assert card.data.tags == ["click-through-rate", "flip", "recommender"] and card.data.base_model is None
     assert card.data.datasets == "somebody/clicks"
     for part in (
-        "| mode | `tabular` |",
-        "num_cross_layers 3",
-        "| embeddings | 98 features of 5 fields, size 8 |",
-        f"| parameters | {model.num_parameters():,} |",
-        "| operations per row | 1,234,567 FLOPs |",
-        "| label | rating &gt; 3 |",
-        'FlipForCTR.from_pretrained("somebody/flip")',
+        "| mode | `tabular` |", "num_cross_layers 3", "| embeddings | 98 features of 5 fields, size 8 |",
+        f"| parameters | {model.num_parameters():,} |", "| operations per row | 1,234,567 FLOPs |",
+        "| label | rating &gt; 3 |", 'FlipForCTR.from_pretrained("somebody/flip")',
         'AutoModelForSequenceClassification.from_pretrained("somebody/flip", trust_remote_code=True)',
-        "| title | categorical | 12.5% | 50.0% |",
-        "| genre | categorical | 0.01% |  |",
-        "On 1,234 test rows that nothing was selected on.",
-        "| AUC | 0.7500 | 0.7000 to 0.8000 |",
-        "| normalised entropy | nan |  |",
-        "](a%20picture.png)",
-        "Data: CC BY 4.0.",
-        "| learning_rate | 0.001 |",
+        "| title | categorical | 12.5% | 50.0% |", "| genre | categorical | 0.01% |  |",
+        "On 1,234 test rows that nothing was selected on.", "| AUC | 0.7500 | 0.7000 to 0.8000 |",
+        "| normalised entropy | nan |  |", "](a%20picture.png)", "Data: CC BY 4.0.", "| learning_rate | 0.001 |",
         f"torch {torch.__version__}",
-    ):
+    ):  # fmt: skip
         assert part in card.text, part
     assert "pre-trained together" not in card.text
 
@@ -191,14 +130,9 @@ def test_text_from_data_and_files_acts_as_markup_neither_in_the_card_nor_in_the_
 def test_a_command_tells_no_token_and_cannot_end_its_own_block(model, tmp_path):
     text = write_model_card(tmp_path, model, command="python a.py\n```\n# not a heading\n````").read_text()
     assert "`````bash\npython a.py\n```\n# not a heading\n````\n`````\n" in text
-    hidden = redact(
-        "HF_TOKEN=abc python a.py --hub_token hf_abcDEF0123456 --token 'x y' --api-token=q --tokens_per_row 5 secret",
-        ["secret"],
-    )
-    assert hidden == (
-        "HF_TOKEN=<hidden> python a.py --hub_token <hidden> --token <hidden> --api-token=<hidden> --tokens_per_row 5 "
-        "<hidden>"
-    )
+    told = "HF_TOKEN={} a.py --hub_token {} --token {} --api-token={} --tokens_per_row 5 {}"
+    hidden = redact(told.format("abc", "hf_abcDEF0123456", "'x y'", "q", "secret"), ["secret"])
+    assert hidden == told.format(*["<hidden>"] * 5)
 
 
 def test_the_metadata_are_those_that_the_hub_knows(joint, tmp_path):

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List
+from datasets import Dataset
 
 from flip_hf.columns_flip import as_columns, as_list, code_scalars, code_values, read_labels, select_columns
 from flip_hf.fitting.schema import batches
@@ -40,15 +40,6 @@ def test_categories_of_polars_are_columns_like_others():
     for dtype in (pl.Categorical, pl.Enum(["a", "b"])):
         columns = as_columns(pl.DataFrame({"u": ["b", None, "a"]}).with_columns(pl.col("u").cast(dtype)))
         assert as_dicts(columns) == {"u": ["b", None, "a"]}
-
-
-def test_classes_of_a_data_set_go_by_their_names():
-    features = Features(a=ClassLabel(names=["no", "yes"]), tags=List(ClassLabel(names=["x", "y"])))
-    dataset = Dataset.from_dict({"a": [1, None, 0], "tags": [[1, 0], [], None]}, features)
-    expected = {"a": ["yes", None, "no"], "tags": [["y", "x"], [], None]}
-    assert as_dicts(as_columns(dataset)) == expected
-    assert [as_dicts(columns) for columns in batches(dataset)] == [expected]
-    assert [as_dicts(columns) for columns in batches(dataset.to_iterable_dataset())] == [expected]
 
 
 def test_one_row_is_a_batch_of_one_and_keys_may_lack():

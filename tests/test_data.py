@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from datasets import DatasetInfo
 
 from flip_hf import load_ctr_dataset
 
 
-ROOT = Path(__file__).parents[1]
-
-
 @pytest.fixture()
-def table(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def table(tmp_path) -> Path:
     (tmp_path / "a.csv").write_text("user,stars\na,3\n")
     return tmp_path / "a.csv"
 

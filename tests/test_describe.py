@@ -3,19 +3,16 @@
 
 import datetime
 import re
-import runpy
-import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WORDS, make_table
+from conftest import WORDS, make_table, run_example, tabular_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, columns_flip
+from flip_hf import FlipFeatureExtractor, FlipProcessor, columns_flip
 from flip_hf.analysis import describe as describe_module
 from flip_hf.analysis.describe import describe_rows
 from flip_hf.analysis.metrics import auc
@@ -105,16 +102,6 @@ def test_a_table_without_labels_or_tokenizer_says_nothing_of_them(splits):
     assert not re.search("auc|label|tokens|positive", str(report))
 
 
-def test_a_label_is_never_predicted_from_itself():
-    """Every value occurs two or three times and labels are random: a mean with the row's own label has AUC 0.9."""
-    random = np.random.default_rng(0)
-    rows = {"id": random.integers(0, 1000, 2500).tolist(), "label": random.integers(0, 2, 2500).tolist()}
-    means = pd.DataFrame(rows).groupby("id")["label"].transform("mean")
-    assert auc(rows["label"], means) > 0.8
-    for one in describe(rows, field_options={"id": {"statistics": ["label_mean", "frequency"]}}).fields:
-        assert one.auc == pytest.approx(0.5, abs=0.05), one.name
-
-
 def test_the_auc_is_that_of_means_over_the_other_folds():
     rows = table(400)
     rows["label"] = [int(user < "105" or k % 5 == 0) for k, user in enumerate(rows["user_id"])]
@@ -142,26 +129,20 @@ def test_streams_batches_and_other_forms_equal_the_whole_table(tokenizer, monkey
     rows["seen"] = [datetime.datetime(2024, 1, 1 + k % 28, k % 24) for k in range(300)]
     rows["gender"][::9] = [None] * len(rows["gender"][::9])
     whole = Dataset.from_dict(rows)
-    options = {
-        "seen": {"kind": "datetime", "parts": ["hour", "age"]},
-        "title": {"view": "text"},
-        "user_id": {"statistics": ["label_mean"]},
-    }
+    options = {"title": {"view": "text"}, "user_id": {"statistics": ["label_mean"]}}
+    options["seen"] = {"kind": "datetime", "parts": ["hour", "age"]}
     extractor = FlipFeatureExtractor.fit(whole, field_options=options)
     processor = FlipProcessor(extractor, tokenizer, max_length=78)
     expected = describe_rows(extractor, whole, processor)
     assert expected.splits["rows"].num_rows == 300 and 0 < expected.splits["rows"].share_truncated < 1
-    forms = {
-        "pandas frame": pd.DataFrame(rows, index=np.arange(300)[::-1] * 0.5),
-        "selection": whole.select(range(299, -1, -1)).select(range(299, -1, -1)),
-        "stream": whole.to_iterable_dataset(num_shards=7),
-        "generated stream": IterableDataset.from_generator(lambda: iter(whole), features=whole.features),
-        "batches": iter([whole[:10], whole[10:11], whole[11:]]),
-    }
+    frame = pd.DataFrame(rows, index=np.arange(300)[::-1] * 0.5)
+    selected = whole.select(range(299, -1, -1)).select(range(299, -1, -1))
+    generated = IterableDataset.from_generator(lambda: iter(whole), features=whole.features)
     monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 64)
     monkeypatch.setattr(describe_module, "_BATCH_SIZE", 37)
-    for name, form in forms.items():
-        assert describe_rows(extractor, form, processor) == expected, name
+    pieces = iter([whole[:10], whole[10:11], whole[11:]])
+    for form in (frame, selected, whole.to_iterable_dataset(num_shards=7), generated, pieces):
+        assert describe_rows(extractor, form, processor) == expected, type(form)
 
 
 def test_fields_are_described_by_the_training_rows_and_splits_by_name(splits):
@@ -235,17 +216,9 @@ COLUMNS = {
     "days taken apart": ([f"2024-05-{1 + k % 28:02}" for k in ROWS], {"kind": "datetime", "parts": ["weekday"]}, None),
     "prices": ([f"{k % 150}.5" for k in ROWS], CATEGORICAL, "its 150 values are numbers read as categories"),
     "whole numbers": ([k % 150 for k in ROWS], {}, None),
-    "not numbers": (
-        [k / 2 if k % 10 else "many" for k in ROWS],
-        NUMERIC,
-        "10.0% of its values in the rows are no num",
-    ),
+    "not numbers": ([k / 2 if k % 10 else "many" for k in ROWS], NUMERIC, "10.0% of its values in the rows are no"),
     "hardly ever no number": ([k / 2 if k % 50 else "many" for k in ROWS], NUMERIC, None),
-    "too rare values": (
-        [f"s{k % 200}" for k in ROWS],
-        {"min_frequency": 9},
-        "100% of its values in the rows are not in",
-    ),
+    "too rare values": ([f"s{k % 200}" for k in ROWS], {"min_frequency": 9}, "100% of its values in the rows are not"),
     "the label in words": (["bought" if label else "left" for label in LABELS], {}, LEAK),
     "a number that follows": ([label + k / 1000 for k, label in enumerate(LABELS)], {}, LEAK),
     "a list that follows": ([["cart", "paid"] if label else ["cart"] for label in LABELS], {}, LEAK),
@@ -297,10 +270,8 @@ def test_splits_are_compared_and_a_field_has_one_remedy_however_many(column, opt
 def test_labels_of_one_class_are_warned_of(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     ones = splits["test"].map(lambda row: {"label": 1})
-    assert describe_rows(extractor, {"train": splits["train"], "test": ones}).warnings == [
-        "label: all 64 labels of the rows of test are 1, so nothing can be learnt or judged by them. Look at the rule "
-        "that makes the label (label_threshold), or split the rows at random"
-    ]
+    (warning,) = describe_rows(extractor, {"train": splits["train"], "test": ones}).warnings
+    assert warning.startswith("label: all 64 labels of the rows of test are 1, so nothing can be learnt or judged")
     assert describe_rows(extractor, ones).warnings[0].startswith("label: all 64 labels of the rows are 1, so ")
 
 
@@ -317,11 +288,9 @@ def test_text_that_will_be_cut_is_warned_of(splits, tokenizer):
     # 26 of 256 rows are 30 tokens too long, one of them by 50
     rows, processor = with_titles(dict.fromkeys(range(25), 35) | {25: 55}), FlipProcessor(extractor, tokenizer, fits)
     (warning,) = processor.describe(rows).warnings
-    pattern = (
-        rf"title \(10\.2%\): lose tokens, since 10\.2% of the rows are longer than max_length={fits}\. "
-        r"max_length=(\d+) holds 99%, (\d+) holds all rows, and the language model takes 128"
-    )
-    nearly_all, longest = map(int, re.fullmatch(pattern, warning).groups())
+    said = f"title (10.2%): lose tokens, since 10.2% of the rows are longer than max_length={fits}. "
+    pattern = r"max_length=(\d+) holds 99%, (\d+) holds all rows, and the language model takes 128"
+    nearly_all, longest = map(int, re.fullmatch(re.escape(said) + pattern, warning).groups())
     assert fits + 25 <= nearly_all <= fits + 30 and fits + 45 <= longest <= fits + 50
     assert FlipProcessor(extractor, tokenizer, nearly_all).describe(rows).splits["rows"].share_truncated <= 0.01
     assert FlipProcessor(extractor, tokenizer, longest).describe(rows).warnings == []
@@ -342,32 +311,18 @@ def test_what_cannot_be_described_is_named(splits):
     extractor = FlipFeatureExtractor.fit(splits["train"])
     with pytest.raises(ValueError, match="split 'test' has no rows to describe"):
         describe_rows(extractor, {"train": splits["train"], "test": splits["test"].select([])})
-    with pytest.raises(ValueError, match="the table has no rows"):
-        describe_rows(extractor, [])
-    with pytest.raises(ValueError, match="no column for field 'genre'"):
-        describe_rows(extractor, splits["test"].remove_columns("genre"))
-    with pytest.raises(ValueError, match="label 2 in row 3 of column 'label' is neither 0 nor 1"):
-        describe_rows(extractor, {**table(8), "label": [0, 1, 0, 2, 0, 0, 0, 0]})
     with pytest.raises(ValueError, match="2 labels in column 'label' for 8 rows"):
         describe_rows(extractor, {**table(8), "label": [0, 1]})
-    with pytest.raises(TypeError, match="rows are a int"):
-        describe_rows(extractor, 3)
 
 
 def test_a_model_card_shows_the_report_of_its_data(splits, processor, tmp_path):
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
-    report = processor.describe(splits, show_values=False)
-    facts = {"title": "FLIP on clicks", "dataset_name": "clicks", "label_rule": "clicked", "metrics": {"auc": 0.7}}
-    facts |= {"num_train_rows": 256, "num_test_rows": 64, "command": "python train.py", "licenses": "Data: mine."}
-    rates = {"title": {"unseen": 0.0, "missing": 0.0}}
+    model, report = tabular_model(processor), processor.describe(splits, show_values=False)
     for shown in (None, report):
-        card = write_model_card(tmp_path, model, **facts, rates=rates, report=shown).read_text(encoding="utf-8")
+        card = write_model_card(tmp_path, model, metrics={"auc": 0.7}, report=shown).read_text(encoding="utf-8")
         assert ("## Data" in card) == (f"## Data\n\n{report.to_markdown()}\n## Evaluation\n" in card) == bool(shown)
 
 
 def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp_path, monkeypatch, capsys):
-    script = str(Path(__file__).parents[1] / "examples" / "prepare_data.py")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     files = {
         "u.user": ["1|24|M|technician|85711", "2|53|F|other|94043"],
         "u.genre": ["unknown|0", "Action|1"],
@@ -376,13 +331,9 @@ def test_prepare_data_writes_the_report_and_keeps_values_of_others_to_itself(tmp
     }
     for name, lines in files.items():
         (tmp_path / name).write_text("\n".join([*lines, ""]))
-    options = {"dataset": "movielens-100k", "data_dir": tmp_path, "output_dir": tmp_path / "prepared"}
-    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments, "--report"])
-    runpy.run_path(script, run_name="__main__")
-    text, shown, page = (
-        (tmp_path / f"prepared/report.{suffix}").read_text("utf-8") for suffix in ("txt", "md", "html")
-    )
+    data = ("--dataset", "movielens-100k", "--data_dir", tmp_path, "--output_dir", tmp_path / "prepared")
+    run_example(monkeypatch, "prepare_data.py", *data, "--report")
+    text, shown, page = ((tmp_path / f"prepared/report.{kind}").read_text("utf-8") for kind in ("txt", "md", "html"))
     assert text in capsys.readouterr().out and "Unseen and missing: train / validation / test." in text
     assert shown.startswith("| split ") and page.startswith("<!DOCTYPE html>")
     for content in (text, shown, page):

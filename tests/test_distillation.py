@@ -3,14 +3,13 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
+from conftest import tabular_model
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from flip_hf import (
     DataCollatorForFlipCTR,
-    FlipConfig,
     FlipCTRArguments,
     FlipCTRTrainer,
     FlipFeatureExtractor,
@@ -22,20 +21,13 @@ from flip_hf import (
 )
 
 
-QUICK = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
-QUICK |= {"disable_tqdm": True, "report_to": "none", "save_strategy": "no", "per_device_eval_batch_size": 50}
 PLAIN = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-
-
-def tabular(processor, **options) -> FlipForCTR:
-    torch.manual_seed(0)
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
 
 
 @pytest.fixture()
 def teacher(text_model_dir, processor) -> FlipForCTR:
     """Of the joint mode, with logits worth learning, and dropout that would be seen in them."""
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", alpha_init=0.5)
     torch.nn.init.normal_(model.flip.tabular.first_order.weight, std=2.0)
     torch.nn.init.normal_(model.text_classifier.weight)
@@ -43,11 +35,11 @@ def teacher(text_model_dir, processor) -> FlipForCTR:
 
 
 @pytest.fixture()
-def trainer_of(processor, encoded, tmp_path):
+def trainer_of(stage_2, encoded):
     def build(model, teacher=None, rows=None, **options) -> FlipCTRTrainer:
-        arguments = FlipCTRArguments(str(tmp_path), **{**QUICK, **options})
+        options = {"save_strategy": "no", "per_device_eval_batch_size": 50, "eval_dataset": None, **options}
         rows = encoded["train"] if rows is None else rows
-        return FlipCTRTrainer(model, arguments, train_dataset=rows, processing_class=processor, teacher=teacher)
+        return stage_2(model, teacher=teacher, train_dataset=rows, **options)
 
     return build
 
@@ -61,13 +53,11 @@ def said(teacher, processor, rows) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_a_step_follows_labels_and_teacher_by_their_weight(
-    accumulation, trainer_of, teacher, processor, encoded, tmp_path
-):
+def test_a_step_follows_labels_and_teacher_by_weight(accumulation, trainer_of, teacher, processor, encoded, tmp_path):
     rows = encoded["train"].shuffle(seed=0).select(range(64))
     probabilities = said(teacher, processor, rows)
     assert probabilities.std() > 0.2
-    expected = tabular(processor, l2_coefficient=1e-2)
+    expected = tabular_model(processor, l2_coefficient=1e-2)
     batch = DataCollatorForFlipCTR(processor)(list(rows))
     logits = expected(feature_ids=batch["feature_ids"]).logits
     loss = 0.25 * cross_entropy(logits, batch["labels"]) + 0.75 * cross_entropy(logits, probabilities.float())
@@ -76,9 +66,9 @@ def test_a_step_follows_labels_and_teacher_by_their_weight(
     sizes = {"per_device_train_batch_size": 64 // accumulation, "gradient_accumulation_steps": accumulation}
     options = {"max_steps": 1, "distillation_weight": 0.75, "weight_decay": 0.0, **sizes, **PLAIN}
     given = teacher if accumulation == 1 else str(tmp_path / "teacher")
-    trainer = trainer_of(tabular(processor, l2_coefficient=1e-2), given, rows, **options)
+    trainer = trainer_of(tabular_model(processor, l2_coefficient=1e-2), given, rows, **options)
     trainer.train()
-    for name, before in tabular(processor).named_parameters():
+    for name, before in tabular_model(processor).named_parameters():
         after = before - 0.5 * expected.get_parameter(name).grad
         torch.testing.assert_close(trainer.model.get_parameter(name), after, rtol=1e-4, atol=1e-6, msg=name)
     assert all(parameter.grad is None for parameter in teacher.parameters()) and teacher.training
@@ -87,7 +77,7 @@ def test_a_step_follows_labels_and_teacher_by_their_weight(
 def test_the_teacher_reads_the_rows_once_and_evaluation_has_their_own_labels(trainer_of, teacher, processor, encoded):
     read = []
     teacher.register_forward_hook(lambda *_: read.append(1))
-    trainer = trainer_of(tabular(processor), teacher, num_train_epochs=2)
+    trainer = trainer_of(tabular_model(processor), teacher, num_train_epochs=2)
     trainer.train()
     trainer.train()
     assert len(read) == 6  # 256 rows, 50 at a time
@@ -101,24 +91,12 @@ def test_the_teacher_reads_the_rows_once_and_evaluation_has_their_own_labels(tra
     assert trainer.evaluate(trainer.train_dataset)["eval_auc"] == prediction.metrics["test_auc"]
 
 
-def test_a_student_that_hears_the_teacher_alone_comes_to_say_what_it_says(trainer_of, teacher, processor, encoded):
-    options = {"num_train_epochs": 10, "learning_rate": 2e-2, "distillation_weight": 1}
-    trainer = trainer_of(tabular(processor, l2_coefficient=0.0), teacher, **options)
-    trainer.train()
-    rows = encoded["train"].select(range(64))
-    ours = trainer.predict(rows).predictions
-    theirs = torch.logit(said(teacher, processor, rows)).numpy()
-    labels = np.array(rows["labels"])
-    assert np.corrcoef(ours, theirs)[0, 1] > 0.95 > 0.5 > abs(np.corrcoef(ours, labels)[0, 1])
-
-
 def test_probabilities_of_the_world_are_brought_to_rows_that_were_sampled(trainer_of, teacher, processor, splits):
     rows = prepare_dataset(sample_negatives(splits["train"], rate=0.5), processor).select(range(64))
     teacher.config.positive_weight = 3.0
     teacher.set_calibration({"method": "platt", "scale": 1.5, "bias": -0.5, "positive_weight": 3.0})
-    trainer = trainer_of(
-        tabular(processor), teacher, rows, distillation_weight=1, train_sampling_strategy="sequential"
-    )
+    options = {"distillation_weight": 1, "train_sampling_strategy": "sequential"}
+    trainer = trainer_of(tabular_model(processor), teacher, rows, **options)
     labels = torch.cat([batch["labels"] for batch in trainer.get_train_dataloader()]).double()
     odds, rate = labels / (1.0 - labels), trainer.model.config.negative_sampling_rate
     world = said(teacher, processor, rows)
@@ -128,7 +106,7 @@ def test_probabilities_of_the_world_are_brought_to_rows_that_were_sampled(traine
 
 def test_a_resumed_student_ends_where_an_unbroken_one_does(trainer_of, teacher, processor, tmp_path):
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 5, "save_total_limit": None}
-    whole, resumed = (trainer_of(tabular(processor), teacher, **options) for _ in range(2))
+    whole, resumed = (trainer_of(tabular_model(processor), teacher, **options) for _ in range(2))
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     for name, tensor in whole.model.state_dict().items():
@@ -136,10 +114,10 @@ def test_a_resumed_student_ends_where_an_unbroken_one_does(trainer_of, teacher, 
 
 
 def test_a_teacher_that_cannot_teach_is_refused(trainer_of, teacher, processor, encoded, splits, tokenizer, tmp_path):
-    model = tabular(processor)
+    model = tabular_model(processor)
     with pytest.raises(TypeError, match="teacher is a FlipModel: pass a finetuned FlipForCTR"):
         trainer_of(model, FlipModel(teacher.config))
-    untrained = tabular(processor)
+    untrained = tabular_model(processor)
     untrained.config.newly_initialized = ["flip.tabular.logit.weight"]
     with pytest.raises(ValueError, match="teacher was pre-trained only, flip.tabular.logit.weight are random"):
         trainer_of(model, untrained)
@@ -150,7 +128,7 @@ def test_a_teacher_that_cannot_teach_is_refused(trainer_of, teacher, processor, 
     changed = splits["train"].map(lambda row: {"user_id": str(int(row["user_id"]) + 1)})
     other = FlipProcessor(FlipFeatureExtractor.fit(changed), tokenizer)
     with pytest.raises(ValueError, match="the processor does not fit the model: its ids of user_id stand for other"):
-        trainer_of(model, tabular(other))
+        trainer_of(model, tabular_model(other))
     for weight in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"distillation_weight={weight} is not in"):
             FlipCTRArguments(str(tmp_path), distillation_weight=weight)

@@ -15,13 +15,11 @@ CUTS = {"equal ranks": [0, 3, 6], "unequal ranks": [0, 2, 7]}
 
 
 def make_head() -> FlipICLHead:
-    text_config = BertConfig(
-        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    text_config = BertConfig(vocab_size=11, **sizes)
     torch.manual_seed(0)
-    return FlipICLHead(
-        FlipConfig(fields=[{"name": "a"}], num_features=9, text_config=text_config), tabular_size=6
-    ).eval()
+    config = FlipConfig(fields=[{"name": "a"}], num_features=9, text_config=text_config)
+    return FlipICLHead(config, tabular_size=6).eval()
 
 
 def make_rows() -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,12 +5,10 @@ reads itself again bit by bit, and it opens where flip_hf is not installed.
 A new entry of TABULAR_BACKBONES is under test without a line here.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from conftest import elsewhere
+from conftest import assert_opens_elsewhere, tabular_model
 from datasets import Dataset
 from safetensors.torch import load_file
 
@@ -27,12 +25,8 @@ from flip_hf import (
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
-VARIANTS = [
-    ("dcnv2", {"use_low_rank_mixture": False}),
-    ("pnn", {"product_type": "outer"}),
-    ("masknet", {"model_type": "SerialMaskNet"}),
-    ("gdcn", {"model_structure": "stacked"}),
-]
+VARIANTS = [("dcnv2", {"use_low_rank_mixture": False}), ("pnn", {"product_type": "outer"})]
+VARIANTS += [("masknet", {"model_type": "SerialMaskNet"}), ("gdcn", {"model_structure": "stacked"})]
 CASES = [(name, {}) for name in sorted(TABULAR_BACKBONES)] + VARIANTS
 every_tower = pytest.mark.parametrize(("backbone", "options"), CASES)
 
@@ -94,9 +88,7 @@ def assert_reads_itself(model, folder, batch) -> None:
 
 
 @every_tower
-def test_stage_1_learns_and_its_folder_becomes_the_joint_model_which_learns(
-    backbone, options, lists_processor, rows, trainable_text_model_dir, tmp_path
-):
+def test_stage_1_learns_and_then_joint(backbone, options, lists_processor, rows, trainable_text_model_dir, tmp_path):
     torch.manual_seed(0)
     settings = {"backbone": backbone, "backbone_config": options, "processor": lists_processor}
     model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **settings)
@@ -126,36 +118,15 @@ def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, lists_proces
     assert_reads_itself(model, tmp_path, batch)
 
 
-ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-import torch
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-folder, rows = sys.argv[1], json.loads(sys.argv[2])
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-out = []
-for where in sys.argv[3:]:
-    model = AutoModelForSequenceClassification.from_pretrained(where, trust_remote_code=True).eval()
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    out.append(model(**processor(rows, return_text=False, return_tensors="pt")).logits.tolist())
-print(json.dumps(out))
-"""
-
-
-def test_every_tower_opens_where_flip_hf_is_not_installed(lists_processor, tmp_path):
-    """One process for all: to start one costs more than all models together."""
-    asked = {"user_id": ["100", "new"], "item_id": ["203", None], "genre": [["Drama", "Horror"], []]}
-    asked["price"] = [3.0, None]
-    inputs = lists_processor(asked, return_text=False, return_tensors="pt")
-    lists_processor.save_pretrained(tmp_path / "processor")
-    expected = {}
+def test_every_folder_opens_where_flip_hf_is_not_installed(lists_processor, text_config, tmp_path):
+    rows = {"user_id": ["100", "new"], "item_id": ["203", None], "genre": [["Drama", "Horror"], []]}
+    rows["price"] = [3.0, None]
+    models = []
     for backbone, options in CASES:
-        torch.manual_seed(0)
-        settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
-        model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings)).eval()
-        folder = str(tmp_path / f"{backbone}{len(options)}")
-        model.save_pretrained(folder)
-        expected[folder] = model(**inputs).logits.tolist()
-    printed = elsewhere(tmp_path, str(tmp_path / "processor"), json.dumps(asked), *expected, code=ELSEWHERE)
-    for (folder, logits), logits_elsewhere in zip(expected.items(), json.loads(printed), strict=True):
-        assert logits_elsewhere == pytest.approx(logits, abs=1e-6), folder
+        model = tabular_model(lists_processor, backbone=backbone, backbone_config=options)
+        models.append((model, lists_processor, "AutoModelForSequenceClassification", {}))
+    config = FlipConfig.from_processor(lists_processor, mode="joint", alpha_init=0.4, text_config=text_config)
+    models.append((FlipForCTR(config), lists_processor, "AutoModelForSequenceClassification", {}))
+    for model in (FlipForPreTraining(config), FlipForCTR(FlipConfig.from_dict({**config.to_dict(), "mode": "text"}))):
+        models.append((model, lists_processor, "AutoModel", {}))
+    assert_opens_elsewhere(tmp_path, rows, models)

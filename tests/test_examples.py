@@ -4,30 +4,27 @@
 import csv
 import json
 import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_table
+from conftest import ROOT, make_table, run_example
 from datasets import Dataset
 
 from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipProcessor
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture()
 def start(tmp_path, monkeypatch, capsys, tokenizer, text_model_dir):
-    """Runs a script in `tmp_path`, in this process (a new one imports for ten seconds), and returns what it prints."""
+    """Runs a script in `tmp_path` and returns what it prints."""
     tokenizer.save_pretrained(text_model_dir)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
     def start(script: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        run_example(monkeypatch, script, *arguments)
         return capsys.readouterr().out
 
     return start

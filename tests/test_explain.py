@@ -4,23 +4,17 @@
 import copy
 import json
 import math
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_table
+from conftest import make_table, run_example
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
 
 
-OPTIONS = {
-    "item_id": {"statistics": ["frequency"]},
-    "genre": {"kind": "multivalued", "separator": ","},
-    "title": {"view": "text"},
-    "gender": {"view": "tabular"},
-}
+OPTIONS = {"genre": {"kind": "multivalued", "separator": ","}, "item_id": {"statistics": ["frequency"]}}
+OPTIONS |= {"title": {"view": "text"}, "gender": {"view": "tabular"}}
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +38,9 @@ class Reference:
 
     def __init__(self, model: FlipForPreTraining, processor: FlipProcessor, row: dict):
         self.model, self.extractor, self.tokenizer = model.eval(), processor.feature_extractor, processor.tokenizer
-        encoded = processor([row])
-        self.tokens, self.owners, self.ids = (
-            torch.tensor(encoded[name][0]) for name in ("input_ids", "token_field_ids", "feature_ids")
-        )
+        encoded = processor([row], return_tensors="pt")
+        names = ("input_ids", "token_field_ids", "feature_ids")
+        self.tokens, self.owners, self.ids = (encoded[name][0] for name in names)
 
     def states(self, hidden: torch.Tensor) -> torch.Tensor:
         tokens = self.tokens.masked_fill(hidden, self.tokenizer.mask_token_id)[None]
@@ -135,9 +128,7 @@ def test_every_number_of_a_hidden_word_is_that_of_the_formulas(rich_processor, t
 
 
 @pytest.mark.parametrize(("text_passes", "reading"), [(1, "whole"), (2, "hidden")])
-def test_losses_of_the_forward_are_the_logarithms_of_these_probabilities(
-    processor, text_config, splits, text_passes, reading
-):
+def test_losses_of_the_forward_are_logarithms_of_these_numbers(processor, text_config, splits, text_passes, reading):
     options = {"text_passes": text_passes, "hide_target_in_text": reading == "hidden"}
     model, row = build(processor, text_config, mtm_loss="full_softmax", **options), splits["test"][7]
     explanation = model.explain_alignment(row, processor)
@@ -182,9 +173,7 @@ def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_
     assert attention.values["genre"] == 0.0 and attention.names["genre"] > 0.0
 
 
-def test_words_of_an_unusual_template_belong_to_no_field_and_nothing_is_lost(
-    processor, tokenizer, text_config, splits
-):
+def test_words_of_an_unusual_template_are_of_no_field_and_nothing_is_lost(processor, tokenizer, text_config, splits):
     extractor = processor.feature_extractor
     processor = FlipProcessor(extractor, tokenizer, max_length=64, template="{value} ({field})", separator="")
     (title,) = build(processor, text_config).explain_alignment(splits["test"][0], processor, fields=["title"]).features
@@ -204,10 +193,8 @@ def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text
     assert user.hidden is not None and title.hidden is None
     assert [one.field for one in explanation.words] == ["user_id", "gender", "item_id", "genre"]
     assert all(token.with_ids.rank for token in explanation.words[0].tokens)  # a word may be right that no id is
-    assert explanation.notes == [
-        "user_id: 'nobody' is in no training row, so no answer is right",
-        "title: missing in this row, so no answer is right",
-    ]
+    of_user = "user_id: 'nobody' is in no training row, so no answer is right"
+    assert explanation.notes == [of_user, "title: missing in this row, so no answer is right"]
     assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
     text, gender = str(explanation), explanation.features[1].whole
     assert f"({gender.rank})" in text and f" {gender.guesses[0].value} " in text and "* marks it among" in text
@@ -287,18 +274,14 @@ def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_proce
         empty.draw(tmp_path / "row.png")
 
 
-def test_the_example_explains_a_row_by_number_or_as_json(
-    pretraining_model, processor, splits, tmp_path, monkeypatch, capsys
-):
+def test_the_example_explains_rows(pretraining_model, processor, splits, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     pretraining_model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     splits.save_to_disk(tmp_path / "prepared" / "tables")
-    script = Path(__file__).parents[1] / "examples" / "explain_alignment.py"
 
     def start(*arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", [str(script), "--model", str(tmp_path / "model"), *arguments])
-        runpy.run_path(str(script), run_name="__main__")
+        run_example(monkeypatch, "explain_alignment.py", "--model", tmp_path / "model", *arguments)
         return capsys.readouterr().out
 
     prepared = ["--prepared_dir", str(tmp_path / "prepared"), "--row"]

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -17,12 +16,8 @@ from flip_hf.fitting.building import most_frequent
 from flip_hf.fitting.counts import Counts
 
 
-ROWS = {
-    "user": ["b", "a", "b", None, "c"],
-    "age": [30, 41, 30, 30, 41],
-    "label": [0, 1, 0, 1, 1],
-    "rating": [1, 5, 2, 4, 5],
-}
+ROWS = {"user": ["b", "a", "b", None, "c"], "age": [30, 41, 30, 30, 41]}
+ROWS |= {"label": [0, 1, 0, 1, 1], "rating": [1, 5, 2, 4, 5]}
 
 
 @pytest.fixture()
@@ -46,32 +41,14 @@ def test_ids_are_laid_out_as_documented(extractor):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), "", "   ", "\t\n", np.nan])
-def test_holes_are_missing_and_not_unseen(extractor, missing):
-    assert extractor({"user": [missing], "age": [missing]}).tolist() == [[3, 5]]
-
-
-def test_one_true_and_one_point_zero_do_not_meet_in_a_cache():
-    extractor = FlipFeatureExtractor.fit({"x": ["1", "True", "2"]})
-    one, true, two = (extractor({"x": [value]})[0, 0] for value in ("1", "True", "2"))
-    assert extractor({"x": [True, 1, 1.0, "1", True, 2.0]})[:, 0].tolist() == [true, one, one, one, true, two]
-
-
 @pytest.mark.parametrize(
     ("rows", "options", "error", "message"),
     [
         ({"a": [], "label": []}, {}, ValueError, "the table has no rows"),
         ({"a": [None, ""], "b": ["x", "y"]}, {}, ValueError, "field 'a' has no value in any of the 2 rows: leave it"),
-        (
-            {"a": ["-", "b"]},
-            {"field_options": {"a": {"kind": "numeric"}}},
-            ValueError,
-            "field 'a' has no value in any",
-        ),
-        ({"a": ["x"], "b": [1, 2]}, {}, ValueError, "columns differ in length: {'a': 1, 'b': 2}"),
+        ({"a": ["-", "b"]}, {"field_options": {"a": {"kind": "numeric"}}}, ValueError, "field 'a' has no value in"),
         (ROWS, {"min_frequency": 0}, ValueError, "min_frequency=0 is less than 1"),
         (ROWS, {"fields": "user"}, TypeError, "fields='user' is one string: pass a list"),
-        (3, {}, TypeError, "rows are a int"),
         (DatasetDict(train=Dataset.from_dict(ROWS)), {}, ValueError, r"training rows alone.*fit\(splits\['train'\]"),
         ({"train": pd.DataFrame(ROWS)}, {}, ValueError, "vocabularies come from training rows alone"),
         (iter([{"a": ["x"], "b": ["y"]}, {"a": ["x"]}]), {}, ValueError, "no column for field 'b'; the rows have a"),
@@ -169,18 +146,6 @@ def test_equally_frequent_values_stand_in_the_order_of_their_bytes():
     assert most_frequent_of({"a": 1, None: 2}, 2)[0] == []
 
 
-def test_many_values_of_all_lengths_are_found_again():
-    values = [str(number) * (1 + number % 40) for number in range(500)]
-    rows = {"x": values, "y": values[::-1]}
-    extractor = FlipFeatureExtractor.fit(rows)
-    assert extractor.decode(extractor(rows).T) == [*values, *values[::-1]]
-    others = [value[:-1] + "x" for value in values]
-    assert (extractor({"x": others, "y": others}) == [extractor.unseen_id(0), extractor.unseen_id(1)]).all()
-
-
-# --- several values of one field -------------------------------------------------------------------------------------
-
-
 LISTS = {"genre": [["Drama", "War"], ["War"], [], None, ["Crime", None, "War", "Drama"]], "n": [1, 2, 3, 4, 5]}
 
 
@@ -200,35 +165,6 @@ def test_lists_take_several_slots_in_their_order_padded_at_the_end():
     column = extractor.select_columns(rows)[0]
     texts = [extractor.value_text(0, column.values[number]) for number in column.indices[:3]]
     assert texts == ["Drama, Crime, War", "new", None]
-
-
-@pytest.mark.parametrize("rows", [ROWS, LISTS], ids=["values", "lists"])
-def test_every_form_of_rows_gives_the_same_ids(rows):
-    extractor = FlipFeatureExtractor.fit(rows)
-    expected = extractor(rows).tolist()
-    records = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-    arrays = dict(rows)
-    for name in ("genre", "user"):
-        if name in rows:
-            arrays[name] = [np.array(value, object) if isinstance(value, list) else value for value in rows[name]]
-    table, dataset = pa.table(rows), Dataset.from_dict(rows)
-    pieces = [pa.concat_tables([table[:1], table[1:]]), pa.concat_tables([table, table])[5:]]
-    forms = [records, table, *pieces, pd.DataFrame(rows), arrays, dataset, dataset[:], dataset.with_format("torch")]
-    for form in forms[: -1 if rows is LISTS else None]:  # torch has no lists with holes
-        assert extractor(form).tolist() == expected, type(form)
-        assert FlipFeatureExtractor.fit(form) == extractor, type(form)
-    assert FlipFeatureExtractor.fit(dataset.to_iterable_dataset()) == extractor
-    assert extractor(records[0]).tolist() == expected[:1]
-    for batched in (True, False):
-        mapped = dataset.map(lambda batch: {"ids": extractor(batch).tolist()}, batched=batched)
-        assert np.array(mapped["ids"][:]).reshape(5, -1).tolist() == expected
-
-
-def test_a_separator_makes_lists_of_strings():
-    joined = {**LISTS, "genre": [None if row is None else "|".join(filter(None, row)) for row in LISTS["genre"]]}
-    split = FlipFeatureExtractor.fit(joined, field_options={"genre": {"kind": "multivalued", "separator": "|"}})
-    expected = FlipFeatureExtractor.fit(LISTS)(LISTS).tolist()
-    assert split(joined).tolist() == split(pa.table(joined)).tolist() == expected
 
 
 def test_elements_of_lists_can_be_rare_capped_and_hashed():
@@ -251,9 +187,6 @@ def test_fields_of_text_alone_have_no_ids_and_may_be_empty():
     assert extractor.rates(extractor(rows)) == {"a": {"unseen": 0.0, "missing": 0.0}}
     nothing = FlipFeatureExtractor.fit(rows, fields=["price"], field_options={"price": {"view": "text"}})
     assert nothing(rows).shape == (2, 0) and nothing.rates(nothing(rows)) == {}
-
-
-# --- new values ------------------------------------------------------------------------------------------------------
 
 
 OLD = {

@@ -4,14 +4,8 @@
 import pytest
 import torch
 
-from flip_hf import (
-    DataCollatorForFlipPreTraining,
-    FlipConfig,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipTabularModel,
-    flops_per_row,
-)
+from flip_hf import DataCollatorForFlipPreTraining, FlipConfig, FlipForCTR, FlipForPreTraining, FlipTabularModel
+from flip_hf.analysis.flops import flops_per_row
 
 
 # X = 3 x 4 = 12 and a DNN of 7 and 5: 2 (12 x 7 + 7 x 5) = 238
@@ -44,12 +38,9 @@ def linear_layers(module) -> int:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_operations_of_the_modes_of_stage_2_add_up(text_model_dir, processor, attention):
-    models = {
-        mode: FlipForCTR.from_text_pretrained(
-            text_model_dir, processor=processor, mode=mode, attn_implementation=attention
-        )
-        for mode in ("tabular", "text", "joint")
-    }
+    options = {"processor": processor, "attn_implementation": attention}
+    modes = ("tabular", "text", "joint")
+    models = {mode: FlipForCTR.from_text_pretrained(text_model_dir, mode=mode, **options) for mode in modes}
     tabular, text, joint = (flops_per_row(model, num_rows=8, num_tokens=10) for model in models.values())
     assert tabular == flops_per_row(FlipTabularModel(models["tabular"].config))
     # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; then the classifier

@@ -18,12 +18,11 @@ FIELDS = dict(RECORDED["fields"])
 SIZE, FLAT = RECORDED["size"], len(FIELDS) * RECORDED["size"]
 FIRST_FEATURE = 2 + 2 * len(FIELDS)
 # where fuxictr keeps the first-order weights of the models that have them
-FIRST_ORDER = {
-    **dict.fromkeys(("wide_deep", "xdeepfm", "autoint", "fibinet"), "lr_layer."),
-    **dict.fromkeys(("fm", "deepfm"), "parts.fm.lr_layer."),
-    "lr": "parts.lr.",
-}
+FIRST_ORDER = dict.fromkeys(("wide_deep", "xdeepfm", "autoint", "fibinet"), "lr_layer.")
+FIRST_ORDER |= {"fm": "parts.fm.lr_layer.", "deepfm": "parts.fm.lr_layer.", "lr": "parts.lr."}
 DNN = {"dnn_hidden_units": [6, 5]}
+SENET = {"reduction_ratio": 2, **DNN}
+CONTEXTS = {"fs1_context": ["user", "city"], "fs2_context": ["item"]}
 FINALMLP = {"mlp1_hidden_units": [6, 4], "mlp2_hidden_units": [2], "fs_hidden_units": [3]}
 TOWERS = {
     "lr": ("lr", {}),
@@ -36,20 +35,14 @@ TOWERS = {
     "dcn": ("dcn", {"num_cross_layers": 3, **DNN}),
     "dcnv2": ("dcnv2", {"use_low_rank_mixture": False, "num_cross_layers": 2, **DNN}),
     "dcnv2_mixture": ("dcnv2", {"num_cross_layers": 2, "low_rank": 3, "num_experts": 2, **DNN}),
-    "fibinet_sigmoid": (
-        "fibinet",
-        {"bilinear_type": "field_all", "reduction_ratio": 2, "excitation_activation": "sigmoid", **DNN},
-    ),
+    "fibinet_sigmoid": ("fibinet", {"bilinear_type": "field_all", "excitation_activation": "sigmoid", **SENET}),
     "finalmlp": ("finalmlp", FINALMLP),
-    "finalmlp_context": (
-        "finalmlp",
-        {"fs1_context": ["user", "city"], "fs2_context": ["item"], "num_heads": 2, **FINALMLP},
-    ),
+    "finalmlp_context": ("finalmlp", {**CONTEXTS, "num_heads": 2, **FINALMLP}),
 }
 for bilinear_type in ("field_all", "field_each", "field_interaction"):
     # fuxictr has two implementations of the products
     for name in (f"fibinet_{bilinear_type}", f"fibinet_{bilinear_type}_by_pairs"):
-        TOWERS[name] = ("fibinet", {"bilinear_type": bilinear_type, "reduction_ratio": 2, **DNN})
+        TOWERS[name] = ("fibinet", {"bilinear_type": bilinear_type, **SENET})
 
 
 class Weights(dict):
@@ -101,9 +94,8 @@ def copy_interactions(case: str, backbone: torch.nn.Module, weights: Weights) ->
             assert not weights[f"parts.cin.cin_layer.layer_{k + 1}.bias"].any()
     elif case == "autoint":
         for name, layer in zip(("first", "second"), backbone.attention, strict=True):
-            layer.projection.data = torch.cat(
-                [weights[f"parts.{name}.w_{part}.weight"] for part in "q k v res".split()]
-            )
+            parts = [weights[f"parts.{name}.w_{part}.weight"] for part in ("q", "k", "v", "res")]
+            layer.projection.data = torch.cat(parts)
     elif case.startswith("fibinet"):
         backbone.senet.squeeze.data = weights["parts.senet.excitation.0.weight"]
         backbone.senet.excite.data = weights["parts.senet.excitation.2.weight"]

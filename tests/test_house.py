@@ -128,9 +128,6 @@ if __name__ == "__main__":
     tests = sum(len(path.read_text().splitlines()) for path in Path(__file__).parent.rglob("*.py"))
     print(f"lines of tests/                 {tests:6,}")
     for room in ROOMS:
-        own = [
-            name
-            for name in MODULES
-            if name.split(".")[0] == room or (not room and name not in ROOMS and "." not in name)
-        ]
+        is_root = {name: name not in ROOMS and "." not in name for name in MODULES}
+        own = [name for name in MODULES if name.split(".")[0] == room or (not room and is_root[name])]
         print(f"  {room or 'root':12} {len(own):3} files {lines(own):6,} lines")

@@ -17,16 +17,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from flip_hf import (
-    ClickThroughRatePipeline,
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipProcessor,
-    rank,
-)
+from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.registration import register
 
 
@@ -101,19 +92,10 @@ def test_every_form_of_a_table_gives_the_same(scorer, rows, expected):
     number = {"male": 0, "female": 1}  # of a class, which has its name in a table and in a stream
     features = Features(Dataset.from_list(rows).features | {"gender": ClassLabel(names=list(number))})
     classes = Dataset.from_list([row | {"gender": number[row["gender"]]} for row in rows], features=features)
-    for form in [
-        columns,
-        {**columns, "note": 5, "label": columns["title"]},
-        pd.DataFrame(rows, index=range(100, 100 + len(rows))),
-        pd.DataFrame(rows).convert_dtypes(),
-        pl.DataFrame(rows),
-        pa.table(columns),
-        Dataset.from_list(rows).with_format("numpy"),
-        np.rec.fromarrays([np.array(column, object) for column in columns.values()], names=list(columns)),
-        tuple(rows),
-        classes,
-        classes.to_iterable_dataset(),
-    ]:
+    frame, records = pd.DataFrame(rows, index=range(100, 100 + len(rows))), tuple(rows)
+    forms = [columns, {**columns, "note": 5, "label": columns["title"]}, frame, pl.DataFrame(rows), pa.table(columns)]
+    forms += [records, Dataset.from_list(rows).with_format("numpy"), classes, classes.to_iterable_dataset()]
+    for form in forms:
         close(scorer(form, chunk_size=7), expected)
 
 
@@ -126,14 +108,6 @@ def test_every_form_of_one_row_gives_a_dict(scorer, rows, expected):
     columns = {name: [] for name in rows[0]}
     for form in ([], (), iter([]), columns, pd.DataFrame(columns), pa.table(columns), Dataset.from_dict(columns)):
         assert list(scorer(form)) == []
-
-
-def test_a_row_may_hold_a_list(splits):
-    table = splits["train"].map(lambda row: {"genre": row["genre"].split(", "), "user_id": int(row["user_id"])})
-    processor = FlipProcessor(FlipFeatureExtractor.fit(table, field_options={"genre": {"kind": "multivalued"}}))
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", tabular_initializer_range=0.5))
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    close([scorer(table[0])], scorer([table[0]]))
 
 
 class Rows(list, torch.utils.data.Dataset):
@@ -178,21 +152,33 @@ def test_towers_have_probabilities_where_there_are_two(scorer, text_model_dir, p
         text(rows[0], return_towers=True)
 
 
-@pytest.mark.parametrize("mode", ["joint", "text", "tabular", "without a mask token"])
-def test_a_reason_is_the_change_of_the_logit_when_a_field_is_hidden(mode, text_model_dir, processor, rows):
-    if mode == "without a mask token":
-        mode, tokenizer = "joint", copy.deepcopy(processor.tokenizer)
+KINDS = {"item_id": {"statistics": ["frequency", "label_mean"]}, "title": {"view": "text"}}
+KINDS |= {"genre": {"kind": "multivalued", "separator": ", "}, "user_id": {"view": "tabular"}}
+
+
+@pytest.mark.parametrize("case", ["joint", "text", "tabular", "without a mask token", "kinds of fields"])
+def test_a_reason_is_the_change_of_the_logit_when_a_field_is_hidden(case, text_model_dir, processor, splits, rows):
+    mode = case if case in ("text", "tabular") else "joint"
+    if case == "without a mask token":
+        tokenizer = copy.deepcopy(processor.tokenizer)
         tokenizer.mask_token = None
         processor = FlipProcessor(processor.feature_extractor, tokenizer, max_length=64)
-    model = make_model(text_model_dir, processor, mode)
+    if case == "kinds of fields":
+        extractor = FlipFeatureExtractor.fit(splits["train"], field_options=KINDS)
+        processor = FlipProcessor(extractor, processor.tokenizer, max_length=64)
+    model, extractor = make_model(text_model_dir, processor, mode), processor.feature_extractor
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
     found = scorer(rows, return_reasons=True, batch_size=5)
     for row, result in zip(rows[:4], found, strict=False):
         inputs = processor([row], return_tensors="pt", return_text=mode != "tabular")
         effects = {}
-        for field, name in enumerate(processor.feature_extractor.field_names):  # one field hidden by hand
+        for field, name in enumerate(list(row)):  # one field hidden by hand
             hidden = {key: tensor.clone() for key, tensor in inputs.items()}
-            hidden["feature_ids"][0, field] = 1
+            for slot, owner in enumerate(extractor.slot_fields):
+                if owner == field and inputs["feature_ids"][0, slot] != 0:
+                    hidden["feature_ids"][0, slot] = 1
+                elif extractor.statistic_sources[owner] == field:
+                    hidden["feature_ids"][0, slot] = extractor.missing_id(owner)
             if mode != "tabular":
                 mask, is_hidden = processor.tokenizer.mask_token_id, hidden["token_field_ids"] == field
                 hidden["input_ids"][is_hidden] = 7 if mask is None else mask  # 7: nobody reads it
@@ -201,30 +187,9 @@ def test_a_reason_is_the_change_of_the_logit_when_a_field_is_hidden(mode, text_m
         reasons = result["reasons"]
         assert [reason["field"] for reason in reasons] == sorted(effects, key=lambda name: -abs(effects[name]))
         assert {reason["field"]: reason["value"] for reason in reasons} == row
-        assert {reason["field"]: reason["effect"] for reason in reasons} == pytest.approx(effects, abs=3e-6)
+        assert {reason["field"]: reason["effect"] for reason in reasons} == pytest.approx(effects, abs=1e-5)
     for row, of_all in zip(scorer(rows[:3], return_reasons=2), found, strict=False):
         assert [reason["field"] for reason in row["reasons"]] == [reason["field"] for reason in of_all["reasons"][:2]]
-
-
-def test_a_field_goes_with_its_statistics_and_one_of_the_text_without_ids(splits, tokenizer, text_model_dir):
-    options = {"item_id": {"statistics": ["frequency", "label_mean"]}, "title": {"view": "text"}}
-    options |= {"genre": {"kind": "multivalued", "separator": ", "}, "user_id": {"view": "tabular"}}
-    extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
-    processor = FlipProcessor(extractor, tokenizer, max_length=64)
-    model = make_model(text_model_dir, processor)
-    row = {name: value for name, value in splits["test"][0].items() if name != "label"}
-    result = ClickThroughRatePipeline(model, processor, device="cpu")(row, return_reasons=True)
-    reasons = {reason["field"]: reason["effect"] for reason in result["reasons"]}
-    assert set(reasons) == {"user_id", "gender", "item_id", "title", "genre"}
-    inputs = processor([row], return_tensors="pt")
-    hidden = {key: tensor.clone() for key, tensor in inputs.items()}
-    for slot, field in enumerate(extractor.slot_fields):
-        if extractor.field_names[field].startswith("item_id_"):
-            hidden["feature_ids"][0, slot] = extractor.missing_id(field)
-        elif extractor.field_names[field] == "item_id":
-            hidden["feature_ids"][0, slot] = 1
-            hidden["input_ids"][inputs["token_field_ids"] == field] = tokenizer.mask_token_id
-    assert reasons["item_id"] == pytest.approx(logit(model, inputs) - logit(model, hidden), abs=1e-5)
 
 
 def test_calibrated_probabilities_and_raw_reasons(text_model_dir, processor, rows, expected):
@@ -257,14 +222,6 @@ def test_a_saved_pipeline_is_found_with_its_processor_and_needs_no_trust(scorer,
         assert found["probability"] == pytest.approx(row["probability"], abs=0.05)
 
 
-def test_dropout_is_off_and_the_model_is_left_as_it_was(text_model_dir, processor, rows):
-    model = make_model(text_model_dir, processor).train()
-    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    assert not model.training  # it is the pipeline's
-    model.train()
-    assert scorer(rows) == scorer(rows) and all(module.training for module in model.modules())
-
-
 def test_a_logit_that_is_not_finite_is_no_probability(text_model_dir, processor, rows):
     model = make_model(text_model_dir, processor)
     ids = processor(rows, return_text=False)["feature_ids"]
@@ -276,11 +233,8 @@ def test_a_logit_that_is_not_finite_is_no_probability(text_model_dir, processor,
 
 
 def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_model):
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
     for table, options, error, message in (
         ([{"user_id": "1"}], {}, ValueError, "no column for field 'gender', 'item_id'"),
-        (columns | {"gender": "male"}, {}, ValueError, "'gender' is the one value 'male'"),
-        ({**columns, "gender": ["male"]}, {}, ValueError, "columns differ in length"),
         (rows, {"return_tower": True}, TypeError, "unexpected keyword argument 'return_tower'"),
         (rows, {"batch_size": 0}, ValueError, "batch_size=0"),
         (rows, {"chunk_size": -1}, ValueError, "chunk_size=-1"),
@@ -300,9 +254,7 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
 
 
 @pytest.mark.parametrize("mode", ["joint", "tabular", "text"])
-def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
-    mode, pretraining_model, processor, encoded, rows, tmp_path
-):
+def test_what_was_only_pretrained_is_refused(mode, pretraining_model, processor, stage_2, rows, tmp_path):
     pretraining_model.save_pretrained(tmp_path / "pretrained")
     model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)
     refused = pytest.raises(ValueError, match=r"pre-trained only: \d+ of its weights \((flip.tabular|fusion|text_c)")
@@ -310,9 +262,7 @@ def test_a_folder_that_was_only_pretrained_is_refused_until_it_is_finetuned(
         ClickThroughRatePipeline(model, processor, device="cpu")
     with refused:
         rank(model, processor, {"user_id": "105"}, {})
-    settings = {"max_steps": 1, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": []}
-    arguments = FlipCTRArguments(str(tmp_path / "run"), eval_strategy="no", **settings)
-    trainer = FlipCTRTrainer(model, arguments, train_dataset=encoded["train"], processing_class=processor)
+    trainer = stage_2(model, eval_dataset=None, max_steps=1)
     trainer.train()
     found = ClickThroughRatePipeline(trainer.model, processor, device="cpu")(rows)
     trainer.save_model(str(tmp_path / "finetuned"))

@@ -139,11 +139,10 @@ def test_parts_add_up_to_the_whole_and_the_disk_gives_back_the_same(table, data)
     size = len(train["label"])
     whole = FeatureCounts.count(train, field_options=options)
     part_of = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)))
-    parts = [
-        {name: list(itertools.compress(column, part_of == part)) for name, column in train.items()}
-        for part in set(part_of.tolist())
-    ]
-    counted = [FeatureCounts.count(part, fields=whole.fields) for part in parts]
+    counted = []
+    for part in set(part_of.tolist()):
+        rows = {name: list(itertools.compress(column, part_of == part)) for name, column in train.items()}
+        counted.append(FeatureCounts.count(rows, fields=whole.fields))
     extractor = FlipFeatureExtractor.from_counts(whole)
     with tempfile.TemporaryDirectory() as folder:
         counted[0].save(f"{folder}/counts")

@@ -23,12 +23,8 @@ def test_what_is_expected_is_what_each_training_row_is_without_itself(min_freque
         "city": list("kkllmmnnop"),
         "label": [0, 1] * 5,
     }
-    options = {
-        "rare": {"min_frequency": 3},
-        "price": {"kind": "numeric", "num_buckets": 2},
-        "tags": {"kind": "multivalued"},
-        "city": {"hash_buckets": 4, "statistics": ["frequency"]},
-    }
+    options = {"rare": {"min_frequency": 3}, "city": {"hash_buckets": 4, "statistics": ["frequency"]}}
+    options |= {"tags": {"kind": "multivalued"}, "price": {"kind": "numeric", "num_buckets": 2}}
     settings = {"field_options": options, "min_frequency": min_frequency}
     extractor = FlipFeatureExtractor.fit(table, **settings)
     counted = 0
@@ -88,11 +84,8 @@ def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
 
 
 def said(caplog) -> list[str]:
-    return [
-        record.message.split(" in rows like")[0]
-        for record in caplog.records
-        if record.name == "flip_hf.analysis.rates"
-    ]
+    records = [record for record in caplog.records if record.name == "flip_hf.analysis.rates"]
+    return [record.message.split(" in rows like")[0] for record in records]
 
 
 def test_a_hundred_rows_that_are_not_like_the_training_rows_are_warned_of_once(scorer, caplog):

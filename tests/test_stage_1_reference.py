@@ -24,21 +24,15 @@ IDS = torch.tensor([[8, 11, 13, 15], [9, 12, 14, 0], [10, 4, 13, 14], [8, 11, 6,
 MASKED_IDS = torch.tensor([[1, 11, 1, 1], [9, 1, 14, 0], [1, 4, 13, 14], [8, 11, 1, 1]])
 TOKENS = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 10, 3, 0], [2, 11, 12, 13, 3], [2, 14, 3, 0, 0]])
 MASKED_TOKENS = torch.tensor([[2, 7, 4, 4, 3], [2, 4, 10, 3, 0], [2, 4, 12, 4, 3], [2, 14, 3, 0, 0]])
-BATCH = {
-    "input_ids": TOKENS,
-    "attention_mask": (TOKENS != 0).long(),
-    "feature_ids": IDS,
-    "masked_input_ids": MASKED_TOKENS,
-    "masked_feature_ids": MASKED_IDS,
-}
+BATCH = {"input_ids": TOKENS, "attention_mask": (TOKENS != 0).long(), "feature_ids": IDS}
+BATCH |= {"masked_input_ids": MASKED_TOKENS, "masked_feature_ids": MASKED_IDS}
 NOISE = torch.tensor([[9, 8, 12], [13, 15, 8], [15, 15, 14], [11, 12, 12], [10, 8, 15], [15, 9, 11]])
 
 
 def build(**options) -> FlipForPreTraining:
     torch.manual_seed(0)
-    text_config = BertConfig(
-        vocab_size=17, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text_config = BertConfig(vocab_size=17, **sizes)
     config = FlipConfig(
         fields=FIELDS,
         num_features=N,
@@ -146,24 +140,13 @@ def slow_icl(model, texts, vectors) -> float:
 
 
 OPTIONS = [
-    {},
-    {"mtm_noise": "field"},
-    {"mtm_loss": "sampled_softmax"},
-    {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
-    {"mtm_loss": "full_softmax"},
-    {"text_passes": 1},
-    {"text_passes": 1, "hide_target_in_text": True},
-    {"hide_target_in_text": True},
-    {"text_pooling": "mean"},
-    {"text_pooling": "mean", "text_passes": 1},
-    {"icl_normalize": True, "icl_temperature": 0.1},
-    {"icl_learnable_temperature": True, "icl_temperature": 0.3},
-    {"icl_projection_size": 11},
-    {"mlm_weight": 0.0, "mtm_weight": 2.5},
-    {"mtm_weight": 0.0, "icl_weight": 0.5},
-    {"icl_weight": 0.0, "mlm_weight": 3.0},
-    {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
-]
+    {}, {"mtm_noise": "field"}, {"mtm_loss": "sampled_softmax"}, {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
+    {"mtm_loss": "full_softmax"}, {"text_passes": 1}, {"text_passes": 1, "hide_target_in_text": True},
+    {"hide_target_in_text": True}, {"text_pooling": "mean"}, {"text_pooling": "mean", "text_passes": 1},
+    {"icl_normalize": True, "icl_temperature": 0.1}, {"icl_learnable_temperature": True, "icl_temperature": 0.3},
+    {"icl_projection_size": 11}, {"mlm_weight": 0.0, "mtm_weight": 2.5}, {"mtm_weight": 0.0, "icl_weight": 0.5},
+    {"icl_weight": 0.0, "mlm_weight": 3.0}, {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()))
@@ -181,9 +164,7 @@ def test_every_option_of_stage_1_equals_a_loop_in_float64(options):
     pooled = [row[0] for row in read]
     if config.text_pooling == "mean":
         lengths = mask.sum(1).tolist()
-        pooled = [
-            [sum(row[t][i] for t in range(n)) / n for i in range(8)] for row, n in zip(read, lengths, strict=True)
-        ]
+        pooled = [[sum(r[t][i] for t in range(n)) / n for i in range(8)] for r, n in zip(read, lengths, strict=True)]
 
     expected = {}
     if config.mlm_weight:

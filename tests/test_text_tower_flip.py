@@ -7,50 +7,27 @@ weights; modernbert: rotary positions, and a norm behind the layers; qwen2: a de
 of other names. Slow: their kin, MPNet, XLM-R, Qwen3 and Llama.
 """
 
+import copy
 import importlib
 import json
 import logging
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import GENRES, WORDS, elsewhere
+from conftest import assert_opens_elsewhere, run_blocks, tiny_tokenizer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    GPT2Config,
-    LlamaConfig,
-    MobileBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    RobertaConfig,
-    XLMRobertaConfig,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.utils import import_utils
 
 from flip_hf import (
     DataCollatorForFlipCTR,
     DataCollatorForFlipPreTraining,
     FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
     FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
     FlipModel,
-    FlipPreTrainingArguments,
-    FlipPreTrainingTrainer,
     FlipProcessor,
     prepare_dataset,
 )
@@ -71,73 +48,38 @@ DEBERTA = {
 }
 MODERNBERT = {**SIZES, "max_position_embeddings": 256, "local_attention": 8, "global_attn_every_n_layers": 2}
 DECODER = {**SIZES, "num_key_value_heads": 1, "max_position_embeddings": 256}
-# name -> configuration, kind of tokenizer, sizes, longest text
+# name of the configuration -> kind of tokenizer, sizes, longest text
 ARCHITECTURES = {
-    "bert": (BertConfig, "wordpiece", {**SIZES, "max_position_embeddings": 96}, 96),
-    "roberta": (RobertaConfig, "bytes", {**SIZES, "max_position_embeddings": 260}, 258),
-    "deberta-v2": (DebertaV2Config, "unigram", DEBERTA, None),
-    "albert": (AlbertConfig, "unigram", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
-    "modernbert": (ModernBertConfig, "bytes", MODERNBERT, 256),
-    "qwen2": (Qwen2Config, "causal bytes", DECODER, 256),
-    "distilbert": (DistilBertConfig, "wordpiece", DISTILBERT, 96),
-    "electra": (ElectraConfig, "wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
-    "mpnet": (MPNetConfig, "wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
-    "xlm-roberta": (XLMRobertaConfig, "unigram", {**SIZES, "max_position_embeddings": 98}, 96),
-    "qwen3": (Qwen3Config, "causal bytes", {**DECODER, "head_dim": 8}, 256),
-    "llama": (LlamaConfig, "causal bytes", DECODER, 256),
+    "bert": ("wordpiece", {**SIZES, "max_position_embeddings": 96}, 96),
+    "roberta": ("bytes", {**SIZES, "max_position_embeddings": 260}, 258),
+    "deberta-v2": ("unigram", DEBERTA, None),
+    "albert": ("unigram", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
+    "modernbert": ("bytes", MODERNBERT, 256),
+    "qwen2": ("causal bytes", DECODER, 256),
+    "distilbert": ("wordpiece", DISTILBERT, 96),
+    "electra": ("wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
+    "mpnet": ("wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
+    "xlm-roberta": ("unigram", {**SIZES, "max_position_embeddings": 98}, 96),
+    "qwen3": ("causal bytes", {**DECODER, "head_dim": 8}, 256),
+    "llama": ("causal bytes", DECODER, 256),
 }
 TOWERS = list(ARCHITECTURES)[:6]
 KIN = [pytest.param(name, marks=pytest.mark.slow) for name in list(ARCHITECTURES)[6:]]
 HEADS = [*TOWERS[:5], "distilbert", "electra", *KIN[2:4]]
 
 
-def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """One of each family: WordPiece, byte-level BPE, Unigram."""
-    words = "user id is item gender male female title genre drama comedy action thriller horror missing".split()
-    words += [*WORDS, *(name.lower() for name in GENRES)]
-    characters = [chr(c) for c in range(33, 127)]
-    special = {
-        "wordpiece": ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"],
-        "causal bytes": ["<|endoftext|>"],
-    }.get(kind, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    if kind == "wordpiece":
-        pieces = dict.fromkeys([*special, *words, *characters, *(f"##{c}" for c in characters)])
-        backend = Tokenizer(models.WordPiece({piece: k for k, piece in enumerate(pieces)}, unk_token="[UNK]"))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    elif kind == "unigram":
-        pieces = dict.fromkeys([*special, *(f"▁{word}" for word in words), "▁", *characters])
-        scores = [(piece, 0.0 if k < 5 else -2.0 - 0.01 * k) for k, piece in enumerate(pieces)]
-        backend = Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        backend.decoder = decoders.Metaspace()
-    else:
-        pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        backend = Tokenizer(models.BPE({piece: k for k, piece in enumerate(pieces)}, merges=[]))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-    if kind == "causal bytes":
-        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    else:
-        names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
-        backend.post_processor = processors.RobertaProcessing((special[2], 2), (special[0], 0))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=100_000, **names)
-
-
 class Architecture:
     """A tokenizer, a processor on the table of conftest, encoded rows, and a saved random language model."""
 
     def __init__(self, name, splits, folder):
-        config_class, kind, sizes, self.longest = ARCHITECTURES[name]
+        kind, sizes, self.longest = ARCHITECTURES[name]
         self.name, self.is_decoder = name, kind == "causal bytes"
         self.tokenizer = tiny_tokenizer(kind)
         self.extractor = FlipFeatureExtractor.fit(splits["train"])
         self.processor = FlipProcessor(self.extractor, self.tokenizer, max_length=220 if "bytes" in kind else 90)
-        special = {
-            f"{key}_token_id": getattr(self.tokenizer, f"{key}_token_id")
-            for key in ("pad", "cls", "sep", "bos", "eos")
-        }
-        self.config = config_class(vocab_size=len(self.tokenizer), **special, **sizes)
+        names = [f"{key}_token_id" for key in ("pad", "cls", "sep", "bos", "eos")]
+        special = {name: getattr(self.tokenizer, name) for name in names}
+        self.config = AutoConfig.for_model(name, vocab_size=len(self.tokenizer), **special, **sizes)
         self.folder = str(folder / name)
         torch.manual_seed(0)
         model = (AutoModel if self.is_decoder else AutoModelForMaskedLM).from_config(self.config)
@@ -189,6 +131,12 @@ def bert(make) -> Architecture:
     return make("bert")
 
 
+@pytest.fixture()
+def architecture(make, name) -> Architecture:
+    """Of the `name` that a test is asked for."""
+    return make(name)
+
+
 every_tower = pytest.mark.parametrize("name", [*TOWERS, *KIN])
 
 
@@ -210,9 +158,8 @@ def test_a_head_that_was_taken_over_says_at_first_what_the_language_model_says(n
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     output = model(**batch)
     targets = batch["input_ids"][row, position]
-    torch.testing.assert_close(
-        output.mlm_loss, torch.nn.functional.cross_entropy(expected, targets), atol=1e-5, rtol=1e-5
-    )
+    loss = torch.nn.functional.cross_entropy(expected, targets)
+    torch.testing.assert_close(output.mlm_loss, loss, atol=1e-5, rtol=1e-5)
     output.loss.backward()  # it learns from the ids, and its decoder is tied to nothing
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert model.mlm_head.dense.weight.grad[:, model.config.text_config.hidden_size :].abs().sum() > 0
@@ -222,29 +169,27 @@ def test_a_head_that_was_taken_over_says_at_first_what_the_language_model_says(n
 @pytest.mark.parametrize("name", ["bert", "electra", "deberta-v2", "mobilebert"])
 def test_a_checkpoint_without_a_known_head_gives_its_word_embeddings_and_a_warning(name, make, tmp_path, caplog):
     architecture = make("bert" if name == "mobilebert" else name)
+    config = copy.deepcopy(architecture.config)
     if name == "deberta-v2":  # whose newer head multiplies by the word embeddings themselves
-        config = DebertaV2Config.from_dict({**architecture.config.to_dict(), "legacy": False})
+        config.legacy = False
         model, reason = AutoModelForMaskedLM.from_config(config), "that of a DebertaV2ForMaskedLM is not known"
     elif name == "mobilebert":  # whose decoder has two parts, under BERT's names
         sizes = {**SIZES, "embedding_size": 8, "intra_bottleneck_size": 16, "true_hidden_size": 16}
-        config = MobileBertConfig(**{**architecture.config.to_dict(), **sizes, "model_type": "mobilebert"})
+        config = AutoConfig.for_model(name, vocab_size=config.vocab_size, pad_token_id=config.pad_token_id, **sizes)
         model, reason = AutoModelForMaskedLM.from_config(config), "that of a MobileBertForMaskedLM is not known"
     else:
         model, reason = AutoModel.from_pretrained(architecture.folder), "it lacks"
     model.save_pretrained(tmp_path / "body")
     embeddings = model.get_input_embeddings().weight
     with caplog.at_level(logging.WARNING):
-        model = FlipForPreTraining.from_text_pretrained(
-            str(tmp_path / "body"), processor=architecture.processor, init_mlm_head_from_text_model=True
-        )
+        options = {"processor": architecture.processor, "init_mlm_head_from_text_model": True}
+        model = FlipForPreTraining.from_text_pretrained(str(tmp_path / "body"), **options)
     assert f"body has no MLM head to start from ({reason}" in caplog.text
     assert model.config.mlm_transform == "tanh" and model.mlm_head.layer_norm is None
     assert torch.equal(model.mlm_head.decoder.weight, embeddings)
     assert not model.mlm_head.decoder.bias.any() and model.mlm_head.dense.weight[:, 16:].any()
     assert torch.isfinite(model(**architecture.masked_batch(model.config)).loss)
-    model.save_pretrained(tmp_path / "flip")
-    again = FlipForPreTraining.from_pretrained(tmp_path / "flip")
-    assert again.mlm_head.decoder.in_features == embeddings.shape[1]
+    assert model.mlm_head.decoder.in_features == embeddings.shape[1]
 
 
 def test_the_form_of_the_head_can_be_chosen_without_a_checkpoint_of_it(make, bert):
@@ -276,8 +221,7 @@ def without_gradient(model) -> set[str]:
 
 
 @every_tower
-def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(name, make, tmp_path):
-    architecture = make(name)
+def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(architecture, tmp_path):
     first = architecture.stage_1().eval()
     assert not any("pooler" in name for name in first.state_dict())
     batch = architecture.masked_batch(first.config)
@@ -297,8 +241,7 @@ def test_every_weight_learns_in_both_stages_and_folders_come_back_bit_by_bit(nam
 
 
 @every_tower
-def test_pads_change_nothing(name, make):
-    architecture = make(name)
+def test_pads_change_nothing(architecture):
     model = architecture.stage_2()
     together = architecture.batch(slice(0, 24), multiple=16)
     assert together["attention_mask"].sum(1).min() < together["attention_mask"].shape[1] - 4
@@ -317,8 +260,7 @@ def test_pads_change_nothing(name, make):
 
 
 @every_tower
-def test_fewer_layers_are_the_lowest_ones(name, make, tmp_path):
-    architecture = make(name)
+def test_fewer_layers_are_the_lowest_ones(architecture, tmp_path):
     model = architecture.stage_2(mode="text", num_hidden_layers=2)
     whole = AutoModel.from_pretrained(architecture.folder).eval()
     batch = architecture.batch()
@@ -342,15 +284,14 @@ def test_fewer_layers_are_the_lowest_ones(name, make, tmp_path):
             architecture.stage_1(num_hidden_layers=wrong)
 
 
-def test_groups_of_layers_that_share_weights_are_not_torn(make, tmp_path):
-    AlbertConfig.from_dict({**make("albert").config.to_dict(), "num_hidden_groups": 3}).save_pretrained(tmp_path)
+def test_groups_of_layers_that_share_weights_are_not_torn(tmp_path):
+    AutoConfig.for_model("albert", num_hidden_layers=3, num_hidden_groups=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="num_hidden_layers=2: .* shares weights in groups of layers: leave it"):
         load_text_model(str(tmp_path), 2)
 
 
 @every_tower
-def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, make):
-    architecture = make(name)
+def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, architecture):
     longest = architecture.longest
     model = architecture.stage_2(mode="text")
     assert model.config.max_text_length == longest
@@ -359,9 +300,8 @@ def test_a_text_longer_than_the_tower_has_positions_for_is_refused(name, make):
     if longest is None:
         return
     too_long = FlipProcessor(architecture.extractor, architecture.tokenizer, max_length=longest + 1)
-    with pytest.raises(
-        ValueError, match=rf"max_length={longest + 1} tokens, .* positions for {longest}; .*{longest} or"
-    ):
+    message = rf"max_length={longest + 1} tokens, .* positions for {longest}; .*{longest} or"
+    with pytest.raises(ValueError, match=message):
         architecture.stage_1(processor=too_long)
     if name in ("bert", "roberta", "albert"):
         with pytest.raises((IndexError, RuntimeError)):
@@ -389,11 +329,11 @@ def test_the_last_token_of_a_decoder_is_found_on_either_side_of_the_pads(make, t
     torch.testing.assert_close(decoder.encode(model, left)[1], pooled, atol=1e-5, rtol=1e-5)
 
     # learned positions are counted from the first real token
-    config = GPT2Config(vocab_size=len(decoder.tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=256)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    config = AutoConfig.for_model("gpt2", vocab_size=len(decoder.tokenizer), **sizes)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    model = FlipForCTR.from_text_pretrained(
-        str(tmp_path), processor=decoder.processor, mode="text", text_pooling="last"
-    ).eval()
+    options = {"processor": decoder.processor, "mode": "text", "text_pooling": "last"}
+    model = FlipForCTR.from_text_pretrained(str(tmp_path), **options).eval()
     model.flip.text.wpe.weight.data.normal_()
     tokens = torch.tensor([[5, 6, 7, 8]])
     padded = {"input_ids": torch.tensor([[0, 0, 5, 6, 7, 8]]), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])}
@@ -411,15 +351,6 @@ def test_what_a_decoder_cannot_do_is_refused_with_the_remedy(make):
         DataCollatorForFlipPreTraining(decoder.processor)
     model = decoder.stage_1(text_pooling="mean")
     assert torch.isfinite(model(**decoder.masked_batch(model.config)).loss)
-
-
-@pytest.mark.parametrize("text_pooling", ["cls", "mean", "last"])
-def test_each_way_of_pooling_gives_the_state_it_names(text_pooling, bert):
-    states, pooled = bert.encode(bert.stage_2(mode="text", text_pooling=text_pooling))
-    for row, vector, mask in zip(states, pooled, bert.batch()["attention_mask"], strict=True):
-        real = row[mask.bool()]
-        expected = {"cls": real[0], "mean": real.mean(0), "last": real[-1]}[text_pooling]
-        torch.testing.assert_close(vector, expected)
 
 
 LORA = {"r": 4, "lora_alpha": 8}
@@ -441,8 +372,7 @@ def move_adapter(model):
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "modernbert", "qwen2"])
-def test_an_adapter_learns_alone_and_its_folder_leaves_the_language_model_out(name, make, peft, tmp_path, monkeypatch):
-    architecture = make(name)
+def test_an_adapter_learns_alone_and_its_folder_leaves_the_rest_out(name, architecture, peft, tmp_path, monkeypatch):
     model = architecture.stage_2()
     batch = architecture.batch()
     before = model(**batch).logits
@@ -588,8 +518,7 @@ def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_p
 
 
 @every_tower
-def test_frozen_parts_get_no_gradient_and_the_rest_does(name, make):
-    architecture = make(name)
+def test_frozen_parts_get_no_gradient_and_the_rest_does(name, architecture):
     for parts in ("embeddings", 1, "2", "all"):
         model = architecture.stage_1()
         text = model.flip.text
@@ -618,7 +547,8 @@ def test_frozen_parts_get_no_gradient_and_the_rest_does(name, make):
 def test_the_convolution_of_deberta_is_frozen_with_its_first_layer(make):
     """It runs beside it."""
     deberta = make("deberta-v2")
-    config = DebertaV2Config.from_dict({**deberta.config.to_dict(), "conv_kernel_size": 3})
+    config = copy.deepcopy(deberta.config)
+    config.conv_kernel_size = 3
     for parts, learns in (("embeddings", True), (1, False)):
         model = FlipModel(FlipConfig.from_processor(deberta.processor, text_model=AutoModel.from_config(config)))
         model.freeze_text(parts)
@@ -629,9 +559,7 @@ def test_nothing_is_stored_for_a_gradient_through_a_frozen_tower_nor_is_it_in_th
     model, batch = bert.stage_2(), bert.batch()
     reached = []
     for layer in model.flip.text.encoder.layer:
-        layer.register_forward_hook(
-            lambda m, i, o: reached.append((o[0] if isinstance(o, tuple) else o).requires_grad)
-        )
+        layer.register_forward_hook(lambda m, i, o: reached.append(getattr(o, "requires_grad", o[0].requires_grad)))
     for parts, expected in ((None, [True] * 3), (2, [False, False, True]), ("all", [False] * 3)):
         if parts is not None:
             model.freeze_text(parts)
@@ -654,62 +582,11 @@ def test_what_cannot_be_frozen_is_said(bert):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def arguments(kind, folder, **kwargs):
-    settings = {"per_device_train_batch_size": 16, "report_to": [], "use_cpu": True, "seed": 0, "disable_tqdm": True}
-    return kind(output_dir=str(folder), **{**settings, **kwargs})
+PARTS = [("bert", part) for part in ("embeddings", 1, "all", "adapter")]
 
 
-def test_adapters_train_are_saved_alone_and_go_on_from_a_checkpoint(bert, peft, splits, tmp_path, caplog):
-    parts = prepare_dataset(splits, bert.processor)
-    train = {"train_dataset": parts["train"].select(range(64)), "processing_class": bert.processor}
-    steps = {"num_train_epochs": 2, "save_strategy": "epoch", "text_learning_rate": 1e-2}
-    stage_1 = arguments(FlipPreTrainingArguments, tmp_path / "one", **steps)
-    whole_run = FlipPreTrainingTrainer(bert.stage_1(text_adapter=LORA), stage_1, **train)
-    whole_run.train()
-    moved = dict(whole_run.model.named_parameters())
-    assert any(p.abs().sum() > 0 for n, p in moved.items() if "lora_B" in n)
-    resumed = FlipPreTrainingTrainer(bert.stage_1(text_adapter=LORA), stage_1, **train)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-4"))
-    assert "missing keys" not in caplog.text
-    for key, parameter in resumed.model.named_parameters():
-        torch.testing.assert_close(parameter, moved[key], rtol=1e-4, atol=1e-5, msg=key)
-    whole_run.save_model(str(tmp_path / "stage 1"))
-
-    model = FlipForCTR.from_pretrained(tmp_path / "stage 1", mode="joint", text_model=bert.folder)
-    best = {"learning_rate": 3e-3, "metric_for_best_model": "loss"}
-    stage_2 = arguments(FlipCTRArguments, tmp_path / "two", **steps, **best)
-    trainer = FlipCTRTrainer(model, stage_2, eval_dataset=parts["validation"], **train)
-    trainer.train()
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
-    trainer.save_model(str(tmp_path / "stage 2"))
-    again = FlipForCTR.from_pretrained(tmp_path / "stage 2", text_model=bert.folder).eval()
-    torch.testing.assert_close(again.state_dict(), trainer.model.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_the_trainers_freeze_and_checkpoint_what_their_arguments_say(stage, bert, splits, tmp_path):
-    rows = prepare_dataset(splits["train"], bert.processor)
-    settings = {"freeze_text": 2, "max_steps": 2, "save_strategy": "no", "gradient_checkpointing": True}
-    if stage == 1:
-        model, kind, trainer = bert.stage_1(), FlipPreTrainingArguments, FlipPreTrainingTrainer
-    else:
-        model, kind, trainer = bert.stage_2(), FlipCTRArguments, FlipCTRTrainer
-        settings["load_best_model_at_end"] = False
-    before = {name: parameter.detach().clone() for name, parameter in model.flip.text.named_parameters()}
-    arguments_ = arguments(kind, tmp_path, **settings)
-    trainer(model, arguments_, train_dataset=rows, processing_class=bert.processor).train()
-    still = {n for n, p in model.flip.text.named_parameters() if torch.equal(p, before[n])}
-    assert still == {n for n in before if n.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1."))}
-    assert model.is_gradient_checkpointing
-
-
-@pytest.mark.parametrize(
-    ("name", "frozen"),
-    [(name, None) for name in TOWERS] + [("bert", frozen) for frozen in ("embeddings", 1, "all", "adapter")],
-)
-def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen, make, peft):
-    architecture = make(name)
+@pytest.mark.parametrize(("name", "frozen"), [*((name, None) for name in TOWERS), *PARTS])
+def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen, architecture, peft):
     models = [architecture.stage_1(), architecture.stage_1()]
     checkpointed = models[1]
     if name == "albert":
@@ -741,17 +618,8 @@ def test_checkpointed_activations_give_the_same_loss_and_gradients(name, frozen,
     assert [len(seen) for seen in calls] == [1, 1 if frozen == "all" else 2]
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen2"])
-def test_eager_and_sdpa_attention_agree(name, make):
-    models = [make(name).stage_2(attn_implementation=implementation) for implementation in ("eager", "sdpa")]
-    assert [model.flip.text.config._attn_implementation for model in models] == ["eager", "sdpa"]
-    eager, sdpa = (model(**make(name).batch()).logits for model in models)
-    torch.testing.assert_close(sdpa, eager, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("name", "adapter"), [("bert", None), ("bert", LORA), ("modernbert", None), ("qwen2", LORA)])
-def test_a_language_model_in_bfloat16_beside_ids_and_heads_in_float32(name, adapter, make, peft, tmp_path):
-    architecture = make(name)
+def test_a_language_model_in_bfloat16_beside_ids_and_heads_in_float32(name, adapter, architecture, peft, tmp_path):
     batch = architecture.batch()
     exact = architecture.stage_2()
     model = architecture.stage_2(dtype=torch.bfloat16, text_adapter=adapter)
@@ -794,9 +662,45 @@ def test_types_that_changed_after_loading_are_saved_and_a_checkpoint_in_bfloat16
         assert {parameter.dtype for parameter in one.parameters()} == {torch.float32}
 
 
-def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[1] / "docs" / "text_towers.md").read_text()
-    blocks = re.findall(r"<!-- text towers.*?-->\n```python\n(.*?)```", page, flags=re.DOTALL)
+def test_adapters_train_are_saved_and_go_on_from_a_checkpoint(bert, peft, splits, stage_1, stage_2, tmp_path, caplog):
+    parts = prepare_dataset(splits, bert.processor)
+    options = {"train_dataset": parts["train"].select(range(64)), "processing_class": bert.processor}
+    options |= {"num_train_epochs": 2, "save_strategy": "epoch", "text_learning_rate": 1e-2}
+    options |= {"eval_dataset": parts["validation"], "per_device_train_batch_size": 16}
+    whole_run = stage_1(bert.stage_1(text_adapter=LORA), **options)
+    whole_run.train()
+    moved = dict(whole_run.model.named_parameters())
+    assert any(p.abs().sum() > 0 for n, p in moved.items() if "lora_B" in n)
+    resumed = stage_1(bert.stage_1(text_adapter=LORA), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "missing keys" not in caplog.text
+    for key, parameter in resumed.model.named_parameters():
+        torch.testing.assert_close(parameter, moved[key], rtol=1e-4, atol=1e-5, msg=key)
+    whole_run.save_model(str(tmp_path / "stage 1"))
+
+    model = FlipForCTR.from_pretrained(tmp_path / "stage 1", mode="joint", text_model=bert.folder)
+    trainer = stage_2(model, output_dir=tmp_path / "2", learning_rate=3e-3, metric_for_best_model="loss", **options)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+    trainer.save_model(str(tmp_path / "stage 2"))
+    again = FlipForCTR.from_pretrained(tmp_path / "stage 2", text_model=bert.folder).eval()
+    torch.testing.assert_close(again.state_dict(), trainer.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_trainers_freeze_and_checkpoint_what_their_arguments_say(stage, bert, splits, stage_1, stage_2):
+    build, model = (stage_1, bert.stage_1()) if stage == 1 else (stage_2, bert.stage_2())
+    before = {name: parameter.detach().clone() for name, parameter in model.flip.text.named_parameters()}
+    options = {"freeze_text": 2, "max_steps": 2, "save_strategy": "no", "gradient_checkpointing": True}
+    options |= {"train_dataset": prepare_dataset(splits["train"], bert.processor), "eval_dataset": None}
+    build(model, processing_class=bert.processor, **options).train()
+    still = {n for n, p in model.flip.text.named_parameters() if torch.equal(p, before[n])}
+    assert still == {n for n in before if n.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1."))}
+    assert model.is_gradient_checkpointing
+
+
+def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, monkeypatch):
     # folders of the working directory stand for names on the Hub, of which a folder keeps but the last part
     for name, kind in (("FacebookAI/roberta-base", "roberta"), ("Qwen/Qwen3-0.6B", "qwen2")):
         make(kind).tokenizer.save_pretrained(make(kind).folder)
@@ -805,44 +709,21 @@ def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, mon
             path.symlink_to(make(kind).folder)
     monkeypatch.chdir(tmp_path)
     names = {"training_rows": splits["train"]}
-    for block in blocks:
-        exec(compile(block, "text_towers.md", "exec"), names)
-    assert len(blocks) == 4 and capsys.readouterr().out.splitlines()[0] == "258"
+    assert run_blocks("docs/text_towers.md", "text towers", 4, names).splitlines()[0] == "258"
     assert names["ids_alone"].flip.text is None and names["decoder"].mlm_head is None
     saved = {folder: set(load_file(tmp_path / folder / "model.safetensors")) for folder in ("stage_1", "merged")}
     text = {folder: {name for name in names if name.startswith("flip.text.")} for folder, names in saved.items()}
     assert all("lora_" in name for name in text["stage_1"]) and not any("lora_" in name for name in text["merged"])
 
 
-ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-from transformers import AutoModelForSequenceClassification, AutoProcessor
-folders, rows = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-out = []
-for folder, arguments in folders:
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, **arguments).eval()
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    out += model(**processor(rows, padding=True, return_tensors="pt")).logits.tolist()
-print(json.dumps(out))
-"""
-
-
 @pytest.mark.slow
 def test_folders_open_where_flip_hf_is_not_installed(make, peft, splits, tmp_path):
-    rows = splits["test"].select(range(4)).to_dict()
-    folders, expected = [], []
+    models = []
     for name, adapter in (("roberta", None), ("modernbert", None), ("deberta-v2", LORA), ("qwen2", LORA)):
-        architecture = make(name)
-        model = move_adapter(architecture.stage_2(text_adapter=adapter))
-        model.save_pretrained(tmp_path / name)
-        architecture.processor.save_pretrained(tmp_path / name)
-        folders.append([str(tmp_path / name), {"text_model": architecture.folder} if adapter else {}])
-        with torch.no_grad():
-            expected += model(**architecture.processor(rows, padding=True, return_tensors="pt")).logits.tolist()
-    printed = elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=ELSEWHERE)
-    assert json.loads(printed) == pytest.approx(expected, abs=1e-5)
+        model = move_adapter(make(name).stage_2(text_adapter=adapter))
+        arguments = {"text_model": make(name).folder} if adapter else {}
+        models.append((model, make(name).processor, "AutoModelForSequenceClassification", arguments))
+    assert_opens_elsewhere(tmp_path, splits["test"].select(range(4)).to_dict(), models)
 
 
 @pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert", "distilbert"])

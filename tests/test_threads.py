@@ -42,10 +42,7 @@ def make_rows(num_rows: int, seed: int = 0) -> list[dict]:
 
 
 def make_processor(rows: list[dict], tokenizer) -> FlipProcessor:
-    options = {
-        "user_id": {"statistics": ["frequency", "label_mean"]},
-        "item_id": {"hash_buckets": 50},
-    }
+    options = {"user_id": {"statistics": ["frequency", "label_mean"]}, "item_id": {"hash_buckets": 50}}
     extractor = FlipFeatureExtractor.fit(rows[::2], field_options=options)  # every other row has unseen values
     return FlipProcessor(extractor, tokenizer, max_length=48)
 
@@ -77,9 +74,7 @@ def run_together(work, num_threads: int = NUM_THREADS) -> list:
         return list(pool.map(begin, range(num_threads)))
 
 
-def wrong_rows(
-    processor: FlipProcessor, rows: list[dict], expected: list[tuple], order: np.ndarray, sizes: tuple[int, ...]
-) -> set[int]:
+def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list, order: np.ndarray, sizes) -> set[int]:
     """Encodes rows, so many at a time, in that order, and compares each with what is expected of it."""
     wrong, calls, start = set(), itertools.cycle(sizes), 0
     while start < len(order):
@@ -91,10 +86,10 @@ def wrong_rows(
     return wrong
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "num_threads", "sizes"),
-    [(60, 8, (1, 1, 2, 5, 1, 3)), pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)],
-)
+LARGE = pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("num_rows", "num_threads", "sizes"), [(60, 8, (1, 1, 2, 5, 1, 3)), LARGE])
 def test_each_row_is_encoded_as_one_thread_does(tokenizer, eager_switching, monkeypatch, num_rows, num_threads, sizes):
     if num_rows > 1000:  # chance has time enough
         sys.setswitchinterval(5e-3)
@@ -135,9 +130,7 @@ def test_the_first_use_of_label_statistics_meets_that_of_others(monkeypatch):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_shared_pipeline_gives_the_probabilities_of_one_thread_and_switches_no_module(
-    tokenizer, text_config, eager_switching, monkeypatch
-):
+def test_a_shared_pipeline_says_what_one_thread_does(tokenizer, text_config, eager_switching, monkeypatch):
     processor = make_processor(make_rows(60), tokenizer)
     config = FlipConfig.from_processor(processor, mode="joint", text_config=text_config.to_dict())
     model = FlipForCTR(config).train()

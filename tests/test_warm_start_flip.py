@@ -6,18 +6,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import tabular_model
 from datasets import Dataset
 
-from flip_hf import (
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipProcessor,
-    prepare_dataset,
-)
+from flip_hf import FlipForCTR, FlipForPreTraining, prepare_dataset
 from flip_hf.training.warm_start import warm_start
 
 
@@ -47,13 +39,8 @@ def test_growing_leaves_every_old_row_as_it_was(pretraining_model, processor, ex
     after = pretraining_model.state_dict()
     assert before.keys() == after.keys()
     grown = [name for name in after if after[name].shape != before[name].shape]
-    assert sorted(grown) == [
-        "flip.tabular.embeddings.weight",
-        "mtm_head.feature_bias",
-        "mtm_head.feature_counts",
-        "mtm_head.feature_embeddings.weight",
-        "mtm_head.feature_fields",
-    ]
+    of_head = {f"mtm_head.feature_{name}" for name in ("bias", "counts", "embeddings.weight", "fields")}
+    assert set(grown) == {"flip.tabular.embeddings.weight", *of_head}
     for name, tensor in after.items():
         if name != "mtm_head.feature_counts":  # known values occurred again
             assert torch.equal(tensor[: len(before[name])] if name in grown else tensor, before[name]), name
@@ -63,17 +50,14 @@ def test_growing_leaves_every_old_row_as_it_was(pretraining_model, processor, ex
 
 
 def test_a_new_row_starts_as_its_field_says(processor, extended):
-    config = FlipConfig.from_processor(processor, mode="tabular", backbone="deepfm")
-    torch.manual_seed(0)
-    model = FlipForCTR(config)
+    model = tabular_model(processor, backbone="deepfm")
     torch.nn.init.normal_(model.flip.tabular.first_order.weight)
-    extractor, old_size = extended.feature_extractor, config.num_features
+    extractor, old_size = extended.feature_extractor, model.config.num_features
     new = np.flatnonzero(extractor.feature_fields[old_size:] == 2) + old_size  # the two items
     known = np.flatnonzero(extractor.feature_fields[:old_size] == 2)
     known = known[known >= extractor.num_reserved_features]
     for start in ("unseen", "mean", "random"):
-        grown = FlipForCTR(copy.deepcopy(config))
-        grown.load_state_dict(model.state_dict())
+        grown = copy.deepcopy(model)
         grown.resize_feature_embeddings(extended, start=start)
         for table in (grown.flip.tabular.embeddings, grown.flip.tabular.first_order):
             rows = table.weight[new]
@@ -83,15 +67,6 @@ def test_a_new_row_starts_as_its_field_says(processor, extended):
                 torch.testing.assert_close(rows, table.weight[known].mean(0).expand_as(rows))
             else:
                 assert not torch.equal(rows[0], rows[1]) and table.weight[old_size:].abs().max() < 0.5
-
-
-def test_a_new_id_scores_at_first_as_it_did_when_it_was_unseen(processor, extended):
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig.from_processor(processor, mode="tabular")).eval()
-    before = model(**processor(NEW_ROWS, return_text=False, return_tensors="pt")).logits
-    model.resize_feature_embeddings(extended)
-    after = model(**extended(NEW_ROWS, return_text=False, return_tensors="pt")).logits
-    torch.testing.assert_close(after, before)
 
 
 def test_noise_follows_the_new_frequencies_and_old_biases_stay(pretraining_model, extended):
@@ -106,25 +81,18 @@ def test_noise_follows_the_new_frequencies_and_old_biases_stay(pretraining_model
     assert extractor.decode([item]) == ["900"] and extractor.feature_counts[item] == 2
     expected = np.log(2 / counts.sum())
     assert float(log_probs[item]) == pytest.approx(expected, abs=1e-5)
-    assert float(head.feature_bias[item].detach()) == pytest.approx(
-        expected + np.log(extractor.num_features), abs=1e-5
-    )
+    bias = float(head.feature_bias[item].detach())
+    assert bias == pytest.approx(expected + np.log(extractor.num_features), abs=1e-5)
 
 
-def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_model, encoded, tmp_path):
+def test_a_grown_model_is_saved_loaded_and_trained_on(extended, pretraining_model, stage_2, tmp_path):
     pretraining_model.resize_feature_embeddings(extended)
     pretraining_model.save_pretrained(tmp_path / "grown")
     model = FlipForCTR.from_pretrained(tmp_path / "grown", mode="tabular")
-    for name, tensor in model.flip.tabular.state_dict().items():
-        if name == "embeddings.weight":
-            assert torch.equal(tensor, pretraining_model.flip.tabular.embeddings.weight)
+    assert torch.equal(model.flip.tabular.embeddings.weight, pretraining_model.flip.tabular.embeddings.weight)
     rows = prepare_dataset(Dataset.from_dict({**NEW_ROWS, "label": [0, 1, 0, 1]}), extended, return_text=False)
-    arguments = FlipCTRArguments(
-        str(tmp_path / "out"), max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
-        use_cpu=True, report_to="none", per_device_train_batch_size=4,
-    )  # fmt: skip
     before = model.flip.tabular.embeddings.weight.detach().clone()
-    FlipCTRTrainer(model, arguments, train_dataset=rows, processing_class=extended).train()
+    stage_2(model, train_dataset=rows, eval_dataset=None, processing_class=extended, max_steps=2).train()
     assert not torch.equal(model.flip.tabular.embeddings.weight[-4:], before[-4:])
 
 
@@ -149,11 +117,8 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
             tokens[is_hidden] = processor.tokenizer.mask_token_id
         states = model.flip.text(input_ids=tokens, attention_mask=mask).last_hidden_state
         hidden = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[0, field]
-        known = [
-            feature
-            for feature in range(extractor.num_reserved_features, first_new)
-            if extractor.feature_fields[feature] == field
-        ]
+        known = np.flatnonzero(extractor.feature_fields[:first_new] == field)
+        known = known[known >= extractor.num_reserved_features]
         scores = [hidden @ model.mtm_head.feature_embeddings.weight[j] for j in known]
         for weight, j in zip(torch.stack(scores).softmax(0), known, strict=True):
             sums += weight * table[j]
@@ -162,9 +127,7 @@ def slow_warm_start(model, processor, rows, feature: int, field: int, table: tor
 
 
 @pytest.mark.parametrize("mask_token", ["[MASK]", None])
-def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says_of_the_hidden_value(
-    pretraining_model, extended, mask_token
-):
+def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says(pretraining_model, extended, mask_token):
     model = pretraining_model.train()
     extended.tokenizer = copy.deepcopy(extended.tokenizer)
     extended.tokenizer.mask_token = mask_token
@@ -213,20 +176,3 @@ def test_what_cannot_be_grown_or_started_is_refused(pretraining_model, processor
     without = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_weight=0.0)
     with pytest.raises(ValueError, match="mtm_weight=0: without masked tabular modelling"):
         without.warm_start_features(extended, NEW_ROWS)
-
-
-def test_a_statistic_of_the_hidden_value_is_hidden_as_well(splits, tokenizer, text_model_dir):
-    options = {"item_id": {"statistics": ["frequency"]}}
-    extractor = FlipFeatureExtractor.fit(splits["train"], field_options=options)
-    processor = FlipProcessor(extractor, tokenizer, max_length=64)
-    torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
-    extractor.extend(NEW_ROWS)
-    assert extractor.statistic_sources.tolist() == [-1, -1, -1, -1, -1, 2]
-    read, tabular = [], model.flip.tabular.forward
-    model.flip.tabular.forward = lambda feature_ids: (read.append(feature_ids), tabular(feature_ids))[1]
-    model.warm_start_features(processor, NEW_ROWS)
-    hides_item = [bool((ids[:, 2] == 1).all()) for ids in read]
-    assert sum(hides_item) == 1 and len(read) == 3  # a batch for each of the fields that grew
-    for ids, hidden in zip(read, hides_item, strict=True):
-        assert bool((ids[:, 5] == extractor.missing_id(5)).all()) == hidden

@@ -4,16 +4,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import tabular_model
 from transformers import AutoModel
 
-from flip_hf import (
-    FlipConfig,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipProcessor,
-    start_from_words,
-)
+from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, start_from_words
 
 
 ROWS = {
@@ -39,18 +33,13 @@ def text_model(trainable_text_model_dir):
     return AutoModel.from_pretrained(trainable_text_model_dir)
 
 
-def tabular(processor, **options) -> FlipForCTR:
-    torch.manual_seed(0)
-    return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular", **options))
-
-
 def state_of(text_model, tokenizer, sentence: str) -> torch.Tensor:
     with torch.no_grad():
         return text_model.eval()(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0].mean(0).double()
 
 
 def test_rows_are_the_states_of_the_words_by_their_principal_components(wordy, text_model, tokenizer):
-    model, text_model = tabular(wordy, tabular_initializer_range=0.1), text_model.train()
+    model, text_model = tabular_model(wordy, tabular_initializer_range=0.1), text_model.train()
     before = model.flip.tabular.embeddings.weight.detach().clone()
     started = start_from_words(model, wordy, text_model, batch_size=3)
     assert text_model.training
@@ -73,7 +62,7 @@ def test_rows_are_the_states_of_the_words_by_their_principal_components(wordy, t
 
 
 def test_few_components_keep_the_most_of_it_and_equal_words_are_equal_rows(wordy, text_model, tokenizer):
-    model = tabular(wordy, feature_embedding_size=3)
+    model = tabular_model(wordy, feature_embedding_size=3)
     start_from_words(model, wordy, text_model, batch_size=2)
     weight, extractor = model.flip.tabular.embeddings.weight.detach().double(), wordy.feature_extractor
     items = np.flatnonzero(extractor.feature_fields == 0)[2:]  # but for the reserved ones
@@ -89,7 +78,7 @@ def test_few_components_keep_the_most_of_it_and_equal_words_are_equal_rows(wordy
 def test_stage_1_starts_from_its_own_text_tower(processor, trainable_text_model_dir, text_model):
     torch.manual_seed(0)
     model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor)
-    other = tabular(processor)
+    other = tabular_model(processor)
     started = start_from_words(model, processor)
     assert started.tolist() == start_from_words(other, processor, text_model).tolist()
     ours, theirs = (one.flip.tabular.embeddings.weight[started] for one in (model, other))
@@ -99,13 +88,13 @@ def test_stage_1_starts_from_its_own_text_tower(processor, trainable_text_model_
 
 def test_what_has_no_words_or_no_table_is_refused(wordy, processor, text_model):
     with pytest.raises(ValueError, match="FlipForCTR has no text tower .mode 'tabular'.: pass text_model="):
-        start_from_words(tabular(wordy), wordy)
+        start_from_words(tabular_model(wordy), wordy)
     with pytest.raises(ValueError, match="mode 'tabular' with backbone 'lr' embeds no ids"):
-        start_from_words(tabular(wordy, backbone="lr"), wordy, text_model)
+        start_from_words(tabular_model(wordy, backbone="lr"), wordy, text_model)
     rare = FlipFeatureExtractor.fit({"title": [f"a {k}" for k in range(9)], "label": [0, 1, 0] * 3}, min_frequency=2)
     rare = FlipProcessor(rare, wordy.tokenizer)  # knows no value at all
-    assert len(start_from_words(tabular(rare), rare, text_model)) == 0
+    assert len(start_from_words(tabular_model(rare), rare, text_model)) == 0
     with pytest.raises(ValueError, match="this processor has no tokenizer"):
-        start_from_words(tabular(wordy), FlipProcessor(wordy.feature_extractor), text_model)
+        start_from_words(tabular_model(wordy), FlipProcessor(wordy.feature_extractor), text_model)
     with pytest.raises(ValueError, match="the processor does not fit the model"):
-        start_from_words(tabular(wordy), processor, text_model)
+        start_from_words(tabular_model(wordy), processor, text_model)
