@@ -58,7 +58,7 @@ ARCHITECTURES = {
     "qwen2": ("causal bytes", DECODER, 256),
     "distilbert": ("wordpiece", DISTILBERT, 96),
     "electra": ("wordpiece", {**SIZES, "embedding_size": 8, "max_position_embeddings": 96}, 96),
-    "mpnet": ("wordpiece", {**SIZES, "max_position_embeddings": 98}, 96),
+    "mpnet": ("unigram", {**SIZES, "max_position_embeddings": 98}, 96),
     "xlm-roberta": ("unigram", {**SIZES, "max_position_embeddings": 98}, 96),
     "qwen3": ("causal bytes", {**DECODER, "head_dim": 8}, 256),
     "llama": ("causal bytes", DECODER, 256),
