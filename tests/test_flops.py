@@ -43,8 +43,8 @@ def test_operations_of_the_modes_of_stage_2_add_up(text_model_dir, processor, at
     models = {mode: FlipForCTR.from_text_pretrained(text_model_dir, mode=mode, **options) for mode in modes}
     tabular, text, joint = (flops_per_row(model, num_rows=8, num_tokens=10) for model in models.values())
     assert tabular == flops_per_row(FlipTabularModel(models["tabular"].config))
-    # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; then the classifier
-    assert text == 2 * 10 * linear_layers(models["text"].flip.text) + 2 * (2 * 2 * 10 * 10 * 32) + 2 * 32
+    # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; their mean; the classifier
+    assert text == 2 * 10 * linear_layers(models["text"].flip.text) + 2 * (2 * 2 * 10 * 10 * 32) + 2 * 10 * 32 + 2 * 32
     assert joint == tabular + text
 
 
@@ -54,7 +54,7 @@ def test_stage_1_counts_a_batch_of_the_collator(text_model_dir, processor, encod
     with pytest.raises(ValueError, match="give flops_per_row a batch of its collator"):
         flops_per_row(model)
     tokens = batch["input_ids"].shape[1]
-    towers = 2 * tokens * linear_layers(model.flip.text) + 2 * (2 * 2 * tokens * tokens * 32)
+    towers = 2 * tokens * linear_layers(model.flip.text) + 2 * (2 * 2 * tokens * tokens * 32) + 2 * tokens * 32
     towers += flops_per_row(model.flip.tabular)
     # each row's projection meets those of all 8 texts, and each text's those of all rows
     heads = 2 * linear_layers(model.icl_head) + 2 * 2 * 8 * model.config.icl_projection_size
