@@ -43,7 +43,7 @@ def test_operations_of_the_modes_of_stage_2_add_up(text_model_dir, processor, at
     models = {mode: FlipForCTR.from_text_pretrained(text_model_dir, mode=mode, **options) for mode in modes}
     tabular, text, joint = (flops_per_row(model, num_rows=8, num_tokens=10) for model in models.values())
     assert tabular == flops_per_row(FlipTabularModel(models["tabular"].config))
-    # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; their mean; the classifier
+    # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; mean; classifier
     assert text == 2 * 10 * linear_layers(models["text"].flip.text) + 2 * (2 * 2 * 10 * 10 * 32) + 2 * 10 * 32 + 2 * 32
     assert joint == tabular + text
 
