@@ -330,6 +330,8 @@ def draw_models(table: Table, found: dict[str, Difference], path: Path) -> None:
     left.set_ylim(-0.5, len(names) - 0.4)
     left.set_xlabel("test AUC [95 %], splits x seeds (orange: pre-trained)")
     right.set_xlabel("difference of paired runs [95 %]")
+    for axes in (left, right):
+        axes.locator_params(axis="x", nbins=5)
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
