@@ -515,7 +515,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 weighted += [(config.tabular_bce_weight, tabular_logits), (config.text_bce_weight, text_logits)]
             click_weight = None
             if config.positive_weight != 1.0:
-                click_weight = torch.full((), config.positive_weight, device=labels.device)
+                click_weight = torch.full((), config.positive_weight, dtype=torch.float32, device=labels.device)
             bce = partial(F.binary_cross_entropy_with_logits, reduction="sum", pos_weight=click_weight)
             total = torch.stack([weight * bce(z.float(), labels.float()) for weight, z in weighted if weight]).sum()
             if self.training and config.l2_coefficient and self.flip.tabular is not None:

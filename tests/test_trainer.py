@@ -138,8 +138,9 @@ def test_a_contrast_at_chance_is_said_once(stage_1, caplog):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1, stage_2, encoded):
-    trainer = stage_1() if stage == 1 else stage_2()
+def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1, stage_2, encoded, tmp_path):
+    when = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "no", "logging_strategy": "no"}
+    trainer = stage_1(**when) if stage == 1 else stage_2(**when)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.fill_(torch.nan)
@@ -147,6 +148,7 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
         trainer.evaluate()
     with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in step 1 of the training"):
         trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))  # nothing of it is saved
     if stage == 2:
         with pytest.raises(FloatingPointError, match="not finite"):
             trainer.predict(encoded["test"].remove_columns("labels"))

@@ -182,7 +182,7 @@ class FlipTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _need_finite(self, where: str, values: torch.Tensor) -> None:
-        """Transformers leaves losses that are not finite out of its means, and goes on."""
+        """Transformers would go on."""
         if not torch.isfinite(values).all():
             raise FloatingPointError(
                 f"the loss is not finite ({values.sum():g}) in {where}: go back to an earlier checkpoint, and take "
