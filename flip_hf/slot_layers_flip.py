@@ -26,7 +26,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (ids,) = ctx.saved_tensors
         table = gradients.new_zeros(ctx.num_rows, *gradients.shape[1:]).index_add_(0, ids, gradients)
-        table[PAD_FEATURE_ID] = 0
+        table[PAD_FEATURE_ID].zero_()  # a Python number put there would make the host wait for the accelerator
         return table, None
 
 
