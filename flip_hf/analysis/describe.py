@@ -19,7 +19,7 @@ from ..columns_flip import CodedColumn, read_labels
 from ..feature_extraction_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
 from ..fitting.counts import Counts
-from ..fitting.schema import batches
+from ..fitting.schema import batches, is_split
 from .rates import count_occurrences, shares_of
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
@@ -44,10 +44,7 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
     """
     if processor is not None and (processor.tokenizer is None or not extractor.text_fields):
         processor = None
-    has_splits = isinstance(dataset, Mapping) and any(
-        isinstance(part, Mapping) or hasattr(part, "column_names") or hasattr(part, "columns")
-        for part in dataset.values()
-    )
+    has_splits = is_split(dataset)
     tables = dataset if has_splits else {"rows": dataset}
     main_name = "train" if "train" in tables else next(iter(tables))
     splits = {name: _Split(extractor, processor, is_main=name == main_name) for name in tables}

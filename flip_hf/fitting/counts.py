@@ -35,7 +35,7 @@ from ..fields_flip import (
     field_from_dict,
 )
 from ..values_flip import VALUE_TYPES, is_code
-from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column
+from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column, is_split
 
 
 logger = logging.get_logger(__name__)
@@ -325,8 +325,7 @@ class FeatureCounts:
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
         """
-        parts = dataset.values() if isinstance(dataset, Mapping) else ()
-        if any(hasattr(part, "columns") or hasattr(part, "column_names") for part in parts):
+        if is_split(dataset):
             raise ValueError(
                 f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
                 "FlipFeatureExtractor.fit(splits['train'])"
