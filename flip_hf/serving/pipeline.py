@@ -62,8 +62,8 @@ class ClickThroughRatePipeline(Pipeline):
             rows: one row (a dict of values, a pandas Series, a record of numpy); a table in any form that the
                 processor takes; or a stream of rows: a generator, an iterator, an `IterableDataset`, a torch data set.
                 Values may be missing or new; columns that are no fields are not read.
-            batch_size (`int`, *optional*): rows that the model reads at a time; 32 times as many of a table, and 8 of a
-                stream, are encoded together. `num_workers` changes nothing.
+            batch_size (`int`, *optional*): rows that the model reads at a time; 32 such batches of a table are encoded
+                together, and 8 of a stream. `num_workers` changes nothing.
             return_towers (`bool`): in mode `"joint"`, also both towers' probabilities, corrected for down-sampling and
                 not calibrated, and the weight of the tabular logit (`None` with `fusion="stack"`).
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
