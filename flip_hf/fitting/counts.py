@@ -269,21 +269,14 @@ class FeatureCounts:
     """
     Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
 
-    Parts of a table can be counted apart, on several machines, and merged; the result is the same as that of counting
-    the whole. A count that was cut off goes on from its last checkpoint.
+    Parts of a table can be counted apart, on several machines, and merged (docs/fields.md has an example); the result
+    is that of counting the whole. A count that was cut off goes on from its last checkpoint.
 
     Attributes:
         fields (`list[Field]`): the schema (`choose_fields`).
         num_rows (`int`): rows counted so far.
         of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
         of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
-
-    Example:
-        ```python
-        first = FeatureCounts.count(load_ctr_dataset(paths[0]))
-        parts = [FeatureCounts.count(load_ctr_dataset(path), fields=first.fields) for path in paths[1:]]  # anywhere
-        extractor = FlipFeatureExtractor.from_counts(FeatureCounts.merge([first, *parts]))
-        ```
     """
 
     def __init__(self, fields: Sequence[Field], label: str = "label"):

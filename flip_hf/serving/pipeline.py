@@ -27,7 +27,7 @@ _BATCHES_OF_STREAM, _BATCHES_OF_TABLE = 8, 32
 
 
 class ClickThroughRatePipeline(Pipeline):
-    r"""
+    """
     Scores raw rows with a finetuned [`FlipForCTR`] and its processor: many batches are encoded at once, in arrays, and
     rows of similar length share a batch, which spares padding. Results come in the order of the rows.
 
@@ -35,12 +35,6 @@ class ClickThroughRatePipeline(Pipeline):
         model ([`FlipForCTR`]): on any device, in any type; it is put into evaluation mode.
         processor ([`FlipProcessor`]): that of the model.
         kwargs: of `transformers.Pipeline` (`device`, `batch_size`: 256 by default), and defaults of `__call__`.
-
-    Example:
-        ```python
-        scorer = transformers.pipeline("click-through-rate", model="user/name")
-        scorer({"user_id": "u7", "title": "Heat (1995)", "genre": "Action"})  # {'probability': 0.31}
-        ```
     """
 
     _load_processor = True
@@ -76,13 +70,11 @@ class ClickThroughRatePipeline(Pipeline):
 
             - `tabular_probability`, `text_probability`, `tabular_weight`;
             - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
-              logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
-              mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
+              logit(row) - logit(row with the field hidden as in pre-training): above 0 the value speaks for the click.
 
-            With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
-            its values) and `missing` (of the rows), and what rows like those of the training would have,
-            `expected_unseen` and `expected_missing`; that of a stream is filled as it is read. Where a hundred rows or
-            more are far from it, the pipeline warns, once per field.
+            With `return_rates` a pair: all this, and for each field that has ids the shares `unseen` (of its values)
+            and `missing` (of the rows), with `expected_unseen` and `expected_missing` of rows like those of the
+            training; that of a stream is filled as it is read. docs/use.md says what all of these mean.
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
