@@ -315,6 +315,3 @@ def _where(shares: Mapping[str, float], what: str = "") -> str:
 
 def _options(one: FieldReport, **options: Any) -> str:
     return f"field_options={{{one.name!r}: {options}}}"
-
-
-__all__ = ["describe_rows"]

@@ -364,6 +364,3 @@ class _Reader:
             rank = 1 + int((probabilities > probabilities[place]).sum())
             right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
         return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
-
-
-__all__ = ["AlignmentExplanation", "explain"]

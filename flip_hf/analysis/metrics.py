@@ -190,6 +190,3 @@ def bootstrap_intervals(
             parts += [found[name] - found[reference], *np.percentile(differences, _TAILS).tolist()]
         intervals[name] = BootstrapInterval(*parts)
     return intervals
-
-
-__all__ = ["BootstrapInterval", "bootstrap_intervals", "compute_ctr_metrics"]

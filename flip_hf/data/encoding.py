@@ -185,6 +185,3 @@ def check_encoded(dataset: Any, processor: Any, name: str) -> None:
             f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
             "them with this one (prepare_dataset)"
         )
-
-
-__all__ = ["prepare_dataset"]

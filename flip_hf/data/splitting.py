@@ -395,6 +395,3 @@ def _ordered(dataset: Dataset, order: np.ndarray) -> Iterator[pa.Table]:
     size = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)))
     for start in range(0, len(rows), size):
         yield source.take(pa.array(rows[start : start + size])).combine_chunks()
-
-
-__all__ = ["sample_negatives", "split_dataset"]

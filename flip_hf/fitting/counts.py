@@ -467,6 +467,3 @@ class FeatureCounts:
             keys, sums, largest = (arrays[f"{name}.{part}"] for part in ("keys", "sums", "largest"))
             counts.add(json.loads(keys.tobytes()), sums, float(largest[0]))
         return loaded
-
-
-__all__ = ["FeatureCounts"]

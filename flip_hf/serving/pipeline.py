@@ -211,6 +211,3 @@ def _chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[An
         for start in range(0, len(columns[0]), size):
             parts = (getattr(column, "iloc", column)[start : start + size] for column in columns)
             yield dict(zip(names, parts, strict=True))
-
-
-__all__ = ["ClickThroughRatePipeline"]

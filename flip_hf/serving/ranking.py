@@ -103,6 +103,3 @@ def _distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray
     _, first, numbers = np.unique(numbers, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return [CodedColumn(column.values, column.indices[first[order]]) for column in columns], np.argsort(order)[numbers]
-
-
-__all__ = ["Ranking", "rank"]

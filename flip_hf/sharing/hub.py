@@ -235,6 +235,3 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     found = {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
     known["metrics"] = {name: value for name, value in found.items() if not name.endswith(not_shown)}
     return known, None
-
-
-__all__ = ["push_to_hub", "write_folder"]
