@@ -18,7 +18,7 @@ import numpy as np
 from ..columns_flip import CodedColumn, read_labels
 from ..feature_extraction_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
-from ..fitting.counts import Counts
+from ..fitting.counts import Counts, rows_and_clicks
 from ..fitting.schema import batches, is_split
 from .rates import count_occurrences, shares_of
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
@@ -106,12 +106,12 @@ class _Split:
                 self.occurrences[number] += [len(labels), 0, 0, missing]
             if not self.is_main:
                 continue
-            keys, counts = list(map(_key, texts)), _rows_and_clicks(column.indices, folds, labels)
+            keys, counts = list(map(_key, texts)), rows_and_clicks(column.indices, len(texts), folds, labels)
             if hasattr(field, "numbers") and field.num_slots:
                 slot = self.extractor.slot_fields.index(number)
                 buckets, indices = np.unique(ids[:, slot], return_inverse=True)
                 names = [None if name == "[MISSING]" else name for name in self.extractor.decode(buckets)]
-                self.judged[number].add(names, _rows_and_clicks(indices, folds, labels))
+                self.judged[number].add(names, rows_and_clicks(indices, len(names), folds, labels))
             elif field.kind == "multivalued":
                 self.judged[number].add(keys, counts)
                 lists = [field.elements(value) or [None] for value in column.values]
@@ -158,13 +158,6 @@ def _rows_of(column: CodedColumn, rows: slice) -> CodedColumn:
     """Some rows of a coded column, with the values that these rows have."""
     used, indices = np.unique(column.indices[rows], return_inverse=True)
     return CodedColumn([column.values[value] for value in used.tolist()], indices)
-
-
-def _rows_and_clicks(indices: np.ndarray, folds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Number of each row's value `(B,)` -> of each value rows and clicks in each fold `(n, K, 2)`."""
-    cells, num_cells = indices * NUM_FOLDS + folds, (int(indices.max()) + 1) * NUM_FOLDS
-    counts = [np.bincount(some, minlength=num_cells) for some in (cells, cells[labels == 1])]
-    return np.stack(counts, axis=-1).reshape(-1, NUM_FOLDS, 2)
 
 
 def _tokens_by_field(encoded: Any, num_fields: int) -> np.ndarray:

@@ -100,6 +100,13 @@ def _content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
     return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
 
 
+def rows_and_clicks(indices: np.ndarray, num_values: int, folds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Number of each row's value, its fold, its label `(B,)` -> of each value rows and clicks by fold `(n, K, 2)`."""
+    cells = indices * NUM_FOLDS + folds
+    counts = [np.bincount(some, minlength=num_values * NUM_FOLDS) for some in (cells, cells[labels == 1])]
+    return np.stack(counts, axis=-1).reshape(-1, NUM_FOLDS, 2)
+
+
 class Counts:
     """Whole numbers `(..., *shape)` under keys, which add up, and the largest of something else. Keys are values,
     buckets of hashes or bins of numbers, and `None` for missing values."""
@@ -393,11 +400,8 @@ class FeatureCounts:
         for source, counts in self.of_source.items():
             number = self.field_names.index(source)
             values, indices, _ = coded[number]
-            cells = indices * NUM_FOLDS + folds
-            sums = [np.bincount(cells, weights, len(values) * NUM_FOLDS) for weights in (None, labels)]
-            counts.add(
-                _keys(self.fields[number], values), np.stack(sums, 1).astype(np.int64).reshape(-1, NUM_FOLDS, 2)
-            )
+            sums = rows_and_clicks(indices, len(values), folds, labels)
+            counts.add(_keys(self.fields[number], values), sums)
 
     def _warn_of_codes(self, field: Field, column: CodedColumn) -> None:
         if getattr(field, "type", "text") not in ("integer", "number") or field.name in self._warned_of:
