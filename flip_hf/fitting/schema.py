@@ -35,9 +35,9 @@ KIND_OF_OPTION = {
 
 
 def is_split(dataset: Any) -> bool:
-    """Whether a data set is a mapping of splits, and not of columns."""
-    parts = dataset.values() if isinstance(dataset, Mapping) else ()
-    return any(
+    """Whether a data set is a mapping of splits, and not of columns, nor a row of which some value is a dict."""
+    parts = dataset.values() if isinstance(dataset, Mapping) and len(dataset) else [None]
+    return all(
         isinstance(part, Mapping) or hasattr(part, "column_names") or hasattr(part, "columns") for part in parts
     )
 
