@@ -107,3 +107,15 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
 def test_bootstrap_names_bad_input(labels, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_intervals(labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
+
+
+@pytest.mark.slow
+def test_the_evaluate_metric_works_offline_and_gives_the_same():
+    from flip_hf.analysis.metrics_evaluate import CTRMetric
+
+    labels, probabilities = rows(4)
+    metric = CTRMetric()
+    for part in (slice(100), slice(100, None)):
+        metric.add_batch(references=labels[part], predictions=probabilities[part])
+    result, expected = metric.compute(), compute_ctr_metrics(labels, probabilities)
+    assert result["auc"] == expected["auc"] and result["logloss"] == expected["logloss"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of click probabilities.
+"""Metrics of click probabilities; `metrics_evaluate.py` wraps them for `evaluate`.
 
 Letters: B rows, R bootstrap resamples. Probabilities are of a click; labels are 0 or 1; logarithms are natural.
 """
