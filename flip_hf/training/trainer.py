@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
@@ -31,7 +31,8 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..sharing.hub import push_to_hub, write_folder
 from ..values_flip import canonical_value
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
-from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .checkpoints import ResumableTrainer
+from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
 from .precision import flushed_denormals
@@ -44,7 +45,7 @@ logger = logging.get_logger(__name__)
 _EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
 
 
-class FlipTrainer(Trainer):
+class FlipTrainer(ResumableTrainer):
     """
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
@@ -191,7 +192,7 @@ class FlipTrainer(Trainer):
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
-        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of a MaskRatioCurriculum
+        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of MasksByStep
         # collators and transforms of the user's read rows
         reads_tables = type(collator) is self._collates and rows.format["type"] != "custom"
         return ArrowRows(rows) if reads_tables else rows
@@ -277,38 +278,6 @@ class FlipTrainer(Trainer):
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
 
 
-class MaskRatioCurriculum(TrainerCallback):
-    """
-    Collates the training batches, each with the mask ratios of the step that it is for: a loader is some batches ahead
-    of the training, and its workers further; what a batch is for follows from how many of the epoch came before it.
-    """
-
-    def __init__(self, collator: Any, is_stream: bool):
-        self.collator, self.is_stream = collator, is_stream
-        # serial number of the epoch, its first step, steps of the training, batches of a step: shared with workers
-        self._plan = torch.tensor([0, 0, 1, 1]).share_memory_()
-        self._serial, self._num_collated = 0, 0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        serial, first_step = int(self._plan[0]) + 1, state.global_step
-        batches_per_step = args.gradient_accumulation_steps
-        if self.is_stream:  # one process reads for all, and a resumed training collates again what it skips
-            batches_per_step *= args.world_size
-            first_step = 0 if serial == 1 and not args.ignore_data_skip else first_step
-        self._plan.copy_(torch.tensor([serial, first_step, state.max_steps, batches_per_step]))
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        serial, first_step, num_steps, batches_per_step = self._plan.tolist()
-        if serial != self._serial:
-            self._serial, self._num_collated = serial, 0
-        worker = torch.utils.data.get_worker_info()  # which take turns
-        number = self._num_collated if worker is None else self._num_collated * worker.num_workers + worker.id
-        self._num_collated += 1
-        if serial:  # else nothing is being trained
-            self.collator.set_progress((first_step + number // batches_per_step) / max(num_steps - 1, 1))
-        return self.collator(rows)
-
-
 class FlipPreTrainingTrainer(FlipTrainer):
     """
     Stage 1, with the mask settings of `model.config`. MLM and MTM are divided by the masked tokens and fields of *all*
@@ -323,7 +292,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
-    _step_of_last_log = _logs_at_chance = 0
+    _steps_since_log = _logs_at_chance = 0
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
@@ -362,9 +331,10 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 "batches: lower per_device_train_batch_size"
             )
         collator = self.data_collator
-        self.remove_callback(MaskRatioCurriculum)
-        if getattr(collator, "has_curriculum", False):
-            self.data_collator = MaskRatioCurriculum(collator, not hasattr(rows, "__len__"))
+        self.remove_callback(MasksByStep)
+        if isinstance(collator, DataCollatorForFlipPreTraining):
+            is_stream = not hasattr(rows, "__len__")
+            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self.args.process_index)
             self.add_callback(self.data_collator)
         try:
             return super().get_train_dataloader()
@@ -388,6 +358,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, torch.Tensor]:
         """The micro-batches of one optimiser step, and `(2,)`: masked tokens and features in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._steps_since_log += bool(batches)
         counts, head = torch.zeros(2, dtype=torch.long, device=device), self.model.mtm_head
         for batch in batches:
             counts[0] += (batch["masked_input_ids"] != batch["input_ids"]).sum().to(device)
@@ -421,8 +392,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if "loss" in logs:
             step = self.state.global_step
             for name, total in self._logged_losses.items():
-                logs[name] = self.accelerator.gather(total).mean().item() / max(step - self._step_of_last_log, 1)
-            self._logged_losses, self._step_of_last_log = {}, step
+                logs[name] = self.accelerator.gather(total).mean().item() / max(self._steps_since_log, 1)
+            self._logged_losses, self._steps_since_log = {}, 0
             chance = math.log(max(self._train_batch_size * self.args.world_size, 2))
             self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
             if self._logs_at_chance >= 3 and step >= 100:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are whole or not there, and how a training goes on from the last of them as if it had not stopped.
+
+A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks them too). It is written in the folder
+`unfinished` beside and renamed when all of it is on the disk.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+SUMS_NAME = "SHA256SUMS"
+_PATIENCE = 15.0  # seconds in which the workers of a training that was killed notice it
+
+
+def seal(folder: Path) -> None:
+    """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "r+b") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+            os.fsync(file.fileno())
+    with open(folder / SUMS_NAME, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_sealed(folder: Path) -> list[str]:
+    """Names of a checkpoint's files. Raises `ValueError`, which names the first that is missing or was changed."""
+    if not (folder / SUMS_NAME).is_file():
+        raise ValueError(f"{folder} has no {SUMS_NAME}: no trainer of flip_hf wrote it to its end")
+    sums = [line.partition("  ") for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()]
+    names = [name for _, _, name in sums]
+    for name in (TRAINER_STATE_NAME, *names):
+        if name not in names or not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name or 'a file'}")
+    for digest, _, name in sums:
+        with open(folder / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
+    return names
+
+
+def get_last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that is whole, if there is one. Newer ones that are not are named in a warning."""
+    passed_over = []
+    for folder in reversed(sort_checkpoints(str(output_dir))):
+        try:
+            check_sealed(Path(folder))
+        except (OSError, ValueError) as error:
+            passed_over.append(str(error))
+            continue
+        break
+    else:
+        folder = None
+    if passed_over:
+        goes_on = f"the training goes on from {folder}" if folder else "no checkpoint is whole"
+        logger.warning(f"{goes_on}: {'; '.join(passed_over)}")
+    return folder
+
+
+class ResumableTrainer(Trainer):
+    """
+    A `Trainer` that a machine may die under. Only one training at a time writes to a folder. `train(True)` goes on from
+    the newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early
+    stopping counts on, and what is finished is not trained any further.
+    """
+
+    _writes_to: str | None = None  # the folder of a checkpoint that is being written
+    # set by Trainer
+    args: Any
+    state: Any
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        folder = self._get_output_dir(trial)
+        lock = FileLock(Path(folder, ".training.lock"), timeout=_PATIENCE)
+        try:
+            if self.args.should_save:
+                os.makedirs(folder, exist_ok=True)
+                lock.acquire()
+            resume = self._checkpoint(resume_from_checkpoint)
+            return super().train(resume, trial, *args, **kwargs)
+        except Timeout:
+            raise RuntimeError(
+                f"another training writes to {folder}: give this one an output_dir of its own"
+            ) from None
+        finally:
+            lock.release()
+
+    def _checkpoint(self, asked: str | bool | None) -> str | bool | None:
+        """Where to go on from: a folder that is whole, or nothing."""
+        if asked is True:
+            are_there = bool(sort_checkpoints(self.args.output_dir))
+            asked = get_last_checkpoint(self.args.output_dir) or not are_there  # without any, transformers says so
+            if self.args.world_size > 1:
+                asked = broadcast_object_list([asked])[0]
+        if not isinstance(asked, str | Path):
+            return asked
+        names = check_sealed(Path(asked))
+        if not self.args.save_only_model and not any(name.startswith("rng_state") for name in names):
+            raise ValueError(
+                f"{asked} was written with save_only_model: its optimizer.pt, scheduler.pt and rng_state are not "
+                "there; with save_only_model=True a training goes on from its weights alone"
+            )
+        return str(asked)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_persistent_workers:  # whose seed is drawn once, and when a training goes on once more
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._writes_to is None else self._writes_to
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        beside, final = Path(run, "unfinished"), Path(run, name)
+        if self.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)  # of a training that was killed
+        self.accelerator.wait_for_everyone()
+        self._writes_to = str(beside)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == os.path.join(beside, name):
+                self.state.best_model_checkpoint = os.path.join(run, name)
+            if self.args.should_save:
+                self.state.save_to_json(str(beside / name / TRAINER_STATE_NAME))
+                seal(beside / name)
+                if final.exists():  # of an earlier training, or torn
+                    final.rename(beside / "earlier")
+                (beside / name).rename(final)
+        except Exception as error:
+            error.add_note(
+                f"{final} was not written: checkpoints before it are whole, and a training goes on from them"
+            )
+            raise
+        finally:
+            self._writes_to = None
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run, self.args.save_total_limit, best, use_mtime=True)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        counts = (max_steps, num_update_steps_per_epoch, num_train_epochs)
+        epoch, num_batches = super()._init_training_state(*counts, checkpoint, trial)
+        if checkpoint is None:
+            return epoch, num_batches
+        if not hasattr(self.train_dataset, "__len__"):  # a pass over a stream has as many batches as it turns out
+            planned = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).max_steps
+            epoch, part = divmod(self.state.epoch, 1)
+            num_batches = round(part * planned * self.args.gradient_accumulation_steps)
+            epoch, num_batches = int(epoch), 0 if self.args.ignore_data_skip else num_batches
+        is_over = self.state.global_step >= max_steps
+        saved = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback) and isinstance(saved, dict):
+                callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+                is_over |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return (num_train_epochs, 0) if is_over else (epoch, num_batches)
