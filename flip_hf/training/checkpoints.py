@@ -75,9 +75,9 @@ def get_last_checkpoint(output_dir: str | Path) -> str | None:
 
 class ResumableTrainer(Trainer):
     """
-    A `Trainer` that a machine may die under. Only one training at a time writes to a folder. `train(True)` goes on from
-    the newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early
-    stopping counts on, and what is finished is not trained any further.
+    A `Trainer` that a machine may die under. One training at a time writes to a folder. `train(True)` goes on from the
+    newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early stopping
+    counts on, and what is finished is not trained any further.
     """
 
     _writes_to: str | None = None  # the folder of a checkpoint that is being written
