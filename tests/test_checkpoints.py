@@ -34,7 +34,7 @@ RUNS = {
     "workers": (1, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, {}, [2]),
     "a curriculum": (1, MICRO, {"final_text_mask_ratio": 0.6, "text_mask_level": "token"}, [1, 5]),
     "groups": (1, {"contrast_field": "item_id", "dataloader_num_workers": 1}, {}, [6]),
-    "stream": (1, {"max_steps": 10, **MICRO, "gradient_accumulation_steps": 2}, {}, [4, 7]),
+    "stream": (1, {"max_steps": 10, **MICRO, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2}, {}, [4, 7]),
     "stage 2, ids": (2, {}, None, [3, 4]),
     "stage 2": (2, MICRO, {"mode": "joint"}, [5]),
 }

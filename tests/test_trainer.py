@@ -131,7 +131,7 @@ def test_a_contrast_at_chance_is_said_once(stage_1, caplog):
     trainer = stage_1()
     for step, loss in enumerate([9.0] * 4 + [np.log(32) * 0.95] + [np.log(32)] * 5):
         trainer.state.global_step = 40 * step  # 9 at step 80: too early; then below; at chance three times at 280
-        trainer._logged_losses, trainer._steps_since_log = {"icl_loss": torch.tensor(loss) * 40}, 40
+        trainer._logged_losses = {"icl_loss": torch.tensor(loss) * (40 if step else 1)}
         trainer.log({"loss": 1.0})
     said = [record.message for record in caplog.records if "stands at chance" in record.message]
     assert len(said) == 1 and said[0].startswith("icl_loss stands at chance, ln B = 3.466")

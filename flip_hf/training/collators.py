@@ -169,7 +169,8 @@ class DataCollatorForFlipPreTraining:
         if self.text_mask_level not in TEXT_MASK_LEVELS:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
-        self._progress, self._drawn_from = 0.0, None
+        self._progress = 0.0
+        self._drawn_from: Sequence[int] | None = None
         asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
         hides_text = self.text_mask_ratio or self.final_text_mask_ratio or (self.hide_target_in_text and asks_ids)
         if hides_text and self.processor.tokenizer.mask_token_id is None:

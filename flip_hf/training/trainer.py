@@ -292,7 +292,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
-    _steps_since_log = _logs_at_chance = 0
+    _step_of_last_log = _logs_at_chance = 0
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
@@ -341,6 +341,11 @@ class FlipPreTrainingTrainer(FlipTrainer):
         finally:
             self.data_collator = collator
 
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(*args)
+        self._logged_losses, self._step_of_last_log = {}, self.state.global_step
+        return counts
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
@@ -358,7 +363,6 @@ class FlipPreTrainingTrainer(FlipTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, torch.Tensor]:
         """The micro-batches of one optimiser step, and `(2,)`: masked tokens and features in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._steps_since_log += bool(batches)
         counts, head = torch.zeros(2, dtype=torch.long, device=device), self.model.mtm_head
         for batch in batches:
             counts[0] += (batch["masked_input_ids"] != batch["input_ids"]).sum().to(device)
@@ -392,8 +396,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if "loss" in logs:
             step = self.state.global_step
             for name, total in self._logged_losses.items():
-                logs[name] = self.accelerator.gather(total).mean().item() / max(self._steps_since_log, 1)
-            self._logged_losses, self._steps_since_log = {}, 0
+                logs[name] = self.accelerator.gather(total).mean().item() / max(step - self._step_of_last_log, 1)
+            self._logged_losses, self._step_of_last_log = {}, step
             chance = math.log(max(self._train_batch_size * self.args.world_size, 2))
             self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
             if self._logs_at_chance >= 3 and step >= 100:
