@@ -34,7 +34,12 @@ RUNS = {
     "workers": (1, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, {}, [2]),
     "a curriculum": (1, MICRO, {"final_text_mask_ratio": 0.6, "text_mask_level": "token"}, [1, 5]),
     "groups": (1, {"contrast_field": "item_id", "dataloader_num_workers": 1}, {}, [6]),
-    "stream": (1, {"max_steps": 10, **MICRO, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2}, {}, [4, 7]),
+    "stream": (
+        1,
+        {"max_steps": 10, **MICRO, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
+        {},
+        [4, 7],
+    ),
     "stage 2, ids": (2, {}, None, [3, 4]),
     "stage 2": (2, MICRO, {"mode": "joint"}, [5]),
 }
@@ -123,7 +128,7 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(stage, stage_1, stage_2, t
         return trainer.state.global_step, best, trainer.model.state_dict()
 
     num_steps, best, whole = train("whole")
-    assert len(list((tmp_path / "whole").iterdir())) == 3  # two checkpoints and the lock
+    assert len([path for path in (tmp_path / "whole").iterdir() if path.is_dir()]) == 2
     num_changes = killed(lambda: train("counted"), tmp_path / "counted", 0)
     num_kills = 20
     for kill in range(num_kills):

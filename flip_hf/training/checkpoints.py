@@ -23,6 +23,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SUMS_NAME = "SHA256SUMS"
+_UNFINISHED = "unfinished"  # folder of an output folder
 _PATIENCE = 15.0  # seconds in which the workers of a training that was killed notice it
 
 
@@ -30,9 +31,10 @@ def seal(folder: Path) -> None:
     """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(path, "r+b") as file:
+        with open(path, "rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
-            os.fsync(file.fileno())
+            if os.name == "posix":  # elsewhere only what is open for writing can be waited for
+                os.fsync(file.fileno())
     with open(folder / SUMS_NAME, "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
@@ -88,18 +90,17 @@ class ResumableTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        folder = self._get_output_dir(trial)
-        lock = FileLock(Path(folder, ".training.lock"), timeout=_PATIENCE)
-        try:
-            if self.args.should_save:
-                os.makedirs(folder, exist_ok=True)
+        folder = Path(self._get_output_dir(trial))
+        lock = FileLock(folder / ".training.lock", timeout=_PATIENCE)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire()
-            resume = self._checkpoint(resume_from_checkpoint)
-            return super().train(resume, trial, *args, **kwargs)
-        except Timeout:
-            raise RuntimeError(
-                f"another training writes to {folder}: give this one an output_dir of its own"
-            ) from None
+            except Timeout:
+                raise RuntimeError(f"another training writes to {folder}: give this one another output_dir") from None
+            shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+        try:
+            return super().train(self._checkpoint(resume_from_checkpoint), trial, *args, **kwargs)
         finally:
             lock.release()
 
@@ -131,10 +132,7 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        beside, final = Path(run, "unfinished"), Path(run, name)
-        if self.args.should_save:
-            shutil.rmtree(beside, ignore_errors=True)  # of a training that was killed
-        self.accelerator.wait_for_everyone()
+        beside, final = Path(run, _UNFINISHED), Path(run, name)
         self._writes_to = str(beside)
         try:
             super()._save_checkpoint(model, trial)
@@ -159,6 +157,8 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(run, self.args.save_total_limit, best, use_mtime=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any

@@ -270,7 +270,7 @@ class FlipTrainer(ResumableTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer's would send the pickled arguments
-        if self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END or self._writes_to is not None:  # not before it is whole
             return
         try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
@@ -407,6 +407,10 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 )
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
+            return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Returns the loss and one row `(1, 2, 8)` for `_stage_metrics`: sums of `_EVALUATED`, and over how many."""
         inputs = self._prepare_inputs(inputs)
@@ -430,8 +434,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
             metrics["probe_auc"] = probe_auc(model, self._processor, self.train_dataset, rows, self.args.probe_rows)
-            with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
-                batch = next(iter(self.get_test_dataloader(rows)))
+            batch = next(iter(self.get_test_dataloader(rows)))
             metrics |= gradient_norms(model, self._prepare_inputs(batch))
         return metrics
 
