@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that a machine dies under ends as one that was never broken; what is not whole is passed over or said."""
 
+import copy
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from filelock import FileLock
 from transformers import TrainerCallback, set_seed
 
@@ -239,3 +242,27 @@ def test_a_finished_training_goes_no_further_and_patience_counts_on(stage_2, tmp
     options = {"max_steps": 3, "eval_dataset": None, "save_strategy": "steps", "output_dir": str(tmp_path / "steps")}
     train()
     assert train(resume_from_checkpoint=True)[0] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_rows_and_masks_of_their_own(stage_1, pretraining_model, encoded, tmp_path):
+    def train(**resume):
+        options = {**EVERY_STEP, "train_dataset": encoded["train"], "ddp_backend": "gloo"}
+        trainer = stage_1(copy.deepcopy(pretraining_model), **options)
+        trainer.train(**resume)
+        return trainer.model.state_dict()
+
+    def rank(index, port):
+        os.environ |= {"RANK": f"{index}", "LOCAL_RANK": f"{index}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+        os.environ["MASTER_PORT"] = f"{port}"
+        AcceleratorState._reset_state(reset_partial_state=True)
+        whole = train()
+        resumed = train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # in the second epoch
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+        torch.distributed.destroy_process_group()
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(rank, args=(port,), nprocs=2, start_method="fork")
+    assert len(list((tmp_path / "checkpoint-6").glob("rng_state_*.pth"))) == 2

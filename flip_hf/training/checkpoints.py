@@ -127,6 +127,14 @@ class ResumableTrainer(Trainer):
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        part = kwargs["train_dataloader"]
+        while part is not None:  # accelerate reaches no sampler beneath both what skips and what shares out batches
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(kwargs["epoch"])
+            part = getattr(part, "batch_sampler", getattr(part, "sampler", None))
+        super()._run_epoch(**kwargs)
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._writes_to is None else self._writes_to
 
