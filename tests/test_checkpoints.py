@@ -188,7 +188,10 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused_by_name(stage_
     (first / "scheduler.pt").unlink()  # of two none is whole: it begins anew, and says so
     trainer = stage_2(**{**EVERY_STEP, "max_steps": 1, "save_only_model": True})
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 1 and f"no checkpoint is whole: {first} lacks scheduler.pt" in caplog.text
+    assert (
+        trainer.state.global_step == 1
+        and f"no checkpoint is whole, and the training begins anew: {first} lacks scheduler.pt" in caplog.text
+    )
     with pytest.raises(ValueError, match="was written with save_only_model: its optimizer.pt, scheduler.pt and rng"):
         stage_2(**EVERY_STEP).train(resume_from_checkpoint=True)
     only_model = stage_2(**{**EVERY_STEP, "max_steps": 2, "save_only_model": True})
@@ -214,7 +217,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_nothing_else(stage_2, 
 
 
 def test_a_second_training_in_the_same_folder_is_refused(stage_2, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_PATIENCE", 0.1)
+    monkeypatch.setattr(checkpoints, "_WAIT", 0.1)
     trainer = stage_2(max_steps=1, eval_dataset=None)
     with (
         FileLock(tmp_path / ".training.lock"),

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 SUMS_NAME = "SHA256SUMS"
 _UNFINISHED = "unfinished"  # folder of an output folder
-_PATIENCE = 15.0  # seconds in which the workers of a training that was killed notice it
+_WAIT = 15.0  # seconds in which the workers of a training that was killed notice it
 
 
 def seal(folder: Path) -> None:
@@ -41,8 +41,8 @@ def seal(folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check_sealed(folder: Path) -> list[str]:
-    """Names of a checkpoint's files. Raises `ValueError`, which names the first that is missing or was changed."""
+def check_sealed(folder: Path) -> None:
+    """Raises `ValueError`, which names the first file of a checkpoint that is missing or is not what was written."""
     if not (folder / SUMS_NAME).is_file():
         raise ValueError(f"{folder} has no {SUMS_NAME}: no trainer of flip_hf wrote it to its end")
     sums = [line.partition("  ") for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()]
@@ -54,7 +54,6 @@ def check_sealed(folder: Path) -> list[str]:
         with open(folder / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
-    return names
 
 
 def get_last_checkpoint(output_dir: str | Path) -> str | None:
@@ -66,13 +65,12 @@ def get_last_checkpoint(output_dir: str | Path) -> str | None:
         except (OSError, ValueError) as error:
             passed_over.append(str(error))
             continue
-        break
-    else:
-        folder = None
+        if passed_over:
+            logger.warning(f"the training goes on from {folder}: {'; '.join(passed_over)}")
+        return folder
     if passed_over:
-        goes_on = f"the training goes on from {folder}" if folder else "no checkpoint is whole"
-        logger.warning(f"{goes_on}: {'; '.join(passed_over)}")
-    return folder
+        logger.warning(f"no checkpoint is whole, and the training begins anew: {'; '.join(passed_over)}")
+    return None
 
 
 class ResumableTrainer(Trainer):
@@ -91,7 +89,7 @@ class ResumableTrainer(Trainer):
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         folder = Path(self._get_output_dir(trial))
-        lock = FileLock(folder / ".training.lock", timeout=_PATIENCE)
+        lock = FileLock(folder / ".training.lock", timeout=_WAIT)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -111,10 +109,11 @@ class ResumableTrainer(Trainer):
             asked = get_last_checkpoint(self.args.output_dir) or not are_there  # without any, transformers says so
             if self.args.world_size > 1:
                 asked = broadcast_object_list([asked])[0]
+        elif asked:
+            check_sealed(Path(asked))
         if not isinstance(asked, str | Path):
             return asked
-        names = check_sealed(Path(asked))
-        if not self.args.save_only_model and not any(name.startswith("rng_state") for name in names):
+        if not self.args.save_only_model and not any(Path(asked).glob("rng_state*")):
             raise ValueError(
                 f"{asked} was written with save_only_model: its optimizer.pt, scheduler.pt and rng_state are not "
                 "there; with save_only_model=True a training goes on from its weights alone"
