@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two stages as `Trainer` subclasses. What they change: collator, batches of similar length, learning rates per
-part, exact losses under gradient accumulation, and what is logged and evaluated. The loop, checkpoints, resuming,
-mixed precision and several processes are transformers' and accelerate's.
+part, exact losses under gradient accumulation, and what is logged and evaluated; checkpoints.py has how a training
+goes on. The loop, mixed precision and several processes are transformers' and accelerate's.
 
 Letters: B rows, T tokens.
 """
