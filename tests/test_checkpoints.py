@@ -101,9 +101,11 @@ def killed(train, output_dir, number: int) -> int:
 
         def look(event, arguments):
             nonlocal num_changes
-            is_change = event in ("os.rename", "os.remove", "os.rmdir")
-            is_change |= event == "open" and f"{arguments[1]}"[:1] in ("w", "x", "a")
-            if is_change and f"{output_dir}/" in f"{arguments[0]}":
+            is_change = event == "os.rename" or (event == "open" and f"{arguments[1]}"[:1] in ("w", "x", "a"))
+            is_change = is_change and f"{output_dir}/" in f"{arguments[0]}"
+            if is_change or (
+                event in ("os.remove", "os.rmdir") and arguments[1] != -1
+            ):  # of a folder that is taken away
                 num_changes += 1
                 os.write(write, b".")
                 if num_changes == number:
