@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from datasets import DatasetDict, disable_progress_bars
 from transformers import AutoTokenizer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from flip_hf import (
     FlipConfig,
@@ -81,7 +80,7 @@ def pretrain(folder: Path, rows, processor, arguments, seed: int, hide: bool) ->
         disable_tqdm=True,
     )
     trainer = FlipPreTrainingTrainer(model, settings, train_dataset=rows["train"], processing_class=processor)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     trainer.save_model()
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from datasets import disable_progress_bars, load_from_disk
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from flip_hf import (
     FlipCTRArguments,
@@ -62,13 +61,13 @@ def pretrain(folder: Path, overrides: dict, rows, processor, arguments, seed: in
     trainer = FlipPreTrainingTrainer(
         model, settings, train_dataset=rows["train"], eval_dataset=validation, processing_class=processor
     )
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    seconds = trainer.train(resume_from_checkpoint=last).metrics["train_runtime"]
+    goes_on = any(folder.glob("checkpoint-*"))
+    seconds = trainer.train(resume_from_checkpoint=goes_on).metrics["train_runtime"]
     metrics = trainer.evaluate()
     trainer.save_model()
     kept = ("mlm_loss", "mlm_accuracy", "mtm_field_accuracy", "icl_loss")
     # the seconds of a run that was interrupted are not those of a training
-    return {"seconds": seconds if last is None else float("nan"), **{name: metrics[f"eval_{name}"] for name in kept}}
+    return {"seconds": float("nan") if goes_on else seconds, **{name: metrics[f"eval_{name}"] for name in kept}}
 
 
 def finetune(folder: Path, pretrained: Path, mode: str, rows, processor, arguments, seed: int) -> float:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
 from transformers import AutoModel, HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from flip_hf import (
     FlipConfig,
@@ -113,8 +112,7 @@ def main() -> None:
         teacher=arguments.teacher,
     )
     output_dir = Path(training_arguments.output_dir)
-    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=any(output_dir.glob("checkpoint-*")))
     trainer.save_model()
     trainer.save_state()
     prediction = trainer.predict(rows["test"])

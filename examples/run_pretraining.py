@@ -15,7 +15,6 @@ from pathlib import Path
 
 from datasets import load_from_disk
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from flip_hf import (
     FlipForPreTraining,
@@ -74,9 +73,8 @@ def main() -> None:
         eval_dataset=rows["validation"],
         processing_class=processor,
     )
-    output_dir = Path(training_arguments.output_dir)
-    last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    result = trainer.train(resume_from_checkpoint=last)
+    goes_on = any(Path(training_arguments.output_dir).glob("checkpoint-*"))
+    result = trainer.train(resume_from_checkpoint=goes_on)
     trainer.save_model()
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)

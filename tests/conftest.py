@@ -37,6 +37,7 @@ from flip_hf import (
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.fsync = lambda file: None  # no test ends in a power cut
 torch.set_num_threads(1)  # beside a second process of tests
 
 ROOT = Path(__file__).parents[1]

@@ -3,6 +3,7 @@
 
 import doctest
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from flip_hf import (
     FlipProcessor,
 )
 from flip_hf.training import collators
-from flip_hf.training.collators import ArrowRows
+from flip_hf.training.collators import ArrowRows, MasksByStep
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,21 @@ def test_a_curriculum_moves_the_ratios_in_equal_steps_and_fixed_masks_are_those_
         assert {len(fields) for fields in text} == {in_text} and {len(fields) for fields in ids} == {in_ids}
     text, ids = masked_fields(DataCollatorForFlipPreTraining(processor, **settings, seed=0)(rows), rows)
     assert {len(fields) for fields in text} == {5} and {len(fields) for fields in ids} == {4}
+
+
+def test_masks_follow_from_seed_step_place_in_the_step_and_rank_alone(processor, rows):
+    args, state = SimpleNamespace(gradient_accumulation_steps=2), SimpleNamespace(global_step=6, max_steps=9)
+
+    def masks(seed, rank, first_step):
+        collate = MasksByStep(DataCollatorForFlipPreTraining(processor), is_stream=False, seed=seed, rank=rank)
+        state.global_step = first_step
+        collate.on_epoch_begin(args, state, None)
+        return [collate(rows)["masked_feature_ids"] for _ in range(6)]
+
+    whole = masks(0, 0, 6)
+    assert all(torch.equal(*pair) for pair in zip(whole[2:], masks(0, 0, 7), strict=False))  # of steps 7 and 8
+    others = [*whole, *masks(1, 0, 6), *masks(0, 1, 6)]
+    assert not any(torch.equal(others[k], others[j]) for k in range(len(others)) for j in range(k))
 
 
 def test_masks_are_those_of_the_configuration_and_none_for_a_loss_without_weight(processor):

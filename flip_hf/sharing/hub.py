@@ -108,7 +108,7 @@ def push_to_hub(
             content = (folder / name).read_text(encoding="utf-8", errors="replace")
             if any(known in content for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", content):
                 raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
-    stays = ", ".join(sorted({*present} - files - {*_CODE}))
+    stays = ", ".join(sorted({*present} - files - {*_CODE, ".training.lock"}))
     if stays:
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)

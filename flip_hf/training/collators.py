@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers import TrainerCallback
 
 from ..configuration_flip import MODES, TEXT_MASK_LEVELS, FlipConfig, check_masks
 from ..masking_flip import hide_features, hide_tokens, pad_rows
@@ -133,8 +134,7 @@ class DataCollatorForFlipPreTraining:
 
     Args:
         seed (`int`, *optional*): the same batch is masked in the same way every time (evaluation). Without it masks
-            come from torch's generator, a batch ahead of the step: a training that is resumed within an epoch goes on
-            with other masks than an unbroken one.
+            come from what [`MasksByStep`] says of a batch, or else from torch's generator.
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
         others: as in [`FlipConfig`]; `set_progress` moves the ratios towards their final values.
 
@@ -170,6 +170,7 @@ class DataCollatorForFlipPreTraining:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
         self._progress = 0.0
+        self._drawn_from: Sequence[int] | None = None
         asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
         hides_text = self.text_mask_ratio or self.final_text_mask_ratio or (self.hide_target_in_text and asks_ids)
         if hides_text and self.processor.tokenizer.mask_token_id is None:
@@ -191,14 +192,12 @@ class DataCollatorForFlipPreTraining:
         settings = {name: getattr(config, name) for name in names}
         return cls(processor, **{"text_mask_ratio": 0.0, "feature_mask_ratio": 0.0, **settings, **kwargs})
 
-    @property
-    def has_curriculum(self) -> bool:
-        """Whether a ratio moves."""
-        return self.final_text_mask_ratio is not None or self.final_feature_mask_ratio is not None
-
-    def set_progress(self, progress: float) -> None:
-        """How much of the training is over, in [0, 1]: where the ratios stand between their first and final values."""
-        self._progress = min(max(progress, 0.0), 1.0)
+    def set_progress(self, progress: float, drawn_from: Sequence[int] | None = None) -> None:
+        """
+        How much of the training is over, in [0, 1]: where the ratios stand between their first and final values; and
+        numbers that alone decide the masks of the next batch.
+        """
+        self._progress, self._drawn_from = min(max(progress, 0.0), 1.0), drawn_from
 
     def ratios(self) -> tuple[float, float]:
         """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
@@ -218,11 +217,11 @@ class DataCollatorForFlipPreTraining:
         extractor = self.processor.feature_extractor
         slot_fields = np.asarray(extractor.slot_fields)
         is_asked = extractor.statistic_sources[slot_fields] < 0  # (S,): a statistic never is
-        source: Any = int(torch.randint(2**63 - 1, ()).item()) if self.seed is None else None
+        source, self._drawn_from = self._drawn_from, None
         if self.seed is not None:
             content = batch["input_ids"].tobytes() + feature_ids.tobytes()
             source = [self.seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
-        generator = np.random.default_rng(source)
+        generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())) if source is None else source)
 
         # which fields of a row could be masked, (B, F) in both views
         is_value = token_fields >= 0
@@ -263,6 +262,45 @@ class DataCollatorForFlipPreTraining:
         count = np.maximum(1, np.floor(np.asarray(num) * ratio + 1e-9))  # () or (B, 1)
         rank = np.argsort(np.argsort(np.where(eligible, keys, np.inf), axis=1), axis=1)
         return (rank < count) & eligible
+
+
+class MasksByStep(TrainerCallback):
+    """
+    Collates the batches of a training, each for the step that it is for: with its mask ratios, and masks of (seed,
+    step, number within the step, rank) alone, so that a resumed training sees those of an unbroken one. A loader is
+    some batches ahead of the training, and its workers further; what a batch is for follows from how many of the epoch
+    came before it.
+    """
+
+    def __init__(self, collator: DataCollatorForFlipPreTraining, is_stream: bool, seed: int, rank: int):
+        self.collator, self.is_stream, self.seed, self.rank = collator, is_stream, seed, rank
+        # serial number of the epoch, its first step, steps of the training, batches of a step: shared with workers
+        self._plan = torch.tensor([0, 0, 1, 1]).share_memory_()
+        self._serial, self._num_collated, self._steps_again = 0, 0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # a resumed training reads the beginning of its pass over a stream again
+        is_read_again = self.is_stream and not args.ignore_data_skip
+        self._steps_again = round((state.epoch or 0) % 1 * state.max_steps) if is_read_again else 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        batches_per_step = args.gradient_accumulation_steps
+        if self.is_stream:  # one process reads for all
+            batches_per_step *= args.world_size
+        first_step, self._steps_again = state.global_step - self._steps_again, 0
+        self._plan.copy_(torch.tensor([int(self._plan[0]) + 1, first_step, state.max_steps, batches_per_step]))
+
+    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
+        serial, first_step, num_steps, batches_per_step = self._plan.tolist()
+        if serial != self._serial:
+            self._serial, self._num_collated = serial, 0
+        worker = torch.utils.data.get_worker_info()  # which take turns
+        number = self._num_collated if worker is None else self._num_collated * worker.num_workers + worker.id
+        self._num_collated += 1
+        if serial:  # else nothing is being trained
+            step, number = first_step + number // batches_per_step, number % batches_per_step
+            self.collator.set_progress(step / max(num_steps - 1, 1), [self.seed, step, number, self.rank])
+        return self.collator(rows)
 
 
 def _fields_of(chosen: np.ndarray, fields: np.ndarray, num_fields: int) -> np.ndarray:

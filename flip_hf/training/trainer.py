@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two stages as `Trainer` subclasses. What they change: collator, batches of similar length, learning rates per
-part, exact losses under gradient accumulation, and what is logged and evaluated. The loop, checkpoints, resuming,
-mixed precision and several processes are transformers' and accelerate's.
+part, exact losses under gradient accumulation, and what is logged and evaluated; checkpoints.py has how a training
+goes on. The loop, mixed precision and several processes are transformers' and accelerate's.
 
 Letters: B rows, T tokens.
 """
@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
@@ -31,7 +31,8 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..sharing.hub import push_to_hub, write_folder
 from ..values_flip import canonical_value
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
-from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+from .checkpoints import ResumableTrainer
+from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
 from .precision import flushed_denormals
@@ -44,7 +45,7 @@ logger = logging.get_logger(__name__)
 _EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
 
 
-class FlipTrainer(Trainer):
+class FlipTrainer(ResumableTrainer):
     """
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
@@ -191,7 +192,7 @@ class FlipTrainer(Trainer):
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
-        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of a MaskRatioCurriculum
+        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of MasksByStep
         # collators and transforms of the user's read rows
         reads_tables = type(collator) is self._collates and rows.format["type"] != "custom"
         return ArrowRows(rows) if reads_tables else rows
@@ -269,44 +270,12 @@ class FlipTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer's would send the pickled arguments
-        if self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END or self._writes_to is not None:  # not before it is whole
             return
         try:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
         except (OSError, ValueError) as error:  # the training is worth more than one push of it
             logger.warning(f"step {self.state.global_step} was not pushed: {error}")
-
-
-class MaskRatioCurriculum(TrainerCallback):
-    """
-    Collates the training batches, each with the mask ratios of the step that it is for: a loader is some batches ahead
-    of the training, and its workers further; what a batch is for follows from how many of the epoch came before it.
-    """
-
-    def __init__(self, collator: Any, is_stream: bool):
-        self.collator, self.is_stream = collator, is_stream
-        # serial number of the epoch, its first step, steps of the training, batches of a step: shared with workers
-        self._plan = torch.tensor([0, 0, 1, 1]).share_memory_()
-        self._serial, self._num_collated = 0, 0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        serial, first_step = int(self._plan[0]) + 1, state.global_step
-        batches_per_step = args.gradient_accumulation_steps
-        if self.is_stream:  # one process reads for all, and a resumed training collates again what it skips
-            batches_per_step *= args.world_size
-            first_step = 0 if serial == 1 and not args.ignore_data_skip else first_step
-        self._plan.copy_(torch.tensor([serial, first_step, state.max_steps, batches_per_step]))
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        serial, first_step, num_steps, batches_per_step = self._plan.tolist()
-        if serial != self._serial:
-            self._serial, self._num_collated = serial, 0
-        worker = torch.utils.data.get_worker_info()  # which take turns
-        number = self._num_collated if worker is None else self._num_collated * worker.num_workers + worker.id
-        self._num_collated += 1
-        if serial:  # else nothing is being trained
-            self.collator.set_progress((first_step + number // batches_per_step) / max(num_steps - 1, 1))
-        return self.collator(rows)
 
 
 class FlipPreTrainingTrainer(FlipTrainer):
@@ -362,14 +331,20 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 "batches: lower per_device_train_batch_size"
             )
         collator = self.data_collator
-        self.remove_callback(MaskRatioCurriculum)
-        if getattr(collator, "has_curriculum", False):
-            self.data_collator = MaskRatioCurriculum(collator, not hasattr(rows, "__len__"))
+        self.remove_callback(MasksByStep)
+        if isinstance(collator, DataCollatorForFlipPreTraining):
+            is_stream = not hasattr(rows, "__len__")
+            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self.args.process_index)
             self.add_callback(self.data_collator)
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(*args)
+        self._logged_losses, self._step_of_last_log = {}, self.state.global_step
+        return counts
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -432,6 +407,10 @@ class FlipPreTrainingTrainer(FlipTrainer):
                 )
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
+            return super().evaluate(*args, **kwargs)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Returns the loss and one row `(1, 2, 8)` for `_stage_metrics`: sums of `_EVALUATED`, and over how many."""
         inputs = self._prepare_inputs(inputs)
@@ -455,8 +434,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
             metrics["probe_auc"] = probe_auc(model, self._processor, self.train_dataset, rows, self.args.probe_rows)
-            with torch.random.fork_rng(devices=[]):  # a loader draws a seed, and the training goes on as without it
-                batch = next(iter(self.get_test_dataloader(rows)))
+            batch = next(iter(self.get_test_dataloader(rows)))
             metrics |= gradient_norms(model, self._prepare_inputs(batch))
         return metrics
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are whole or not there, and how a training goes on from the last of them as if it had not stopped.
+
+A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks them too). It is written in the folder
+`unfinished` beside and renamed when all of it is on the disk.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+SUMS_NAME = "SHA256SUMS"
+_UNFINISHED = "unfinished"  # folder of an output folder
+_WAIT = 15.0  # seconds in which the workers of a training that was killed notice it
+
+
+def seal(folder: Path) -> None:
+    """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+            if os.name == "posix":  # elsewhere only what is open for writing can be waited for
+                os.fsync(file.fileno())
+    with open(folder / SUMS_NAME, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_sealed(folder: Path) -> None:
+    """Raises `ValueError`, which names the first file of a checkpoint that is missing or is not what was written."""
+    if not (folder / SUMS_NAME).is_file():
+        raise ValueError(f"{folder} has no {SUMS_NAME}: no trainer of flip_hf wrote it to its end")
+    sums = [line.partition("  ") for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()]
+    names = [name for _, _, name in sums]
+    for name in (TRAINER_STATE_NAME, *names):
+        if name not in names or not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name or 'a file'}")
+    for digest, _, name in sums:
+        with open(folder / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
+
+
+def get_last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that is whole, if there is one. Newer ones that are not are named in a warning."""
+    passed_over = []
+    for folder in reversed(sort_checkpoints(str(output_dir))):
+        try:
+            check_sealed(Path(folder))
+        except (OSError, ValueError) as error:
+            passed_over.append(str(error))
+            continue
+        if passed_over:
+            logger.warning(f"the training goes on from {folder}: {'; '.join(passed_over)}")
+        return folder
+    if passed_over:
+        logger.warning(f"no checkpoint is whole, and the training begins anew: {'; '.join(passed_over)}")
+    return None
+
+
+class ResumableTrainer(Trainer):
+    """
+    A `Trainer` that a machine may die under. One training at a time writes to a folder. `train(True)` goes on from the
+    newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early stopping
+    counts on, and what is finished is not trained any further.
+    """
+
+    _writes_to: str | None = None  # the folder of a checkpoint that is being written
+    # set by Trainer
+    args: Any
+    state: Any
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        folder = Path(self._get_output_dir(trial))
+        lock = FileLock(folder / ".training.lock", timeout=_WAIT)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise RuntimeError(f"another training writes to {folder}: give this one another output_dir") from None
+            shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+        try:
+            return super().train(self._checkpoint(resume_from_checkpoint), trial, *args, **kwargs)
+        finally:
+            lock.release()
+
+    def _checkpoint(self, asked: str | bool | None) -> str | bool | None:
+        """Where to go on from: a folder that is whole, or nothing."""
+        if asked is True:
+            are_there = bool(sort_checkpoints(self.args.output_dir))
+            asked = get_last_checkpoint(self.args.output_dir) or not are_there  # without any, transformers says so
+            if self.args.world_size > 1:
+                asked = broadcast_object_list([asked])[0]
+        elif asked:
+            check_sealed(Path(asked))
+        if not isinstance(asked, str | Path):
+            return asked
+        if not self.args.save_only_model and not any(Path(asked).glob("rng_state*")):
+            raise ValueError(
+                f"{asked} was written with save_only_model: its optimizer.pt, scheduler.pt and rng_state are not "
+                "there; with save_only_model=True a training goes on from its weights alone"
+            )
+        return str(asked)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_persistent_workers:  # whose seed is drawn once, and when a training goes on once more
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        part = kwargs["train_dataloader"]
+        while part is not None:  # accelerate reaches no sampler beneath both what skips and what shares out batches
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(kwargs["epoch"])
+            part = getattr(part, "batch_sampler", getattr(part, "sampler", None))
+        super()._run_epoch(**kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._writes_to is None else self._writes_to
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run, name = self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        beside, final = Path(run, _UNFINISHED), Path(run, name)
+        self._writes_to = str(beside)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == os.path.join(beside, name):
+                self.state.best_model_checkpoint = os.path.join(run, name)
+            if self.args.should_save:
+                self.state.save_to_json(str(beside / name / TRAINER_STATE_NAME))
+                seal(beside / name)
+                if final.exists():  # of an earlier training, or torn
+                    final.rename(beside / "earlier")
+                (beside / name).rename(final)
+        except Exception as error:
+            error.add_note(
+                f"{final} was not written: checkpoints before it are whole, and a training goes on from them"
+            )
+            raise
+        finally:
+            self._writes_to = None
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(run, self.args.save_total_limit, best, use_mtime=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        counts = (max_steps, num_update_steps_per_epoch, num_train_epochs)
+        epoch, num_batches = super()._init_training_state(*counts, checkpoint, trial)
+        if checkpoint is None:
+            return epoch, num_batches
+        if not hasattr(self.train_dataset, "__len__"):  # a pass over a stream has as many batches as it turns out
+            planned = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).max_steps
+            epoch, part = divmod(self.state.epoch, 1)
+            num_batches = round(part * planned * self.args.gradient_accumulation_steps)
+            epoch, num_batches = int(epoch), 0 if self.args.ignore_data_skip else num_batches
+        is_over = self.state.global_step >= max_steps
+        saved = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback) and isinstance(saved, dict):
+                callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+                is_over |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return (num_train_epochs, 0) if is_over else (epoch, num_batches)
