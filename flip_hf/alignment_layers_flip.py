@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import MASK_FEATURE_ID, FlipConfig
 from .modeling_flip_base import grow_table
+from .slot_layers_flip import lookup
 from .text_tower_flip import TextMLMHead, mlm_activation
 
 
@@ -122,6 +123,8 @@ class FlipMTMHead(nn.Module):
     The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; log p
     and the distribution that noise is drawn from are computed when first needed.
     """
+
+    sparse_bias = False  # whether its gradient is one of the rows read, as `feature_embeddings.sparse` says of theirs
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
@@ -227,16 +230,20 @@ class FlipMTMHead(nn.Module):
         hidden = self.dense(torch.cat([vectors, context], dim=-1))
         return hidden.view(len(hidden), self.config.num_fields, self.config.mtm_embedding_size)
 
+    def bias(self, features: torch.LongTensor) -> torch.Tensor:
+        """b of features, of their shape."""
+        return lookup(self.feature_bias, features, True) if self.sparse_bias else self.feature_bias[features]
+
     def score(self, hidden: torch.Tensor, features: torch.LongTensor) -> torch.Tensor:
         """h_f `(M, E)` and candidates `(M, C)` -> s `(M, C)`."""
         dot = torch.einsum("me,mce->mc", hidden, self.feature_embeddings(features))
-        return dot + self.feature_bias[features] - math.log(self.config.num_features)
+        return dot + self.bias(features) - math.log(self.config.num_features)
 
     def score_field(self, hidden: torch.Tensor, field: int) -> tuple[torch.Tensor, torch.Tensor]:
         """h_f `(M, E)` of one field -> (its real features `(n,)`, s `(M, n)`)."""
         is_real = torch.arange(len(self.feature_fields), device=hidden.device) >= self.config.num_reserved_features
         features = ((self.feature_fields == field) & is_real).nonzero().squeeze(1)
-        bias = self.feature_bias[features] - math.log(self.config.num_features)
+        bias = self.bias(features) - math.log(self.config.num_features)
         return features, hidden @ self.feature_embeddings(features).T + bias
 
     def masked_slots(self, feature_ids: torch.Tensor, masked_feature_ids: torch.Tensor) -> torch.Tensor:

@@ -14,27 +14,38 @@ from .configuration_flip import PAD_FEATURE_ID, FlipConfig, unseen_id
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a table, whose gradients are added up where they belong, and none for padding."""
+    """Rows of a table, whose gradients are added up where they belong, and none for padding; or, `sparse`, listed."""
 
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor, sparse: bool) -> torch.Tensor:
         ctx.save_for_backward(ids)
-        ctx.num_rows = table.shape[0]
+        ctx.shape, ctx.sparse = table.shape, sparse
         return table.index_select(0, ids)
 
     @staticmethod
-    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        table = gradients.new_zeros(ctx.num_rows, *gradients.shape[1:]).index_add_(0, ids, gradients)
+        if ctx.sparse:
+            is_read = ids != PAD_FEATURE_ID
+            rows = ids[is_read][None], gradients[is_read]
+            return torch.sparse_coo_tensor(*rows, ctx.shape, check_invariants=False), None, None
+        table = gradients.new_zeros(ctx.shape).index_add_(0, ids, gradients)
         table[PAD_FEATURE_ID] = 0
-        return table, None
+        return table, None, None
+
+
+def lookup(table: torch.Tensor, ids: torch.Tensor, sparse: bool) -> torch.Tensor:
+    """Rows of a table `(N, ...)` for ids of any shape; `sparse`: its gradient is one of the rows that were read."""
+    flat = ids.reshape(-1)
+    rows = _Lookup.apply(table, flat, sparse) if torch.is_grad_enabled() else table.index_select(0, flat)
+    return rows.view(*ids.shape, *table.shape[1:])
 
 
 class FeatureEmbedding(nn.Embedding):
     """
     The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
 
-    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number.
+    As `nn.Embedding` (`sparse` too), whose backward is slow on a CPU, most of all with rows of a single number.
     """
 
     def __init__(self, num_features: int, size: int):
@@ -42,9 +53,7 @@ class FeatureEmbedding(nn.Embedding):
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
         table = self.weight.squeeze(1) if self.embedding_dim == 1 else self.weight
-        ids = feature_ids.reshape(-1)
-        rows = _Lookup.apply(table, ids) if torch.is_grad_enabled() else table.index_select(0, ids)
-        return rows.view(*feature_ids.shape, self.embedding_dim)
+        return lookup(table, feature_ids, self.sparse).view(*feature_ids.shape, self.embedding_dim)
 
 
 class IdDropout(nn.Module):
