@@ -52,7 +52,7 @@ class FeatureEmbedding(nn.Embedding):
         super().__init__(num_features, size, padding_idx=PAD_FEATURE_ID)
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        table = self.weight.squeeze(1) if self.embedding_dim == 1 else self.weight
+        table = self.weight.squeeze(1) if self.embedding_dim == 1 and not self.sparse else self.weight
         return lookup(table, feature_ids, self.sparse).view(*feature_ids.shape, self.embedding_dim)
 
 

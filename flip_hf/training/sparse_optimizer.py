@@ -14,7 +14,7 @@ from torch import nn
 from ..tabular_layers_flip import check_choice
 
 
-# From so many features on `embedding_optim="auto"` is lazy: examples/benchmarks/embedding_optimizers.py has the seconds.
+# From so many features on `embedding_optim="auto"` is lazy: examples/benchmarks/embedding_optimizers.py has seconds.
 MIN_FEATURES_LAZY = 1_000_000
 
 
