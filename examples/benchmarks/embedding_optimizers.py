@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_ids", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 1], choices=[1, 2])
     parser.add_argument(
-        "--batch_size", type=int, nargs=2, default=[128, 512], help="Rows of a step, in stages 1 and 2."
+        "--batch_size", type=int, nargs=2, default=[64, 512], help="Rows of a step, in stages 1 and 2."
     )
     parser.add_argument("--num_fields", type=int, default=10)
     parser.add_argument("--embedding_size", type=int, default=32, help="Numbers in an id's embedding.")
@@ -49,7 +49,8 @@ class Training:
 
     def __init__(self, stage: int, kind: str, num_ids: int, arguments: argparse.Namespace):
         fields = [{"name": f"f{k}"} for k in range(arguments.num_fields)]
-        text = BertConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=1, num_attention_heads=1)
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+        text = BertConfig(vocab_size=1000, **sizes)
         size = {"feature_embedding_size": arguments.embedding_size, "mtm_embedding_size": arguments.embedding_size}
         config = FlipConfig(fields=fields, num_features=num_ids, text_config=text, mode="tabular", **size)
         torch.manual_seed(0)
