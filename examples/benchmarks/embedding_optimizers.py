@@ -5,9 +5,9 @@
 
 A step is forward, backward, gradient norm and clipping, update and `zero_grad` on invented rows, whose ids are drawn
 evenly: no id is frequent, the worst there is for a cache. Stage 2 is FLIP_ID with the L2 penalty; stage 1 has a
-language model of one small layer, so that the tables weigh as much as they can. After each step the same step is made
-on a model of `--num_ids`' first size with `"lazy_adamw"`, and the ratio to it is the median over these pairs, which
-leaves out whatever else the machine does. Bytes are of weights, gradients and state, for one id of all tables.
+language model of one small layer, so that the tables weigh as much as they can. After each step one is made on the
+pace maker, `"lazy_adamw"` with the first of `--num_ids`, and the ratio is the median over such pairs, of CPU seconds: of
+computing, whatever else the machine does. Bytes are of weights, gradients and state, for one id of all tables.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 from transformers import BertConfig
@@ -73,60 +72,49 @@ class Training:
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "masked_input_ids": masked}
         return {**inputs, "feature_ids": ids, "masked_feature_ids": hidden}
 
-    def step(self) -> float:
+    def step(self) -> tuple[float, float]:
+        """Seconds on the clock, and CPU seconds."""
         batch = self.batch()
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
+        self.model.zero_grad()  # the last step's
         self.model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(RowGradients(self.model).parameters(), 1.0)
         self.optimizer.step()
-        seconds = time.perf_counter() - start
-        self.bytes_of_gradients = sum(
-            p.grad.numel() * p.grad.element_size()
-            for p in self.tables()
-            if p.grad is not None and not p.grad.is_sparse
-        )
-        start = time.perf_counter()
-        self.model.zero_grad()
-        return seconds + time.perf_counter() - start
+        return time.perf_counter() - start[0], time.process_time() - start[1]
 
     def tables(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if len(p) == self.model.config.num_features]
 
     def bytes_of_an_id(self) -> float:
-        states = [one for p in self.tables() for one in self.optimizer.state[p].values() if one.dim()]
-        held = sum(one.numel() * one.element_size() for one in [*self.tables(), *states])
-        return (held + self.bytes_of_gradients) / self.model.config.num_features
+        held = [one for p in self.tables() for one in (p, *self.optimizer.state[p].values()) if one.dim()]
+        held += [p.grad for p in self.tables() if not p.grad.is_sparse]
+        return sum(one.numel() * one.element_size() for one in held) / self.model.config.num_features
 
 
-def measure(training: Training, pace: Callable[[], float], steps: int) -> tuple[float, float]:
-    """Median seconds of a step, and of its ratio to the pace maker's."""
-    pairs = [(training.step(), pace()) for _ in range(steps + 3)][3:]
-    return statistics.median(ours for ours, _ in pairs), statistics.median(ours / other for ours, other in pairs)
+def measure(training: Training, pace: Training, steps: int) -> list[float]:
+    """Medians of seconds of a step, of its CPU seconds, and of the ratio of these to the pace maker's."""
+    pairs = [(training.step(), pace.step()) for _ in range(steps + 3)][3:]
+    rows = [(*ours, ours[1] / other[1]) for ours, other in pairs]
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    print(
-        f"torch {torch.__version__}, {arguments.threads} threads, {arguments.num_fields} fields, embeddings of "
-        f"{arguments.embedding_size}"
-    )
+    size = f"{arguments.num_fields} fields, embeddings of {arguments.embedding_size}"
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {size}")
     for stage in arguments.stages:
         pace = Training(stage, "lazy_adamw", arguments.num_ids[0], arguments)
-        print(
-            f"stage {stage}, {pace.shape[0]} rows: ids, optimiser, ms of a step, times the first size's, bytes an id"
-        )
+        print(f"stage {stage}, {pace.shape[0]} rows: ids, optimiser, ms, CPU ms, times the pace, bytes an id")
         for num_ids in arguments.num_ids:
             for kind in KINDS:
                 numbers = (arguments.embedding_size + 1) * {1: 2, 2: 1}[stage] * num_ids
                 if numbers * 4 * {"adamw": 4, "lazy_adamw": 3, "rowwise_adagrad": 1}[kind] > arguments.max_gb * 1e9:
                     continue
                 training = Training(stage, kind, num_ids, arguments)
-                seconds, ratio = measure(training, pace.step, arguments.steps)
-                print(
-                    f"{num_ids:11,} {kind:16} {1000 * seconds:9.1f} {ratio:8.2f} {training.bytes_of_an_id():8.0f}",
-                    flush=True,
-                )
+                clock, cpu, ratio = measure(training, pace, arguments.steps)
+                times = f"{1000 * clock:10.1f} {1000 * cpu:10.1f} {ratio:8.2f}"
+                print(f"{num_ids:11,} {kind:16} {times} {training.bytes_of_an_id():6.0f}", flush=True)
                 del training
                 gc.collect()
 

@@ -84,13 +84,13 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             return
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["moments"] = table.new_zeros(len(table), 2, *table.shape[1:])  # of a row side by side in memory
         state["step"] += 1
         beta_1, beta_2 = group["betas"]
-        means = state["exp_avg"].index_select(0, ids).lerp_(values, 1 - beta_1)
-        squares = state["exp_avg_sq"].index_select(0, ids).mul_(beta_2).addcmul_(values, values, value=1 - beta_2)
-        state["exp_avg"].index_copy_(0, ids, means)
-        state["exp_avg_sq"].index_copy_(0, ids, squares)
+        moments = state["moments"].index_select(0, ids)  # (n, 2, D)
+        means = moments[:, 0].lerp_(values, 1 - beta_1)
+        squares = moments[:, 1].mul_(beta_2).addcmul_(values, values, value=1 - beta_2)
+        state["moments"].index_copy_(0, ids, moments)
         step = state["step"].item()
         scale = (squares / (1 - beta_2**step)).sqrt_().add_(group["eps"])
         table.index_copy_(0, ids, rows.addcdiv_(means, scale, value=-group["lr"] / (1 - beta_1**step)))
