@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes (gloo): instance contrast and row-sparse tables as in one process on the joined batch."""
+"""Two processes (gloo) learn and say what one does with the joined batches."""
 
-from types import SimpleNamespace
+import os
+import socket
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import QUICK
 from torch import nn
 from transformers import BertConfig
 
-from flip_hf import FlipConfig, FlipForCTR
+from flip_hf import (
+    DataCollatorForFlipPreTraining,
+    FlipConfig,
+    FlipCTRArguments,
+    FlipCTRTrainer,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipPreTrainingArguments,
+    FlipPreTrainingTrainer,
+)
 from flip_hf.alignment_layers_flip import FlipICLHead
-from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.sparse_optimizer import RowGradients, make_optimizer
 
 
 CUTS = {"equal ranks": [0, 3, 6], "unequal ranks": [0, 2, 7]}
@@ -31,25 +42,6 @@ def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(7, 6, generator=generator), torch.randn(7, 8, generator=generator)
 
 
-def lazy_tables(rows: slice, world_size: int) -> dict[str, list]:
-    """Weights after three steps on these rows of each batch, clipped."""
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig(fields=[{"name": "a"}, {"name": "b"}], num_features=30, mode="tabular"))
-    args = SimpleNamespace(embedding_optim="lazy_adamw", adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8)
-    args.world_size = world_size
-    optimizer = make_optimizer(model, parameter_groups(model, 0.01, 0.01, 0.0), torch.optim.AdamW, {}, args)
-    trained = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(3):
-        ids = torch.randint(4, 30, (8, 2), generator=generator)
-        trained(ids[rows], labels=(ids[rows, 0] % 2).float()).loss.backward()
-        assert all(table.weight.grad.is_sparse for table in model.flip.tabular.tables())
-        nn.utils.clip_grad_norm_(RowGradients(model).parameters(), 0.1)
-        optimizer.step()
-        model.zero_grad()
-    return {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-
-
 def worker(rank: int, init_file: str, results) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     for name, cuts in CUTS.items():
@@ -60,7 +52,6 @@ def worker(rank: int, init_file: str, results) -> None:
         loss.backward()
         gradients = {key: parameter.grad.tolist() for key, parameter in head.module.named_parameters()}
         results[name, rank] = (loss.item(), gradients)
-    results["tables", rank] = lazy_tables(slice(4 * rank, 4 * rank + 4), 2)
     torch.distributed.destroy_process_group()
 
 
@@ -79,7 +70,73 @@ def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch(tmp_path):
                 gradient = torch.tensor(results[name, rank][1][key])
                 message = f"{key} on rank {rank}, {name}"
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=message)
-    expected = lazy_tables(slice(8), 1)
+
+
+class EachRowMaskedAlike(DataCollatorForFlipPreTraining):
+    """A row's masks are of the row alone, so that they are the same in a batch of 16 and in one of 32."""
+
+    def __call__(self, rows):
+        rows = rows.to_pylist() if isinstance(rows, pa.Table) else rows
+        one_by_one = [super(EachRowMaskedAlike, self).__call__([row]) for row in rows]
+        return {name: torch.cat([batch[name] for batch in one_by_one]) for name in one_by_one[0]}
+
+
+def train(rank: int, world: int, stage: int, model, processor, encoded, folder, results) -> None:
+    """Three steps of 32 rows in all, an evaluation of 50 rows, and a saved folder."""
+    torch.manual_seed(0)
+    settings = {**QUICK, "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1}
+    settings |= {"per_device_train_batch_size": 32 // world, "per_device_eval_batch_size": 8}
+    settings |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
+    settings |= {"eval_strategy": "no", "save_strategy": "no", "output_dir": folder}
+    rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
+    if stage == 1:
+        collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
+        settings["contrastive_learning_rate"] = 0.1
+        trainer = FlipPreTrainingTrainer(
+            model, FlipPreTrainingArguments(**settings), collator, processing_class=processor, **rows
+        )
+    else:
+        trainer = FlipCTRTrainer(model, FlipCTRArguments(**settings), processing_class=processor, **rows)
+    trainer.train()
+    predictions = trainer.predict(rows["eval_dataset"]).predictions
+    names = ("loss", "grad_norm", "mlm_loss", "mtm_loss", "icl_loss")
+    logs = [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history[:3]]
+    trainer.save_model(f"{folder}/model of {world}")
+    weights = {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
+    results[world, rank] = logs, predictions, weights
+
+
+def in_two_processes(rank: int, port: int, *arguments) -> None:
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in settings.items()})
+    train(rank, 2, *arguments)
+    torch.distributed.destroy_process_group()
+
+
+STILL = {"mtm_loss": "full_softmax", "mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}  # no noise, no dropout
+KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_train_what_one_trains(stage, trainable_text_model_dir, processor, encoded, tmp_path):
+    torch.manual_seed(0)
+    kind, settings = KINDS[stage]
+    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
+    results = mp.Manager().dict()
+    arguments = (stage, model, processor, encoded, str(tmp_path), results)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(in_two_processes, args=(port, *arguments), nprocs=2, start_method="fork")
+    mp.start_processes(train, args=(1, *arguments), nprocs=1, start_method="fork")
+    logs, predictions, weights = results[1, 0]
     for rank in (0, 1):
-        for name, values in results["tables", rank].items():
-            torch.testing.assert_close(torch.tensor(values), torch.tensor(expected[name]), rtol=1e-4, atol=1e-6)
+        logs_of_rank, predictions_of_rank, weights_of_rank = results[2, rank]
+        for name, weight in weights.items():
+            message = f"{name} on rank {rank}"
+            torch.testing.assert_close(weights_of_rank[name], weight, rtol=1e-4, atol=1e-6, msg=message)
+        assert logs_of_rank == [pytest.approx(entry, rel=1e-4) for entry in logs]
+        if stage == 2:  # in the order of the rows
+            np.testing.assert_allclose(predictions_of_rank, predictions, atol=1e-5)
+    saved = kind.from_pretrained(tmp_path / "model of 2").state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())

@@ -47,10 +47,10 @@ def make_model(stage: int, processor, folder: str):
 
 
 def train_by_hand(model, batch: dict, args, max_norm: float) -> torch.Tensor:
-    """Four steps on one batch; returns the norms of the gradients."""
+    """Three steps on one batch; returns the norms of the gradients."""
     groups = parameter_groups(model, 1e-2, 1e-4, 0.01)
     optimizer, norms = make_optimizer(model, groups, torch.optim.AdamW, {}, args), []
-    for _ in range(4):
+    for _ in range(3):
         model(**batch).loss.backward()
         assert all(table.grad.is_sparse == (args.embedding_optim != "adamw") for table in tables_of(model))
         norms.append(torch.nn.utils.clip_grad_norm_(RowGradients(model).parameters(), max_norm))
@@ -61,7 +61,7 @@ def train_by_hand(model, batch: dict, args, max_norm: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_where_all_rows_are_read_it_is_dense_adam(stage, processor, encoded, text_model_dir, stage_1, stage_2):
-    make_args, rows = (stage_1, encoded["train"].select(range(128))) if stage == 1 else (stage_2, encoded["train"])
+    make_args, rows = (stage_1, encoded["train"].select(range(64))) if stage == 1 else (stage_2, encoded["train"])
     collator = DataCollatorForFlipPreTraining(processor, seed=0) if stage == 1 else DataCollatorForFlipCTR(processor)
     batch = collator(rows.to_list())
     norms, weights = {}, {}
@@ -181,8 +181,7 @@ def test_no_operation_of_a_step_passes_over_all_rows(stage, kind, splits, tokeni
     assert ("index_add_" in mode.found) if kind == "adamw" else not mode.found, mode.found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "kind"), [(1, "lazy_adamw"), (2, "lazy_adamw"), (2, "rowwise_adagrad")])
 def test_a_resumed_run_is_bit_equal_and_accumulation_changes_nothing(
     stage, kind, stage_1, stage_2, text_model_dir, processor, tmp_path
 ):

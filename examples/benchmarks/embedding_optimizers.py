@@ -6,8 +6,8 @@
 A step is forward, backward, gradient norm and clipping, update and `zero_grad` on invented rows, whose ids are drawn
 evenly: no id is frequent, the worst there is for a cache. Stage 2 is FLIP_ID with the L2 penalty; stage 1 has a
 language model of one small layer, so that the tables weigh as much as they can. After each step one is made on the
-pace maker, `"lazy_adamw"` with the first of `--num_ids`, and the ratio is the median over such pairs, of CPU seconds: of
-computing, whatever else the machine does. Bytes are of weights, gradients and state, for one id of all tables.
+pace maker, `"lazy_adamw"` with the first of `--num_ids`, and the ratio is the median over such pairs, of CPU seconds:
+of computing, whatever else the machine does. Bytes are of weights, gradients and state, for one id of all tables.
 """
 
 import argparse
