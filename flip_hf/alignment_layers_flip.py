@@ -21,7 +21,6 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import MASK_FEATURE_ID, FlipConfig
 from .modeling_flip_base import grow_table
-from .slot_layers_flip import lookup
 from .text_tower_flip import TextMLMHead, mlm_activation
 
 
@@ -232,7 +231,9 @@ class FlipMTMHead(nn.Module):
 
     def bias(self, features: torch.LongTensor) -> torch.Tensor:
         """b of features, of their shape."""
-        return lookup(self.feature_bias, features, True) if self.sparse_bias else self.feature_bias[features]
+        if self.sparse_bias:
+            return self.feature_bias.gather(0, features.reshape(-1), sparse_grad=True).view_as(features)
+        return self.feature_bias[features]
 
     def score(self, hidden: torch.Tensor, features: torch.LongTensor) -> torch.Tensor:
         """h_f `(M, E)` and candidates `(M, C)` -> s `(M, C)`."""

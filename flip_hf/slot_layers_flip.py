@@ -14,46 +14,39 @@ from .configuration_flip import PAD_FEATURE_ID, FlipConfig, unseen_id
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a table, whose gradients are added up where they belong, and none for padding; or, `sparse`, listed."""
+    """Rows of a table, whose gradients are added up where they belong, and none for padding."""
 
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor, sparse: bool) -> torch.Tensor:
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(ids)
-        ctx.shape, ctx.sparse = table.shape, sparse
+        ctx.num_rows = table.shape[0]
         return table.index_select(0, ids)
 
     @staticmethod
-    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (ids,) = ctx.saved_tensors
-        if ctx.sparse:
-            is_read = ids != PAD_FEATURE_ID
-            rows = ids[is_read][None], gradients[is_read]
-            return torch.sparse_coo_tensor(*rows, ctx.shape, check_invariants=False), None, None
-        table = gradients.new_zeros(ctx.shape).index_add_(0, ids, gradients)
-        table[PAD_FEATURE_ID] = 0
-        return table, None, None
-
-
-def lookup(table: torch.Tensor, ids: torch.Tensor, sparse: bool) -> torch.Tensor:
-    """Rows of a table `(N, ...)` for ids of any shape; `sparse`: its gradient is one of the rows that were read."""
-    flat = ids.reshape(-1)
-    rows = _Lookup.apply(table, flat, sparse) if torch.is_grad_enabled() else table.index_select(0, flat)
-    return rows.view(*ids.shape, *table.shape[1:])
+        table = gradients.new_zeros(ctx.num_rows, *gradients.shape[1:]).index_add_(0, ids, gradients)
+        table[PAD_FEATURE_ID].zero_()  # a Python number put there would make the host wait for the accelerator
+        return table, None
 
 
 class FeatureEmbedding(nn.Embedding):
     """
     The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
 
-    As `nn.Embedding` (`sparse` too), whose backward is slow on a CPU, most of all with rows of a single number.
+    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; not if it is `sparse`.
     """
 
     def __init__(self, num_features: int, size: int):
         super().__init__(num_features, size, padding_idx=PAD_FEATURE_ID)
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        table = self.weight.squeeze(1) if self.embedding_dim == 1 and not self.sparse else self.weight
-        return lookup(table, feature_ids, self.sparse).view(*feature_ids.shape, self.embedding_dim)
+        if self.sparse:
+            return super().forward(feature_ids)
+        table = self.weight.squeeze(1) if self.embedding_dim == 1 else self.weight
+        ids = feature_ids.reshape(-1)
+        rows = _Lookup.apply(table, ids) if torch.is_grad_enabled() else table.index_select(0, ids)
+        return rows.view(*feature_ids.shape, self.embedding_dim)
 
 
 class IdDropout(nn.Module):

@@ -147,7 +147,7 @@ class PassesOverAllRows(TorchDispatchMode):
     """Operations that get or make something with a number for each row, once training has begun in earnest."""
 
     # views, and those that read or write the rows which they are given
-    BY_ROW = {"index_select", "index_copy_", "embedding", "detach", "select", "_sparse_coo_tensor_unsafe"}
+    BY_ROW = {"index_select", "index_copy_", "embedding", "gather", "detach", "select", "_sparse_coo_tensor_unsafe"}
     BY_ROW |= {"searchsorted", "index"}
 
     def __init__(self, trainer, num_rows: int):

@@ -285,9 +285,27 @@ def test_bf16_auto_asks_the_hardware_and_a_cpu_needs_no_word_more(tmp_path, monk
     parse = HfArgumentParser(FlipPreTrainingArguments).parse_args_into_dataclasses
     for words, expected in {"": False, "--bf16": True, "--bf16 auto": False, "--bf16 False": False}.items():
         assert parse(["--output_dir", str(tmp_path), *words.split()])[0].bf16 is expected
+    assert parse(["--output_dir", str(tmp_path), "--dataloader_num_workers", "2"])[0].dataloader_num_workers == 2
     for found, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert has_fast_bf16(use_cpu=True) is expected
+
+
+@pytest.mark.parametrize(
+    ("there", "use_cpu", "cores", "expected"),
+    [(True, False, 16, 4), (True, False, 2, 1), (True, True, 16, 0), (False, False, 16, 0)],
+)
+def test_an_accelerator_has_its_batches_made_by_other_processes(
+    there, use_cpu, cores, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: there)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("sys.platform", "linux")
+    args = FlipPreTrainingArguments(str(tmp_path), use_cpu=use_cpu)
+    assert args.dataloader_num_workers == expected
+    assert (
+        FlipPreTrainingArguments(str(tmp_path), use_cpu=use_cpu, dataloader_num_workers=3).dataloader_num_workers == 3
+    )
 
 
 def test_transforms_and_collators_of_the_user_get_rows_as_they_are(stage_1, stage_2, processor, encoded):

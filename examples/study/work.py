@@ -165,8 +165,7 @@ def pretrain(spec: dict[str, Any], folder: Path, prepared: Path, options: argpar
 
 
 def device(bf16: bool) -> dict[str, Any]:
-    has_accelerator = torch.accelerator.is_available()
-    return {"bf16": bf16, "use_cpu": not has_accelerator, "dataloader_num_workers": 8 if has_accelerator else 0}
+    return {"bf16": bf16, "use_cpu": not torch.accelerator.is_available()}
 
 
 def train(trainer: Any, folder: Path) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of the two stages: transformers' own, with FLIP's defaults and a few more."""
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -41,6 +43,9 @@ class FlipTrainingArguments(TrainingArguments):
     bf16: Literal[True, False, "auto"] = _default(
         False, "Autocast to bfloat16; auto: where the hardware multiplies it, CPUs too.", nargs="?", const=True
     )
+    dataloader_num_workers: int | None = _default(
+        None, "Processes that make batches; None: up to 4 where an accelerator trains (Linux), else none."
+    )
     hub_private_repo: bool | None = _default(True, "A repository that a push makes is a private one.")
 
     metrics: ClassVar[Mapping[str, bool]] = {}  # what is evaluated, and whether more of it is better
@@ -52,6 +57,10 @@ class FlipTrainingArguments(TrainingArguments):
             logger.warning(f"bf16='auto': {'bfloat16 autocast' if args.bf16 else 'float32'}")
         # on a CPU transformers wants to be told so
         args.use_cpu = args.use_cpu or bool(args.bf16 and not torch.accelerator.is_available())
+        if args.dataloader_num_workers is None:
+            # elsewhere they do not fork, and each epoch would wait for their imports
+            is_fed = torch.accelerator.is_available() and not args.use_cpu and sys.platform == "linux"
+            args.dataloader_num_workers = min(4, (os.cpu_count() or 1) - 1) if is_fed else 0
         name = args.metric_for_best_model
         if name is not None:
             # transformers takes all metrics but losses for those of which more is better
