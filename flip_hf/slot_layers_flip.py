@@ -34,7 +34,7 @@ class FeatureEmbedding(nn.Embedding):
     """
     The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
 
-    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; not if it is `sparse`.
+    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; `sparse`, as that.
     """
 
     def __init__(self, num_features: int, size: int):
