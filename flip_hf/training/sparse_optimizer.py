@@ -68,7 +68,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self, table: torch.Tensor, group: dict[str, Any]) -> None:
-        gradient, state = table.grad.coalesce(), self.state[table]
+        state, gradient = self.state[table], table.grad
+        # a dense one has been all-reduced, at a cost that is of N as well
+        gradient = gradient.coalesce() if gradient.is_sparse else gradient.to_sparse(1)
         ids, values = gradient.indices()[0], gradient.values()  # (n,), (n, D) or (n,)
         rows = table.index_select(0, ids)
         if group["l2"]:
@@ -124,23 +126,22 @@ def make_optimizer(
 
     `"auto"` is `"lazy_adamw"` for AdamW in a single process and models of `MIN_FEATURES_LAZY` features or more, and
     elsewhere `"adamw"`, which is `kind` for everything: whatever the machine, one model is trained in one way. With
-    several processes the rows' gradients are added up by gloo (NCCL cannot), and the bias stays with the rest: DDP
-    takes sparse gradients of embeddings alone.
+    several processes the rows' gradients are added up by gloo (NCCL cannot), and those of the bias, N numbers, as a
+    whole: DDP takes sparse gradients of embeddings alone.
     """
     choice, head = args.embedding_optim, getattr(model, "mtm_head", None)
     check_choice("embedding_optim", choice, "auto", "adamw", "lazy_adamw", "rowwise_adagrad")
-    is_alone = args.world_size == 1
     if choice == "auto":
-        pays = is_alone and kind is torch.optim.AdamW and model.config.num_features >= MIN_FEATURES_LAZY
+        pays = args.world_size == 1 and kind is torch.optim.AdamW and model.config.num_features >= MIN_FEATURES_LAZY
         choice = "lazy_adamw" if pays else "adamw"
     is_sparse = choice != "adamw"
     modules = [] if model.flip.tabular is None else model.flip.tabular.tables()
     if head is not None:
-        modules, head.sparse_bias = [*modules, head.feature_embeddings], is_sparse and is_alone
+        modules, head.sparse_bias = [*modules, head.feature_embeddings], is_sparse and args.world_size == 1
     for module in modules:
         module.sparse = is_sparse
     moved = {module.weight for module in modules if is_sparse}
-    if head is not None and head.sparse_bias:
+    if is_sparse and head is not None:
         moved.add(head.feature_bias)
     penalty = {"l2": 0.0 if hasattr(model, "mtm_head") else model.config.l2_coefficient}  # stage 1 has none
     penalty["num_reserved"] = model.config.num_reserved_features
