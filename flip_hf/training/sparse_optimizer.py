@@ -14,7 +14,8 @@ from torch import nn
 from ..tabular_layers_flip import check_choice
 
 
-# From so many features on `embedding_optim="auto"` is lazy: examples/benchmarks/embedding_optimizers.py has seconds.
+# From so many features on `embedding_optim="auto"` is lazy: a dense step of FLIP_ID takes some twenty times as long
+# there (examples/benchmarks/embedding_optimizers.py). Lazy steps pay from 100,000 on, and are another method.
 MIN_FEATURES_LAZY = 1_000_000
 
 
