@@ -244,7 +244,7 @@ def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_con
         (TypeError, "'user_id'", make_table(2), {}),
         (ValueError, r"fields=\['titel'\] has to be a list of fields of this", row, {"fields": ["titel"]}),
         (ValueError, "fields='title' has to be a list", row, {"fields": "title"}),
-        (ValueError, "top_k=0 has to be at least 1", row, {"top_k": 0}),
+        (RuntimeError, "index k out of range", row, {"top_k": -1}),
         (TypeError, "has no tokenizer: pass the FlipProcessor", row, {"processor": processor.tokenizer}),
         (TypeError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
         (ValueError, "the processor does not fit the model", row, {"processor": rich_processor}),

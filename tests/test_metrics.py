@@ -98,11 +98,10 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
     ("labels", "options", "message"),
     [
         ([], {}, "0 predictions of 'a' for 0 labels"),
-        ([0, 1], {"num_resamples": 0}, "num_resamples=0 has to be 1 or more"),
-        ([0, 1], {"level": 95}, "level=95 between 0 and 1"),
+        ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
         ([0, 1], {"reference": "z"}, "reference='z' is none of a"),
         ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
-        ([1, 1], {}, "no resample has both classes"),
+        ([1, 1], {}, "none of 1000 resamples has both classes"),
     ],
 )
 def test_bootstrap_names_bad_input(labels, options, message):

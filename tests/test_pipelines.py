@@ -40,6 +40,13 @@ def scorer(model, processor) -> ClickThroughRatePipeline:
     return ClickThroughRatePipeline(model, processor, device="cpu")
 
 
+@pytest.fixture()
+def one_batch(monkeypatch) -> None:
+    """Rows are encoded one batch at a time, so that few are several chunks."""
+    for name in ("_BATCHES_OF_TABLE", "_BATCHES_OF_STREAM"):
+        monkeypatch.setattr(f"flip_hf.serving.pipeline.{name}", 1)
+
+
 @pytest.fixture(scope="module")
 def rows(splits) -> list[dict]:
     rows = splits["test"].remove_columns("label").to_list()[:23]
@@ -78,16 +85,17 @@ def close(found, expected) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_row_gives_a_dict_and_rows_a_list_in_their_order(scorer, rows, expected):
+def test_a_row_gives_a_dict_and_rows_a_list_in_their_order(scorer, rows, expected, request):
     assert len({round(row["probability"], 6) for row in expected}) > 15  # the order can be seen
     close([scorer(rows[3])], [expected[3]])
     for batch_size in (1, 4, 64):
         close(scorer(rows, batch_size=batch_size), expected)
-        close(scorer(rows, batch_size=batch_size, chunk_size=5), expected)
+    request.getfixturevalue("one_batch")
+    close(scorer(rows, batch_size=5), expected)
     assert set(scorer(rows[0])) == {"probability"} and type(scorer(rows[0])["probability"]) is float
 
 
-def test_every_form_of_a_table_gives_the_same(scorer, rows, expected):
+def test_every_form_of_a_table_gives_the_same(scorer, rows, expected, one_batch):
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     number = {"male": 0, "female": 1}  # of a class, which has its name in a table and in a stream
     features = Features(Dataset.from_list(rows).features | {"gender": ClassLabel(names=list(number))})
@@ -96,7 +104,7 @@ def test_every_form_of_a_table_gives_the_same(scorer, rows, expected):
     forms = [columns, {**columns, "note": 5, "label": columns["title"]}, frame, pl.DataFrame(rows), pa.table(columns)]
     forms += [records, Dataset.from_list(rows).with_format("numpy"), classes, classes.to_iterable_dataset()]
     for form in forms:
-        close(scorer(form, chunk_size=7), expected)
+        close(scorer(form, batch_size=7), expected)
 
 
 def test_every_form_of_one_row_gives_a_dict(scorer, rows, expected):
@@ -114,9 +122,9 @@ class Rows(list, torch.utils.data.Dataset):
     pass
 
 
-def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows, expected):
+def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows, expected, one_batch):
     read = []
-    results = scorer((read.append(row) or row for row in rows), chunk_size=4)
+    results = scorer((read.append(row) or row for row in rows), batch_size=4)
     assert read == []
     first = next(results)
     assert read == rows[:4]
@@ -237,7 +245,6 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
         ([{"user_id": "1"}], {}, ValueError, "no column for field 'gender', 'item_id'"),
         (rows, {"return_tower": True}, TypeError, "unexpected keyword argument 'return_tower'"),
         (rows, {"batch_size": 0}, ValueError, "batch_size=0"),
-        (rows, {"chunk_size": -1}, ValueError, "chunk_size=-1"),
         (rows, {"return_reasons": -1}, ValueError, "return_reasons=-1"),
     ):
         with pytest.raises(error, match=message):

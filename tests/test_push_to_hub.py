@@ -197,7 +197,6 @@ def with_index(shard: str):
         (containing("training_args.PT", ""), "holds training_args.PT: a pickle runs code when it is read"),
         (saying("tokenizer_config.json", "name", value=f"my token is {TOKEN}"), "config.json holds an access token"),
         (containing("README.md", f"---\nlibrary_name: flip_hf\n---\nhf_{'a1B2' * 8}"), "README.md holds an access"),
-        (shutil.rmtree, "is no folder"),
     ],
 )
 def test_a_folder_that_cannot_be_shared_is_refused_before_anything_is_sent(hub, folder, change, error):
@@ -246,6 +245,9 @@ def test_what_cannot_be_pushed_or_reached_is_one_clear_error(hub, folder):
         push_to_hub(FlipForCTR.from_pretrained(folder), NAME)
     with pytest.raises(ValueError, match="test_dataset is for a trainer"):
         push_to_hub(folder, NAME, test_dataset=[])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        push_to_hub(folder / "nowhere", NAME)
+    assert hub.requests == []
     hub.is_up = False
     with pytest.raises(OSError, match="was not pushed"):
         push_to_hub(folder, NAME)

@@ -23,6 +23,7 @@ from datasets.distributed import split_dataset_by_node
 from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
 from flip_hf.data import private_datasets
 from flip_hf.data.readers import tables
+from flip_hf.fitting.schema import is_split
 
 
 def both_ways(source, **arguments) -> list[dict]:
@@ -426,6 +427,9 @@ def test_rows_in_memory_that_are_no_table_are_refused():
     assert load_ctr_dataset(FRAME.iloc[0], label="clicked").to_list() == [{"user": 1, "city": "Rome", "label": 1}]
     with pytest.raises(TypeError, match="this is split already, into train: pass one of them"):
         load_ctr_dataset(DatasetDict({"train": Dataset.from_pandas(FRAME)}))
+    with pytest.raises(TypeError, match="this is split already, into train, test: pass one of them"):
+        load_ctr_dataset(dict.fromkeys(("train", "test"), CONTAINERS["columns"]))  # and no table of two rows
+    assert not is_split({**FRAME.iloc[0], "city": {"name": "Rome"}})
     with pytest.raises(ValueError, match="column 'a' holds values that have no type in common"):
         load_ctr_dataset({"a": [1, "x"], "label": [0, 1]})
     for fit in (load_ctr_dataset, FlipFeatureExtractor.fit):

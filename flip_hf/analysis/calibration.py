@@ -172,6 +172,3 @@ def draw_reliability(
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     counts.set(xlabel="predicted probability of a click", ylabel="rows")
     figure.savefig(path, dpi=130)
-
-
-__all__ = ["draw_reliability", "fit_calibration", "reliability_bins"]

@@ -18,8 +18,8 @@ import numpy as np
 from ..columns_flip import CodedColumn, read_labels
 from ..feature_extraction_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
-from ..fitting.counts import Counts
-from ..fitting.schema import batches
+from ..fitting.counts import Counts, rows_and_clicks
+from ..fitting.schema import batches, is_split
 from .rates import count_occurrences, shares_of
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
@@ -44,10 +44,7 @@ def describe_rows(extractor: Any, dataset: Any, processor: Any = None, show_valu
     """
     if processor is not None and (processor.tokenizer is None or not extractor.text_fields):
         processor = None
-    has_splits = isinstance(dataset, Mapping) and any(
-        isinstance(part, Mapping) or hasattr(part, "column_names") or hasattr(part, "columns")
-        for part in dataset.values()
-    )
+    has_splits = is_split(dataset)
     tables = dataset if has_splits else {"rows": dataset}
     main_name = "train" if "train" in tables else next(iter(tables))
     splits = {name: _Split(extractor, processor, is_main=name == main_name) for name in tables}
@@ -109,12 +106,12 @@ class _Split:
                 self.occurrences[number] += [len(labels), 0, 0, missing]
             if not self.is_main:
                 continue
-            keys, counts = list(map(_key, texts)), _rows_and_clicks(column.indices, folds, labels)
+            keys, counts = list(map(_key, texts)), rows_and_clicks(column.indices, len(texts), folds, labels)
             if hasattr(field, "numbers") and field.num_slots:
                 slot = self.extractor.slot_fields.index(number)
                 buckets, indices = np.unique(ids[:, slot], return_inverse=True)
                 names = [None if name == "[MISSING]" else name for name in self.extractor.decode(buckets)]
-                self.judged[number].add(names, _rows_and_clicks(indices, folds, labels))
+                self.judged[number].add(names, rows_and_clicks(indices, len(names), folds, labels))
             elif field.kind == "multivalued":
                 self.judged[number].add(keys, counts)
                 lists = [field.elements(value) or [None] for value in column.values]
@@ -161,13 +158,6 @@ def _rows_of(column: CodedColumn, rows: slice) -> CodedColumn:
     """Some rows of a coded column, with the values that these rows have."""
     used, indices = np.unique(column.indices[rows], return_inverse=True)
     return CodedColumn([column.values[value] for value in used.tolist()], indices)
-
-
-def _rows_and_clicks(indices: np.ndarray, folds: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Number of each row's value `(B,)` -> of each value rows and clicks in each fold `(n, K, 2)`."""
-    cells, num_cells = indices * NUM_FOLDS + folds, (int(indices.max()) + 1) * NUM_FOLDS
-    counts = [np.bincount(some, minlength=num_cells) for some in (cells, cells[labels == 1])]
-    return np.stack(counts, axis=-1).reshape(-1, NUM_FOLDS, 2)
 
 
 def _tokens_by_field(encoded: Any, num_fields: int) -> np.ndarray:
@@ -318,6 +308,3 @@ def _where(shares: Mapping[str, float], what: str = "") -> str:
 
 def _options(one: FieldReport, **options: Any) -> str:
     return f"field_options={{{one.name!r}: {options}}}"
-
-
-__all__ = ["describe_rows"]

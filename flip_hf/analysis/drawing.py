@@ -115,6 +115,3 @@ def _draw_recovered(axes: Any, words: Sequence[Any], cells: Sequence[_Cell], bel
     names = [f"with ids: {percent(with_ids)}", f"without ids: {percent(without_ids)}"]
     _draw_heat(axes, shares, names, [] if below else cells, "Greens")
     axes.set_xlabel("hidden in the text: how likely the right word pieces are")
-
-
-__all__ = ["draw_alignment"]

@@ -60,9 +60,7 @@ class Answer:
     guesses: list[Guess]  # the most likely ones, best first
     truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
-    total: float | None = (
-        None  # of a hidden id, sum of exp(s(j)) over its field's features: `"nce"` teaches it to be 1
-    )
+    total: float | None = None  # of a hidden id, sum of exp(s(j)) over its features: `"nce"` teaches it to be 1
 
     @property
     def probability(self) -> float | None:
@@ -188,8 +186,6 @@ def explain(
     """As [`FlipForPreTraining.explain_alignment`], which documents it."""
     if model.mtm_head is None and model.mlm_head is None:
         raise ValueError("mtm_weight=0 and mlm_weight=0: this model was trained to name no hidden value")
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k!r} has to be at least 1")
     if getattr(processor, "tokenizer", None) is None:
         raise TypeError(f"{type(processor).__name__} has no tokenizer: pass the FlipProcessor the model was made for")
     model.config.check_processor(processor)
@@ -368,6 +364,3 @@ class _Reader:
             rank = 1 + int((probabilities > probabilities[place]).sum())
             right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
         return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
-
-
-__all__ = ["AlignmentExplanation", "explain"]

@@ -43,6 +43,3 @@ def _made_up_batch(model: PreTrainedModel, num_rows: int, num_tokens: int) -> di
         batch["input_ids"] = torch.ones(num_rows, num_tokens, dtype=torch.long, device=model.device)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     return batch
-
-
-__all__ = ["flops_per_row"]

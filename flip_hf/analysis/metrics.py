@@ -14,6 +14,7 @@ import pandas as pd
 
 # a probability of exactly 0 or 1 that turns out wrong costs this much, instead of everything
 _SMALLEST_PROBABILITY = 1e-7
+_TAILS = [50 * (1 - 0.95), 50 * (1 + 0.95)]  # percentiles that bound an interval of 95 %
 
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}
@@ -130,7 +131,7 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> fl
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """A metric and its percentile interval over resampled rows; `difference` is to the reference."""
+    """A metric and its 95 % percentile interval over resampled rows; `difference` is to the reference."""
 
     value: float
     low: float
@@ -146,7 +147,6 @@ def bootstrap_intervals(
     reference: str | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] = auc,
     num_resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, BootstrapInterval]:
     """
@@ -158,11 +158,8 @@ def bootstrap_intervals(
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
         num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
-        level (`float`): of the intervals.
     """
     labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
-    if num_resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"num_resamples={num_resamples} has to be 1 or more, level={level} between 0 and 1 (0.95)")
     if reference is not None and reference not in values:
         raise ValueError(f"reference={reference!r} is none of {', '.join(values)}")
     for name, model in values.items():
@@ -181,17 +178,15 @@ def bootstrap_intervals(
             table.append([metric(labels[drawn], model[drawn]) for model in values.values()])
     resampled = pd.DataFrame(table, columns=list(values)).dropna()  # (R, models)
     if resampled.empty:
-        raise ValueError("no resample has both classes: the metric is not defined on these rows")
-    tails = [50 * (1 - level), 50 * (1 + level)]
+        raise ValueError(
+            f"none of {num_resamples} resamples has both classes: the metric is not defined on these rows"
+        )
     found = {name: metric(labels, model) for name, model in values.items()}
     intervals = {}
     for name in values:
-        parts = [found[name], *np.percentile(resampled[name], tails).tolist()]
+        parts = [found[name], *np.percentile(resampled[name], _TAILS).tolist()]
         if reference is not None:
             differences = resampled[name] - resampled[reference]
-            parts += [found[name] - found[reference], *np.percentile(differences, tails).tolist()]
+            parts += [found[name] - found[reference], *np.percentile(differences, _TAILS).tolist()]
         intervals[name] = BootstrapInterval(*parts)
     return intervals
-
-
-__all__ = ["BootstrapInterval", "bootstrap_intervals", "compute_ctr_metrics"]

@@ -34,6 +34,3 @@ class CTRMetric(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, groups: Any = None) -> dict[str, float]:
         return compute_ctr_metrics(np.asarray(references), np.asarray(predictions), groups)
-
-
-__all__ = ["CTRMetric"]

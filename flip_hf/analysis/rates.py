@@ -114,6 +114,3 @@ class RateWatch:
         shares = np.hstack([shares_of(occurrences), usual]).tolist()
         with_ids = sorted(set(self.extractor.slot_fields))
         return {self.extractor.field_names[field]: dict(zip(names, shares[field], strict=True)) for field in with_ids}
-
-
-__all__ = ["RateWatch"]

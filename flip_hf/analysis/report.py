@@ -157,6 +157,3 @@ def text_table(rows: list[dict[str, str]], written: Callable[[str], str] = print
         align = str.ljust if any(map(str.isalpha, "".join(cells))) else str.rjust
         columns.append([align(cell, width) for cell in (header, "-" * width, *cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
-
-
-__all__ = ["FieldReport", "FlipReport", "FrequentValue", "SplitReport", "markdown", "percent", "printable"]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..columns_flip import with_class_names
 from ..feature_extraction_flip import VOCABULARY_NAME
-from ..fitting.schema import gives_arrow
+from ..fitting.schema import gives_arrow, is_split
 from ..processing_flip import FlipProcessor, old_word
 from .private_datasets import fingerprint_of
 from .readers.tables import as_dataset
@@ -117,9 +117,7 @@ def prepare_dataset(
     """
     if text is not None:
         return_text = old_word("text", text, "return_text")
-    if isinstance(dataset, dict) and all(
-        hasattr(split, "columns") or hasattr(split, "column_names") for split in dataset.values()
-    ):
+    if is_split(dataset):
         encoded = DatasetDict() if type(dataset) is dict else type(dataset)()
         for name, split in dataset.items():
             is_train = name == "train" if out_of_fold is None else out_of_fold
@@ -187,6 +185,3 @@ def check_encoded(dataset: Any, processor: Any, name: str) -> None:
             f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
             "them with this one (prepare_dataset)"
         )
-
-
-__all__ = ["prepare_dataset"]

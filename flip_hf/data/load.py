@@ -165,6 +165,3 @@ def _fingerprint(files: Sequence[str], settings: Any) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-__all__ = ["load_ctr_dataset"]

@@ -14,8 +14,7 @@ import pyarrow.dataset
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from ..columns_flip import code_scalars, read_labels, with_class_names
-from ..fitting.schema import batches
+from ..columns_flip import as_columns, code_scalars, read_labels, with_class_names
 from ..values_flip import canonical_value, read_times
 from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows
@@ -328,11 +327,8 @@ def _check_column(table: Any, column: str | None, argument: str) -> None:
 def _column(dataset: Dataset, column: str, argument: str, label: str | None = None) -> pa.ChunkedArray:
     """The values of a column; classes by their names, but for those of the label."""
     _check_column(dataset, column, argument)
-    chunks: list[pa.Array] = []
-    for batch in batches(dataset.select_columns([column]), label):
-        values = batch[column]
-        chunks += [pa.array(values, pa.string())] if isinstance(values, list) else values.chunks
-    rows = pa.chunked_array(chunks)
+    values = as_columns(dataset.select_columns([column]), label)[column]
+    rows = pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, list) else values
     if rows.type.num_fields:
         raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")
     return rows
@@ -399,6 +395,3 @@ def _ordered(dataset: Dataset, order: np.ndarray) -> Iterator[pa.Table]:
     size = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)))
     for start in range(0, len(rows), size):
         yield source.take(pa.array(rows[start : start + size])).combine_chunks()
-
-
-__all__ = ["sample_negatives", "split_dataset"]

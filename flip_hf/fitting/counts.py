@@ -35,7 +35,7 @@ from ..fields_flip import (
     field_from_dict,
 )
 from ..values_flip import VALUE_TYPES, is_code
-from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column
+from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column, is_split
 
 
 logger = logging.get_logger(__name__)
@@ -98,6 +98,13 @@ def _content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
     if hasattr(field, "elements"):
         values = ["\0".join(field.elements(value)) for value in values]
     return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
+
+
+def rows_and_clicks(indices: np.ndarray, num_values: int, folds: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Number of each row's value, its fold, its label `(B,)` -> of each value rows and clicks by fold `(n, K, 2)`."""
+    cells = indices * NUM_FOLDS + folds
+    counts = [np.bincount(some, minlength=num_values * NUM_FOLDS) for some in (cells, cells[labels == 1])]
+    return np.stack(counts, axis=-1).reshape(-1, NUM_FOLDS, 2)
 
 
 class Counts:
@@ -269,21 +276,14 @@ class FeatureCounts:
     """
     Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
 
-    Parts of a table can be counted apart, on several machines, and merged; the result is the same as that of counting
-    the whole. A count that was cut off goes on from its last checkpoint.
+    Parts of a table can be counted apart, on several machines, and merged (docs/fields.md has an example); the result
+    is that of counting the whole. A count that was cut off goes on from its last checkpoint.
 
     Attributes:
         fields (`list[Field]`): the schema (`choose_fields`).
         num_rows (`int`): rows counted so far.
         of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
         of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
-
-    Example:
-        ```python
-        first = FeatureCounts.count(load_ctr_dataset(paths[0]))
-        parts = [FeatureCounts.count(load_ctr_dataset(path), fields=first.fields) for path in paths[1:]]  # anywhere
-        extractor = FlipFeatureExtractor.from_counts(FeatureCounts.merge([first, *parts]))
-        ```
     """
 
     def __init__(self, fields: Sequence[Field], label: str = "label"):
@@ -325,8 +325,7 @@ class FeatureCounts:
             checkpoint (`str`, *optional*): file that is written every `checkpoint_rows` rows. If it is there at the
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
         """
-        parts = dataset.values() if isinstance(dataset, Mapping) else ()
-        if any(hasattr(part, "columns") or hasattr(part, "column_names") for part in parts):
+        if is_split(dataset):
             raise ValueError(
                 f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
                 "FlipFeatureExtractor.fit(splits['train'])"
@@ -401,11 +400,8 @@ class FeatureCounts:
         for source, counts in self.of_source.items():
             number = self.field_names.index(source)
             values, indices, _ = coded[number]
-            cells = indices * NUM_FOLDS + folds
-            sums = [np.bincount(cells, weights, len(values) * NUM_FOLDS) for weights in (None, labels)]
-            counts.add(
-                _keys(self.fields[number], values), np.stack(sums, 1).astype(np.int64).reshape(-1, NUM_FOLDS, 2)
-            )
+            sums = rows_and_clicks(indices, len(values), folds, labels)
+            counts.add(_keys(self.fields[number], values), sums)
 
     def _warn_of_codes(self, field: Field, column: CodedColumn) -> None:
         if getattr(field, "type", "text") not in ("integer", "number") or field.name in self._warned_of:
@@ -475,6 +471,3 @@ class FeatureCounts:
             keys, sums, largest = (arrays[f"{name}.{part}"] for part in ("keys", "sums", "largest"))
             counts.add(json.loads(keys.tobytes()), sums, float(largest[0]))
         return loaded
-
-
-__all__ = ["FeatureCounts"]

@@ -34,6 +34,14 @@ KIND_OF_OPTION = {
 }
 
 
+def is_split(dataset: Any) -> bool:
+    """Whether a data set is a mapping of splits, and not of columns, nor a row of which some value is a dict."""
+    parts = dataset.values() if isinstance(dataset, Mapping) and len(dataset) else [None]
+    return all(
+        isinstance(part, Mapping) or hasattr(part, "column_names") or hasattr(part, "columns") for part in parts
+    )
+
+
 def gives_arrow(dataset: Any) -> bool:
     """Whether a data set has Arrow tables to give. Of a stream of rows made in Python `datasets` would make a table of
     each row, and those of rows with and without holes do not fit together."""

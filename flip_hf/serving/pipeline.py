@@ -17,7 +17,7 @@ from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, is_column, select_columns, with_class_names
 from ..masking_flip import hide_features, hide_tokens
 from ..processing_flip import EncodedRows
-from .ranking import Ranking, rank
+from .ranking import Ranking, rank, raw_names
 from .scoring import Scores, as_stream, check_click_model, score
 
 
@@ -27,7 +27,7 @@ _BATCHES_OF_STREAM, _BATCHES_OF_TABLE = 8, 32
 
 
 class ClickThroughRatePipeline(Pipeline):
-    r"""
+    """
     Scores raw rows with a finetuned [`FlipForCTR`] and its processor: many batches are encoded at once, in arrays, and
     rows of similar length share a batch, which spares padding. Results come in the order of the rows.
 
@@ -35,12 +35,6 @@ class ClickThroughRatePipeline(Pipeline):
         model ([`FlipForCTR`]): on any device, in any type; it is put into evaluation mode.
         processor ([`FlipProcessor`]): that of the model.
         kwargs: of `transformers.Pipeline` (`device`, `batch_size`: 256 by default), and defaults of `__call__`.
-
-    Example:
-        ```python
-        scorer = transformers.pipeline("click-through-rate", model="user/name")
-        scorer({"user_id": "u7", "title": "Heat (1995)", "genre": "Action"})  # {'probability': 0.31}
-        ```
     """
 
     _load_processor = True
@@ -62,13 +56,13 @@ class ClickThroughRatePipeline(Pipeline):
             rows: one row (a dict of values, a pandas Series, a record of numpy); a table in any form that the
                 processor takes; or a stream of rows: a generator, an iterator, an `IterableDataset`, a torch data set.
                 Values may be missing or new; columns that are no fields are not read.
-            batch_size (`int`, *optional*): rows that the model reads at a time; `num_workers` changes nothing.
+            batch_size (`int`, *optional*): rows that the model reads at a time; 32 such batches of a table are encoded
+                together, and 8 of a stream. `num_workers` changes nothing.
             return_towers (`bool`): in mode `"joint"`, also both towers' probabilities, corrected for down-sampling and
                 not calibrated, and the weight of the tabular logit (`None` with `fusion="stack"`).
             return_reasons (`bool` or `int`): the fields, or so many of them, by how much the logit owes to them. Takes
                 one more pass per field.
             return_rates (`bool`): also how many values were unseen and missing.
-            chunk_size (`int`, *optional*): rows encoded together, 32 batches of a table or 8 of a stream by default.
 
         Returns:
             `dict` of one row, a list of dicts, or of a stream a generator of dicts, with `probability`, calibrated as
@@ -76,20 +70,18 @@ class ClickThroughRatePipeline(Pipeline):
 
             - `tabular_probability`, `text_probability`, `tabular_weight`;
             - `reasons`: a list of `{"field", "value", "effect"}`, the largest first. `effect` is
-              logit(row) - logit(row with the field hidden as in pre-training, without which nobody has trained the
-              mask id): above 0 the value speaks for the click. Effects of fields that say the same are each small.
+              logit(row) - logit(row with the field hidden as in pre-training): above 0 the value speaks for the click.
 
-            With `return_rates` a pair: all this, and a dict with, for each field that has ids, the shares `unseen` (of
-            its values) and `missing` (of the rows), and what rows like those of the training would have,
-            `expected_unseen` and `expected_missing`; that of a stream is filled as it is read. Where a hundred rows or
-            more are far from it, the pipeline warns, once per field.
+            With `return_rates` a pair: all this, and for each field that has ids the shares `unseen` (of its values)
+            and `missing` (of the rows), with `expected_unseen` and `expected_missing` of rows like those of the
+            training; that of a stream is filled as it is read. docs/use.md says what all of these mean.
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
-        stream, chunk_size = as_stream(rows), asked.get("chunk_size")
-        size = chunk_size or batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
-        if size < 1:
-            raise ValueError(f"batch_size={batch_size} and chunk_size={chunk_size} have to be 1 or more")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+        stream = as_stream(rows)
+        size = batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
         fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
         chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
         results: Any = self._score(chunks, batch_size, asked, rates)
@@ -112,7 +104,7 @@ class ClickThroughRatePipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(
-        self, return_towers: Any = None, return_reasons: Any = None, return_rates: Any = None, chunk_size: Any = None
+        self, return_towers: Any = None, return_reasons: Any = None, return_rates: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         mode = self.model.config.mode
         if return_towers and mode != "joint":
@@ -120,7 +112,6 @@ class ClickThroughRatePipeline(Pipeline):
         if return_reasons is not None and return_reasons < 0:
             raise ValueError(f"return_reasons={return_reasons} has to be True, or how many reasons")
         asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
-        asked["chunk_size"] = chunk_size
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
@@ -197,14 +188,9 @@ class ClickThroughRatePipeline(Pipeline):
             ]
 
 
-def _raw_names(fields: Iterable[Any]) -> list[str]:
-    """Of the columns that the fields read."""
-    return list(dict.fromkeys(name for field in fields for name in field.columns))
-
-
 def _is_one_row(rows: Any, fields: Iterable[Any]) -> bool:
     if isinstance(rows, Mapping):  # a value may be a list, where others are not
-        return not all(is_column(rows[name]) for name in _raw_names(fields) if name in rows)
+        return not all(is_column(rows[name]) for name in raw_names(fields) if name in rows)
     is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
     return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
 
@@ -219,12 +205,9 @@ def _chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[An
         for start in range(0, len(rows), size):
             yield rows.select(range(start, min(start + size, len(rows))))
     elif not isinstance(rows, Sequence) or len(rows):  # an empty list has no columns
-        names = _raw_names(fields)
-        of_lists = _raw_names(field for field in fields if field.kind == "multivalued")
+        names = raw_names(fields)
+        of_lists = raw_names(field for field in fields if field.kind == "multivalued")
         columns = select_columns(as_columns(rows), names, of_lists)
         for start in range(0, len(columns[0]), size):
             parts = (getattr(column, "iloc", column)[start : start + size] for column in columns)
             yield dict(zip(names, parts, strict=True))
-
-
-__all__ = ["ClickThroughRatePipeline"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One user, n candidate items: which k come first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,10 +75,15 @@ def _one_row(row: Any) -> Mapping[str, Any]:
     return {name: as_list(column)[0] for name, column in columns.items()}
 
 
+def raw_names(fields: Iterable[Any]) -> list[str]:
+    """Of the columns that the fields read."""
+    return list(dict.fromkeys(name for field in fields for name in field.columns))
+
+
 def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, Any]:
     """The columns that the fields read, with the user's value n times. Raises `ValueError` if one is on both sides."""
     table = as_columns(items)
-    needed = dict.fromkeys(name for field in extractor.fields for name in field.columns)
+    needed = raw_names(extractor.fields)
     joined = {name: table[name] for name in needed if name in table}
     of_user = {name: user_row[name] for name in needed if name in user_row}
     twice = [name for name in joined if name in of_user]
@@ -98,6 +103,3 @@ def _distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray
     _, first, numbers = np.unique(numbers, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return [CodedColumn(column.values, column.indices[first[order]]) for column in columns], np.argsort(order)[numbers]
-
-
-__all__ = ["Ranking", "rank"]

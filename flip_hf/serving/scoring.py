@@ -107,6 +107,3 @@ def _batches(
             padded = pad_rows(part, lengths[rows], processor.pad_token_id)  # (batch, T) twice
             batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
         yield batch
-
-
-__all__ = ["Scores", "as_stream", "check_click_model", "score"]

@@ -204,6 +204,3 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-
-
-__all__ = ["draw_training_curves", "redact", "write_model_card"]

@@ -95,11 +95,8 @@ def push_to_hub(
     else:
         folder = Path(source)
     files, readme = _model_files(folder), folder / _CARD
-    if (
-        card
-        or not readme.is_file()
-        or ModelCard.load(readme, ignore_metadata_errors=True).data.library_name != LIBRARY_NAME
-    ):
+    library = ModelCard.load(readme, ignore_metadata_errors=True).data.library_name if readme.is_file() else None
+    if card or library != LIBRARY_NAME:
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
     text = readme.read_text(encoding="utf-8")
     shown = {unquote(name) for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+\.(?:png|svg|jpg))\)", text)}
@@ -139,8 +136,6 @@ def push_to_hub(
 
 def _model_files(folder: Path) -> set[str]:
     """Names of a whole FLIP model with its processor. Raises `ValueError`, saying what is missing or has to go."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: pass one that save_pretrained wrote, or a trainer")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PICKLES)
     if pickles:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: a pickle runs code when it is read; take it out")
@@ -240,6 +235,3 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     found = {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
     known["metrics"] = {name: value for name, value in found.items() if not name.endswith(not_shown)}
     return known, None
-
-
-__all__ = ["push_to_hub", "write_folder"]

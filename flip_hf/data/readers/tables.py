@@ -21,6 +21,7 @@ from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from transformers.utils import logging
 
 from ...columns_flip import as_columns, class_names, with_class_names
+from ...fitting.schema import is_split
 from ...values_flip import canonical_value, read_number
 from ..private_datasets import stream_of_tables
 from .files import kind_of, name_of, opened, reading
@@ -214,7 +215,7 @@ def as_dataset(rows: Any) -> Dataset:
     """A table in any of the forms that `as_columns` takes -> a `Dataset`. Raises TypeError for splits."""
     if isinstance(rows, Dataset):
         return rows
-    if isinstance(rows, Mapping) and any(hasattr(rows[name], "column_names") for name in rows):
+    if is_split(rows):
         raise TypeError(f"this is split already, into {', '.join(rows)}: pass one of them")
     return Dataset(as_table(rows))
 
