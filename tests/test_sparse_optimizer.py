@@ -210,7 +210,9 @@ def test_a_resumed_run_is_bit_equal_and_accumulation_changes_nothing(
         run(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-def test_auto_is_lazy_for_large_tables_and_adamw_in_one_process(stage_2, text_model_dir, processor, monkeypatch):
+def test_auto_is_lazy_for_large_tables_and_adamw_in_one_process(
+    stage_2, text_model_dir, processor, monkeypatch, caplog
+):
     def optimizer_of(model=None, **options):
         trainer = stage_2(model, **options)
         return trainer.create_optimizer(), trainer.model
@@ -218,6 +220,7 @@ def test_auto_is_lazy_for_large_tables_and_adamw_in_one_process(stage_2, text_mo
     assert type(optimizer_of()[0]) is torch.optim.AdamW
     monkeypatch.setattr(sparse_optimizer, "MIN_FEATURES_LAZY", processor.feature_extractor.num_features)
     optimizer, model = optimizer_of()
+    assert f"embedding_optim='auto': lazy_adamw, for {model.config.num_features} features" in caplog.text
     assert isinstance(optimizer, RowSparseOptimizer) and model.flip.tabular.embeddings.sparse
     assert [group["name"] for group in optimizer.param_groups].count("tables") == 1
     optimizer, model = optimizer_of(model, embedding_optim="adamw")  # the same model, densely again

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..tabular_layers_flip import check_choice
 
+
+logger = logging.get_logger(__name__)
 
 # From so many features on `embedding_optim="auto"` is lazy: a dense step of FLIP_ID takes some twenty times as long
 # there (examples/benchmarks/embedding_optimizers.py). Lazy steps pay from 100,000 on, and are another method.
@@ -135,6 +138,8 @@ def make_optimizer(
     if choice == "auto":
         pays = args.world_size == 1 and kind is torch.optim.AdamW and model.config.num_features >= MIN_FEATURES_LAZY
         choice = "lazy_adamw" if pays else "adamw"
+        if pays:
+            logger.warning(f"embedding_optim='auto': lazy_adamw, for {model.config.num_features:,} features")
     is_sparse = choice != "adamw"
     modules = [] if model.flip.tabular is None else model.flip.tabular.tables()
     if head is not None:
