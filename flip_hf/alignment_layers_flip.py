@@ -123,6 +123,8 @@ class FlipMTMHead(nn.Module):
     and the distribution that noise is drawn from are computed when first needed.
     """
 
+    sparse_bias = False  # whether its gradient is one of the rows read, as `feature_embeddings.sparse` says of theirs
+
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
         self.config = config
@@ -227,16 +229,22 @@ class FlipMTMHead(nn.Module):
         hidden = self.dense(torch.cat([vectors, context], dim=-1))
         return hidden.view(len(hidden), self.config.num_fields, self.config.mtm_embedding_size)
 
+    def bias(self, features: torch.LongTensor) -> torch.Tensor:
+        """b of features, of their shape."""
+        if self.sparse_bias:
+            return self.feature_bias.gather(0, features.reshape(-1), sparse_grad=True).view_as(features)
+        return self.feature_bias[features]
+
     def score(self, hidden: torch.Tensor, features: torch.LongTensor) -> torch.Tensor:
         """h_f `(M, E)` and candidates `(M, C)` -> s `(M, C)`."""
         dot = torch.einsum("me,mce->mc", hidden, self.feature_embeddings(features))
-        return dot + self.feature_bias[features] - math.log(self.config.num_features)
+        return dot + self.bias(features) - math.log(self.config.num_features)
 
     def score_field(self, hidden: torch.Tensor, field: int) -> tuple[torch.Tensor, torch.Tensor]:
         """h_f `(M, E)` of one field -> (its real features `(n,)`, s `(M, n)`)."""
         is_real = torch.arange(len(self.feature_fields), device=hidden.device) >= self.config.num_reserved_features
         features = ((self.feature_fields == field) & is_real).nonzero().squeeze(1)
-        bias = self.feature_bias[features] - math.log(self.config.num_features)
+        bias = self.bias(features) - math.log(self.config.num_features)
         return features, hidden @ self.feature_embeddings(features).T + bias
 
     def masked_slots(self, feature_ids: torch.Tensor, masked_feature_ids: torch.Tensor) -> torch.Tensor:

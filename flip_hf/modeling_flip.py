@@ -403,7 +403,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     The loss is binary cross-entropy in nats: of the logit, and in mode `"joint"` of each tower's own logit as well
     (`config.tabular_bce_weight`, `config.text_bce_weight`); in training plus `config.l2_coefficient` times the sum of
-    squares of the tabular embedding tables. Clicks count `config.positive_weight` times in it.
+    squares of the ID tower's tables, unless they are `sparse`. Clicks count `config.positive_weight` times in it.
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")

@@ -34,13 +34,15 @@ class FeatureEmbedding(nn.Embedding):
     """
     The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
 
-    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number.
+    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; `sparse`, as that.
     """
 
     def __init__(self, num_features: int, size: int):
         super().__init__(num_features, size, padding_idx=PAD_FEATURE_ID)
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        if self.sparse:
+            return super().forward(feature_ids)
         table = self.weight.squeeze(1) if self.embedding_dim == 1 else self.weight
         ids = feature_ids.reshape(-1)
         rows = _Lookup.apply(table, ids) if torch.is_grad_enabled() else table.index_select(0, ids)

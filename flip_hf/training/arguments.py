@@ -30,6 +30,9 @@ class FlipTrainingArguments(TrainingArguments):
     text_learning_rate: float = _default(1e-4, "Learning rate of the language model.")
     freeze_text: str | None = _default(None, "Of it do not learn: all, embeddings, or k for them and k layers.")
     weight_decay: float = _default(1e-3, "Weight decay of matrices (never of embeddings).")
+    embedding_optim: str = _default(
+        "auto", "Of tables of ids: adamw (all rows), lazy_adamw or rowwise_adagrad (rows read), auto: lazy if large."
+    )
     per_device_train_batch_size: int = _default(128, "Rows per device and step.")
     per_device_eval_batch_size: int = _default(512, "Rows per device in evaluation.")
     train_sampling_strategy: str = _default(

@@ -38,6 +38,7 @@ from .optimization import parameter_groups
 from .precision import flushed_denormals
 from .probe import gradient_norms, probe_auc
 from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
+from .sparse_optimizer import RowGradients, make_optimizer
 
 
 logger = logging.get_logger(__name__)
@@ -161,8 +162,14 @@ class FlipTrainer(ResumableTrainer):
             kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
             rates = (args.learning_rate, args.text_learning_rate, args.weight_decay)
             groups = parameter_groups(model, *rates, getattr(args, "contrastive_learning_rate", None))
-            self.optimizer = kind(groups, **options)
+            self.optimizer = make_optimizer(model, groups, kind, options, args)
         return self.optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return super()._clip_grad_norm(RowGradients(model))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(RowGradients(model), grad_norm)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
