@@ -118,6 +118,20 @@ def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, lists_proces
     assert_reads_itself(model, tmp_path, batch)
 
 
+@pytest.mark.slow
+@every_tower
+def test_a_training_step_is_one_graph(backbone, options, lists_processor, rows, text_config):
+    """What `torch.compile` makes of FLIP_ID, and once of both towers: loss and all, without a break, for any batch."""
+    settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
+    settings |= {"mode": "joint", "text_config": text_config} if (backbone, options) == ("dcnv2", {}) else {}
+    model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings)).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    for part in (rows[:16], rows[16:40]):
+        batch = DataCollatorForFlipCTR(lists_processor, mode=settings["mode"])(part)
+        torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
+
+
 def test_every_folder_opens_where_flip_hf_is_not_installed(lists_processor, text_config, tmp_path):
     rows = {"user_id": ["100", "new"], "item_id": ["203", None], "genre": [["Drama", "Horror"], []]}
     rows["price"] = [3.0, None]
