@@ -91,6 +91,8 @@ def test_every_row_loses_k_whole_fields_of_each_view(processor, rows, ratio, cou
     for name, mask in (("input_ids", processor.tokenizer.mask_token_id), ("feature_ids", 1)):
         masked = batch[f"masked_{name}"]
         assert set(masked[masked != batch[name]].tolist()) == {mask}
+    chosen = collator._choose(np.random.default_rng(0).random((1, 50)), np.ones((1, 50), bool), 0.58, 50)
+    assert chosen.sum() == 29  # 50 x 0.58 is 28.999999999999996
 
 
 def test_fields_are_drawn_uniformly_and_the_views_independently(processor, rows):
