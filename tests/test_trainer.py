@@ -103,14 +103,14 @@ WORKERS = {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4, "datalo
 
 
 CASES = {"alone": ({}, 16), "workers": ({**WORKERS, "gradient_accumulation_steps": 2}, 8)}
-CASES["stream"] = ({"max_steps": 4}, 4)
+CASES |= {"stream": ({"max_steps": 4}, 4), "stream, workers": ({"max_steps": 4, **WORKERS}, 4)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_batch_has_the_ratio_of_its_own_step(case, stage_1, processor, encoded, splits, tmp_path):
     options, num_steps = CASES[case]
     rows = encoded["train"]
-    if case == "stream":  # of which rows that are skipped are collated again
+    if "stream" in case:  # of which rows that are skipped are collated again, and one shard keeps one worker
         rows = prepare_dataset(splits["train"].to_iterable_dataset(), processor)
 
     def run(**resume):

@@ -294,8 +294,10 @@ class MasksByStep(TrainerCallback):
         serial, first_step, num_steps, batches_per_step = self._plan.tolist()
         if serial != self._serial:
             self._serial, self._num_collated = serial, 0
-        worker = torch.utils.data.get_worker_info()  # which take turns
-        number = self._num_collated if worker is None else self._num_collated * worker.num_workers + worker.id
+        number, worker = self._num_collated, torch.utils.data.get_worker_info()
+        if worker is not None:  # which take turns, but those that no shard of a stream is left for
+            num_workers = min(worker.num_workers, getattr(worker.dataset, "num_shards", worker.num_workers))
+            number = number * num_workers + worker.id
         self._num_collated += 1
         if serial:  # else nothing is being trained
             step, number = first_step + number // batches_per_step, number % batches_per_step
