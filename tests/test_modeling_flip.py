@@ -309,6 +309,29 @@ def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(ki
     assert len(model(**given).hidden_states) == 3
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_half_precision_keeps_each_loss_near_float32(stage, trainable_text_model_dir, processor, batch, masked_batch):
+    torch.manual_seed(0)
+    kind, inputs = ((FlipForPreTraining, masked_batch), (FlipForCTR, batch))[stage - 1]
+    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, mtm_loss="full_softmax")
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):  # at its start a loss is near a constant in any precision
+        optimizer.zero_grad()
+        model.train()(**inputs).loss.backward()
+        optimizer.step()
+    exact = model.eval()(**inputs)
+    for dtype, bound in ((torch.bfloat16, 0.02), (torch.float16, 0.002)):
+        with torch.autocast("cpu", dtype):
+            output = model(**inputs)
+        for name in {"loss", "mlm_loss", "mtm_loss", "icl_loss"} & set(exact):
+            assert output[name].dtype == torch.float32
+            torch.testing.assert_close(output[name], exact[name], rtol=bound, atol=bound / 100, msg=name)
+        if stage == 2:
+            torch.testing.assert_close(
+                output.logits, exact.logits, rtol=0, atol=bound * exact.logits.abs().max().item()
+            )
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_from_pre_training_to_each_mode_and_back_from_disk(mode, stage_1, batch, tmp_path, caplog):
     source = stage_1()
