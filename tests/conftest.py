@@ -9,6 +9,7 @@ import json
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict
 from hub_in_memory import Hub, connected
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -38,6 +40,8 @@ from flip_hf import (
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.fsync = lambda file: None  # no test ends in a power cut
+# workers of a training that ended are waited for 0.2 s instead of 5 s each, and then stopped
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 torch.set_num_threads(1)  # beside a second process of tests
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +203,23 @@ def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
     """A Hub in memory that this process talks to as the user `hub.owner`, with an empty cache."""
     with connected(tmp_path_factory.mktemp("hub"), monkeypatch) as hub:
         yield hub
+
+
+def _rank(rank: int, port: int, work: Callable, arguments: tuple) -> None:
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in settings.items()}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.distributed.init_process_group("gloo")
+    work(rank, *arguments)
+    torch.distributed.destroy_process_group()
+
+
+def in_two_processes(work: Callable, *arguments) -> None:
+    """`work(rank, *arguments)` in two processes that know each other; forked, so nothing is imported again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_rank, (port, work, arguments), nprocs=2, start_method="fork")
 
 
 def data_folder(name: str) -> Path:

@@ -5,26 +5,17 @@ import copy
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from conftest import in_two_processes
 from filelock import FileLock
 from transformers import TrainerCallback, set_seed
 
 from flip_hf import FlipForCTR, FlipForPreTraining, prepare_dataset
 from flip_hf.training import checkpoints
-
-
-@pytest.fixture(autouse=True, scope="module")
-def impatient():
-    """Workers of a training that ended are waited for 0.2 s instead of 5 s each, and then stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-        yield
 
 
 EVERY_STEP = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
@@ -257,17 +248,10 @@ def test_two_processes_go_on_with_the_rows_and_masks_of_their_own(stage_1, pretr
         trainer.train(**resume)
         return trainer.model.state_dict()
 
-    def rank(index, port):
-        os.environ |= {"RANK": f"{index}", "LOCAL_RANK": f"{index}", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-        os.environ["MASTER_PORT"] = f"{port}"
-        AcceleratorState._reset_state(reset_partial_state=True)
+    def unbroken_and_resumed(rank):
         whole = train()
         resumed = train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # in the second epoch
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-        torch.distributed.destroy_process_group()
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank, args=(port,), nprocs=2, start_method="fork")
+    in_two_processes(unbroken_and_resumed)
     assert len(list((tmp_path / "checkpoint-6").glob("rng_state_*.pth"))) == 2

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (gloo) learn and say what one does with the joined batches."""
 
-import os
-import socket
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import QUICK
+from conftest import QUICK, in_two_processes
 from torch import nn
 from transformers import BertConfig
 
@@ -42,8 +39,7 @@ def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(7, 6, generator=generator), torch.randn(7, 8, generator=generator)
 
 
-def worker(rank: int, init_file: str, results) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+def contrast(rank: int, results) -> None:
     for name, cuts in CUTS.items():
         head = nn.parallel.DistributedDataParallel(make_head())
         vectors, texts = make_rows()
@@ -52,13 +48,11 @@ def worker(rank: int, init_file: str, results) -> None:
         loss.backward()
         gradients = {key: parameter.grad.tolist() for key, parameter in head.module.named_parameters()}
         results[name, rank] = (loss.item(), gradients)
-    torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch(tmp_path):
+def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch():
     results = mp.Manager().dict()
-    # forked: nothing is imported again
-    mp.start_processes(worker, args=(str(tmp_path / "init"), results), nprocs=2, start_method="fork")
+    in_two_processes(contrast, results)
     for name, cuts in CUTS.items():
         head = make_head()
         vectors, texts = make_rows()
@@ -108,13 +102,6 @@ def train(rank: int, world: int, stage: int, optim: str, model, processor, encod
     results[world, rank] = logs, predictions, weights
 
 
-def in_two_processes(rank: int, port: int, *arguments) -> None:
-    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in settings.items()})
-    train(rank, 2, *arguments)
-    torch.distributed.destroy_process_group()
-
-
 STILL = {"mtm_loss": "full_softmax", "mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}  # no noise, no dropout
 KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
 
@@ -127,10 +114,7 @@ def test_two_processes_train_what_one_trains(stage, optim, trainable_text_model_
     model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
     results = mp.Manager().dict()
     arguments = (stage, optim, model, processor, encoded, str(tmp_path), results)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(in_two_processes, args=(port, *arguments), nprocs=2, start_method="fork")
+    in_two_processes(train, 2, *arguments)
     mp.start_processes(train, args=(1, *arguments), nprocs=1, start_method="fork")
     logs, predictions, weights = results[1, 0]
     bounds = {"rtol": 1e-4, "atol": 1e-6} if optim == "sgd" else {"rtol": 1e-3, "atol": 1e-5}

@@ -34,14 +34,6 @@ from flip_hf.training.precision import has_fast_bf16
 from flip_hf.training.sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, text_lengths
 
 
-@pytest.fixture(autouse=True, scope="module")
-def impatient():
-    """Workers of a training that ended are waited for 0.2 s instead of 5 s each, and then stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-        yield
-
-
 def test_every_argument_of_trainer_has_its_name_and_place():
     of_ours = inspect.signature(FlipPreTrainingTrainer.__init__).parameters
     assert list(of_ours) == list(inspect.signature(Trainer.__init__).parameters)

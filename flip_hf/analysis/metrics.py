@@ -14,7 +14,7 @@ import pandas as pd
 
 # a probability of exactly 0 or 1 that turns out wrong costs this much, instead of everything
 _SMALLEST_PROBABILITY = 1e-7
-_TAILS = [50 * (1 - 0.95), 50 * (1 + 0.95)]  # percentiles that bound an interval of 95 %
+_TAILS = [2.5, 97.5]  # percentiles that bound an interval of 95 %
 
 # what the two trainers report, and whether more of it is better: what chooses the best model reads it here
 CTR_METRICS = {"loss": False, "auc": True, "logloss": False, "gauc": True, "ne": False, "rig": True, "ece": False}

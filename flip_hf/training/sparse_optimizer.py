@@ -129,7 +129,7 @@ def make_optimizer(
     features. Tells these of the model whether their gradients are sparse.
 
     `"auto"` is `"lazy_adamw"` for AdamW in a single process and models of `MIN_FEATURES_LAZY` features or more, and
-    elsewhere `"adamw"`, which is `kind` for everything: whatever the machine, one model is trained in one way. With
+    elsewhere `"adamw"`, which is `kind` for everything: a rule that asks for no machine's speed. With
     several processes the rows' gradients are added up by gloo (NCCL cannot), and those of the bias, N numbers, as a
     whole: DDP takes sparse gradients of embeddings alone.
     """
