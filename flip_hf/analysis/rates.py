@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..configuration_flip import PAD_FEATURE_ID, unseen_id
+from ..masking_flip import PAD_FEATURE_ID, unseen_id
 
 
 logger = logging.get_logger(__name__)

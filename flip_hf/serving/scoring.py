@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..masking_flip import pad_rows
 from ..modeling_flip_base import evaluating
-from ..processing_flip import EncodedRows
+from ..text_encoding_flip import EncodedRows
 
 
 logger = logging.get_logger(__name__)
