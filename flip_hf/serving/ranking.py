@@ -8,7 +8,7 @@ import numpy as np
 
 from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, as_list, is_column, with_class_names
-from .scoring import as_stream, check_click_model, score
+from .scoring import TextVectors, as_stream, check_click_model, score
 
 
 class Ranking(NamedTuple):
@@ -26,6 +26,7 @@ def rank(
     top_k: int | None = None,
     batch_size: int = 256,
     watch: RateWatch | None = None,
+    texts: TextVectors | None = None,
 ) -> Ranking:
     """
     Ranks items for one user, as the pipeline would score the user's row joined to each item's; equally good ones stay
@@ -39,6 +40,7 @@ def rank(
         batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): `pipeline.rank` has one, to warn once per field of unseen and missing
             values, the user counting as one row. Without it every call warns, of a hundred items or more.
+        texts ([`TextVectors`], *optional*): texts that need not be read (see `pipeline.precompute_texts`).
 
     Raises:
         ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
@@ -59,7 +61,7 @@ def rank(
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
     occurrences[of_user] = count_occurrences(extractor, encoded.feature_ids[:1])[of_user]
     (watch or RateWatch(extractor)).add(occurrences)
-    logits = score(model, processor, encoded, batch_size).logits
+    logits = score(model, processor, encoded, batch_size, texts).logits
     probabilities = model.predict_probabilities(logits).numpy()[candidate]
     # by logits: an isotonic calibration makes ties of what the model tells apart
     indices = np.argsort(-logits.numpy()[candidate], kind="stable")[:top_k]
@@ -93,6 +95,21 @@ def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, A
         raise ValueError(f"the items have no column of any field, only {', '.join(map(str, table))}: nothing to rank")
     num_items = len(next(iter(joined.values())))
     return joined | {name: [value] * num_items for name, value in of_user.items()}
+
+
+def columns_of_texts(extractor: Any, items: Any) -> list[CodedColumn]:
+    """Items -> columns of all fields, those that only the ID tower reads empty. Raises `ValueError` if the text says
+    something that the items do not have."""
+    table = as_columns(items)
+    fields = [extractor.fields[index] for index in extractor.text_fields]
+    absent = [name for name in raw_names(fields) if name not in table]
+    if absent:
+        raise ValueError(
+            f"the text also says {', '.join(map(repr, absent))}, which the items do not have: no text is theirs "
+            'alone. Fit with field_options={...: {"view": "tabular"}} for what belongs to the user'
+        )
+    of_others = {name: None for name in raw_names(extractor.fields) if name not in raw_names(fields)}
+    return extractor.select_columns(join(extractor, of_others, {name: table[name] for name in raw_names(fields)}))
 
 
 def _distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray]:
