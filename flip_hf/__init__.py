@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .data.load import load_ctr_dataset
     from .data.splitting import sample_negatives, split_dataset
     from .fitting.counts import FeatureCounts
+    from .serving.export import export_onnx, export_program
     from .sharing.card import write_model_card
     from .sharing.hub import push_to_hub
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
@@ -48,6 +49,7 @@ _LATE = {
     "load_ctr_dataset": "data.load",
     **dict.fromkeys(["sample_negatives", "split_dataset"], "data.splitting"),
     "FeatureCounts": "fitting.counts",
+    **dict.fromkeys(["export_onnx", "export_program"], "serving.export"),
     "write_model_card": "sharing.card",
     "push_to_hub": "sharing.hub",
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
@@ -77,6 +79,8 @@ __all__ = [
     "bootstrap_intervals",
     "compute_ctr_metrics",
     "draw_reliability",
+    "export_onnx",
+    "export_program",
     "fit_calibration",
     "flops_per_row",
     "load_ctr_dataset",
