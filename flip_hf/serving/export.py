@@ -129,7 +129,9 @@ def export_onnx(
 def _load(folder: str | os.PathLike, mode: str | None, text_model: Any) -> tuple[FlipForCTR, int]:
     """A click model in float32 whose adapter is merged, and how many tokens its longest text may have."""
     if not os.path.isdir(folder):
-        raise NotADirectoryError(f"{folder} is no folder: bring a repository here with huggingface_hub.snapshot_download")
+        raise NotADirectoryError(
+            f"{folder} is no folder: bring a repository here with huggingface_hub.snapshot_download"
+        )
     model = FlipForCTR.from_pretrained(folder, mode=mode, text_model=text_model, dtype=torch.float32).eval()
     processor = FlipProcessor.from_pretrained(folder)
     check_click_model(model, processor)

@@ -185,7 +185,9 @@ def _exports(folder: Path) -> set[str]:
 
     names = sorted(path.name for path in (folder / ONNX_FOLDER).glob("*.onnx"))
     if not names:
-        raise ValueError(f"{folder} has no {ONNX_FOLDER}/*.onnx to push: flip_hf.export_onnx({str(folder)!r}) writes one")
+        raise ValueError(
+            f"{folder} has no {ONNX_FOLDER}/*.onnx to push: flip_hf.export_onnx({str(folder)!r}) writes one"
+        )
     for name in names:
         path = folder / ONNX_FOLDER / name
         metadata = onnx.load(path, load_external_data=False).metadata_props
