@@ -76,8 +76,8 @@ def export_onnx(
     Args:
         folder: that of a [`FlipForCTR`] and its processor. An adapter is merged into the language model.
         mode (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`; default: the folder's own.
-        quantize (`bool`): the language model's weight matrices, by column, and what they multiply, row by row as it
-            comes, are int8; the embeddings and the ID tower stay float32.
+        quantize (`bool`): the language model's weight matrices, by column, and what they multiply, by batch, are in 8
+            bits, so that a row's logit depends a little on the rows beside it. Embeddings and ID tower stay float32.
         text_model: as in `FlipForCTR.from_pretrained`, for a folder with an adapter.
 
     Raises:
@@ -119,10 +119,11 @@ def export_onnx(
             found = session.run(outputs, {key: value.numpy() for key, value in one.items()})
             for key, value in zip(outputs, found, strict=True):
                 _compare(key, torch.from_numpy(value), logits[key], is_float=not quantize or key == "tabular_logits")
-        for file in (path, path.with_name(data_name(name))):
-            (target / file.name).unlink(missing_ok=True)
+        for file in (path.with_name(data_name(name)), path):
             if file.is_file():
                 file.replace(target / file.name)
+            else:  # of a larger model before
+                (target / file.name).unlink(missing_ok=True)
     return target / name
 
 
@@ -195,10 +196,11 @@ def _compare(name: str, found: torch.Tensor, expected: torch.Tensor, is_float: b
     """Raises `RuntimeError` if logits `(B,)` are not those of the model; of int8, if they are not finite."""
     difference = ((found - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
     if not (difference <= _TOLERANCE if is_float else math.isfinite(difference)):
-        raise RuntimeError(
-            f"the exported {name} are not the model's: they differ by {difference:.1e}, and {_TOLERANCE:.0e} is allowed. "
-            f"Nothing was written. torch {torch.__version__} exports a layer of this model wrongly: take another version"
+        problem = (
+            f"the exported {name} are not the model's: they differ by {difference:.1e} (at most {_TOLERANCE:.0e})"
         )
+        remedy = "nothing was written; another version of torch and onnxscript may know its layers"
+        raise RuntimeError(f"{problem}: {remedy}")
 
 
 @contextlib.contextmanager
