@@ -120,7 +120,7 @@ def print_rates(sides: dict[str, Side], batches: dict[int, Inputs], repeats: int
     print(f"  {'rows':>6}  " + "".join(f"{name:>26}" for name in sides))
     for size, inputs in batches.items():
         for side in sides.values():
-            side(inputs), side(inputs)  # compiles, and fills caches
+            side(inputs)  # compiles, and fills caches
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(repeats):
             for name, side in sides.items():
@@ -169,7 +169,8 @@ def print_auc(paths: dict[str, Path], rows: list[dict[str, Any]], processor: Fli
         difference = bootstrap_intervals(labels, made, reference="float32")["int8"]
         plain = bootstrap_intervals(labels, made)
         print(
-            f"  {name:12} float32 {plain['float32'].value:.4f}, int8 {plain['int8'].value:.4f}: {difference}; "
+            f"  {name:12} float32 {plain['float32'].value:.4f}, int8 {plain['int8'].value:.4f}, "
+            f"{difference.difference:+.4f} [{difference.difference_low:+.4f}, {difference.difference_high:+.4f}]; "
             f"logits differ by {np.abs(made['int8'] - made['float32']).max():.3f} at most, of a standard deviation of "
             f"{made['float32'].std():.3f}"
         )
@@ -192,9 +193,8 @@ def against_deepctr(arguments: argparse.Namespace, folder: Path) -> None:
         FlipProcessor(extractor).save_pretrained(folder)
         path = export_onnx(folder)
         peer = deepctr_model("dcnv2-mixture", num_fields, vocabulary, size).eval()
-        encoded = torch.from_numpy(
-            np.asarray(extractor({name: ids[:, k].astype(str) for k, name in enumerate(names)})["feature_ids"])
-        ).long()
+        texts = {name: ids[:, k].astype(str) for k, name in enumerate(names)}
+        encoded = torch.from_numpy(np.asarray(extractor(texts))).long()
         floats = torch.from_numpy(ids).float()  # what deepctr-torch reads
 
         def of_peer(inputs: Inputs, peer=peer, floats=floats) -> torch.Tensor:
