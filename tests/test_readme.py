@@ -39,9 +39,11 @@ def test_the_code_of_the_fields_page_runs():
 
 def test_the_code_of_the_page_on_use_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    pytest.importorskip("onnxscript", reason="pip install -e '.[test]'")
     names: dict = {}
-    run_blocks("docs/use.md", "use", 7, names)
+    run_blocks("docs/use.md", "use", 8, names)
     assert len(names["best"].indices) == 5
+    assert names["again"].tolist() == pytest.approx(names["logits"].tolist(), abs=1e-5)
     assert names["raw"].argsort().tolist() == names["calibrated"].argsort().tolist()
     assert names["model"].config.calibration["method"] == "platt"
     assert (tmp_path / "runs" / "reliability.png").is_file()
