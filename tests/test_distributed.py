@@ -75,7 +75,9 @@ class EachRowMaskedAlike(DataCollatorForFlipPreTraining):
         return {name: torch.cat([batch[name] for batch in one_by_one]) for name in one_by_one[0]}
 
 
-def train(rank: int, world: int, stage: int, optim: str, model, processor, encoded, folder, results) -> None:
+def train(
+    rank: int, world: int, stage: int, optim: str, chunks: bool, model, processor, encoded, folder, results
+) -> None:
     """Three steps of 32 rows in all, an evaluation of 50 rows, and a saved folder."""
     torch.manual_seed(0)
     settings = {**QUICK, "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1}
@@ -86,6 +88,7 @@ def train(rank: int, world: int, stage: int, optim: str, model, processor, encod
     settings |= {"eval_strategy": "no", "save_strategy": "no", "output_dir": folder}
     rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
     if stage == 1:
+        settings["contrast_chunk_size"] = 6 if chunks and world == 2 else None
         collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
         settings["contrastive_learning_rate"] = 0.1
         trainer = FlipPreTrainingTrainer(
@@ -106,14 +109,24 @@ STILL = {"mtm_loss": "full_softmax", "mlm_dropout_prob": 0.0, "icl_dropout_prob"
 KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
 
 
-@pytest.mark.parametrize("optim", ["sgd", "rowwise_adagrad"])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_two_processes_train_what_one_trains(stage, optim, trainable_text_model_dir, processor, encoded, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "optim", "chunks"),
+    [
+        (1, "sgd", False),
+        (1, "sgd", True),
+        (1, "rowwise_adagrad", True),
+        (2, "sgd", False),
+        (2, "rowwise_adagrad", False),
+    ],
+)
+def test_two_processes_train_what_one_trains(
+    stage, optim, chunks, trainable_text_model_dir, processor, encoded, tmp_path
+):
     torch.manual_seed(0)
     kind, settings = KINDS[stage]
     model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
     results = mp.Manager().dict()
-    arguments = (stage, optim, model, processor, encoded, str(tmp_path), results)
+    arguments = (stage, optim, chunks, model, processor, encoded, str(tmp_path), results)
     in_two_processes(train, 2, *arguments)
     mp.start_processes(train, args=(1, *arguments), nprocs=1, start_method="fork")
     logs, predictions, weights = results[1, 0]

@@ -393,6 +393,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             num_masked_tokens=num_tokens,
             num_masked_features=num_features,
             num_micro_batches=self.current_gradient_accumulation_steps,
+            chunk_size=self.args.contrast_chunk_size,
         )
         for name in ("mlm_loss", "mtm_loss", "icl_loss"):
             if name in output:
