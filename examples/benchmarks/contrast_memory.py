@@ -4,8 +4,8 @@
     python examples/benchmarks/contrast_memory.py --text_model <all-MiniLM-L6-v2> --data_dir <ml-100k>
 
 Each chunk size in a process of its own, on the same rows: the largest resident size (ru_maxrss) of two steps of
-forward, backward and AdamW beyond what the process had before them, and the seconds of the second. 0 is the whole batch
-at once.
+forward, backward and AdamW beyond what the process had before them, and the seconds of the second. 0 is the whole
+batch at once.
 """
 
 import argparse

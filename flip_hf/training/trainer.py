@@ -214,7 +214,7 @@ class FlipTrainer(ResumableTrainer):
         if self.args.train_sampling_strategy == "group_by_length" and isinstance(rows, datasets.Dataset):
             if "input_ids" not in rows.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), self._data_seed)
         return super()._get_train_sampler(train_dataset)
 
