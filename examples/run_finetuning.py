@@ -13,6 +13,7 @@ probabilities to `output_dir/test_probabilities.npy`. Started again after a cras
 
 import json
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,10 +92,9 @@ def main() -> None:
         parse = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         arguments, training_arguments = parse(sys.argv[1])
     else:
-        known = HfArgumentParser(ModelArguments, add_help=False).parse_args_into_dataclasses(
-            return_remaining_strings=True
-        )
-        parser.set_defaults(bf16=known[0].mode != "tabular" and "auto")  # where text is read
+        of_mode = ArgumentParser(add_help=False)
+        of_mode.add_argument("--mode", default="joint")
+        parser.set_defaults(bf16=of_mode.parse_known_args()[0].mode != "tabular" and "auto")  # where text is read
         arguments, training_arguments = parser.parse_args_into_dataclasses()
 
     set_seed(training_arguments.seed)
