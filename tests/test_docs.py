@@ -215,7 +215,7 @@ def test_the_site_is_built_without_a_complaint_and_its_docstrings_are_written_ou
     pages = {path: path.read_text() for path in tmp_path.rglob("*.html")}
     assert not [path for path, page in pages.items() if re.search(r"<(script|link|img)[^>]*https?://", page)]
     using, models = ((tmp_path / "reference" / name / "index.html").read_text() for name in ("using", "models"))
-    assert not re.search(r"^\s*(Args|Returns|Raises|Attributes|Example):", using + models, flags=re.MULTILINE)
+    assert not re.search(r"(^|>)\s*(Args|Returns|Raises|Attributes|Example):", using + models, flags=re.MULTILINE)
     assert re.search(r'<a[^>]*href="\.\./models/#flip_hf\.FlipForCTR"[^>]*><code>FlipForCTR</code></a>', using)
     fields = re.findall(r"<strong><code>(\w+)</code></strong>", models.split('id="flip_hf.FlipForPreTraining"')[0])
     assert {"fields", "text_pooling", "calibration"} <= set(fields)
