@@ -150,11 +150,14 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, hub, language_mode
 
 @cache
 def usage(script: str) -> str:
+    """What `--help` says, and `--help_all` where there is one."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), pytest.raises(SystemExit), pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(sys, "argv", [script, "--help"])
-        monkeypatch.syspath_prepend(str((ROOT / script).parent))
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+    for flag in ("--help", "--help_all"):
+        if flag == "--help" or flag in said.getvalue():
+            with contextlib.redirect_stdout(said), pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patched:
+                patched.setattr(sys, "argv", [script, flag])
+                patched.syspath_prepend(str((ROOT / script).parent))
+                runpy.run_path(str(ROOT / script), run_name="__main__")
     return said.getvalue()
 
 
