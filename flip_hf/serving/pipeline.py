@@ -17,7 +17,8 @@ from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, is_column, select_columns, with_class_names
 from ..masking_flip import hide_features, hide_tokens
 from ..processing_flip import EncodedRows
-from .ranking import Ranking, rank, raw_names
+from .ranking import Ranking, rank
+from .rows import raw_names
 from .scoring import Scores, as_stream, check_click_model, score
 
 
