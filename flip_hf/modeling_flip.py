@@ -443,6 +443,16 @@ class FlipForCTR(FlipPreTrainedModel):
         check_calibration(calibration, self.config.positive_weight)
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
 
+    def combine(self, tabular_vector: Any, tabular_logits: Any, text_vector: Any) -> tuple[Any, Any, Any]:
+        """Those of [`FlipModelOutput`] that the mode has -> logits `(B,)`, the text's own, and the tabular weights."""
+        if self.config.mode == "tabular":
+            return tabular_logits, None, None
+        text_logits = self.text_classifier(text_vector).squeeze(-1)
+        if self.config.mode == "text":
+            return text_logits, text_logits, None
+        logits, weights = self.fusion(tabular_vector, text_vector, tabular_logits, text_logits)
+        return logits, text_logits, weights
+
     def predict_probabilities(self, logits: torch.Tensor, calibrated: bool = True) -> torch.Tensor:
         """
         Logits of this model, of any shape -> probabilities of a click, of the same shape, float64: corrected for
@@ -500,13 +510,8 @@ class FlipForCTR(FlipPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        tabular_logits, text_logits, weights = towers.tabular_logits, None, None
-        if mode != "tabular":
-            text_logits = self.text_classifier(towers.text_vector).squeeze(-1)  # (B,)
-        if mode == "joint":
-            logits, weights = self.fusion(towers.tabular_vector, towers.text_vector, tabular_logits, text_logits)
-        else:
-            logits = tabular_logits if mode == "tabular" else text_logits
+        tabular_logits = towers.tabular_logits
+        logits, text_logits, weights = self.combine(towers.tabular_vector, tabular_logits, towers.text_vector)
 
         loss = None
         if labels is not None:

@@ -2,6 +2,7 @@
 """A training that a machine dies under ends as one that was never broken; what is not whole is passed over or said."""
 
 import copy
+import multiprocessing
 import os
 import shutil
 import signal
@@ -207,6 +208,31 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_nothing_else(stage_2, 
         f"{tmp_path / 'checkpoint-2'} was not written: checkpoints before it are whole" in failure.value.__notes__[0]
     )
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"cache"} == {"checkpoint-1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
+def test_a_worker_that_is_killed_stops_the_training_which_goes_on_to_the_same_weights(
+    stage_1, pretraining_model, tmp_path
+):
+    def train(where, model, *callbacks, **resume):
+        options = {**EVERY_STEP, "dataloader_num_workers": 1, "callbacks": list(callbacks)}
+        set_seed(0)
+        trainer = stage_1(copy.deepcopy(model), output_dir=str(tmp_path / where), **options)
+        trainer.train(**resume)
+        return trainer.model.state_dict()
+
+    class Kills(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                (worker,) = multiprocessing.active_children()
+                os.kill(worker.pid, signal.SIGKILL)
+
+    whole = train("whole", pretraining_model)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.* (killed by signal|exited unexpectedly)"):
+        train("killed", pretraining_model, Kills())
+    assert (tmp_path / "killed" / "checkpoint-1").is_dir()
+    resumed = train("killed", pretraining_model, resume_from_checkpoint=True)
+    assert not [name for name, weight in whole.items() if not torch.equal(weight, resumed[name])]
 
 
 def test_a_second_training_in_the_same_folder_is_refused(stage_2, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.processing_flip import EncodedRows
-from flip_hf.serving.ranking import join
+from flip_hf.serving.rows import join
 
 
 USER = {"user_id": "105", "gender": "male"}
@@ -55,7 +55,7 @@ def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, 
 
 def test_the_model_reads_what_the_joined_rows_give_and_looks_a_value_up_once(model, processor, items, monkeypatch):
     seen: list[EncodedRows] = []
-    monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, b: seen.append(encoded) or 1 / 0)
+    monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, *_: seen.append(encoded) or 1 / 0)
     looked_up = []
     extractor = type(processor.feature_extractor)
     lookup = extractor._lookup
@@ -155,3 +155,49 @@ def test_a_field_of_several_kinds_on_either_side():
         ranking = rank(model, processor, user, items)
         expected = np.array([row["probability"] for row in scores])[ranking.indices]
         np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["joint", "text"])
+def test_texts_of_items_are_read_once_for_all_users(mode, splits, items, tokenizer, text_model_dir):
+    alone = {"view": "tabular"}
+    extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"user_id": alone, "gender": alone})
+    processor = FlipProcessor(extractor, tokenizer)
+    torch.manual_seed(1)
+    settings = {"tabular_initializer_range": 0.15, "initializer_range": 0.15, "mode": mode}
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **settings)
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    users = [USER, {"user_id": "101", "gender": "female"}]
+    expected = [scorer.rank(user, items, batch_size=8) for user in users]
+    num_read = []
+    model.flip.text.register_forward_pre_hook(
+        lambda module, args, kwargs: num_read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+
+    def check(reads: int) -> None:
+        num_read.clear()
+        for user, ranking in zip(users, expected, strict=True):
+            again = scorer.rank(user, items, batch_size=8)
+            np.testing.assert_allclose(again.probabilities, ranking.probabilities, rtol=1e-5)
+            np.testing.assert_array_equal(again.indices, ranking.indices)
+        assert sum(num_read) == reads
+
+    num_items = len(items["item_id"])
+    first = {name: column[:-5] for name, column in items.items()}
+    assert scorer.precompute_texts(first, batch_size=8) == num_items - 5 == sum(num_read)
+    check(2 * 5)  # those that are not known, for each user
+    assert scorer.precompute_texts(items) == 5 and scorer.precompute_texts(items) == 0
+    check(0)
+    rows = rows_of(items, USER)
+    assert scorer(rows[3])["probability"] == pytest.approx(expected[0].probabilities[expected[0].indices == 3][0])
+    assert not num_read
+    with torch.no_grad():  # the language model learns something
+        next(model.flip.text.parameters()).mul_(1.5)
+    expected = [rank(model, processor, user, items, batch_size=8) for user in users]
+    check(2 * num_items)
+
+
+def test_texts_that_are_not_the_items_alone_are_refused(model, processor, items):
+    scorer = ClickThroughRatePipeline(model, processor, device="cpu")
+    problem = 'mode "tabular": it reads no text' if model.config.mode == "tabular" else "also says 'user_id', 'gender'"
+    with pytest.raises(ValueError, match=problem):
+        scorer.precompute_texts(items)

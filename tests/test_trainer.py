@@ -138,12 +138,22 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
             parameter.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in the evaluation at step 0"):
         trainer.evaluate()
-    with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in step 1 of the training"):
+    parts = ", mlm_loss nan, mtm_loss nan, icl_loss nan" if stage == 1 else ""
+    with pytest.raises(FloatingPointError, match=f"the loss is not finite .nan{parts}. in step 1 of the training"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))  # nothing of it is saved
     if stage == 2:
         with pytest.raises(FloatingPointError, match="not finite"):
             trainer.predict(encoded["test"].remove_columns("labels"))
+
+
+def test_the_loss_that_is_not_finite_is_named(stage_1):
+    trainer = stage_1(eval_strategy="no")
+    with torch.no_grad():
+        next(trainer.model.mlm_head.parameters()).fill_(torch.inf)
+    message = r"the loss is not finite .nan, mlm_loss nan, mtm_loss [\d.]+, icl_loss [\d.]+. in step 1 of"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
 
 
 def test_what_cannot_be_pre_trained_is_refused(stage_1, processor, encoded):

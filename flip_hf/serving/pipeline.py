@@ -18,8 +18,8 @@ from ..columns_flip import CodedColumn, as_columns, is_column, select_columns, w
 from ..masking_flip import hide_features, hide_tokens
 from ..processing_flip import EncodedRows
 from .ranking import Ranking, rank
-from .rows import raw_names
-from .scoring import Scores, as_stream, check_click_model, score
+from .rows import columns_of_texts, raw_names
+from .scoring import Scores, TextVectors, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
@@ -48,6 +48,7 @@ class ClickThroughRatePipeline(Pipeline):
         self.model.eval()
         self._rows_at_a_time = 256 if self._batch_size is None else self._batch_size
         self._watch = RateWatch(processor.feature_extractor)
+        self._texts = TextVectors()
 
     def __call__(  # type: ignore[override]
         self, rows: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
@@ -96,7 +97,22 @@ class ClickThroughRatePipeline(Pipeline):
         """As [`rank`], with the pipeline's model and processor; it warns of a field once, and not in every call."""
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         with self.device_placement():
-            return rank(self.model, self.processor, user_row, items, top_k, batch_size, self._watch)
+            return rank(self.model, self.processor, user_row, items, top_k, batch_size, self._watch, self._texts)
+
+    def precompute_texts(self, items: Any, batch_size: int | None = None) -> int:
+        """
+        Reads what the text says of items, in any form of a table, and keeps it, so that calls and `rank` run the
+        language model for other texts alone. Returns how many texts were new. Scores are the same, to float error.
+
+        Raises `ValueError` where the text also says something of the user: then no text is an item's alone.
+        """
+        if self.model.config.mode == "tabular":
+            raise ValueError('this model is of mode "tabular": it reads no text')
+        columns = columns_of_texts(self.processor.feature_extractor, items)
+        with self.device_placement():
+            encoded = self.processor.encode_columns(columns)
+            size = self._rows_at_a_time if batch_size is None else batch_size
+            return self._texts.add(self.model, self.processor, encoded, size)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model (with `kwargs`) and processor into a folder that `pipeline("click-through-rate", ...)` loads."""
@@ -122,7 +138,7 @@ class ClickThroughRatePipeline(Pipeline):
 
     def _forward(self, encoded: EncodedRows, batch_size: int) -> Scores:  # type: ignore[override]
         with self.device_placement():
-            return score(self.model, self.processor, encoded, batch_size)
+            return score(self.model, self.processor, encoded, batch_size, self._texts)
 
     def postprocess(self, scores: Scores, return_towers: bool = False) -> list[dict[str, Any]]:  # type: ignore[override]
         """Logits -> a dict for each row."""

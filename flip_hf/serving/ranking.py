@@ -9,7 +9,7 @@ import numpy as np
 from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import as_columns, as_list, is_column, with_class_names
 from .rows import distinct, join
-from .scoring import as_stream, check_click_model, score
+from .scoring import TextVectors, as_stream, check_click_model, score
 
 
 class Ranking(NamedTuple):
@@ -27,6 +27,7 @@ def rank(
     top_k: int | None = None,
     batch_size: int = 256,
     watch: RateWatch | None = None,
+    texts: TextVectors | None = None,
 ) -> Ranking:
     """
     Ranks items for one user, as the pipeline would score the user's row joined to each item's; equally good ones stay
@@ -40,6 +41,7 @@ def rank(
         batch_size (`int`): rows at a time.
         watch ([`RateWatch`], *optional*): `pipeline.rank` has one, to warn once per field of unseen and missing
             values, the user counting as one row. Without it every call warns, of a hundred items or more.
+        texts ([`TextVectors`], *optional*): texts that need not be read (see `pipeline.precompute_texts`).
 
     Raises:
         ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
@@ -60,7 +62,7 @@ def rank(
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
     occurrences[of_user] = count_occurrences(extractor, encoded.feature_ids[:1])[of_user]
     (watch or RateWatch(extractor)).add(occurrences)
-    logits = score(model, processor, encoded, batch_size).logits
+    logits = score(model, processor, encoded, batch_size, texts).logits
     probabilities = model.predict_probabilities(logits).numpy()[candidate]
     # by logits: an isotonic calibration makes ties of what the model tells apart
     indices = np.argsort(-logits.numpy()[candidate], kind="stable")[:top_k]

@@ -30,6 +30,21 @@ def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, A
     return joined | {name: [value] * num_items for name, value in of_user.items()}
 
 
+def columns_of_texts(extractor: Any, items: Any) -> list[CodedColumn]:
+    """Items -> columns of all fields, those that only the ID tower reads empty. Raises `ValueError` if the text says
+    something that the items do not have."""
+    table = as_columns(items)
+    fields = [extractor.fields[index] for index in extractor.text_fields]
+    absent = [name for name in raw_names(fields) if name not in table]
+    if absent:
+        raise ValueError(
+            f"the text also says {', '.join(map(repr, absent))}, which the items do not have: no text is theirs "
+            'alone. Fit with field_options={...: {"view": "tabular"}} for what belongs to the user'
+        )
+    of_others = {name: None for name in raw_names(extractor.fields) if name not in raw_names(fields)}
+    return extractor.select_columns(join(extractor, of_others, {name: table[name] for name in raw_names(fields)}))
+
+
 def distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray]:
     """Columns of n rows -> of the distinct rows, in the order of their first, and which one each row is `(n,)`."""
     numbers = np.zeros(columns[0].num_rows, np.int64)  # of the combination of the values so far

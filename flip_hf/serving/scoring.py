@@ -58,20 +58,76 @@ def as_stream(rows: Any) -> Iterator[Any] | None:
     return iter(rows) if isinstance(rows, Iterable) and not hasattr(rows, "__len__") else None
 
 
-def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> Scores:
+class TextVectors:
     """
-    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave. A model
-    that is in evaluation mode is not touched, so that threads can share it. Raises `ValueError` if a logit is not
-    finite.
+    Pooled texts that a model has read, by their tokens: what is said of an item is read once, and not for every user.
+    They are forgotten when the language model is trained on, cast or moved. Threads may find while one adds.
+    """
+
+    def __init__(self) -> None:
+        self._read: tuple[Any, dict[bytes, int], torch.Tensor] = (None, {}, torch.zeros(0))
+
+    def add(self, model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> int:
+        """Reads the texts of encoded rows that are new, and returns how many those are."""
+        numbers, vectors = self.find(model, encoded)
+        texts = _texts(encoded)
+        rows_of_new = {texts[row]: row for row in np.flatnonzero(numbers < 0).tolist()}
+        if rows_of_new:
+            rows = np.array(list(rows_of_new.values()))
+            rows = rows[np.argsort(encoded.lengths[rows], kind="stable")]
+            with evaluating(model), torch.inference_mode():
+                batches = list(_batches(model, processor, encoded, rows, batch_size))
+                read = [model.flip.encode_text(batch["input_ids"], batch["attention_mask"])[1] for batch in batches]
+                vectors = torch.cat([vectors, *read] if len(vectors) else read)
+            known = self._read[1] if len(vectors) > len(rows) else {}
+            new = {texts[row]: len(vectors) - len(rows) + number for number, row in enumerate(rows.tolist())}
+            self._read = (_state(model), known | new, vectors)
+        return len(rows_of_new)
+
+    def find(self, model: Any, encoded: EncodedRows) -> tuple[np.ndarray, torch.Tensor]:
+        """Which of the vectors `(n, d_w)` is that of each row's text `(B,)`, -1 where none is; and these vectors."""
+        state, known, vectors = self._read
+        if state != _state(model):
+            known, vectors = {}, torch.zeros(0)
+        return np.array([known.get(text, -1) for text in _texts(encoded)], np.int64), vectors
+
+
+def _texts(encoded: EncodedRows) -> list[bytes]:
+    ends = np.cumsum(encoded.lengths)
+    spans = zip((ends - encoded.lengths).tolist(), ends.tolist(), strict=True)
+    return [encoded.tokens[start:end].tobytes() for start, end in spans]
+
+
+def _state(model: Any) -> list[tuple[Any, ...]]:
+    """Of the language model: another one when a weight has changed."""
+    return [(id(weight), weight._version, weight.dtype, weight.device) for weight in model.flip.text.parameters()]
+
+
+def score(
+    model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256, texts: TextVectors | None = None
+) -> Scores:
+    """
+    Runs a [`FlipForCTR`] over what `processor.encode(rows, return_text=model.config.mode != "tabular")` gave, except
+    that it does not read again what is in `texts`. A model that is in evaluation mode is not touched, so that threads
+    can share it. Raises `ValueError` if a logit is not finite.
     """
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
-    # stable: rows of one length stay in their order
-    order: Any = slice(None) if encoded.lengths is None else np.argsort(encoded.lengths, kind="stable")
+    order: Any = slice(None)
+    numbers, vectors, known = np.zeros(0, np.int64), torch.zeros(0), np.zeros(0, np.int64)
+    if encoded.lengths is not None:
+        order = np.argsort(encoded.lengths, kind="stable")  # stable: rows of one length stay in their order
+        if texts is not None:
+            numbers, vectors = texts.find(model, encoded)
+            order, known = order[numbers[order] < 0], np.flatnonzero(numbers >= 0)
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
+        for first in range(0, len(known), batch_size):
+            rows = known[first : first + batch_size]
+            ids = torch.from_numpy(encoded.feature_ids[rows].astype(np.int64)).to(model.device)
+            parts.append(_with_vectors(model, ids, vectors[torch.from_numpy(numbers[rows]).to(vectors.device)]))
     scores = {}
     for name, tensors in zip(Scores._fields, zip(*parts, strict=True), strict=True):
         if tensors[0] is None:
@@ -84,9 +140,18 @@ def score(model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 25
                 "is too narrow for it: load it with dtype=torch.float32"
             )
         if encoded.lengths is not None:
-            values = values[torch.from_numpy(np.argsort(order))]  # in the order of the rows again
+            values = values[torch.from_numpy(np.argsort(np.concatenate([order, known])))]  # as the rows were
         scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
     return Scores(**scores)
+
+
+def _with_vectors(model: Any, feature_ids: torch.Tensor, vectors: torch.Tensor) -> list[torch.Tensor | None]:
+    """`(B, S)` and the pooled texts `(B, d_w)` -> what [`Scores`] holds."""
+    if model.config.mode == "text":
+        return [model.combine(None, None, vectors)[0], None, None, None]
+    tabular_vector, tabular_logits = model.flip.tabular(feature_ids)
+    logits, text_logits, weights = model.combine(tabular_vector, tabular_logits, vectors)
+    return [logits, tabular_logits, text_logits, weights]
 
 
 def _batches(
@@ -98,7 +163,7 @@ def _batches(
     if mode != "tabular":
         lengths = encoded.lengths[order]
         ends, starts = np.cumsum(lengths), (np.cumsum(encoded.lengths) - encoded.lengths)[order]
-        tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(len(encoded.tokens))]  # (L,)
+        tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())]  # (L,)
     for first in range(0, len(feature_ids), batch_size):
         rows = slice(first, first + batch_size)
         batch = {} if mode == "text" else {"feature_ids": feature_ids[rows]}

@@ -59,7 +59,9 @@ class FlipTrainer(ResumableTrainer):
     _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     _checked_arguments: Callable[..., Any]
     _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
-    _last_step: tuple[int, torch.Tensor] | None = None  # its number and loss, until that was looked at
+    # the number of the last step and its losses, until those were looked at
+    _last_step: tuple[int, dict[str, torch.Tensor]] | None = None
+    _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
     # set by Trainer
     args: Any
     model: Any
@@ -172,29 +174,31 @@ class FlipTrainer(ResumableTrainer):
         return super()._get_grad_norm(RowGradients(model), grad_norm)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._losses = {}
         loss = super().training_step(*args, **kwargs)
         self._check_last_step()
-        self._last_step = (self.state.global_step + 1, loss)
+        self._last_step = (self.state.global_step + 1, {"loss": loss, **self._losses})
         return loss
 
     def _check_last_step(self) -> None:
         """Looks at the loss of a step when the next one is on its way: the accelerator is never waited for."""
         if self._last_step is not None:
-            step, loss = self._last_step
+            step, losses = self._last_step
             self._last_step = None
-            self._need_finite(f"step {step} of the training", loss)
+            self._need_finite(f"step {step} of the training", **losses)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_last_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _need_finite(self, where: str, values: torch.Tensor) -> None:
+    def _need_finite(self, where: str, loss: torch.Tensor, **parts: torch.Tensor) -> None:
         """Transformers would go on."""
-        if not torch.isfinite(values).all():
+        if not torch.isfinite(loss).all():
+            shown = "".join(f", {name} {part:g}" for name, part in parts.items())
             raise FloatingPointError(
-                f"the loss is not finite ({values.sum():g}) in {where}: go back to an earlier checkpoint, and take "
-                "lower learning rates or a longer warm-up (or bf16 in place of fp16)"
+                f"the loss is not finite ({loss.sum():g}{shown}) in {where}: go back to an earlier checkpoint, and "
+                "take lower learning rates or a longer warm-up (or bf16 in place of fp16)"
             )
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
@@ -396,7 +400,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         )
         for name in ("mlm_loss", "mtm_loss", "icl_loss"):
             if name in output:
-                self._logged_losses[name] = self._logged_losses.get(name, 0.0) + output[name].detach()
+                self._losses[name] = output[name].detach()
+                self._logged_losses[name] = self._logged_losses.get(name, 0.0) + self._losses[name]
         return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw table -> splits -> fitted processor -> encoded rows on disk, once, for `pretrain` and `finetune`.
+
+    flip_hf prepare --dataset movielens-100k --data_dir ml-100k --text_model bert-base-uncased --output_dir out
+    flip_hf prepare --dataset clicks.csv --label clicked --text_model bert-base-uncased --output_dir out
+    flip_hf prepare --dataset "clicks/*.parquet" --split last --user_column user --output_dir out
+    flip_hf prepare prepare.yaml
+
+`--report` prints what is in the table and what looks wrong with it, and writes it to `output_dir` as report.txt,
+report.md and report.html.
+
+Writes `output_dir/rows` (a DatasetDict of encoded rows), `output_dir/tables` (the raw splits, for `predict`) and
+`output_dir/processor`. Vocabularies and frequencies come from the training rows alone.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ..data.encoding import prepare_dataset
+from ..data.load import load_ctr_dataset
+from ..data.readers import NAMED_DATASETS
+from ..data.splitting import split_dataset
+from ..feature_extraction_flip import FlipFeatureExtractor
+from ..processing_flip import FlipProcessor
+from .reading import read_arguments, read_overrides
+
+
+@dataclass
+class DataArguments:
+    output_dir: str = field(metadata={"help": "Folder to write to."})
+    dataset: str = field(
+        default="restaurants",
+        metadata={
+            "help": f"{', '.join(NAMED_DATASETS)}; or files of one kind (csv, tsv, json, jsonl, also .gz; parquet): "
+            "the path of one, of a folder of them, or a glob in quotes."
+        },
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with the published files of a named data set, or their archive."}
+    )
+    subset: str | None = field(default=None, metadata={"help": "Of goodreads the genre."})
+    genre_lists: bool = field(default=False, metadata={"help": "MovieLens, Goodreads: genres are a list, not a text."})
+    label: str | None = field(default=None, metadata={"help": "Label column of a file (0/1)."})
+    label_threshold: float | None = field(
+        default=None, metadata={"help": "Label is 1 where the label column (or the rating) is above this."}
+    )
+    delimiter: str | None = field(default=None, metadata={"help": "Delimiter of a csv."})
+    encoding: str | None = field(default=None, metadata={"help": "Encoding of text files, if not UTF-8."})
+    fields: list[str] | None = field(default=None, metadata={"help": "Fields, in order (default: all but the label)."})
+    exclude: list[str] = field(
+        default_factory=lambda: ["rating", "timestamp"],
+        metadata={"help": "Columns that are no fields, such as an id of the row that a split goes by."},
+    )
+    # a bare `dict | None` is a type that argparse cannot read
+    field_options: dict | str | None = field(
+        default=None, metadata={"help": 'Options of fields, as json: \'{"price": {"kind": "numeric"}}\'.'}
+    )
+    statistics: str | None = field(
+        default=None, metadata={"help": "auto: frequency and label mean of fields of over 2,000 values."}
+    )
+    min_frequency: int = field(default=1, metadata={"help": "Rarer values than this count as unseen."})
+    split: str = field(
+        default="random",
+        metadata={
+            "help": "random; time: the latest rows test; last: the last rows of each user do; cold: values of "
+            "split_column that are not in train do; column: split_column says it; hash: of the value of split_column."
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: [0.8, 0.1, 0.1],
+        metadata={"help": "Shares of train, validation and test (cold, hash: of the values)."},
+    )
+    split_column: str | None = field(default=None, metadata={"help": "Column that cold, column and hash go by."})
+    time_column: str = field(default="timestamp", metadata={"help": "Column that time and last sort by."})
+    user_column: str = field(default="user_id", metadata={"help": "Column of the users of last."})
+    num_last: int = field(default=1, metadata={"help": "Of last: rows of each user in the test, and in validation."})
+    warm_fraction: float = field(
+        default=0.0, metadata={"help": "Of cold: share of the training rows that become a fourth split, warm."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of what is random in a split."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "Whose tokenizer: folder or Hub name. Without it rows hold ids alone."}
+    )
+    max_length: int = field(default=100, metadata={"help": "Most tokens of a row."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes for encoding."})
+    report: bool = field(
+        default=False, metadata={"help": "Print a report of the table, and write it as text, markdown and html."}
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    (arguments,) = read_arguments("prepare", __doc__, [DataArguments], argv)
+    dataset = load_ctr_dataset(
+        arguments.dataset,
+        data_dir=arguments.data_dir,
+        label=arguments.label,
+        label_threshold=arguments.label_threshold,
+        delimiter=arguments.delimiter,
+        encoding=arguments.encoding,
+        subset=arguments.subset,
+        genre_lists=arguments.genre_lists,
+    )
+    splits = split_dataset(
+        dataset,
+        strategy=arguments.split,
+        seed=arguments.seed,
+        fractions=tuple(arguments.fractions),
+        time_column=arguments.time_column,
+        column=arguments.split_column,
+        user_column=arguments.user_column,
+        num_last=arguments.num_last,
+        warm_fraction=arguments.warm_fraction,
+    )
+    extractor = FlipFeatureExtractor.fit(
+        splits["train"],
+        fields=arguments.fields,
+        exclude=arguments.exclude,
+        min_frequency=arguments.min_frequency,
+        field_options=read_overrides(arguments.field_options),
+        statistics=arguments.statistics,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(arguments.text_model) if arguments.text_model else None
+    processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=arguments.max_length)
+    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=arguments.num_proc)
+
+    output_dir = Path(arguments.output_dir)
+    # all three or none, whenever it is killed: beside another run's processor rows would stand for other values
+    unfinished = output_dir / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rows.save_to_disk(unfinished / "rows")
+    splits.save_to_disk(unfinished / "tables")
+    processor.save_pretrained(unfinished / "processor")
+    for part in unfinished.iterdir():
+        shutil.rmtree(output_dir / part.name, ignore_errors=True)
+    for part in unfinished.iterdir():
+        os.replace(part, output_dir / part.name)
+    unfinished.rmdir()
+
+    print(f"{len(extractor.field_names)} fields, {extractor.num_features:,} features (reserved ids included)")
+    for name, split in rows.items():
+        share = split.with_format("numpy")["labels"][:].mean() if "labels" in split.column_names else float("nan")
+        print(f"{name}: {len(split):,} rows, {share:.1%} positive")
+        for field_name, rates in extractor.rates(split.with_format("numpy")["feature_ids"][:]).items():
+            if rates["unseen"] or rates["missing"]:
+                print(f"    {field_name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
+    if arguments.report:
+        # licences: of published sets, values of the restaurants alone may be shown
+        show_values = arguments.dataset == "restaurants" or arguments.dataset not in NAMED_DATASETS
+        report = processor.describe(splits, show_values=show_values)
+        print(f"\n{report}")
+        for suffix, content in (("txt", report.to_text()), ("md", report.to_markdown()), ("html", report.to_html())):
+            (output_dir / f"report.{suffix}").write_text(content, encoding="utf-8")
+    print(f"written to {output_dir}")

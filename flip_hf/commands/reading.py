@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags, or one .yaml or .json file with the same names -> dataclasses."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+# those of transformers' arguments that a first run may want; FLIP's own are all shown
+_SHOWN = {
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "max_grad_norm",
+}
+_SHOWN |= {"save_steps", "eval_steps", "seed", "use_cpu", "torch_compile", "report_to", "push_to_hub", "hub_model_id"}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def read_arguments(
+    command: str,
+    doc: str,
+    kinds: Sequence[type],
+    argv: Sequence[str],
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda given: {},
+) -> tuple[Any, ...]:
+    """One object of each of `kinds`. `defaults`, of what is given, go before those of the dataclasses."""
+    usage = f"flip_hf {command} [--flag value ...]   or   flip_hf {command} settings.yaml"
+    parser = HfArgumentParser(kinds, prog=f"flip_hf {command}", usage=usage, description=doc, formatter_class=_Help)
+    trainings = [kind for kind in kinds if issubclass(kind, TrainingArguments)]
+    if trainings:
+        parser.add_argument("--help_all", action="help", help="As --help, with every argument of transformers'.")
+        if "--help_all" not in argv:
+            _hide_rare(parser, trainings[0])
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        given = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))  # json is yaml
+    else:
+        parser.set_defaults(**dict.fromkeys(defaults({})))
+        given = vars(parser.parse_args(argv))
+        given = {name: value for name, value in given.items() if value is not None or name not in defaults({})}
+    return parser.parse_dict({**defaults(given), **given})
+
+
+def _hide_rare(parser: argparse.ArgumentParser, training: type) -> None:
+    own = {name for kind in training.mro() if kind not in TrainingArguments.mro() for name in kind.__annotations__}
+    theirs = set(TrainingArguments.__dataclass_fields__)
+    for action in parser._actions:
+        if action.dest.removeprefix("no_") in theirs - own - _SHOWN:
+            action.help = argparse.SUPPRESS
+
+
+def read_overrides(given: dict | str | None) -> dict[str, Any]:
+    """Fields of a configuration, or options: a mapping in a file, json on the command line."""
+    return json.loads(given) if isinstance(given, str) else given or {}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console command: what it lists and reads. What the commands do is tested with the examples, which run them."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flip_hf import FlipCTRArguments, FlipPreTrainingArguments, __version__
+from flip_hf.commands import COMMANDS, finetune, main, pretrain
+from flip_hf.commands.reading import read_arguments
+
+
+def printed(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    assert error.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_lists_its_commands_and_runs_as_a_module(capsys):
+    text = printed(capsys, "--help")
+    assert all(f"  {name} " in text and does in text for name, does in COMMANDS.items())
+    as_module = [sys.executable, "-m", "flip_hf", "--version"]
+    result = subprocess.run(as_module, capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout == f"flip_hf {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [(), ("train",)])
+def test_what_is_no_command_is_refused_with_the_list_of_those_that_are(capsys, argv):
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "required: command" in message or ("'train'" in message and "finetune" in message)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_begins_with_what_the_command_does_and_how_it_is_called(capsys, name):
+    text = printed(capsys, name, "--help")
+    doc = importlib.import_module(f"flip_hf.commands.{name}").__doc__
+    assert text.startswith(f"usage: flip_hf {name}") and doc.strip() in text and f"    flip_hf {name} --" in doc
+
+
+def test_help_of_a_training_shows_flips_arguments_and_all_when_asked(capsys):
+    short, long = (printed(capsys, "finetune", asked) for asked in ("--help", "--help_all"))
+    for shown in ("--mode", "--text_learning_rate", "--learning_rate", "--output_dir", "--num_train_epochs"):
+        assert f"{shown} " in short and f"{shown} " in long
+    for rare in ("--adam_beta2", "--ddp_backend", "--no_log_on_each_node"):
+        assert rare not in short and rare in long
+    with pytest.raises(SystemExit):
+        main(["finetune", "--adam_beta2"])  # hidden, and there
+    assert "--adam_beta2/--adam-beta2: expected one argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["flags", "yaml", "json"])
+@pytest.mark.parametrize(
+    ("given", "bf16"),
+    [({"mode": "tabular"}, False), ({}, "auto"), ({"mode": "text"}, "auto"), ({"bf16": False}, False)],
+)
+def test_flags_and_files_read_the_same_and_bfloat16_is_for_texts(tmp_path, monkeypatch, suffix, given, bf16):
+    asked = []
+    monkeypatch.setattr(FlipCTRArguments, "__post_init__", lambda self: asked.append(self.bf16))
+    settings = {"prepared_dir": "rows", "output_dir": "run", "learning_rate": 3e-3, **given}
+    if suffix == "flags":
+        argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    else:
+        (tmp_path / f"settings.{suffix}").write_text(json.dumps(settings))
+        argv = [str(tmp_path / f"settings.{suffix}")]
+    monkeypatch.setattr(finetune, "set_seed", lambda seed: sys.exit(3))
+    with pytest.raises(SystemExit, match="3"):
+        finetune.main(argv)
+    assert asked == [bf16]
+
+
+def test_an_unknown_key_of_a_file_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("prepared_dir: rows\ntext_model: bert\noutput_dir: run\nlearning_rte: 1\n")
+    kinds = [pretrain.ModelArguments, FlipPreTrainingArguments]
+    with pytest.raises(ValueError, match="learning_rte"):
+        read_arguments("pretrain", "", kinds, [str(tmp_path / "a.yaml")])
