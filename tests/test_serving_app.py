@@ -25,8 +25,8 @@ pytest.importorskip("fastapi"), pytest.importorskip("uvicorn"), pytest.importors
 httpx = pytest.importorskip("httpx")
 
 from flip_hf.serving.app import TorchModel, create_app  # noqa: E402
-from flip_hf.serving.batching import Batcher  # noqa: E402
 from flip_hf.serving.rows import example_row  # noqa: E402
+from flip_hf.serving.waiting import Batcher  # noqa: E402
 
 
 JSON = {"Content-Type": "application/json"}
@@ -183,7 +183,7 @@ class HeldModel(TorchModel):
         self.started.set()
         assert self.goes_on.wait(30)
         self.sizes.append(len(encoded.feature_ids))
-        if (encoded.feature_ids[:, 0] == self.processor.feature_extractor.unseen_id(0)).any():
+        if (encoded.feature_ids[:, 0] == self.encoder.feature_extractor.unseen_id(0)).any():
             raise ZeroDivisionError
         return super().logits(encoded)
 

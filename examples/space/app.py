@@ -43,6 +43,7 @@ CSS = """
 .flip .problem {border-left: 4px solid #dc2626; padding: 8px 12px; background: var(--background-fill-secondary)}
 .flip img {background: white; border-radius: 8px; min-width: 1100px}
 #fields .form {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(180px, 45%), 1fr)); background: none}
+#fields input {padding-right: 20px; text-overflow: ellipsis}
 """
 
 
@@ -296,7 +297,7 @@ def rank_items(names: str, row: dict, table: pd.DataFrame, of_user: list[str], t
 def build(names: str) -> gr.Blocks:
     with gr.Blocks(title="FLIP", analytics_enabled=False) as page:
         gr.Markdown(
-            "# FLIP\nClick models of ids and text, side by side ([flip_hf](https://huggingface.co/papers/2310.19453))."
+            "# FLIP\nClick models of ids and text, side by side ([FLIP](https://huggingface.co/papers/2310.19453))."
         )
         with gr.Row(equal_height=True):
             name = gr.Textbox(
@@ -365,12 +366,15 @@ def build(names: str) -> gr.Blocks:
 
         def take(table: pd.DataFrame | None, number: float) -> tuple:
             chosen = {} if table is None else table.iloc[int(min(number, len(table) - 1))].to_dict()
-            return chosen, chosen
+            return chosen, chosen, "", "", ""  # and what was said of another row goes
 
-        outputs = [said, opened, table, number, of_user, title, first]
+        outputs, shown = (
+            [said, opened, table, number, of_user, title, first],
+            [row, current, probabilities, reasons, picture],
+        )
         for event in (opens.click, name.submit, file.change, page.load):
-            event(open_names, [name, file], outputs).then(take, [table, number], [row, current])
-        number.release(take, [table, number], [row, current])
+            event(open_names, [name, file], outputs).then(take, [table, number], shown)
+        number.release(take, [table, number], shown)
         scores.click(score_table, [opened, first], [wrong, scored, download])
         ranks.click(rank_items, [opened, current, table, of_user, title, top_k], [place, ranked])
     return page

@@ -20,15 +20,15 @@ from pydantic import BaseModel, Field
 
 from ..analysis.rates import count_occurrences
 from ..processing_flip import EncodedRows
-from .batching import BadRows, Batcher, QueueFull
 from .rows import distinct, example_row, join, raw_names
+from .waiting import BadRows, Batcher, QueueFull
 
 
 class TorchModel:
     """What a pipeline holds, by the names that [`OnnxClickModel`] has: all that the server needs of either."""
 
     def __init__(self, pipeline: Any):
-        self._pipeline, self.processor = pipeline, pipeline.processor
+        self._pipeline, self.encoder = pipeline, pipeline.processor
         self.mode = pipeline.model.config.mode
 
     def logits(self, encoded: EncodedRows) -> np.ndarray:
@@ -86,7 +86,7 @@ def create_app(
         max_waiting (`int`): rows of all requests that may wait; others are refused (503) and told to come again.
         batch_rows (`int`): rows of several requests that are scored together.
     """
-    extractor, has_text = model.processor.feature_extractor, model.mode != "tabular"
+    extractor, has_text = model.encoder.feature_extractor, model.mode != "tabular"
     columns, metrics = raw_names(extractor.fields), Metrics(extractor)
     batcher = Batcher(model.logits, batch_rows, max_waiting, metrics.count)
     metrics.waiting.set_function(lambda: batcher.num_waiting)
@@ -128,7 +128,7 @@ def create_app(
         """The probability of a click on each row."""
 
         def encode() -> EncodedRows:
-            return model.processor.encode_columns(extractor.select_columns(request.rows), return_text=has_text)
+            return model.encoder.encode_columns(extractor.select_columns(request.rows), return_text=has_text)
 
         logits = await batcher.score(encode, len(request.rows)) if request.rows else np.zeros(0)
         return {"probabilities": model.probabilities(logits).tolist()}
@@ -141,7 +141,7 @@ def create_app(
         def encode() -> EncodedRows:
             nonlocal candidate
             of_rows, candidate = distinct(extractor.select_columns(join(extractor, request.user, request.items)))
-            return model.processor.encode_columns(of_rows, return_text=has_text)
+            return model.encoder.encode_columns(of_rows, return_text=has_text)
 
         logits = (await batcher.score(encode, len(request.items)) if request.items else np.zeros(0))[candidate]
         indices = np.argsort(-logits, kind="stable")[: request.top_k]  # an isotonic calibration makes ties
