@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One user, n candidate items: which k come first."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, as_columns, as_list, is_column, with_class_names
+from .batching import raw_names
 from .scoring import TextVectors, as_stream, check_click_model, score
 
 
@@ -75,11 +76,6 @@ def _one_row(row: Any) -> Mapping[str, Any]:
     if {len(column) for column in columns.values()} != {1}:
         raise ValueError("user_row is not one row: pass a dict of one value for each field of the user")
     return {name: as_list(column)[0] for name, column in columns.items()}
-
-
-def raw_names(fields: Iterable[Any]) -> list[str]:
-    """Of the columns that the fields read."""
-    return list(dict.fromkeys(name for field in fields for name in field.columns))
 
 
 def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, Any]:
