@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLIP: one pre-training of an id tower and a language model, three click-through-rate models out of it.
 
-Importing it registers the model with the Auto classes of `transformers`; trainers, readers and reports are imported
-when they are first asked for.
+Importing it brings in neither torch nor transformers: every name is imported when it is first asked for, and the Auto
+classes and pipelines of `transformers` know the model as soon as that is imported, before or after.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .configuration_flip import FlipConfig
-from .feature_extraction_flip import FlipFeatureExtractor
-from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
-from .modeling_flip_tabular import FlipTabularModel
-from .processing_flip import FlipProcessor
-from .registration import register
-from .serving.pipeline import ClickThroughRatePipeline
-from .serving.ranking import rank
+from .registration import register_when_imported
 
 
 if TYPE_CHECKING:
@@ -24,10 +17,17 @@ if TYPE_CHECKING:
     from .analysis.flops import flops_per_row
     from .analysis.metrics import bootstrap_intervals, compute_ctr_metrics
     from .analysis.report import FlipReport
+    from .configuration_flip import FlipConfig
     from .data.encoding import prepare_dataset
     from .data.load import load_ctr_dataset
     from .data.splitting import sample_negatives, split_dataset
+    from .feature_extraction_flip import FlipFeatureExtractor
     from .fitting.counts import FeatureCounts
+    from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
+    from .modeling_flip_tabular import FlipTabularModel
+    from .processing_flip import FlipProcessor
+    from .serving.pipeline import ClickThroughRatePipeline
+    from .serving.ranking import rank
     from .sharing.card import write_model_card
     from .sharing.hub import push_to_hub
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
@@ -37,17 +37,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# what is imported late: name -> module
-_LATE = {
+# name -> module
+_MODULES = {
     **dict.fromkeys(["draw_reliability", "fit_calibration"], "analysis.calibration"),
     "AlignmentExplanation": "analysis.explain",
     "flops_per_row": "analysis.flops",
     **dict.fromkeys(["bootstrap_intervals", "compute_ctr_metrics"], "analysis.metrics"),
     "FlipReport": "analysis.report",
+    "FlipConfig": "configuration_flip",
     "prepare_dataset": "data.encoding",
     "load_ctr_dataset": "data.load",
     **dict.fromkeys(["sample_negatives", "split_dataset"], "data.splitting"),
+    "FlipFeatureExtractor": "feature_extraction_flip",
     "FeatureCounts": "fitting.counts",
+    **dict.fromkeys(["FlipForCTR", "FlipForPreTraining", "FlipModel"], "modeling_flip"),
+    "FlipTabularModel": "modeling_flip_tabular",
+    "FlipProcessor": "processing_flip",
+    "ClickThroughRatePipeline": "serving.pipeline",
+    "rank": "serving.ranking",
     "write_model_card": "sharing.card",
     "push_to_hub": "sharing.hub",
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
@@ -91,9 +98,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     return value
 
 
@@ -101,4 +108,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register()
+register_when_imported()

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .configuration_flip import MASK_FEATURE_ID, FlipConfig
-from .modeling_flip_base import grow_table
+from .configuration_flip import FlipConfig
+from .masking_flip import MASK_FEATURE_ID
 from .text_tower_flip import TextMLMHead, mlm_activation
 
 
@@ -163,16 +163,6 @@ class FlipMTMHead(nn.Module):
         self.feature_fields = torch.as_tensor(fields).long().to(bias.device)
         start = self.noise_distribution()[0].to(bias.dtype) + math.log(len(counts))
         bias.data, bias.grad = torch.cat([bias[:num_known], start[num_known:]]), None
-
-    def grow_features(self, counts: torch.Tensor, fields: torch.Tensor, start: str) -> None:
-        """
-        As [`FlipTabularModel.grow_features`]; ids for unseen values are never asked for and have no row to copy, so
-        `"unseen"` is `"mean"` here. The noise follows all counts, and the bias of new features starts from theirs.
-        """
-        num_known = len(self.feature_bias)
-        std, start = self.config.initializer_range, "mean" if start == "unseen" else start
-        grow_table(self.feature_embeddings, fields, start, std, self.config.num_reserved_features)
-        self.set_feature_counts(counts, fields, num_known)
 
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """

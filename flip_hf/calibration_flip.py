@@ -7,7 +7,7 @@ Letters: B rows, K knots of an isotonic curve.
 import math
 from typing import Any
 
-import torch
+import numpy as np
 
 
 # what a calibration of each method says
@@ -50,16 +50,17 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
 
 
 def correct_for_sampling(logits: Any, negative_sampling_rate: float, positive_weight: float) -> Any:
-    """z + ln w - ln c: of a tensor or an array, see [`predict_probabilities`]."""
+    """z + ln w - ln c, see [`predict_probabilities`]."""
     return logits + math.log(negative_sampling_rate) - math.log(positive_weight)
 
 
 def predict_probabilities(
-    logits: torch.Tensor,
+    logits: np.ndarray,
     calibration: dict[str, Any] | None = None,
     negative_sampling_rate: float = 1.0,
     positive_weight: float = 1.0,
-) -> torch.Tensor:
+    mode: str | None = None,
+) -> np.ndarray:
     """
     Probabilities of a click. A training that kept a share w of the non-clicks, and multiplied the loss of a click by
     c, made its odds c / w times as large: logits are corrected first, z + ln w - ln c (He et al., Practical lessons
@@ -67,7 +68,7 @@ def predict_probabilities(
     logits corrected in the same way.
 
     Args:
-        logits (`torch.Tensor` of any shape): as the model gives them, in any type.
+        logits (`np.ndarray` of any shape): as the model gives them.
         calibration (`dict`, *optional*): by `method`:
 
             - `"temperature"`: sigmoid(z / `temperature`);
@@ -75,25 +76,21 @@ def predict_probabilities(
             - `"isotonic"`: linear between the K knots (`logits`, `probabilities`), constant outside.
         negative_sampling_rate (`float`): w, share of the non-clicks that the training rows kept.
         positive_weight (`float`): c, what the loss of a click was multiplied by.
+        mode (`str`, *optional*): of the model: a calibration of another mode's logits is left aside.
 
     Returns:
-        `torch.Tensor` of the same shape, float64 (so that different logits stay different; float32 where the device
-        has no float64), in [0, 1].
+        `np.ndarray` of the same shape, float64 (so that different logits stay different), in [0, 1].
     """
-    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    logits = correct_for_sampling(logits.detach().to(dtype), negative_sampling_rate, positive_weight)
-    method = None if calibration is None else calibration["method"]
+    logits = correct_for_sampling(np.asarray(logits, np.float64), negative_sampling_rate, positive_weight)
+    if calibration is None or calibration.get("mode", mode) != mode:
+        calibration = {"method": None}
+    method = calibration["method"]
+    if method == "isotonic":
+        found = np.interp(logits, calibration["logits"], calibration["probabilities"])
+        return np.clip(found, 0.0, 1.0)  # rounding goes beyond the last knot
     if method == "temperature":
         logits = logits / calibration["temperature"]
     elif method == "platt":
         logits = calibration["scale"] * logits + calibration["bias"]
-    if method != "isotonic":
-        return torch.sigmoid(logits)
-    knots, values = (
-        torch.tensor(calibration[key], dtype=dtype, device=logits.device) for key in ("logits", "probabilities")
-    )  # (K,) each
-    if len(knots) == 1:
-        return values.expand_as(logits).clone()
-    right = torch.searchsorted(knots, logits.contiguous()).clamp(1, len(knots) - 1)
-    share = ((logits - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0.0, 1.0)
-    return torch.lerp(values[right - 1], values[right], share)
+    with np.errstate(over="ignore"):  # exp(-z) of a z below -709 is infinite, and the probability 0
+        return 1.0 / (1.0 + np.exp(-logits))

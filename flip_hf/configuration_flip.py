@@ -14,35 +14,18 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .calibration_flip import check_calibration
+from .feature_encoding_flip import fields_that_differ, ids_problem
+from .fields_flip import POOLINGS
+from .masking_flip import num_reserved_features
 
 
 MODES = ("tabular", "text", "joint")
 TEXT_MASK_LEVELS = ("field", "token")
-POOLINGS = ("mean", "sum", "attention")
 # their positions start behind the id of the pad token, and tell pads from text by it
 _POSITIONS_AFTER_PAD = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "esm"),
     *("ibert", "lilt", "longformer", "luke", "mpnet", "xmod"),
 )
-
-# Reserved feature ids: two that mean the same in every FLIP model, then two of each field.
-PAD_FEATURE_ID = 0
-MASK_FEATURE_ID = 1
-
-
-def unseen_id(field: Any) -> Any:
-    """Id of a value of field number `field` (or of several: an array) that the training rows do not have."""
-    return 2 + 2 * field
-
-
-def missing_id(field: Any) -> Any:
-    """Id of a hole in field number `field`."""
-    return 3 + 2 * field
-
-
-def num_reserved_features(num_fields: int) -> int:
-    """Ids below this one are no real features: pad, mask, and two per field."""
-    return unseen_id(num_fields)
 
 
 def check_masks(settings: Any) -> None:
@@ -267,28 +250,13 @@ class FlipConfig(PreTrainedConfig):
 
     def fields_that_differ(self, extractor: Any) -> list[str]:
         """Fields whose first `num_features` ids mean something else to an extractor than to this configuration."""
-        if self.feature_digests is None:
-            return []
-        digests = extractor.field_digests(self.num_features)
-        pairs = zip(self.field_names, self.feature_digests, digests, strict=True)
-        return [name for name, digest, other in pairs if digest != other]
+        return fields_that_differ(extractor, self.num_features, self.feature_digests)
 
     def check_processor(self, processor: Any) -> None:
         """Raises `ValueError` if a processor writes other ids, or another text, than a model of this kind reads."""
         extractor = getattr(processor, "feature_extractor", processor)
-        remedy = "load the processor from the model's own folder"
-        if list(extractor.field_names) != self.field_names:
-            problem = f"it has the fields {list(extractor.field_names)}, the model {self.field_names}; {remedy}"
-        elif list(extractor.slot_fields) != self.slot_fields:
-            problem = f"its ids have {len(extractor.slot_fields)} columns, the model reads {self.num_slots}; {remedy}"
-        elif extractor.num_features != self.num_features:
-            problem = f"it knows {extractor.num_features} features, the model {self.num_features}; {remedy}, or, if "
-            problem += "it was extended, grow the model with resize_feature_embeddings(processor)"
-        elif changed := self.fields_that_differ(extractor):
-            problem = f"its ids of {', '.join(changed)} stand for other values than the model's, or are read with "
-            problem += f"other options; {remedy} (if you know that they mean the same: config.feature_digests = None)"
-        else:
-            problem = self._text_problem(processor)
+        problem = ids_problem(extractor, self.fields, self.num_features, self.feature_digests)
+        problem = problem or self._text_problem(processor)
         if problem is not None:
             raise ValueError(f"the processor does not fit the model: {problem}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a field is: its kind, its options, and how the raw values of its column are read and said in words.
+"""What a field is: kind, options, reserved ids, and how the raw values of its column are read and said in words.
 
 A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
 and one entry of `_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_extraction_flip.py`.
@@ -16,29 +16,27 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .columns_flip import (
+    VALUE_TYPES,
     CodedColumn,
+    Codes,
     arrow_lists,
     as_list,
+    canonical_value,
     code_scalars,
     code_values,
     is_arrow,
-    plain_values,
-    select_columns,
-)
-from .configuration_flip import POOLINGS
-from .values_flip import (
-    VALUE_TYPES,
-    Codes,
-    canonical_value,
     is_container,
     number_text,
+    plain_values,
     read_number,
     read_times,
     read_values,
+    select_columns,
     time_of,
 )
 
 
+POOLINGS = ("mean", "sum", "attention")
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = "January February March April May June July August September October November December".split()
 DATE_PARTS = {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a field is hidden, in a row's ids and in its text, and where rows are padded: the only place that does either.
+"""Reserved ids; and where a field is hidden, in a row's ids and in its text, and where rows are padded: the only place
+that does either.
 
 Hidden ids are the mask id, statistics of a hidden value are missing, and hidden tokens the tokenizer's mask token. A
 tokenizer without one (a decoder's) has nothing to write there: such tokens are `HIDDEN`, and padding leaves them out
@@ -12,11 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from .configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 
+# Reserved feature ids: two that mean the same in every FLIP model, then two of each field.
+PAD_FEATURE_ID = 0
+MASK_FEATURE_ID = 1
 
 # in place of a token that is hidden where there is no mask token
 HIDDEN = -1
+
+
+def unseen_id(field: Any) -> Any:
+    """Id of a value of field number `field` (or of several: an array) that the training rows do not have."""
+    return 2 + 2 * field
+
+
+def missing_id(field: Any) -> Any:
+    """Id of a hole in field number `field`."""
+    return 3 + 2 * field
+
+
+def num_reserved_features(num_fields: int) -> int:
+    """Ids below this one are no real features: pad, mask, and two per field."""
+    return unseen_id(num_fields)
 
 
 def hide_features(feature_ids: np.ndarray, hidden: np.ndarray, extractor: Any) -> np.ndarray:

@@ -455,15 +455,15 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def predict_probabilities(self, logits: torch.Tensor, calibrated: bool = True) -> torch.Tensor:
         """
-        Logits of this model, of any shape -> probabilities of a click, of the same shape, float64: corrected for
-        `config.negative_sampling_rate` and `config.positive_weight` first, then by `config.calibration`, if there is
-        one. `calibrated=False` leaves that out: for logits of a tower.
+        Logits of this model, of any shape -> probabilities of a click, of the same shape, float64 (float32 on a device
+        without it): corrected for `config.negative_sampling_rate` and `config.positive_weight` first, then by
+        `config.calibration`, if there is one of this mode. `calibrated=False` leaves that out: for logits of a tower.
         """
-        config = self.config
-        calibration = config.calibration if calibrated else None
-        if calibration is not None and calibration.get("mode", config.mode) != config.mode:
-            calibration = None  # of other logits
-        return predict_probabilities(logits, calibration, config.negative_sampling_rate, config.positive_weight)
+        config, calibration = self.config, self.config.calibration if calibrated else None
+        settings = config.negative_sampling_rate, config.positive_weight, config.mode
+        found = predict_probabilities(logits.detach().cpu().double().numpy(), calibration, *settings)
+        dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+        return torch.as_tensor(found, dtype=dtype, device=logits.device)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

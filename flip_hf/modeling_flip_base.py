@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, logging
 
-from .configuration_flip import FlipConfig, unseen_id
-from .pulling_flip import HUB_ARGUMENTS, hub_arguments, weight_names
+from .configuration_flip import FlipConfig
+from .pulling_flip import HUB_ARGUMENTS, hub_arguments, weight_names, workshop
 from .tabular_layers_flip import renumbered
 from .text_tower_flip import (
     add_adapter,
@@ -317,7 +317,6 @@ class FlipPreTrainedModel(PreTrainedModel):
     def set_feature_counts(self, processor: Any) -> None:
         """Takes training frequencies over from a processor, where a model has a use for them: stage 1 has."""
 
-    @torch.no_grad()
     def resize_feature_embeddings(self, processor: Any, start: str = "unseen") -> int:
         """
         Grows every table that has a row per feature to the features of a processor that was extended
@@ -333,42 +332,4 @@ class FlipPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if fields differ, features are fewer, or an old id means something else.
         """
-        if start not in ("unseen", "mean", "random"):
-            raise ValueError(f"start={start!r} is not one of unseen, mean, random")
-        extractor, config = getattr(processor, "feature_extractor", processor), self.config
-        names, old, new = list(extractor.field_names), config.num_features, extractor.num_features
-        problem = None
-        if names != config.field_names or new < old:
-            problem = f"it has the fields {names} and {new} features, the model {config.field_names} and {old}"
-        elif changed := config.fields_that_differ(extractor):
-            problem = f"ids that the model has learnt stand for other values of {', '.join(changed)}"
-        if problem is not None:
-            problem = f"the processor was not extended from that of this model: {problem}"
-            raise ValueError(f"{problem}; extend the processor from the model's own folder")
-        config.num_features, config.feature_digests = new, extractor.field_digests()
-        counts, fields = torch.tensor(extractor.feature_counts), torch.tensor(extractor.feature_fields).long()
-        for module in self.modules():
-            if hasattr(module, "grow_features"):
-                module.grow_features(counts, fields, start)
-        return new - old
-
-
-def grow_table(table: nn.Embedding, fields: torch.Tensor, start: str, std: float, num_reserved_features: int) -> None:
-    """A row for each of N features, whose `fields` are `(N,)`: see `FlipPreTrainedModel.resize_feature_embeddings`."""
-    weight = table.weight
-    if len(weight) == len(fields):
-        return
-    known, new = fields.to(weight.device).split([len(weight), len(fields) - len(weight)])
-    if start == "random":
-        rows = torch.randn(len(new), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
-    elif start == "unseen":
-        rows = weight[unseen_id(new)]
-    else:
-        is_real = torch.arange(len(weight), device=weight.device) >= num_reserved_features
-        group = torch.where(is_real, known, -1) + 1  # 0 for what is no value of a field
-        num_groups = int(known.max()) + 2
-        sums = weight.new_zeros(num_groups, weight.shape[1]).index_add(0, group, weight)
-        sizes = torch.bincount(group, minlength=num_groups).clamp(min=1)
-        rows = (sums / sizes[:, None])[new + 1]
-    table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
-    table.num_embeddings = len(table.weight)
+        return workshop("training.warm_start").grow(self, processor, start)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes from elsewhere: files of the Hub, all of one commit; and tools of the installed package that stay at home
-when a model travels."""
+when a model travels. transformers is imported when files are asked for: whoever has them needs none of it."""
 
 import importlib
 import json
@@ -8,8 +8,6 @@ import os
 from typing import Any
 
 from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import resolve_revision
 
 
 # arguments of from_pretrained that say where files come from, not what is loaded
@@ -21,12 +19,16 @@ def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     somebody pushes, between two files of a model as well: it is looked up once, and `revision` is the commit."""
     where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
     asked = {key: where[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in where}
+    from transformers.utils.hub import resolve_revision
+
     commit = resolve_revision(name, **asked)
     return where if commit is None else {**where, "revision": commit}
 
 
 def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
     """Path of a file of a folder or of a repository; `OSError` if it is not there, or does not arrive whole."""
+    from transformers.utils import cached_file
+
     try:
         return cached_file(name, file, **where)
     except (OSError, ValueError):
@@ -38,6 +40,8 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
 def weight_names(name: str, where: dict[str, Any]) -> list[str]:
     """Names of a model's weights. Raises `ValueError` if an index of several files leads out of the folder, or to a
     pickle."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
     where = {**where, "_raise_exceptions_for_missing_entries": False}
     index = fetch(name, SAFE_WEIGHTS_INDEX_NAME, where)
     if index is None:

@@ -32,7 +32,7 @@ def make_rows(num_rows: int = 2000, scale: float = 0.4, bias: float = -0.7, seed
 
 
 def applied(logits, *how) -> np.ndarray:
-    return predict_probabilities(torch.from_numpy(np.asarray(logits, np.float64)), *how).numpy()
+    return predict_probabilities(np.asarray(logits), *how)
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.4, 1.0, 3.0])
@@ -124,11 +124,15 @@ def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calib
         np.testing.assert_array_equal(found, applied(logits, calibration, 0.1, 20.0))
 
 
-def test_extreme_logits_stay_apart_and_half_precision_is_read():
-    probabilities = predict_probabilities(torch.tensor([20.0, 21.0, 30.0]))
+def test_extreme_logits_stay_apart_and_half_precision_is_read(processor):
+    model = tabular_model(processor)
+    probabilities = model.predict_probabilities(torch.tensor([20.0, 21.0, 30.0]))
     assert probabilities.dtype == torch.float64 and len(set(probabilities.tolist())) == 3
-    assert predict_probabilities(torch.tensor([1.0], dtype=torch.bfloat16)).item() == pytest.approx(0.731058578)
-    assert predict_probabilities(torch.zeros(2, 3)).shape == (2, 3)
+    assert applied([-1e4, 1e4]).tolist() == [0.0, 1.0]
+    half = torch.tensor([1.0], dtype=torch.bfloat16, requires_grad=True)
+    assert model.predict_probabilities(half).item() == pytest.approx(0.731058578)
+    assert model.predict_probabilities(torch.zeros(2, 3)).shape == (2, 3)
+    assert model.predict_probabilities(torch.tensor(0.0)).item() == 0.5
     constant = {"method": "isotonic", "logits": [1.0], "probabilities": [0.3]}
     assert applied([-9.0, 9.0], constant).tolist() == [0.3, 0.3]
 
@@ -144,8 +148,8 @@ def test_a_calibration_is_saved_with_the_model_and_leaves_logits_alone(calibrati
     assert again.config.calibration == {**calibration, "mode": "tabular"}
     assert again.config.negative_sampling_rate == 0.5
     torch.testing.assert_close(again(ids).logits, raw)
-    expected = predict_probabilities(raw, calibration, 0.5)
-    torch.testing.assert_close(again.predict_probabilities(raw), expected, rtol=0, atol=0)
+    expected = applied(raw.detach(), calibration, 0.5)
+    np.testing.assert_array_equal(again.predict_probabilities(raw).numpy(), expected)
     model.set_calibration(None)
     assert model.config.calibration is None
 

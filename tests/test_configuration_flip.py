@@ -15,7 +15,7 @@ from datasets import Dataset, load_from_disk
 from transformers import BertConfig, PreTrainedConfig
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel
-from flip_hf.feature_extraction_flip import ARRAYS
+from flip_hf.feature_encoding_flip import ARRAYS
 
 
 # of each interval what is still allowed, and what is not

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor
 
 from flip_hf import FlipFeatureExtractor
-from flip_hf.feature_extraction_flip import value_hashes
+from flip_hf.feature_encoding_flip import value_hashes
 from flip_hf.fitting.building import most_frequent
 from flip_hf.fitting.counts import Counts
 
@@ -94,8 +94,8 @@ def test_a_damaged_or_absent_vocabulary_is_named(extractor, tmp_path):
 
 
 def test_caches_are_bounded_and_do_not_travel(extractor, monkeypatch):
-    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_VALUES", 6)
-    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_LENGTH", 5)
+    monkeypatch.setattr("flip_hf.feature_encoding_flip._MAX_CACHED_VALUES", 6)
+    monkeypatch.setattr("flip_hf.feature_encoding_flip._MAX_CACHED_LENGTH", 5)
     many = [str(number) for number in range(10)] + ["a", "b"]
     assert extractor({"user": many, "age": [30] * 12})[:, 0].tolist() == [2] * 10 + [7, 6]
     for letter in "xyz":
@@ -106,7 +106,7 @@ def test_caches_are_bounded_and_do_not_travel(extractor, monkeypatch):
 
 
 def test_values_with_the_same_64_bits_are_told_apart(monkeypatch):
-    for module in ("fitting.building", "feature_extraction_flip"):
+    for module in ("fitting.building", "feature_encoding_flip"):
         monkeypatch.setattr(f"flip_hf.{module}.value_hashes", lambda values, field: np.full(len(values), 7))
     extractor = FlipFeatureExtractor.fit(ROWS)
     assert extractor(ROWS).tolist() == [[6, 9], [7, 10], [6, 9], [3, 9], [8, 10]]

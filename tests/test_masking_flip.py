@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flip_hf.configuration_flip import missing_id
-from flip_hf.masking_flip import hide_features, hide_tokens, pad_rows
+from flip_hf.masking_flip import hide_features, hide_tokens, missing_id, pad_rows
 
 
 # a, its statistic, and a list of two slots

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from flip_hf import FlipConfig, FlipTabularModel
-from flip_hf.configuration_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
+from flip_hf.masking_flip import MASK_FEATURE_ID, PAD_FEATURE_ID
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
 

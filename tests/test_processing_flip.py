@@ -19,7 +19,7 @@ from tokenizers import processors as post_processors
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
-from flip_hf.processing_flip import _fit
+from flip_hf.text_encoding_flip import _fit
 
 
 TEXTS = [
@@ -224,7 +224,7 @@ def test_prepare_dataset_keeps_columns_counts_rows_of_the_table_and_guards_its_o
 
 
 def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
-    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_BYTES", 15_000)
+    monkeypatch.setattr("flip_hf.text_encoding_flip._MAX_STORED_BYTES", 15_000)
     fresh = FlipProcessor(processor.feature_extractor, processor.tokenizer, max_length=64)
     stores = []
     for start in (0, 50, 100):

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset
+from flip_hf.columns_flip import canonical_value
 from flip_hf.fitting.counts import FeatureCounts
-from flip_hf.values_flip import canonical_value
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -131,7 +131,7 @@ def test_what_save_pretrained_writes_is_sent_and_anything_else_is_named_and_stay
     monkeypatch.setattr(logging.getLogger("flip_hf"), "propagate", True)
     code = (folder / "modeling_flip.py").read_bytes()
     (folder / "modeling_flip.py").write_text("raise SystemExit('somebody else wrote this')")
-    (folder / "values_flip.py").unlink()
+    (folder / "columns_flip.py").unlink()
     saved = {path.name for path in folder.iterdir()}
     others = "credentials.json rows.jsonl plan.md scan.png settings.py trainer_state.json .secret".split()
     for name in (*others, "../private.json"):

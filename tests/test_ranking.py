@@ -11,8 +11,8 @@ from conftest import tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
-from flip_hf.processing_flip import EncodedRows
 from flip_hf.serving.rows import join
+from flip_hf.text_encoding_flip import EncodedRows
 
 
 USER = {"user_id": "105", "gender": "male"}

@@ -15,7 +15,7 @@ import torch
 from conftest import WORDS
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor
-from flip_hf.feature_extraction_flip import Vocabulary
+from flip_hf.feature_encoding_flip import Vocabulary
 from flip_hf.serving.pipeline import ClickThroughRatePipeline
 from flip_hf.serving.scoring import score
 
@@ -58,8 +58,8 @@ def eager_switching():
 
 def keep_little(monkeypatch, number: int) -> None:
     """Whatever is kept is thrown away and built anew again and again."""
-    monkeypatch.setattr("flip_hf.processing_flip._MAX_STORED_BYTES", 250 * number)
-    monkeypatch.setattr("flip_hf.feature_extraction_flip._MAX_CACHED_VALUES", number)
+    monkeypatch.setattr("flip_hf.text_encoding_flip._MAX_STORED_BYTES", 250 * number)
+    monkeypatch.setattr("flip_hf.feature_encoding_flip._MAX_CACHED_VALUES", number)
 
 
 def run_together(work, num_threads: int = NUM_THREADS) -> list:

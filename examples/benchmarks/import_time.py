@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import flip_hf` costs a process that has torch and transformers' Auto classes already.
+"""What imports cost: of flip_hf alone, of what scores rows without torch, and of the models, in a process that has
+torch and transformers' Auto classes already.
 
 python examples/benchmarks/import_time.py
 """
@@ -8,24 +9,30 @@ import subprocess
 import sys
 
 
-CODE = (
-    "import sys, time, torch; from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel;"
-    "start = time.perf_counter(); import flip_hf;seconds = "
-    "time.perf_counter() - start;heavy = [name for name in ('datasets', 'evaluate', 'sklearn', 'pandas', "
-    "'matplotlib') if name in sys.modules];print(seconds, ' '.join(heavy) or '-')"
-)
+HAD = "import torch; from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel"
+WAYS = {
+    "import flip_hf": "",
+    "import flip_hf.text_encoding_flip": "",
+    "from flip_hf import FlipForCTR, FlipProcessor": HAD,
+}
+CODE = """
+import sys, time; {had}
+start = time.perf_counter(); {what}; seconds = time.perf_counter() - start
+heavy = ("torch", "transformers", "datasets", "evaluate", "sklearn", "pandas", "matplotlib")
+print(seconds, *(name for name in heavy if name in sys.modules and name not in {had!r}))
+"""
 
 
 def main() -> None:
-    times, heavy = [], set()
-    for _ in range(5):
-        out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
-        times.append(float(out[0]))
-        heavy |= set(out[1:]) - {"-"}
-    print(
-        f"import flip_hf: {sorted(times)[2] * 1000:.0f} ms (median of 5), brings in "
-        f"{', '.join(heavy) or 'nothing heavy'}"
-    )
+    for what, had in WAYS.items():
+        times, heavy = [], set()
+        for _ in range(5):
+            command = [sys.executable, "-c", CODE.format(what=what, had=had)]
+            seconds, *names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            times.append(float(seconds))
+            heavy |= set(names)
+        brought = ", ".join(sorted(heavy)) or "nothing heavy"
+        print(f"{what}: {sorted(times)[2] * 1000:.0f} ms (median of 5), brings in {brought}")
 
 
 if __name__ == "__main__":

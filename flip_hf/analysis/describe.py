@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..columns_flip import CodedColumn, read_labels
-from ..feature_extraction_flip import NUM_FOLDS, statistics
+from ..feature_encoding_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
 from ..fitting.counts import Counts, rows_and_clicks
 from ..fitting.schema import batches, is_split

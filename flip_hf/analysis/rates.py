@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_flip import PAD_FEATURE_ID, unseen_id
+from ..masking_flip import PAD_FEATURE_ID, unseen_id
 
 
 logger = logging.getLogger(__name__)

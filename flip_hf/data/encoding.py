@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from transformers.utils import logging
 
 from ..columns_flip import with_class_names
-from ..feature_extraction_flip import VOCABULARY_NAME
+from ..feature_encoding_flip import VOCABULARY_NAME
 from ..fitting.schema import gives_arrow, is_split
 from ..processing_flip import FlipProcessor, old_word
 from .private_datasets import fingerprint_of

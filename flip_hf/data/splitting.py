@@ -14,8 +14,7 @@ import pyarrow.dataset
 from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from ..columns_flip import as_columns, code_scalars, read_labels, with_class_names
-from ..values_flip import canonical_value, read_times
+from ..columns_flip import as_columns, canonical_value, code_scalars, read_labels, read_times, with_class_names
 from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows
 from .readers.tables import as_dataset

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..configuration_flip import missing_id, num_reserved_features, unseen_id
-from ..feature_extraction_flip import NUM_FOLDS, FlipFeatureExtractor, statistics, value_hashes
+from ..columns_flip import number_text
+from ..feature_encoding_flip import NUM_FOLDS, statistics, value_hashes
+from ..feature_extraction_flip import FlipFeatureExtractor
 from ..fields_flip import AgeField, CategoricalField, MultivaluedField, NumericField, StatisticField
-from ..values_flip import number_text
+from ..masking_flip import missing_id, num_reserved_features, unseen_id
 from .counts import HOUR_BITS, UNREADABLE, Counts, FeatureCounts, bin_starts, known_edges, number_keys
 from .schema import batches
 

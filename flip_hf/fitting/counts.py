@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import CodedColumn, as_columns, class_names, code_scalars, read_labels
-from ..feature_extraction_flip import NO_FIELDS, NUM_FOLDS, hash_buckets
+from ..columns_flip import VALUE_TYPES, CodedColumn, as_columns, class_names, code_scalars, is_code, read_labels
+from ..feature_encoding_flip import NUM_FOLDS, hash_buckets
+from ..feature_extraction_flip import NO_FIELDS
 from ..fields_flip import (
     STATISTICS,
     AgeField,
@@ -34,7 +35,6 @@ from ..fields_flip import (
     code_columns,
     field_from_dict,
 )
-from ..values_flip import VALUE_TYPES, is_code
 from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column, is_split
 
 

@@ -6,19 +6,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..columns_flip import as_columns, as_list, code_scalars, is_arrow, plain_values, with_class_names
-from ..fields_flip import DATE_PARTS, STATISTICS, Field, MultivaluedField, field_from_dict
-from ..values_flip import (
+from ..columns_flip import (
     EXACT,
     PLAIN_INTEGER,
     VALUE_TYPES,
+    as_columns,
+    as_list,
     canonical_value,
+    code_scalars,
+    is_arrow,
     is_code,
     is_container,
     plain_value,
+    plain_values,
     read_number,
     whole_number,
+    with_class_names,
 )
+from ..fields_flip import DATE_PARTS, STATISTICS, Field, MultivaluedField, field_from_dict
 
 
 BATCH_SIZE = 100_000  # rows read at a time from what is larger than memory

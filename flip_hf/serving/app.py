@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import importlib
 import importlib.util
 import os
 import time
@@ -19,7 +18,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from ..analysis.rates import count_occurrences
-from ..processing_flip import EncodedRows
+from ..text_encoding_flip import EncodedRows
+from .onnx import OnnxClickModel
 from .rows import distinct, example_row, join, raw_names
 from .waiting import BadRows, Batcher, QueueFull
 
@@ -46,7 +46,7 @@ def load_model(name: str, file_name: str = "model.onnx") -> Any:
     """A folder or a name on the Hub, as onnxruntime runs it where the folder has `onnx/<file_name>` or torch is not
     installed, else as torch does."""
     if os.path.isfile(os.path.join(name, "onnx", file_name)) or importlib.util.find_spec("torch") is None:
-        return importlib.import_module(".onnx", __package__).OnnxClickModel.from_pretrained(name, file_name)
+        return OnnxClickModel.from_pretrained(name, file_name)
     from transformers import pipeline
 
     return TorchModel(pipeline("click-through-rate", model=name))

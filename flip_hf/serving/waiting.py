@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..processing_flip import EncodedRows
+from ..text_encoding_flip import EncodedRows
 
 
 class BadRows(ValueError):

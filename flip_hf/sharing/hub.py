@@ -26,7 +26,7 @@ from ..analysis.calibration import draw_reliability
 from ..analysis.flops import flops_per_row
 from ..analysis.metrics import auc, bootstrap_intervals, compute_ctr_metrics, ece, logloss
 from ..configuration_flip import FlipConfig
-from ..feature_extraction_flip import VOCABULARY_NAME
+from ..feature_encoding_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor
 from ..pulling_flip import weight_names
 from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card

@@ -25,11 +25,11 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..analysis.metrics import PRE_TRAINING_METRICS, compute_ctr_metrics
+from ..columns_flip import canonical_value
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..sharing.hub import push_to_hub, write_folder
-from ..values_flip import canonical_value
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
 from .checkpoints import ResumableTrainer
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep

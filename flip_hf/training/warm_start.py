@@ -11,8 +11,59 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..masking_flip import hide_features, hide_tokens, pad_rows
+from ..masking_flip import hide_features, hide_tokens, num_reserved_features, pad_rows, unseen_id
 from ..modeling_flip_base import evaluating
+
+
+@torch.no_grad()
+def grow(model: Any, processor: Any, start: str) -> int:
+    """[`FlipPreTrainedModel.resize_feature_embeddings`]."""
+    if start not in ("unseen", "mean", "random"):
+        raise ValueError(f"start={start!r} is not one of unseen, mean, random")
+    extractor, config = getattr(processor, "feature_extractor", processor), model.config
+    names, old, new = list(extractor.field_names), config.num_features, extractor.num_features
+    problem = None
+    if names != config.field_names or new < old:
+        problem = f"it has the fields {names} and {new} features, the model {config.field_names} and {old}"
+    elif changed := config.fields_that_differ(extractor):
+        problem = f"ids that the model has learnt stand for other values of {', '.join(changed)}"
+    if problem is not None:
+        problem = f"the processor was not extended from that of this model: {problem}"
+        raise ValueError(f"{problem}; extend the processor from the model's own folder")
+    config.num_features, config.feature_digests = new, extractor.field_digests()
+    counts, fields = torch.tensor(extractor.feature_counts), torch.tensor(extractor.feature_fields).long()
+    # by what they have: a model that came with code of its own has other classes than ours
+    for module in model.modules():
+        if hasattr(module, "tables"):  # the ID tower
+            for table in module.tables():
+                grow_table(table, fields, start, config.tabular_initializer_range)
+        elif hasattr(module, "feature_bias"):  # the MTM head
+            # ids for unseen values are never asked for, and have no row to copy
+            grow_table(module.feature_embeddings, fields, start.replace("unseen", "mean"), config.initializer_range)
+            # the noise follows all counts, and the bias of new features starts from theirs
+            module.set_feature_counts(counts, fields, num_known=len(module.feature_bias))
+    return new - old
+
+
+def grow_table(table: nn.Embedding, fields: torch.Tensor, start: str, std: float) -> None:
+    """A row for each of N features, whose `fields` are `(N,)`, those of known ones unchanged."""
+    weight = table.weight
+    if len(weight) == len(fields):
+        return
+    known, new = fields.to(weight.device).split([len(weight), len(fields) - len(weight)])
+    if start == "random":
+        rows = torch.randn(len(new), weight.shape[1], dtype=weight.dtype, device=weight.device) * std
+    elif start == "unseen":
+        rows = weight[unseen_id(new)]
+    else:
+        is_real = torch.arange(len(weight), device=weight.device) >= num_reserved_features(int(fields.max()) + 1)
+        group = torch.where(is_real, known, -1) + 1  # 0 for what is no value of a field
+        num_groups = int(known.max()) + 2
+        sums = weight.new_zeros(num_groups, weight.shape[1]).index_add(0, group, weight)
+        sizes = torch.bincount(group, minlength=num_groups).clamp(min=1)
+        rows = (sums / sizes[:, None])[new + 1]
+    table.weight = nn.Parameter(torch.cat([weight, rows]), requires_grad=weight.requires_grad)
+    table.num_embeddings = len(table.weight)
 
 
 def warm_start_features(

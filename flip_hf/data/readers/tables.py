@@ -20,9 +20,8 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from transformers.utils import logging
 
-from ...columns_flip import as_columns, class_names, with_class_names
+from ...columns_flip import as_columns, canonical_value, class_names, read_number, with_class_names
 from ...fitting.schema import is_split
-from ...values_flip import canonical_value, read_number
 from ..private_datasets import stream_of_tables
 from .files import kind_of, name_of, opened, reading
 

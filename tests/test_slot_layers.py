@@ -8,7 +8,7 @@ import torch
 from equations import assert_equal, dot, random
 
 from flip_hf import FlipConfig, FlipForCTR, FlipTabularModel
-from flip_hf.slot_layers_flip import FeatureEmbedding, IdDropout, SlotPooling
+from flip_hf.modeling_flip_tabular import FeatureEmbedding, IdDropout, SlotPooling
 
 
 D = 6

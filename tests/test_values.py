@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from flip_hf.fitting.schema import infer_type
-from flip_hf.values_flip import (
+from flip_hf.columns_flip import (
     canonical_value,
     is_code,
     number_text,
@@ -20,6 +19,7 @@ from flip_hf.values_flip import (
     read_times,
     read_values,
 )
+from flip_hf.fitting.schema import infer_type
 
 
 NOON = 1717156800.0  # 2024-05-31T12:00:00Z

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Importing flip_hf is light, and transformers knows FLIP however the two come into a process."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from conftest import tabular_model
+
+import flip_hf
+
+
+@pytest.fixture(scope="module")
+def folder(processor, tmp_path_factory):
+    """A click model with its processor, and the processor as a worker process is handed it."""
+    folder = tmp_path_factory.mktemp("registration")
+    tabular_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "processor.pkl").write_bytes(pickle.dumps(processor))
+    return folder
+
+
+def run(code: str, cwd=None, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_the_package_brings_in_neither_torch_nor_transformers():
+    said = "sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'numpy', 'datasets'})"
+    code = f"import sys, flip_hf, flip_hf.text_encoding_flip, flip_hf.calibration_flip; print({said}, *dir(flip_hf))"
+    heavy, names = run(code).split("] ")
+    assert heavy == "['numpy'" and {*flip_hf.__all__} < {*names.split()}
+
+
+# what a process does first
+FIRST = {
+    "flip_hf": "import flip_hf",
+    "a module of flip_hf": "import pickle; processor = pickle.load(open('processor.pkl', 'rb'))",
+    "transformers": "import transformers.pipelines; from flip_hf import *; FlipCTRTrainer",
+    "two threads": """
+import importlib, threading, flip_hf
+both = threading.Barrier(2)
+def bring_in(name):
+    both.wait()
+    importlib.import_module(name)
+threads = [threading.Thread(target=bring_in, args=(name,)) for name in ("flip_hf.modeling_flip", "transformers")]
+[thread.start() for thread in threads], [thread.join() for thread in threads]""",
+}
+THEN = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import AutoFeatureExtractor, AutoProcessor, pipeline
+config = AutoConfig.from_pretrained(".")
+opened = [AutoModelForSequenceClassification, AutoProcessor, AutoFeatureExtractor]
+made = [AutoModel.from_config(config), *(auto.from_pretrained(".") for auto in opened)]
+made += [pipeline("click-through-rate", model=made[1], processor=made[2])]
+print(AutoModelForPreTraining._model_mapping[type(config)].__name__, *(type(one).__name__ for one in made))
+assert not [finder for finder in sys.meta_path if "flip_hf.registration" in repr(finder)]
+"""
+SLOW = ("transformers", "two threads")
+
+
+@pytest.mark.parametrize("first", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FIRST])
+def test_auto_classes_and_pipelines_know_flip_whatever_is_imported_first(first, folder):
+    known = "FlipForPreTraining FlipModel FlipForCTR FlipProcessor FlipFeatureExtractor ClickThroughRatePipeline"
+    assert run(f"{FIRST[first]}\n{THEN}", folder) == known
+
+
+def test_a_transformers_that_cannot_be_imported_is_an_ordinary_error_and_so_is_a_missing_torch(tmp_path):
+    (tmp_path / "transformers.py").write_text("import no_such_package")
+    code = """
+import sys, flip_hf
+for ask in ("import transformers", "flip_hf.FlipConfig", "from flip_hf.processing_flip import FlipProcessor"):
+    try:
+        exec(ask)
+    except ImportError as error:
+        print(error)
+open("transformers.py", "w").write("__version__ = 'of other things'")
+sys.modules["torch"] = None
+import transformers
+print(transformers.__version__)
+"""
+    package = os.path.dirname(os.path.dirname(flip_hf.__file__))
+    # in front of what is installed, without bytecode of the file that is written over
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), package]), "PYTHONDONTWRITEBYTECODE": "1"}
+    assert run(code, tmp_path, **path).splitlines() == ["No module named 'no_such_package'"] * 3 + ["of other things"]
