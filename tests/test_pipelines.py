@@ -43,7 +43,7 @@ def scorer(model, processor) -> ClickThroughRatePipeline:
 @pytest.fixture()
 def one_batch(monkeypatch) -> None:
     """Rows are encoded one batch at a time, so that few are several chunks."""
-    for name in ("_BATCHES_OF_TABLE", "_BATCHES_OF_STREAM"):
+    for name in ("BATCHES_OF_TABLE", "_BATCHES_OF_STREAM"):
         monkeypatch.setattr(f"flip_hf.serving.pipeline.{name}", 1)
 
 

@@ -2,16 +2,16 @@
 """Do the rows that a model is asked about (F fields) look like those it was trained on? Unseen and missing values."""
 
 import functools
+import logging
 import threading
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..masking_flip import PAD_FEATURE_ID, unseen_id
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 MIN_ROWS = 100  # fewer say too little of a share
 
 

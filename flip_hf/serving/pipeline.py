@@ -6,7 +6,7 @@ Letters: B rows of a chunk, F fields, S slots, L tokens of all rows together.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,18 @@ import torch
 from transformers.pipelines.base import Pipeline
 
 from ..analysis.rates import RateWatch, count_occurrences
-from ..columns_flip import CodedColumn, as_columns, is_column, select_columns, with_class_names
+from ..columns_flip import CodedColumn, is_column, with_class_names
 from ..masking_flip import hide_features, hide_tokens
 from ..text_encoding_flip import EncodedRows
-from .ranking import Ranking, columns_of_texts, rank, raw_names
+from .batching import BATCHES_OF_TABLE, chunks_of_table
+from .ranking import Ranking, rank
+from .rows import columns_of_texts, raw_names
 from .scoring import Scores, TextVectors, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
-# batches that are encoded, and put in order of length, together: of a stream that is read ahead so far, of a table
-_BATCHES_OF_STREAM, _BATCHES_OF_TABLE = 8, 32
+# batches that are encoded, and put in order of length, together, of a stream that is read ahead so far
+_BATCHES_OF_STREAM = 8
 
 
 class ClickThroughRatePipeline(Pipeline):
@@ -82,9 +84,9 @@ class ClickThroughRatePipeline(Pipeline):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} has to be 1 or more")
         stream = as_stream(rows)
-        size = batch_size * (_BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
+        size = batch_size * (BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
         fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
-        chunks = _chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
+        chunks = chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
         results: Any = self._score(chunks, batch_size, asked, rates)
         if stream is None:
             results = next(results) if _is_one_row(rows, fields) else list(results)
@@ -214,16 +216,3 @@ def _is_one_row(rows: Any, fields: Iterable[Any]) -> bool:
 def _chunks_of_stream(stream: Iterator[Any], rows: Any, size: int) -> Iterator[Mapping[str, Any]]:
     while chunk := list(itertools.islice(stream, size)):
         yield with_class_names(chunk, getattr(rows, "features", None))
-
-
-def _chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[Any]:
-    if hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
-        for start in range(0, len(rows), size):
-            yield rows.select(range(start, min(start + size, len(rows))))
-    elif not isinstance(rows, Sequence) or len(rows):  # an empty list has no columns
-        names = raw_names(fields)
-        of_lists = raw_names(field for field in fields if field.kind == "multivalued")
-        columns = select_columns(as_columns(rows), names, of_lists)
-        for start in range(0, len(columns[0]), size):
-            parts = (getattr(column, "iloc", column)[start : start + size] for column in columns)
-            yield dict(zip(names, parts, strict=True))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoded rows -> logits: batches of rows of similar length, results in the order of the rows.
 
-Letters: B rows, L tokens of all rows together, T tokens of the longest row of a batch.
+Letters: B rows, S slots.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..masking_flip import pad_rows
 from ..modeling_flip_base import evaluating
 from ..text_encoding_flip import EncodedRows
+from .batching import batches, order_of_lengths
 
 
 logger = logging.get_logger(__name__)
@@ -114,13 +114,11 @@ def score(
     num_rows = len(encoded.feature_ids)
     if not num_rows:
         return Scores(torch.zeros(0))
-    order: Any = slice(None)
+    order = order_of_lengths(encoded)
     numbers, vectors, known = np.zeros(0, np.int64), torch.zeros(0), np.zeros(0, np.int64)
-    if encoded.lengths is not None:
-        order = np.argsort(encoded.lengths, kind="stable")  # stable: rows of one length stay in their order
-        if texts is not None:
-            numbers, vectors = texts.find(model, encoded)
-            order, known = order[numbers[order] < 0], np.flatnonzero(numbers >= 0)
+    if encoded.lengths is not None and texts is not None:
+        numbers, vectors = texts.find(model, encoded)
+        order, known = order[numbers[order] < 0], np.flatnonzero(numbers >= 0)
     with evaluating(model), torch.inference_mode():
         outputs = (model(**batch) for batch in _batches(model, processor, encoded, order, batch_size))
         parts = [[getattr(output, name) for name in Scores._fields] for output in outputs]
@@ -155,20 +153,8 @@ def _with_vectors(model: Any, feature_ids: torch.Tensor, vectors: torch.Tensor) 
 
 
 def _batches(
-    model: Any, processor: Any, encoded: EncodedRows, order: Any, batch_size: int
+    model: Any, processor: Any, encoded: EncodedRows, order: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """What the model reads of so many rows at a time, in `order` (numbers `(B,)`, or a slice), on its device."""
-    mode, device = model.config.mode, model.device
-    feature_ids = torch.from_numpy(encoded.feature_ids[order].astype(np.int64)).to(device)  # (B, S)
-    if mode != "tabular":
-        lengths = encoded.lengths[order]
-        ends, starts = np.cumsum(lengths), (np.cumsum(encoded.lengths) - encoded.lengths)[order]
-        tokens = encoded.tokens[np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())]  # (L,)
-    for first in range(0, len(feature_ids), batch_size):
-        rows = slice(first, first + batch_size)
-        batch = {} if mode == "text" else {"feature_ids": feature_ids[rows]}
-        if mode != "tabular":
-            part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
-            padded = pad_rows(part, lengths[rows], processor.pad_token_id)  # (batch, T) twice
-            batch["input_ids"], batch["attention_mask"] = (torch.from_numpy(array).to(device) for array in padded)
-        yield batch
+    """What the model reads of rows number `order`, so many at a time, on its device."""
+    for batch in batches(encoded, order, model.config.mode, processor, batch_size):
+        yield {name: torch.from_numpy(array).to(model.device) for name, array in batch.items()}
