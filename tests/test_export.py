@@ -87,6 +87,7 @@ def save(model, processor, folder) -> Path:
 
 
 def joint_config(processor, text_config, **options) -> FlipConfig:
+    text_config = BertConfig(**{**text_config.to_dict(), "num_hidden_layers": 1})
     return FlipConfig.from_processor(processor, mode="joint", text_config=text_config, alpha_init=0.4, **options)
 
 
@@ -136,7 +137,6 @@ def assert_exported(folder, processor, rows, mode=None) -> Path:
 @pytest.fixture(scope="module")
 def joint(kinds_processor, text_config, tmp_path_factory) -> Path:
     """A folder with a joint model, which is small: an export takes seconds."""
-    text_config = BertConfig(**{**text_config.to_dict(), "num_hidden_layers": 1})
     model = FlipForCTR(joint_config(kinds_processor, text_config, backbone="lr"))
     return save(model, kinds_processor, tmp_path_factory.mktemp("joint"))
 
