@@ -8,6 +8,8 @@ import torch
 import torch.multiprocessing as mp
 from conftest import QUICK, in_two_processes
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import BertConfig, TrainerCallback
 
 from flip_hf import (
@@ -191,3 +193,36 @@ def test_a_training_goes_on_in_another_number_of_processes(
     for name, (step, weights) in found.items():
         assert step == 12
         torch.testing.assert_close(weights, unbroken[1], rtol=1e-3, atol=1e-5, msg=f"{name}")
+
+
+def sharded_step(rank: int, model, batch, chunk_size, results) -> None:
+    """Half of the rows, the language model sharded by FSDP2 (gradients averaged), the rest averaged by hand."""
+    for part in (*model.text_tower.encoder.layer, model.text_tower):
+        fully_shard(part)
+    half = {name: column.chunk(2)[rank] for name, column in batch.items()}
+    # averaging divides sums over ranks by two
+    model.train()(**half, num_masked_tokens=50.0, num_masked_features=10.0, chunk_size=chunk_size).loss.backward()
+    gradients, num_held = {}, 0
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            num_held += parameter.to_local().numel()
+            gradients[name] = parameter.grad.full_tensor()
+        else:
+            torch.distributed.all_reduce(parameter.grad)
+            gradients[name] = parameter.grad / 2
+    results[rank] = gradients, num_held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_a_language_model_sharded_by_fsdp2_has_its_gradient(chunk_size, trainable_text_model_dir, processor, encoded):
+    torch.manual_seed(0)
+    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor, **STILL)
+    collator = DataCollatorForFlipPreTraining.from_config(processor, model.config, seed=0)
+    batch, results = collator(list(encoded["train"].select(range(32)))), mp.Manager().dict()
+    in_two_processes(sharded_step, model, batch, chunk_size, results)
+    model.train()(**batch, num_masked_tokens=100.0, num_masked_features=20.0).loss.backward()
+    for gradients, num_held in results.values():
+        assert num_held == pytest.approx(sum(weight.numel() for weight in model.text_tower.parameters()) / 2, rel=0.01)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
