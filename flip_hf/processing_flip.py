@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import warnings
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,6 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
         out_of_fold: bool = False,
         truncation: bool = True,
         max_length: int | None = None,
-        text: bool | None = None,
     ) -> BatchFeature:
         """
         Args:
@@ -101,15 +99,12 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
                 [`FlipFeatureExtractor`]).
             truncation (`bool`): `False` leaves rows as long as they are.
             max_length (`int`, *optional*): in place of the processor's, for this call.
-            text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
         Returns:
             [`BatchFeature`] with, as lists or tensors, `input_ids`, `attention_mask` and `token_field_ids` (the field
             whose value a token spells, or -1) `(batch_size, num_tokens)`, `feature_ids` `(batch_size, num_slots)`, and
             `labels` `(batch_size,)`, 0.0 or 1.0, if the rows have the label column.
         """
-        if text is not None:
-            return_text = old_word("text", text, "return_text")
         if not isinstance(truncation, bool):
             raise ValueError(f"truncation={truncation!r} is not True (the longest values lose their tails) or False")
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
@@ -201,12 +196,6 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
         saved = {**config, **kwargs}
         options = {key: saved[key] for key in SETTINGS if key in saved}
         return cls(FlipFeatureExtractor.from_pretrained(name, **where), tokenizer, **options)
-
-
-def old_word(old: str, value: Any, new: str) -> Any:
-    """The value of an argument that has another name now, with a warning."""
-    warnings.warn(f"{old}={value!r} is called {new}={value!r} now", FutureWarning, stacklevel=3)
-    return value
 
 
 FlipProcessor.register_for_auto_class("AutoProcessor")

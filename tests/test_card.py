@@ -33,7 +33,7 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
     facts |= {"metrics": {"auc": BootstrapInterval(0.75, 0.7, 0.8), "ece": 0.01, "ne": float("nan")}}
     facts |= {"rates": {"title": {"unseen": 0.125, "missing": 0.5}, "genre": {"unseen": 1e-4}}}
     facts |= {"training": {"learning_rate": 0.001}, "flops_per_row": 1234567.0, "reliability": "a picture.png"}
-    facts |= {"licenses": "Data: CC BY 4.0.", "repo_id": "somebody/flip"}
+    facts |= {"licenses": "Data: CC BY 4.0.", "repo_id": "somebody/flip", "example": {"user_id": "7", "title": None}}
     path = write_model_card(tmp_path, model, **facts)
     card = ModelCard.load(path)
     shared = {"task_type": "tabular-classification", "dataset_type": "somebody/clicks", "dataset_name": "clicks"}
@@ -44,7 +44,8 @@ def test_a_card_says_what_a_reader_needs_and_its_results_reload_with_their_inter
         EvalResult(**shared, metric_type="ece", metric_name="calibration error (ECE)", metric_value=0.01),
     ]
     assert card.data.tags == ["click-through-rate", "flip", "recommender"] and card.data.base_model is None
-    assert card.data.datasets == "somebody/clicks"
+    assert card.data.datasets == "somebody/clicks" and card.data.pipeline_tag == "tabular-classification"
+    assert card.data.to_dict()["widget"] == [{"structuredData": {"user_id": ["7"], "title": [None]}}]
     for part in (
         "| mode | `tabular` |", "num_cross_layers 3", "| embeddings | 98 features of 5 fields, size 8 |",
         f"| parameters | {model.num_parameters():,} |", "| operations per row | 1,234,567 FLOPs |",

@@ -448,10 +448,3 @@ def test_streams_are_fitted_and_encoded_as_the_table_is_and_go_on(kinds, tokeniz
         again = prepare_dataset(stream, processor, batch_size=4, **options)
         again.load_state_dict(encoded.state_dict())
         assert first + list(again) == list(expected)
-
-
-def test_the_old_word_for_return_text_still_works_and_says_so(splits, processor):
-    with pytest.warns(FutureWarning, match="text=False is called return_text=False now"):
-        assert set(processor(splits["train"][:2], text=False)) == {"feature_ids", "labels"}
-    with pytest.warns(FutureWarning, match="return_text=False"):
-        assert "input_ids" not in prepare_dataset(splits["train"], processor, text=False).column_names

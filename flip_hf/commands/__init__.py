@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console command: `flip_hf prepare`, `pretrain`, `finetune`, `predict`, or `python -m flip_hf ...`."""
+"""The console command: `flip_hf prepare`, `pretrain`, `finetune`, `predict`, `serve`, or `python -m flip_hf ...`."""
 
 import argparse
 import importlib
@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": "stage 1: one pre-training of an ID tower and a language model",
     "finetune": "stage 2: FLIP_ID, FLIP_PLM or FLIP, pre-trained or from scratch",
     "predict": "click probabilities of a raw table",
+    "serve": "a finetuned model behind HTTP",
 }
 
 

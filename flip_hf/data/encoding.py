@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..columns_flip import with_class_names
 from ..feature_encoding_flip import VOCABULARY_NAME
 from ..fitting.schema import gives_arrow, is_split
-from ..processing_flip import FlipProcessor, old_word
+from ..processing_flip import FlipProcessor
 from .private_datasets import fingerprint_of
 from .readers.tables import as_dataset
 
@@ -92,7 +92,6 @@ def prepare_dataset(
     batch_size: int = 10_000,
     keep_columns: Sequence[str] = (),
     out_of_fold: bool | None = None,
-    text: bool | None = None,
 ) -> Any:
     """
     Encodes a table once, for any number of epochs: `dataset.map(processor, batched=True, remove_columns=...)`, several
@@ -109,14 +108,11 @@ def prepare_dataset(
         out_of_fold (`bool`, *optional*): whether these are the rows that the processor was fitted on, which must not
             read their own labels in label statistics. By default the split `"train"` of a `DatasetDict` is, and other
             splits are not; a table without a split has to say so, if the processor has such fields.
-        text (`bool`, *optional*): the old word for `return_text`, for one version more.
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
         row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0).
     """
-    if text is not None:
-        return_text = old_word("text", text, "return_text")
     if is_split(dataset):
         encoded = DatasetDict() if type(dataset) is dict else type(dataset)()
         for name, split in dataset.items():

@@ -63,6 +63,7 @@ def write_model_card(
     reliability: str | None = None,
     flops_per_row: float | None = None,
     report: FlipReport | None = None,
+    example: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
 ) -> Path:
     """
@@ -84,6 +85,7 @@ def write_model_card(
         pretrained: whether stage 1 came before.
         curves, reliability: names of pictures in `folder`: training curves, and predicted against observed clicks.
         report: of the data, `processor.describe(splits, show_values=False)` where its values may not be shown.
+        example: a raw row that may be shown: the Hub's widget begins with it.
     """
     config = model if isinstance(model, FlipConfig) else model.config
     if evaluated_on not in (None, "test", "validation"):
@@ -135,6 +137,7 @@ def write_model_card(
             license=license,
             model_name=title if results else None,
             eval_results=results or None,
+            widget=[{"structuredData": {name: [value] for name, value in example.items()}}] if example else None,
         ),
         template_path=str(_TEMPLATE),
         cell=lambda text: markdown(_line(text)),  # what comes from elsewhere
