@@ -11,7 +11,7 @@ from conftest import tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
-from flip_hf.serving.ranking import join
+from flip_hf.serving.rows import join
 from flip_hf.text_encoding_flip import EncodedRows
 
 

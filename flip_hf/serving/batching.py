@@ -13,15 +13,11 @@ import numpy as np
 from ..columns_flip import as_columns, select_columns
 from ..masking_flip import pad_rows
 from ..text_encoding_flip import EncodedRows
+from .rows import raw_names
 
 
 # batches of a table that are encoded, and put in order of length, together
 BATCHES_OF_TABLE = 32
-
-
-def raw_names(fields: Iterable[Any]) -> list[str]:
-    """Of the columns that the fields read."""
-    return list(dict.fromkeys(name for field in fields for name in field.columns))
 
 
 def chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[Any]:

@@ -137,16 +137,24 @@ class OnnxClickModel:
         logits = [np.zeros(0, np.float32)]
         for chunk in chunks_of_table(rows, extractor.fields, batch_size * BATCHES_OF_TABLE):
             encoded = self.encode(chunk)
-            order = order_of_lengths(encoded)
-            parts = batches(encoded, order, self.mode, self.encoder, batch_size)
-            logits.append(np.concatenate([self.session.run(["logits"], part)[0] for part in parts])[np.argsort(order)])
+            logits.append(self.logits(encoded, batch_size))
             self._watch.add(count_occurrences(extractor, encoded.feature_ids))
-        found = np.concatenate(logits)
-        wrong = int((~np.isfinite(found)).sum())
+        return self.probabilities(np.concatenate(logits))
+
+    def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
+        """What `encode` gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
+        order = order_of_lengths(encoded)
+        parts = batches(encoded, order, self.mode, self.encoder, batch_size)
+        logits = np.concatenate([self.session.run(["logits"], part)[0] for part in parts])[np.argsort(order)]
+        wrong = int((~np.isfinite(logits)).sum())
         if wrong:
-            raise ValueError(f"logits of {wrong} of {len(found)} rows are not finite: a weight of the model is not")
+            raise ValueError(f"logits of {wrong} of {len(logits)} rows are not finite: a weight of the model is not")
+        return logits
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """`(B,)` -> `(B,)`, float64, corrected and calibrated."""
         settings = {name: self.config[name] for name in _PROBABILITY_SETTINGS if name in self.config}
-        return predict_probabilities(found, mode=self.mode, **settings)
+        return predict_probabilities(logits, mode=self.mode, **settings)
 
 
 def _read(path: Path) -> Any:

@@ -17,8 +17,9 @@ from ..analysis.rates import RateWatch, count_occurrences
 from ..columns_flip import CodedColumn, is_column, with_class_names
 from ..masking_flip import hide_features, hide_tokens
 from ..text_encoding_flip import EncodedRows
-from .batching import BATCHES_OF_TABLE, chunks_of_table, raw_names
-from .ranking import Ranking, columns_of_texts, rank
+from .batching import BATCHES_OF_TABLE, chunks_of_table
+from .ranking import Ranking, rank
+from .rows import columns_of_texts, raw_names
 from .scoring import Scores, TextVectors, as_stream, check_click_model, score
 
 

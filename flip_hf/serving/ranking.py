@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..analysis.rates import RateWatch, count_occurrences
-from ..columns_flip import CodedColumn, as_columns, as_list, is_column, with_class_names
-from .batching import raw_names
+from ..columns_flip import as_columns, as_list, is_column, with_class_names
+from .rows import distinct, join
 from .scoring import TextVectors, as_stream, check_click_model, score
 
 
@@ -56,7 +56,7 @@ def rank(
         items = with_class_names(items, features) if items else items
     if isinstance(items, Sequence) and not len(items):  # without columns
         return Ranking(np.zeros(0, np.int64), np.zeros(0))
-    columns, candidate = _distinct(extractor.select_columns(join(extractor, user_row, items)))
+    columns, candidate = distinct(extractor.select_columns(join(extractor, user_row, items)))
     encoded = processor.encode_columns(columns, return_text=model.config.mode != "tabular")
     occurrences = count_occurrences(extractor, encoded.feature_ids[candidate])
     of_user = [all(name in user_row for name in field.columns) for field in extractor.fields]
@@ -76,43 +76,3 @@ def _one_row(row: Any) -> Mapping[str, Any]:
     if {len(column) for column in columns.values()} != {1}:
         raise ValueError("user_row is not one row: pass a dict of one value for each field of the user")
     return {name: as_list(column)[0] for name, column in columns.items()}
-
-
-def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, Any]:
-    """The columns that the fields read, with the user's value n times. Raises `ValueError` if one is on both sides."""
-    table = as_columns(items)
-    needed = raw_names(extractor.fields)
-    joined = {name: table[name] for name in needed if name in table}
-    of_user = {name: user_row[name] for name in needed if name in user_row}
-    twice = [name for name in joined if name in of_user]
-    if twice:
-        raise ValueError(f"{', '.join(map(repr, twice))}: in the user's row and among the items, leave out one")
-    if not joined:
-        raise ValueError(f"the items have no column of any field, only {', '.join(map(str, table))}: nothing to rank")
-    num_items = len(next(iter(joined.values())))
-    return joined | {name: [value] * num_items for name, value in of_user.items()}
-
-
-def columns_of_texts(extractor: Any, items: Any) -> list[CodedColumn]:
-    """Items -> columns of all fields, those that only the ID tower reads empty. Raises `ValueError` if the text says
-    something that the items do not have."""
-    table = as_columns(items)
-    fields = [extractor.fields[index] for index in extractor.text_fields]
-    absent = [name for name in raw_names(fields) if name not in table]
-    if absent:
-        raise ValueError(
-            f"the text also says {', '.join(map(repr, absent))}, which the items do not have: no text is theirs "
-            'alone. Fit with field_options={...: {"view": "tabular"}} for what belongs to the user'
-        )
-    of_others = {name: None for name in raw_names(extractor.fields) if name not in raw_names(fields)}
-    return extractor.select_columns(join(extractor, of_others, {name: table[name] for name in raw_names(fields)}))
-
-
-def _distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray]:
-    """Columns of n rows -> of the distinct rows, in the order of their first, and which one each row is `(n,)`."""
-    numbers = np.zeros(columns[0].num_rows, np.int64)  # of the combination of the values so far
-    for column in columns:
-        _, numbers = np.unique(numbers * len(column.values) + column.indices, return_inverse=True)
-    _, first, numbers = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return [CodedColumn(column.values, column.indices[first[order]]) for column in columns], np.argsort(order)[numbers]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A finetuned model behind HTTP: probabilities of rows, rankings of candidates (see examples/serving/)."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from ..analysis.rates import count_occurrences
+from ..text_encoding_flip import EncodedRows
+from .onnx import OnnxClickModel
+from .rows import distinct, example_row, join, raw_names
+from .waiting import BadRows, Batcher, QueueFull
+
+
+class TorchModel:
+    """What a pipeline holds, by the names that [`OnnxClickModel`] has: all that the server needs of either."""
+
+    def __init__(self, pipeline: Any):
+        self._pipeline, self.encoder = pipeline, pipeline.processor
+        self.mode = pipeline.model.config.mode
+
+    def logits(self, encoded: EncodedRows) -> np.ndarray:
+        """`(B,)`."""
+        return self._pipeline._forward(encoded, 256).logits.numpy()
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated, `(B,)`."""
+        import torch
+
+        return self._pipeline.model.predict_probabilities(torch.from_numpy(logits)).numpy()
+
+
+def load_model(name: str, file_name: str = "model.onnx") -> Any:
+    """A folder or a name on the Hub, as onnxruntime runs it where the folder has `onnx/<file_name>` or torch is not
+    installed, else as torch does."""
+    if os.path.isfile(os.path.join(name, "onnx", file_name)) or importlib.util.find_spec("torch") is None:
+        return OnnxClickModel.from_pretrained(name, file_name)
+    from transformers import pipeline
+
+    return TorchModel(pipeline("click-through-rate", model=name))
+
+
+class Metrics:
+    """What `GET /metrics` says, of one app."""
+
+    def __init__(self, extractor: Any):
+        self.registry = registry = prometheus.CollectorRegistry()
+        self.extractor = extractor
+        of_request = ["path", "status"]
+        self.seconds = prometheus.Histogram("flip_request_seconds", "Requests", of_request, registry=registry)
+        buckets = [2**power for power in range(15)]
+        self.batches = prometheus.Histogram("flip_batch_rows", "Rows together", registry=registry, buckets=buckets)
+        self.waiting = prometheus.Gauge("flip_waiting_rows", "Rows that wait", registry=registry)
+        self.values = prometheus.Counter("flip_values", "Values scored", ["field", "status"], registry=registry)
+
+    def count(self, rows: EncodedRows) -> None:
+        """Of a batch: so many rows, and of each field how many values were unseen in training, or missing."""
+        self.batches.observe(len(rows.feature_ids))
+        counts = count_occurrences(self.extractor, rows.feature_ids)[:, 1:].tolist()  # all, unseen, missing
+        for name, (number, unseen, missing) in zip(self.extractor.field_names, counts, strict=True):
+            known = {"known": number - unseen - missing, "unseen": unseen, "missing": missing} if number else {}
+            for status, amount in known.items():
+                self.values.labels(name, status).inc(amount)
+
+
+def create_app(
+    model: Any, max_rows: int = 5_000, max_bytes: int = 10_000_000, max_waiting: int = 20_000, batch_rows: int = 256
+) -> FastAPI:
+    """
+    The app around what [`load_model`] gave.
+
+    Args:
+        max_rows (`int`), max_bytes (`int`): of one request; larger ones are refused (422, 413).
+        max_waiting (`int`): rows of all requests that may wait; others are refused (503) and told to come again.
+        batch_rows (`int`): rows of several requests that are scored together.
+    """
+    extractor, has_text = model.encoder.feature_extractor, model.mode != "tabular"
+    columns, metrics = raw_names(extractor.fields), Metrics(extractor)
+    batcher = Batcher(model.logits, batch_rows, max_waiting, metrics.count)
+    metrics.waiting.set_function(lambda: batcher.num_waiting)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(batcher.run())
+        yield
+        batcher.close()
+        await running  # what waits is answered
+
+    app = FastAPI(title="flip_hf", lifespan=lifespan, max_body_size=max_bytes, docs_url=None, redoc_url=None)
+    example = example_row(extractor)
+
+    class Rows(BaseModel):
+        rows: list[dict[str, Any]] = Field(max_length=max_rows, examples=[[example]])
+
+    class Candidates(BaseModel):
+        user: dict[str, Any]
+        items: list[dict[str, Any]] = Field(max_length=max_rows)
+        top_k: int | None = Field(None, ge=1)
+
+    @app.get("/")
+    def about() -> dict[str, Any]:
+        """What the model reads, and a row of it."""
+        fields = [{"name": f.name, "kind": f.kind, "columns": f.columns} for f in extractor.fields]
+        return {"mode": model.mode, "columns": columns, "fields": fields, "example": example}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    def read_metrics() -> Response:
+        return Response(prometheus.generate_latest(metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    @app.post("/predict")
+    async def predict(request: Rows) -> dict[str, list[float]]:
+        """The probability of a click on each row."""
+
+        def encode() -> EncodedRows:
+            return model.encoder.encode_columns(extractor.select_columns(request.rows), return_text=has_text)
+
+        logits = await batcher.score(encode, len(request.rows)) if request.rows else np.zeros(0)
+        return {"probabilities": model.probabilities(logits).tolist()}
+
+    @app.post("/rank")
+    async def rank(request: Candidates) -> dict[str, list]:
+        """The best items for a user: their places in `items`, the best first, and probabilities of a click."""
+        candidate = np.zeros(0, np.int64)  # which of the distinct rows each item makes
+
+        def encode() -> EncodedRows:
+            nonlocal candidate
+            of_rows, candidate = distinct(extractor.select_columns(join(extractor, request.user, request.items)))
+            return model.encoder.encode_columns(of_rows, return_text=has_text)
+
+        logits = (await batcher.score(encode, len(request.items)) if request.items else np.zeros(0))[candidate]
+        indices = np.argsort(-logits, kind="stable")[: request.top_k]  # an isotonic calibration makes ties
+        return {"indices": indices.tolist(), "probabilities": model.probabilities(logits[indices]).tolist()}
+
+    @app.middleware("http")
+    async def measure(request: Request, call_next: Callable) -> Response:
+        start, status = time.perf_counter(), 500
+        try:
+            response = await call_next(request)
+            status = response.status_code
+            return response
+        finally:
+            path = request.url.path if "endpoint" in request.scope else "other"  # no labels without end
+            metrics.seconds.labels(path, status).observe(time.perf_counter() - start)
+
+    @app.exception_handler(RequestValidationError)
+    async def say_what_is_wrong(request: Request, error: RequestValidationError) -> JSONResponse:
+        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        return refusal(422, "; ".join(said))
+
+    @app.exception_handler(BadRows)
+    async def say_which_value(request: Request, error: BadRows) -> JSONResponse:
+        return refusal(422, str(error))
+
+    @app.exception_handler(QueueFull)
+    async def ask_to_come_again(request: Request, error: QueueFull) -> JSONResponse:
+        return refusal(503, f"{batcher.num_waiting} rows wait already: try again", {"Retry-After": "1"})
+
+    return app
+
+
+def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A sentence may quote half a surrogate pair, which no encoding holds."""
+    return JSONResponse({"detail": sentence.encode("utf-8", "replace").decode()}, status, headers)
+
+
+def serve(name: str, host: str = "127.0.0.1", port: int = 8000, file_name: str = "model.onnx", **limits: int) -> None:
+    """Serves a folder or a name on the Hub until it is stopped (SIGTERM, Ctrl-C), when it answers what it has taken.
+    `limits` are those of [`create_app`]."""
+    uvicorn.run(create_app(load_model(name, file_name), **limits), host=host, port=port, access_log=False)

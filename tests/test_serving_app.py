@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model behind HTTP: whose answer is whose, what is refused and how, what is counted, and that nothing is lost."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_table, run_example, tabular_model
+from datasets import Dataset
+
+from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
+
+
+pytest.importorskip("fastapi"), pytest.importorskip("uvicorn"), pytest.importorskip("prometheus_client")
+httpx = pytest.importorskip("httpx")
+
+from flip_hf.serving.app import TorchModel, create_app  # noqa: E402
+from flip_hf.serving.rows import example_row  # noqa: E402
+from flip_hf.serving.waiting import Batcher  # noqa: E402
+
+
+JSON = {"Content-Type": "application/json"}
+USER = {"user_id": "105", "gender": "male"}
+
+
+def rows_of(table: dict[str, list], *left_out: str) -> list[dict]:
+    names = [name for name in table if name not in left_out]
+    return [dict(zip(names, row, strict=True)) for row in zip(*(table[name] for name in names), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def pipelines(text_model_dir, processor):
+    torch.manual_seed(0)
+    joint = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", num_hidden_layers=1)
+    tabular = tabular_model(processor, tabular_initializer_range=0.3)
+    return {m.config.mode: ClickThroughRatePipeline(m.eval(), processor, device="cpu") for m in (tabular, joint)}
+
+
+def ask(model, talk, **limits):
+    """What `talk(client)` returns, with an app around `model` that is started and stopped as a server does."""
+
+    async def start_and_stop():
+        app = create_app(model, **limits)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://server", headers=JSON) as client,
+        ):
+            return await talk(client)
+
+    return asyncio.run(start_and_stop())
+
+
+def together(path: str, bodies: list):
+    """A talk: all requests at once -> status, headers and json of each."""
+
+    async def talk(client):
+        replies = await asyncio.gather(*(client.post(path, content=json.dumps(body)) for body in bodies))
+        return [(reply.status_code, reply.headers, reply.json()) for reply in replies]
+
+    return talk
+
+
+@pytest.mark.parametrize("mode", ["tabular", "joint"])
+def test_each_of_many_requests_gets_what_its_rows_get_alone(pipelines, mode, monkeypatch):
+    scorer = pipelines[mode]
+    rows = rows_of(make_table(120, seed=3), "label")
+    rows[1]["user_id"], rows[2]["title"], rows[3]["item_id"] = None, "a new title", 205
+    rows[4] = {**rows[4], "user_id": 117.0, "note": ["no field"], "label": "no label"}
+    sizes = itertools.cycle([1, 2, 7, 0, 1])
+    places, requests = iter(range(len(rows))), []
+    while chosen := list(itertools.islice(places, max(size := next(sizes), 1))):
+        requests.append(chosen[: size or None])
+    sizes_seen = []
+    score = scorer._forward
+    monkeypatch.setattr(
+        scorer, "_forward", lambda rows, size: sizes_seen.append(len(rows.feature_ids)) or score(rows, size)
+    )
+    replies = ask(TorchModel(scorer), together("/predict", [{"rows": [rows[p] for p in r]} for r in requests]))
+    assert len(sizes_seen) < len(requests) / 4 and max(sizes_seen) > 7 and sum(sizes_seen) == len(rows)
+    alone = [scorer(row)["probability"] for row in rows]
+    assert len(set(np.round(alone, 5))) > 100
+    for chosen, (status, _, said) in zip(requests, replies, strict=True):
+        assert status == 200
+        np.testing.assert_allclose(said["probabilities"], [alone[place] for place in chosen], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["tabular", "joint"])
+def test_a_ranking_is_that_of_rank(pipelines, processor, mode):
+    model = pipelines[mode].model
+    items = rows_of(make_table(30, seed=4), "label", *USER)
+    items += items[3:6]  # equal candidates keep their order
+    expected = rank(model, processor, USER, items)
+    model.set_calibration({"method": "isotonic", "logits": [0.0], "probabilities": [0.25]})
+    bodies = [{"user": USER, "items": items, **more} for more in ({}, {"top_k": 3}, {"top_k": 99})]
+    replies = ask(TorchModel(pipelines[mode]), together("/rank", [*bodies, {"user": USER, "items": []}]))
+    model.set_calibration(None)
+    whole, best, more, nothing = (said for _, _, said in replies)
+    assert whole["indices"] == more["indices"] == expected.indices.tolist() and best["indices"] == whole["indices"][:3]
+    assert set(whole["probabilities"]) == {0.25} and nothing == {"indices": [], "probabilities": []}
+
+
+def test_what_is_wrong_is_said_in_a_sentence_to_the_one_who_sent_it(pipelines):
+    row = rows_of(make_table(1), "label")[0]
+    bad = {**row, "genre": ["\ud800"]}
+    requests = [
+        ("/predict", {"rows": [row, bad]}, 422, "field 'genre' holds a list in row 1"),
+        ("/predict", {"rows": [{"user_id": "105"}]}, 422, "no column for field 'gender', 'item_id', 'title', 'genre'"),
+        ("/predict", {"rows": [row, 7]}, 422, "body.rows.1: Input should be a valid dictionary"),
+        ("/predict", {"rows": "\ud800"}, 422, "body.rows: Input should be a valid list"),
+        ("/predict", {}, 422, "body.rows: Field required"),
+        ("/predict", {"rows": [row] * 4}, 422, "body.rows: List should have at most 3 items"),
+        ("/predict", {"rows": [{**row, "note": "x" * 3000}]}, 413, ""),
+        (
+            "/rank",
+            {"user": row, "items": [row]},
+            422,
+            "'user_id', 'gender', 'item_id', 'title', 'genre': in the user's",
+        ),
+        ("/rank", {"user": USER, "items": [{"genre": "Drama"}]}, 422, "no column for field 'item_id', 'title'"),
+        ("/rank", {"user": USER, "items": [{"label": 1}]}, 422, "the items have no column of any field, only label"),
+        ("/rank", {"user": USER, "items": [], "top_k": 0}, 422, "body.top_k: Input should be greater than or equal"),
+        ("/nothing", {}, 404, ""),
+    ]
+
+    async def talk(client):
+        posts = [client.post(path, content=json.dumps(body)) for path, body, _, _ in requests]
+        good = [client.post("/predict", json={"rows": [row]}) for _ in range(5)]
+        replies = await asyncio.gather(*posts, *good, client.post("/predict", content='{"rows": ['))
+        metrics = await client.get("/metrics")
+        return replies, metrics.text
+
+    replies, metrics = ask(TorchModel(pipelines["tabular"]), talk, max_rows=3, max_bytes=2000)
+    for (path, _, status, sentence), reply in zip(requests, replies, strict=False):
+        assert reply.status_code == status, (path, reply.text)
+        assert status == 413 or reply.json()["detail"].startswith(sentence)
+    expected = pipelines["tabular"](row)["probability"]
+    for reply in replies[len(requests) : -1]:
+        np.testing.assert_allclose(reply.json()["probabilities"], [expected], atol=1e-6)
+    assert replies[-1].status_code == 422 and "JSON decode error" in replies[-1].json()["detail"]
+    for line in (
+        'flip_request_seconds_count{path="/predict",status="200"} 5.0',
+        'flip_request_seconds_count{path="/rank",status="422"} 4.0',
+        'flip_request_seconds_count{path="other",status="404"} 1.0',
+        'flip_request_seconds_count{path="/predict",status="413"} 1.0',
+        "flip_batch_rows_sum 5.0",
+        'flip_values_total{field="genre",status="known"} 5.0',
+        "flip_waiting_rows 0.0",
+    ):
+        assert f"{line}\n" in metrics
+
+
+def test_unseen_and_missing_values_are_counted(pipelines):
+    row = rows_of(make_table(1), "label")[0]
+
+    async def talk(client):
+        await client.post("/predict", json={"rows": [{**row, "user_id": "nobody"}, {**row, "user_id": None}, row]})
+        return (await client.get("/metrics")).text
+
+    metrics = ask(TorchModel(pipelines["tabular"]), talk)
+    for status in ("known", "unseen", "missing"):
+        assert f'flip_values_total{{field="user_id",status="{status}"}} 1.0\n' in metrics
+
+
+class HeldModel(TorchModel):
+    """Scores when it is told to; fails at an item that has no such luck."""
+
+    def __init__(self, pipeline):
+        super().__init__(pipeline)
+        self.started, self.goes_on, self.sizes = threading.Event(), threading.Event(), []
+
+    def logits(self, encoded):
+        self.started.set()
+        assert self.goes_on.wait(30)
+        self.sizes.append(len(encoded.feature_ids))
+        if (encoded.feature_ids[:, 0] == self.encoder.feature_extractor.unseen_id(0)).any():
+            raise ZeroDivisionError
+        return super().logits(encoded)
+
+
+def test_nothing_more_is_taken_when_much_waits_and_what_waits_is_answered_before_the_end(pipelines):
+    model, rows = HeldModel(pipelines["tabular"]), rows_of(make_table(40, seed=5), "label")
+    rows[30]["user_id"] = "nobody"  # on which the model fails
+    alone = [pipelines["tabular"](row)["probability"] for row in rows]
+
+    async def start_and_stop():
+        app = create_app(model, max_waiting=32, batch_rows=8)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            async with app.router.lifespan_context(app):
+
+                async def post(*places):
+                    return await client.post("/predict", json={"rows": [rows[place] for place in places]})
+
+                first = asyncio.create_task(post(0))
+                await asyncio.to_thread(model.started.wait, 30)
+                waiting = [asyncio.create_task(post(place)) for place in range(1, 31)]
+                await asyncio.sleep(0.1)
+                refused = await post(31, 32, 33)
+                waiting.append(asyncio.create_task(post(31, 32)))
+                await asyncio.sleep(0.1)
+                health = await client.get("/health")  # answers while the model works
+                threading.Timer(0.2, model.goes_on.set).start()
+            late = await post(33)
+            return [await first, *[await task for task in waiting]], refused, late, health
+
+    replies, refused, late, health = asyncio.run(start_and_stop())
+    assert refused.status_code == late.status_code == 503 and refused.headers["retry-after"] == "1"
+    assert "30 rows wait already" in refused.json()["detail"] and health.json() == {"status": "ok"}
+    failed = replies.pop(30)
+    assert failed.status_code == 500  # and those that it was scored with are not
+    answers = np.concatenate([reply.json()["probabilities"] for reply in replies])
+    np.testing.assert_allclose(answers, alone[:30] + alone[31:33], atol=1e-6)
+    assert max(model.sizes) == 8 and model.sizes[0] == 1
+
+
+def test_a_request_that_nobody_waits_for_any_more_harms_no_other():
+    async def leave():
+        goes_on = threading.Event()
+        rows = FlipProcessor(FlipFeatureExtractor.fit(make_table(40))).encode(make_table(1), return_text=False)
+        batcher = Batcher(lambda rows: goes_on.wait(30) and rows.feature_ids[:, 0])
+        running = asyncio.create_task(batcher.run())
+        left, stays = (asyncio.create_task(batcher.score(lambda: rows, 1)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        goes_on.set()
+        answer = await stays
+        batcher.close()
+        await running
+        return answer, rows.feature_ids[:, 0]
+
+    np.testing.assert_array_equal(*asyncio.run(leave()))
+
+
+def test_the_example_is_a_row_that_the_model_reads():
+    table = {
+        "born": ["1990-01-02", "1985-05-05", None, "2001-07-09"] * 4,
+        "at": ["20240304", "20210506", "20220101", "20231130"] * 4,
+        "tags": [["a", "b"], ["b"], [], ["c"]] * 4,
+        "words": ["x y", "y", "", "z"] * 4,
+        "price": [1.0, 2.5, 3.0, None] * 4,
+        "hashed": ["u", "v", "w", "v"] * 4,
+        "note": ["some", "text", "is", "text"] * 4,
+        "user": ["A", "B", "B", "B"] * 4,
+        "label": [0, 1, 1, 0] * 4,
+    }
+    options = {"tags": {"kind": "multivalued"}, "words": {"kind": "multivalued", "separator": " "}}
+    options |= {"born": {"kind": "datetime", "parts": ["weekday", "age"]}, "hashed": {"hash_buckets": 7}}
+    options |= {"at": {"kind": "datetime", "parts": ["month"], "format": "%Y%m%d"}, "note": {"view": "text"}}
+    options |= {"price": {"kind": "numeric", "num_buckets": 3}, "user": {"statistics": ["frequency"]}}
+    extractor = FlipFeatureExtractor.fit(Dataset.from_dict(table), field_options=options)
+    row = json.loads(json.dumps(example_row(extractor)))
+    assert list(row) == [name for name in table if name != "label"]
+    assert row["user"] == "B" and row["tags"] == ["b"] and row["words"] == "y" and row["hashed"] is row["note"] is None
+    ids = extractor([row])[0]
+    unsure = {extractor.field_names.index("hashed")}
+    reserved = {extractor.slot_fields[slot] for slot in np.flatnonzero(ids < extractor.num_reserved_features)}
+    assert {field for field in reserved if extractor.fields[field].kind != "multivalued"} == unsure
+
+
+@pytest.mark.slow
+def test_64_clients_of_a_real_server_lose_nothing_and_it_ends_when_it_has_answered(
+    pipelines, tmp_path, monkeypatch, capsys, seconds=20
+):
+    pipelines["joint"].save_pretrained(tmp_path / "model")
+    rows = rows_of(make_table(60, seed=6), "label")
+    (tmp_path / "rows.csv").write_text(
+        "\n".join([",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)])
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    script = [sys.executable, str(ROOT / "examples/serving/app.py")]
+    server = subprocess.Popen(
+        [*script, "--model", str(tmp_path / "model"), "--port", str(port)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, server.stderr.read()
+            time.sleep(0.1)
+        options = ("--url", url, "--data", tmp_path / "rows.csv", "--clients", 64, "--candidates", 1, 100)
+        run_example(monkeypatch, "serving/load.py", *options, "--seconds", seconds)  # exits if one is lost or mixed up
+        printed = capsys.readouterr().out
+        assert printed.count("64 clients") == 2 and printed.count(" 0 problems") == 2
+        # stopped in the midst: what it has taken is answered
+        answers = []
+        body = {"rows": rows * 10}
+        expected = [result["probability"] for result in pipelines["joint"](rows)] * 10
+        clients = [
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/predict", json=body, timeout=60)))
+        ]
+        clients *= 1
+        clients += [threading.Thread(target=clients[0]._target) for _ in range(7)]
+        for client in clients:
+            client.start()
+        waits = "flip_waiting_rows 0.0\n"
+        while waits in httpx.get(f"{url}/metrics").text:
+            assert not answers
+        server.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.join()
+        assert server.wait(30) in (0, -signal.SIGTERM)
+        assert [reply.status_code for reply in answers] == [200] * 8
+        for reply in answers:
+            np.testing.assert_allclose(reply.json()["probabilities"], expected, atol=1e-5)
+    finally:
+        server.kill()
+        server.communicate()
