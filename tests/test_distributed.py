@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (gloo) learn and say what one does with the joined batches."""
 
+from unittest import mock
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,6 +25,7 @@ from flip_hf import (
     FlipPreTrainingTrainer,
 )
 from flip_hf.alignment_layers_flip import FlipICLHead
+from flip_hf.training import checkpoints
 
 
 CUTS = {"equal ranks": [0, 3, 6], "unequal ranks": [0, 2, 7]}
@@ -145,6 +148,9 @@ def test_two_processes_train_what_one_trains(
     assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())
 
 
+GOES_ON = "the training goes on with its rows, and with other masks, noise and dropout"
+
+
 def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str, checkpoint, results) -> None:
     """Two epochs of six steps of 16 rows, with a checkpoint in the second; from there if it is named."""
 
@@ -162,7 +168,10 @@ def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str
     else:
         args = FlipCTRArguments(**settings, load_best_model_at_end=False)
         trainer = FlipCTRTrainer(model, args, **given)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with mock.patch.object(checkpoints.logger, "warning") as warning:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    said = [call.args[0] for call in warning.call_args_list]
+    assert said == [f"{checkpoint} was written by {3 - world} processes, not {world}: {GOES_ON}"] * bool(checkpoint)
     results[world, rank] = trainer.state.global_step, trainer.model.state_dict()
 
 
