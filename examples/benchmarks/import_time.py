@@ -12,7 +12,7 @@ import sys
 HAD = "import torch; from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel"
 WAYS = {
     "import flip_hf": "",
-    "import flip_hf.text_encoding_flip": "",
+    "import flip_hf.serving.onnx": "",
     "from flip_hf import FlipForCTR, FlipProcessor": HAD,
 }
 CODE = """
