@@ -1,4 +1,4 @@
-.PHONY: install test slow lint types house quickstart
+.PHONY: install test slow lint types house docs quickstart
 
 install:
 	pip install -c constraints.txt -e ".[demo,test,dev]"
@@ -18,6 +18,9 @@ types:
 
 house:
 	python tests/test_house.py
+
+docs:
+	mkdocs build --strict
 
 quickstart:
 	python examples/quickstart.py

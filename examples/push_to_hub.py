@@ -27,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--revision", help="Branch, made where it is not there (default: main).")
     parser.add_argument("--commit_message", help="Of the commit.")
+    parser.add_argument("--onnx", action="store_true", help="With what flip_hf.export_onnx wrote into the folder.")
     card = parser.add_argument_group("model card")
     card.add_argument("--title", help="First line.")
     card.add_argument("--dataset_name", help="What the model was trained on.")
@@ -43,6 +44,7 @@ def main() -> None:
         private=arguments.private,
         revision=arguments.revision,
         commit_message=arguments.commit_message,
+        onnx=arguments.onnx,
         **said,
     )
     print(url)

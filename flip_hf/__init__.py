@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
     from .modeling_flip_tabular import FlipTabularModel
     from .processing_flip import FlipProcessor
+    from .serving.export import export_onnx, export_program
     from .serving.pipeline import ClickThroughRatePipeline
     from .serving.ranking import rank
     from .sharing.card import write_model_card
@@ -55,6 +56,7 @@ _MODULES = {
     "FlipProcessor": "processing_flip",
     "ClickThroughRatePipeline": "serving.pipeline",
     "rank": "serving.ranking",
+    **dict.fromkeys(["export_onnx", "export_program"], "serving.export"),
     "write_model_card": "sharing.card",
     "push_to_hub": "sharing.hub",
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
@@ -84,6 +86,8 @@ __all__ = [
     "bootstrap_intervals",
     "compute_ctr_metrics",
     "draw_reliability",
+    "export_onnx",
+    "export_program",
     "fit_calibration",
     "flops_per_row",
     "load_ctr_dataset",

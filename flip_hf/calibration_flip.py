@@ -82,9 +82,8 @@ def predict_probabilities(
         `np.ndarray` of the same shape, float64 (so that different logits stay different), in [0, 1].
     """
     logits = correct_for_sampling(np.asarray(logits, np.float64), negative_sampling_rate, positive_weight)
-    if calibration is None or calibration.get("mode", mode) != mode:
-        calibration = {"method": None}
-    method = calibration["method"]
+    is_of_mode = calibration is not None and (mode is None or calibration.get("mode", mode) == mode)
+    method = calibration["method"] if is_of_mode else None
     if method == "isotonic":
         found = np.interp(logits, calibration["logits"], calibration["probabilities"])
         return np.clip(found, 0.0, 1.0)  # rounding goes beyond the last knot

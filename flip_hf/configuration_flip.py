@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .calibration_flip import check_calibration
-from .feature_encoding_flip import fields_that_differ, ids_problem
+from .feature_encoding_flip import ids_problem
 from .fields_flip import POOLINGS
 from .masking_flip import num_reserved_features
 
@@ -247,10 +247,6 @@ class FlipConfig(PreTrainedConfig):
         fields = [{key: spec[key] for key in settings if key in spec} for spec in extractor.field_specs]
         kwargs.setdefault("feature_digests", extractor.field_digests())
         return cls(fields=fields, num_features=extractor.num_features, **kwargs)
-
-    def fields_that_differ(self, extractor: Any) -> list[str]:
-        """Fields whose first `num_features` ids mean something else to an extractor than to this configuration."""
-        return fields_that_differ(extractor, self.num_features, self.feature_digests)
 
     def check_processor(self, processor: Any) -> None:
         """Raises `ValueError` if a processor writes other ids, or another text, than a model of this kind reads."""

@@ -318,6 +318,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         num_masked_tokens: torch.Tensor | float | None = None,
         num_masked_features: torch.Tensor | float | None = None,
         num_micro_batches: int = 1,
+        chunk_size: int | None = None,
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -333,12 +334,17 @@ class FlipForPreTraining(FlipPreTrainedModel):
             num_masked_tokens, num_masked_features, num_micro_batches (*optional*): what MLM, MTM and ICL are divided
                 by, instead of the counts of this batch and 1: the trainer passes what all micro-batches and processes
                 of a step hold.
+            chunk_size (`int`, *optional*): rows in memory at a time, as `flip_hf/training/gradient_cache.py` has it.
             return_loss (`bool`): always true; evaluation learns from it that no labels are needed.
             output_hidden_states, output_attentions, return_dict: as [`FlipModel.forward`].
         """
-        if any(x is None for x in (input_ids, attention_mask, feature_ids, masked_input_ids, masked_feature_ids)):
+        batch = (input_ids, attention_mask, feature_ids, masked_input_ids, masked_feature_ids)
+        if any(x is None for x in batch):
             needed = "input_ids, attention_mask, feature_ids, masked_input_ids and masked_feature_ids"
             raise ValueError(f"stage 1 needs {needed}: take batches of DataCollatorForFlipPreTraining")
+        if chunk_size is not None:
+            counts = (num_masked_tokens, num_masked_features, num_micro_batches)
+            return workshop("training.gradient_cache").forward_in_chunks(self, chunk_size, batch, *counts)
         config, size = self.config, len(input_ids)
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
         found: dict[str, Any] = {}

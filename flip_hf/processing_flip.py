@@ -39,7 +39,7 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
     the largest number that fits (tokens left over go to the first of the shortened fields); names and template words
     all stay. Special tokens inside a value, a title "[MASK]" say, are spelled out and cannot act as such.
 
-    Threads may share a processor (see docs/use.md). Pieces are remembered up to about 64 MB: a call that finds more
+    Threads may share a processor (docs/threads.md). Pieces are remembered up to about 64 MB: a call that finds more
     begins anew.
     """
 

@@ -8,7 +8,6 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -47,7 +46,7 @@ def register() -> None:
         )
 
 
-class _WhenImported(MetaPathFinder):
+class _WhenImported:
     """
     Finds transformers and our own modules where the other finders do, and registers behind the last of such imports
     that are under way, in whatever thread: a module of ours that imports transformers is half there when that is done.

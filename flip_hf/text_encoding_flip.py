@@ -276,10 +276,8 @@ class EncodedRows(NamedTuple):
 
 class RowEncoder:
     """
-    Rows -> feature ids and tokens: what [`FlipProcessor`] does, whose arguments these are.
-
-    Of the tokenizer, a `PreTrainedTokenizerBase` or whatever has them, `backend_tokenizer` (of the library
-    tokenizers) and `pad_token_id` are read.
+    Rows -> feature ids and tokens: what [`FlipProcessor`] does, whose arguments these are. Of the tokenizer,
+    `backend_tokenizer` (of the library tokenizers) and `pad_token_id` are read.
     """
 
     _pieces: _TextEncoder | None = None

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
-import contextlib
 import gc
 import inspect
-import io
 import json
 import os
-import re
 import runpy
 import socket
 import subprocess
@@ -260,19 +257,6 @@ def run_example(monkeypatch, script: str, *arguments: object) -> None:
     """A script of examples/ in this process, where nothing is imported again."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
-
-
-def run_blocks(page: str, tag: str, num_blocks: int, names: dict, changes: dict[str, str] | None = None) -> str:
-    """Runs the blocks of code below `<!-- tag`, one after another in `names`, and returns what they print."""
-    blocks = re.findall(rf"<!-- {tag}.*?-->\n```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    assert len(blocks) == num_blocks
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks:
-            for old, new in (changes or {}).items():
-                block = block.replace(old, new)
-            exec(compile(block, page, "exec"), names)
-    return printed.getvalue()
 
 
 def elsewhere(tmp_path, *arguments: str, code: str) -> str:

@@ -104,6 +104,9 @@ def test_the_correction_for_sampling_comes_first_and_then_the_calibration():
         (ISOTONIC, np.interp(shifted, ISOTONIC["logits"], ISOTONIC["probabilities"])),
     ):
         np.testing.assert_allclose(applied(logits, calibration, rate), expected, rtol=1e-12)
+        of_joint = calibration and {**calibration, "mode": "joint"}
+        for mode, right in ((None, expected), ("joint", expected), ("text", corrected)):
+            np.testing.assert_allclose(applied(logits, of_joint, rate, 1.0, mode), right, rtol=1e-12)
 
 
 def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_fits_no_other(processor):

@@ -8,7 +8,9 @@ import torch
 import torch.multiprocessing as mp
 from conftest import QUICK, in_two_processes
 from torch import nn
-from transformers import BertConfig
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import BertConfig, TrainerCallback
 
 from flip_hf import (
     DataCollatorForFlipPreTraining,
@@ -75,7 +77,9 @@ class EachRowMaskedAlike(DataCollatorForFlipPreTraining):
         return {name: torch.cat([batch[name] for batch in one_by_one]) for name in one_by_one[0]}
 
 
-def train(rank: int, world: int, stage: int, optim: str, model, processor, encoded, folder, results) -> None:
+def train(
+    rank: int, world: int, stage: int, optim: str, chunks: bool, model, processor, encoded, folder, results
+) -> None:
     """Three steps of 32 rows in all, an evaluation of 50 rows, and a saved folder."""
     torch.manual_seed(0)
     settings = {**QUICK, "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1}
@@ -86,6 +90,7 @@ def train(rank: int, world: int, stage: int, optim: str, model, processor, encod
     settings |= {"eval_strategy": "no", "save_strategy": "no", "output_dir": folder}
     rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
     if stage == 1:
+        settings["contrast_chunk_size"] = 6 if chunks and world == 2 else None
         collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
         settings["contrastive_learning_rate"] = 0.1
         trainer = FlipPreTrainingTrainer(
@@ -106,14 +111,24 @@ STILL = {"mtm_loss": "full_softmax", "mlm_dropout_prob": 0.0, "icl_dropout_prob"
 KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
 
 
-@pytest.mark.parametrize("optim", ["sgd", "rowwise_adagrad"])
-@pytest.mark.parametrize("stage", [1, 2])
-def test_two_processes_train_what_one_trains(stage, optim, trainable_text_model_dir, processor, encoded, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "optim", "chunks"),
+    [
+        (1, "sgd", False),
+        (1, "sgd", True),
+        (1, "rowwise_adagrad", True),
+        (2, "sgd", False),
+        (2, "rowwise_adagrad", False),
+    ],
+)
+def test_two_processes_train_what_one_trains(
+    stage, optim, chunks, trainable_text_model_dir, processor, encoded, tmp_path
+):
     torch.manual_seed(0)
     kind, settings = KINDS[stage]
     model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
     results = mp.Manager().dict()
-    arguments = (stage, optim, model, processor, encoded, str(tmp_path), results)
+    arguments = (stage, optim, chunks, model, processor, encoded, str(tmp_path), results)
     in_two_processes(train, 2, *arguments)
     mp.start_processes(train, args=(1, *arguments), nprocs=1, start_method="fork")
     logs, predictions, weights = results[1, 0]
@@ -128,3 +143,86 @@ def test_two_processes_train_what_one_trains(stage, optim, trainable_text_model_
             np.testing.assert_allclose(predictions_of_rank, predictions, atol=1e-5)
     saved = kind.from_pretrained(tmp_path / "model of 2").state_dict()
     assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())
+
+
+def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str, checkpoint, results) -> None:
+    """Two epochs of six steps of 16 rows, with a checkpoint in the second; from there if it is named."""
+
+    class SavesOnce(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = state.global_step == 8 and checkpoint is None
+
+    settings = {**QUICK, "num_train_epochs": 2, "save_strategy": "no", "eval_strategy": "no", "output_dir": folder}
+    settings |= {"optim": "sgd", "embedding_optim": "rowwise_adagrad", "learning_rate": 0.01}
+    settings |= {"per_device_train_batch_size": 16 // world, "lr_scheduler_type": "linear"}
+    given = {"train_dataset": rows, "processing_class": processor, "callbacks": [SavesOnce()]}
+    if stage == 1:
+        collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
+        trainer = FlipPreTrainingTrainer(model, FlipPreTrainingArguments(**settings), collator, **given)
+    else:
+        args = FlipCTRArguments(**settings, load_best_model_at_end=False)
+        trainer = FlipCTRTrainer(model, args, **given)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results[world, rank] = trainer.state.global_step, trainer.model.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_training_goes_on_in_another_number_of_processes(
+    stage, trainable_text_model_dir, processor, encoded, tmp_path
+):
+    torch.manual_seed(0)
+    kind, settings = KINDS[stage]
+    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
+    common = (model, stage, processor, encoded["train"].select(range(96)))
+
+    def train(world, folder, checkpoint=None):
+        results = mp.Manager().dict()
+        arguments = (*common, str(tmp_path / folder), checkpoint and str(tmp_path / checkpoint), results)
+        if world == 2:
+            in_two_processes(go_on, 2, *arguments)
+        else:
+            mp.start_processes(go_on, args=(1, *arguments), nprocs=1, start_method="fork")
+        return dict(results)
+
+    unbroken = train(1, "one")[1, 0]
+    assert unbroken[0] == 12
+    found = train(2, "two") | train(1, "two then one", "two/checkpoint-8")
+    found |= {("then", rank): end for (_, rank), end in train(2, "one then two", "one/checkpoint-8").items()}
+    assert len(found) == 5
+    for name, (step, weights) in found.items():
+        assert step == 12
+        torch.testing.assert_close(weights, unbroken[1], rtol=1e-3, atol=1e-5, msg=f"{name}")
+
+
+def sharded_step(rank: int, model, batch, chunk_size, results) -> None:
+    """Half of the rows, the language model sharded by FSDP2 (gradients averaged), the rest averaged by hand."""
+    for part in (*model.text_tower.encoder.layer, model.text_tower):
+        fully_shard(part)
+    half = {name: column.chunk(2)[rank] for name, column in batch.items()}
+    # averaging divides sums over ranks by two
+    model.train()(**half, num_masked_tokens=50.0, num_masked_features=10.0, chunk_size=chunk_size).loss.backward()
+    gradients, num_held = {}, 0
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            num_held += parameter.to_local().numel()
+            gradients[name] = parameter.grad.full_tensor()
+        else:
+            torch.distributed.all_reduce(parameter.grad)
+            gradients[name] = parameter.grad / 2
+    results[rank] = gradients, num_held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_a_language_model_sharded_by_fsdp2_has_its_gradient(chunk_size, trainable_text_model_dir, processor, encoded):
+    torch.manual_seed(0)
+    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor, **STILL)
+    collator = DataCollatorForFlipPreTraining.from_config(processor, model.config, seed=0)
+    batch, results = collator(list(encoded["train"].select(range(32)))), mp.Manager().dict()
+    in_two_processes(sharded_step, model, batch, chunk_size, results)
+    model.train()(**batch, num_masked_tokens=100.0, num_masked_features=20.0).loss.backward()
+    for gradients, num_held in results.values():
+        assert num_held == pytest.approx(sum(weight.numel() for weight in model.text_tower.parameters()) / 2, rel=0.01)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)

@@ -119,7 +119,7 @@ def test_a_process_without_torch_and_transformers_gives_the_probabilities_of_the
         model = FlipForCTR.from_pretrained(folder, mode=mode)
         said = pipeline("click-through-rate", model=model, processor=processor)(rows)
         np.testing.assert_allclose(probabilities, [row["probability"] for row in said], rtol=0, atol=1e-5)
-        assert np.ptp(probabilities) > 0.03, mode
+        assert np.ptp(probabilities) > 0.01, mode
 
 
 def test_probabilities_come_in_the_order_of_the_rows_to_all_threads_and_of_any_form(folder, table, strange):

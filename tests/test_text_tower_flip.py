@@ -11,11 +11,10 @@ import copy
 import importlib
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_opens_elsewhere, run_blocks, tiny_tokenizer
+from conftest import assert_opens_elsewhere, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.utils import import_utils
@@ -698,22 +697,6 @@ def test_the_trainers_freeze_and_checkpoint_what_their_arguments_say(stage, bert
     still = {n for n, p in model.flip.text.named_parameters() if torch.equal(p, before[n])}
     assert still == {n for n in before if n.startswith(("embeddings.", "encoder.layer.0.", "encoder.layer.1."))}
     assert model.is_gradient_checkpointing
-
-
-def test_the_code_of_the_text_towers_page_runs(make, peft, splits, tmp_path, monkeypatch):
-    # folders of the working directory stand for names on the Hub, of which a folder keeps but the last part
-    for name, kind in (("FacebookAI/roberta-base", "roberta"), ("Qwen/Qwen3-0.6B", "qwen2")):
-        make(kind).tokenizer.save_pretrained(make(kind).folder)
-        for path in (tmp_path / name, tmp_path / Path(name).name):
-            path.parent.mkdir(exist_ok=True)
-            path.symlink_to(make(kind).folder)
-    monkeypatch.chdir(tmp_path)
-    names = {"training_rows": splits["train"]}
-    assert run_blocks("docs/text_towers.md", "text towers", 4, names).splitlines()[0] == "258"
-    assert names["ids_alone"].flip.text is None and names["decoder"].mlm_head is None
-    saved = {folder: set(load_file(tmp_path / folder / "model.safetensors")) for folder in ("stage_1", "merged")}
-    text = {folder: {name for name in names if name.startswith("flip.text.")} for folder, names in saved.items()}
-    assert all("lora_" in name for name in text["stage_1"]) and not any("lora_" in name for name in text["merged"])
 
 
 @pytest.mark.slow

@@ -50,7 +50,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer
 
-from flip_hf import FlipFeatureExtractor, FlipProcessor, encoding, prepare_dataset
+from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
+from flip_hf.data import encoding
 
 
 SHARD_ROWS = 100_000

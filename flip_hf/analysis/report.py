@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
+_STYLE = """<style>
+.flip-report { font: 14px/1.5 system-ui, sans-serif; }
+.flip-report table { border-collapse: collapse; margin: 0 0 1.5em; }
+.flip-report :is(th, td) { border-bottom: 1px solid #8885; padding: 0.2em 1em 0.2em 0; text-align: left; }
+</style>"""
+
+
 class FrequentValue(NamedTuple):
     text: str | None  # as a text reads it; None where examples are left out
     occurrences: int  # rows that have it; of a multivalued field, how often it is in a list
@@ -70,7 +77,8 @@ class FlipReport:
         with pd.option_context("display.max_colwidth", None):
             parts = [pd.DataFrame(rows).map(printable).to_html(index=False, border=0) for rows in self._tables()]
         parts += [f"<p>{html.escape(printable(line))}</p>" for line in self._lines()]
-        return "\n".join(['<!DOCTYPE html>\n<meta charset="utf-8"/>\n<title>Data report</title>', *parts]) + "\n"
+        head = '<!DOCTYPE html>\n<meta charset="utf-8"/>\n<title>Data report</title>\n' + _STYLE
+        return "\n".join([head, '<div class="flip-report">', *parts, "</div>"]) + "\n"
 
     _repr_html_ = to_html
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import load_from_disk
 from transformers import AutoModel, set_seed
 
 from ..analysis.flops import flops_per_row
@@ -28,7 +27,7 @@ from ..processing_flip import FlipProcessor
 from ..training.arguments import FlipCTRArguments
 from ..training.trainer import FlipCTRTrainer
 from ..training.word_start import start_from_words
-from .reading import read_arguments, read_overrides
+from .reading import read_arguments, read_overrides, read_rows
 
 
 @dataclass
@@ -87,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [ModelArguments, FlipCTRArguments]
     arguments, training_arguments = read_arguments("finetune", __doc__, kinds, argv, defaults)
     set_seed(training_arguments.seed)
-    rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
+    rows = read_rows(arguments.prepared_dir)
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = build_model(arguments, processor)
     if arguments.start_from_words:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_from_disk
 from transformers import set_seed
 
 from ..analysis.flops import flops_per_row
@@ -21,7 +20,7 @@ from ..modeling_flip import FlipForPreTraining
 from ..processing_flip import FlipProcessor
 from ..training.arguments import FlipPreTrainingArguments
 from ..training.trainer import FlipPreTrainingTrainer
-from .reading import read_arguments, read_overrides
+from .reading import read_arguments, read_overrides, read_rows
 
 
 @dataclass
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [ModelArguments, FlipPreTrainingArguments]
     arguments, training_arguments = read_arguments("pretrain", __doc__, kinds, argv, lambda given: {"bf16": "auto"})
     set_seed(training_arguments.seed)
-    rows = load_from_disk(str(Path(arguments.prepared_dir) / "rows"))
+    rows = read_rows(arguments.prepared_dir)
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = FlipForPreTraining.from_text_pretrained(
         arguments.text_model,

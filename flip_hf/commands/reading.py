@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import DatasetDict, load_dataset, load_from_disk
 from transformers import HfArgumentParser, TrainingArguments
 
 
@@ -62,3 +63,12 @@ def _hide_rare(parser: argparse.ArgumentParser, training: type) -> None:
 def read_overrides(given: dict | str | None) -> dict[str, Any]:
     """Fields of a configuration, or options: a mapping in a file, json on the command line."""
     return json.loads(given) if isinstance(given, str) else given or {}
+
+
+def read_rows(prepared_dir: str) -> DatasetDict:
+    """Encoded rows: what `prepare` wrote, or a folder of parquet shards for each split."""
+    folder = Path(prepared_dir) / "rows"
+    shards = {
+        split.name: str(split / "*.parquet") for split in sorted(folder.iterdir()) if any(split.glob("*.parquet"))
+    }
+    return load_dataset("parquet", data_files=shards) if shards else load_from_disk(str(folder))

@@ -6,7 +6,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -171,6 +171,23 @@ def write_model_card(
     path = Path(folder) / "README.md"
     card.save(path)
     return path
+
+
+def with_exports(card: str, names: Iterable[str]) -> str:
+    """A card of flip_hf that says how the ONNX files of these names are used; as it is, where there are none."""
+    listed = ", ".join(f"`{name}`" for name in sorted(names) if name.endswith(".onnx"))
+    use = f"""
+Without torch, {listed} by ONNX Runtime:
+
+```python
+from flip_hf.serving.onnx import OnnxClickModel
+from huggingface_hub import snapshot_download
+
+probabilities = OnnxClickModel.from_pretrained(snapshot_download("{PLACE}")).predict(rows)
+```
+
+`rows` is"""
+    return card.replace("\n`rows` is", use, 1) if listed else card
 
 
 def _line(text: Any) -> str:

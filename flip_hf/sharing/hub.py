@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,7 +30,8 @@ from ..configuration_flip import FlipConfig
 from ..feature_encoding_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor
 from ..pulling_flip import weight_names
-from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
+from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
+from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, with_exports, write_model_card
 
 
 logger = logging.get_logger(__name__)
@@ -60,6 +62,7 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str | None = None,
     test_dataset: Any = None,
+    onnx: bool = False,
     **card: Any,
 ) -> str:
     """
@@ -75,13 +78,16 @@ def push_to_hub(
         test_dataset (`Dataset`, *optional*): of a trainer: encoded rows that nothing was selected on. The card shows
             their AUC, log loss and calibration error with intervals, a picture of the calibration, and the shares of
             unseen and missing values. Default: what the log says of validation rows.
+        onnx (`bool`): what [`export_onnx`] wrote goes along. Without it exports of an earlier push are taken away,
+            since nothing says that they are of these weights.
         card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it.
 
     Returns the URL of the commit; a push of what is already there makes no new one.
 
     Raises:
         ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
-            in place of a file, code that is not flip_hf's, or an access token; nothing is sent then.
+            in place of a file, code that is not flip_hf's, an access token, or with `onnx` no export, or one of other
+            weights; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
         OSError: if the Hub fails: then nothing of the push is to be seen there.
     """
@@ -95,6 +101,7 @@ def push_to_hub(
     else:
         folder = Path(source)
     files, readme = _model_files(folder), folder / _CARD
+    exports = _exports(folder) if onnx else set()
     library = ModelCard.load(readme, ignore_metadata_errors=True).data.library_name if readme.is_file() else None
     if card or library != LIBRARY_NAME:
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
@@ -112,14 +119,14 @@ def push_to_hub(
     if stays:
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
-    sent: dict[str, Any] = {name: folder / name for name in sorted(files)} | _CODE
+    sent: dict[str, Any] = {name: folder / name for name in sorted(files | exports)} | _CODE
     try:
         repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        sent[_CARD] = text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
-        weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)"
-        # of an earlier push: beside new ones in other files they would be loaded, or are a pickle
+        sent[_CARD] = with_exports(text, exports).replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
+        weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)|onnx/[^/]+\.onnx(_data)?"
+        # of an earlier push: beside new ones in other files they would be loaded, are a pickle, or say something else
         old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(weights, name)]
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in sent.items()]
         operations += [CommitOperationDelete(name) for name in old if name not in sent]
@@ -160,10 +167,32 @@ def _model_files(folder: Path) -> set[str]:
     FlipConfig.from_pretrained(folder).check_processor(processor)
     vocabularies = getattr(processor.tokenizer, "vocab_files_names", {}).values()
     names = (*_CONFIGS[:2], VOCABULARY_NAME, *_OPTIONAL, *shards, *vocabularies)
+    return _no_links(folder, names)
+
+
+def _no_links(folder: Path, names: Sequence[str]) -> set[str]:
+    """Those of the files that are there. Raises `ValueError` for a link, behind which may lie anything."""
     links = [name for name in names if (folder / name).is_symlink()]
     if links:
         raise ValueError(f"{folder / links[0]} is a link: put the file itself in its place")
     return {name for name in names if (folder / name).is_file()}
+
+
+def _exports(folder: Path) -> set[str]:
+    """Names of a folder's ONNX files, and of those with their weights. Raises `ValueError` where there are none, or
+    one of other weights."""
+    import onnx
+
+    names = sorted(path.name for path in (folder / ONNX_FOLDER).glob("*.onnx"))
+    if not names:
+        raise ValueError(
+            f"{folder} has no {ONNX_FOLDER}/*.onnx to push: flip_hf.export_onnx({str(folder)!r}) writes one"
+        )
+    for name in names:
+        path = folder / ONNX_FOLDER / name
+        metadata = onnx.load(path, load_external_data=False).metadata_props
+        check_weights(path, {entry.key: entry.value for entry in metadata}, folder)
+    return _no_links(folder, [f"{ONNX_FOLDER}/{file}" for name in names for file in (name, data_name(name))])
 
 
 def _pictures(folder: Path) -> dict[str, str]:

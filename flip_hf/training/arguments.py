@@ -97,6 +97,9 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
         None,
         "Field of whose values a batch holds several rows each, which the contrast has to tell apart by the rest.",
     )
+    contrast_chunk_size: int | None = _default(
+        None, "Rows in memory at a time, for a contrast of more rows than fit: the same gradient, a third slower."
+    )
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
     per_device_eval_batch_size: int = _default(128, "Rows per device in evaluation.")

@@ -113,7 +113,13 @@ class ResumableTrainer(Trainer):
             check_sealed(Path(asked))
         if not isinstance(asked, str | Path):
             return asked
-        if not self.args.save_only_model and not any(Path(asked).glob("rng_state*")):
+        num_processes = len(list(Path(asked).glob("rng_state*")))
+        if not self.args.save_only_model and num_processes not in (0, self.args.world_size):
+            logger.warning(
+                f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
+                "with its rows, and with other masks, noise and dropout"
+            )
+        if not self.args.save_only_model and not num_processes:
             raise ValueError(
                 f"{asked} was written with save_only_model: its optimizer.pt, scheduler.pt and rng_state are not "
                 "there; with save_only_model=True a training goes on from its weights alone"

@@ -218,7 +218,7 @@ class FlipTrainer(ResumableTrainer):
         if self.args.train_sampling_strategy == "group_by_length" and isinstance(rows, datasets.Dataset):
             if "input_ids" not in rows.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), self._data_seed)
         return super()._get_train_sampler(train_dataset)
 
@@ -397,6 +397,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             num_masked_tokens=num_tokens,
             num_masked_features=num_features,
             num_micro_batches=self.current_gradient_accumulation_steps,
+            chunk_size=self.args.contrast_chunk_size,
         )
         for name in ("mlm_loss", "mtm_loss", "icl_loss"):
             if name in output:

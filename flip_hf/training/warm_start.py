@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..feature_encoding_flip import fields_that_differ
 from ..masking_flip import hide_features, hide_tokens, num_reserved_features, pad_rows, unseen_id
 from ..modeling_flip_base import evaluating
 
@@ -25,7 +26,7 @@ def grow(model: Any, processor: Any, start: str) -> int:
     problem = None
     if names != config.field_names or new < old:
         problem = f"it has the fields {names} and {new} features, the model {config.field_names} and {old}"
-    elif changed := config.fields_that_differ(extractor):
+    elif changed := fields_that_differ(extractor, config.num_features, config.feature_digests):
         problem = f"ids that the model has learnt stand for other values of {', '.join(changed)}"
     if problem is not None:
         problem = f"the processor was not extended from that of this model: {problem}"
