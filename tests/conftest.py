@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
+import contextlib
 import gc
 import inspect
 import json
