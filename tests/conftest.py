@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small table, one small tokenizer and one small language model for all tests; nothing here needs a network."""
 
+import contextlib
 import gc
 import inspect
 import json
@@ -9,6 +10,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -211,11 +213,36 @@ def _rank(rank: int, port: int, work: Callable, arguments: tuple) -> None:
     torch.distributed.destroy_process_group()
 
 
-def in_two_processes(work: Callable, *arguments) -> None:
-    """`work(rank, *arguments)` in two processes that know each other; forked, so nothing is imported again."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(log: Path, script: str, *arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A script of examples/ that serves, and its address, once it listens there; what it prints is in `log`."""
+    port, settings = free_port(), {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments), "--port", str(port)]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=file, stderr=file)
+    try:
+        until = time.monotonic() + 300
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def in_two_processes(work: Callable, *arguments) -> None:
+    """`work(rank, *arguments)` in two processes that know each other; forked, so nothing is imported again."""
+    port = free_port()
     torch.multiprocessing.start_processes(_rank, (port, work, arguments), nprocs=2, start_method="fork")
 
 

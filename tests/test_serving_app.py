@@ -4,18 +4,13 @@
 import asyncio
 import itertools
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, elsewhere, make_table, run_example, tabular_model
+from conftest import elsewhere, make_table, run_example, serving, tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
@@ -305,48 +300,26 @@ def test_64_clients_of_a_real_server_lose_nothing_and_it_ends_when_it_has_answer
     (tmp_path / "rows.csv").write_text(
         "\n".join([",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)])
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    script = [sys.executable, str(ROOT / "examples/serving/app.py")]
-    server = subprocess.Popen(
-        [*script, "--model", str(tmp_path / "model"), "--port", str(port)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, server.stderr.read()
-            time.sleep(0.1)
+    with serving(tmp_path / "log", "serving/app.py", "--model", tmp_path / "model") as (server, url):
         options = ("--url", url, "--data", tmp_path / "rows.csv", "--clients", 64, "--candidates", 1, 100)
         run_example(monkeypatch, "serving/load.py", *options, "--seconds", seconds)  # exits if one is lost or mixed up
         printed = capsys.readouterr().out
         assert printed.count("64 clients") == 2 and printed.count(" 0 problems") == 2
         # stopped in the midst: what it has taken is answered
-        answers = []
-        body = {"rows": rows * 10}
-        expected = [result["probability"] for result in pipelines["joint"](rows)] * 10
+        body, expected = {"rows": rows * 10}, [result["probability"] for result in pipelines["joint"](rows)] * 10
+        answers: list[httpx.Response] = []
         clients = [
-            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/predict", json=body, timeout=60)))
+            threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/predict", json=body, timeout=300)))
+            for _ in range(8)
         ]
-        clients *= 1
-        clients += [threading.Thread(target=clients[0]._target) for _ in range(7)]
         for client in clients:
             client.start()
-        waits = "flip_waiting_rows 0.0\n"
-        while waits in httpx.get(f"{url}/metrics").text:
+        while "flip_waiting_rows 0.0\n" in httpx.get(f"{url}/metrics", timeout=300).text:
             assert not answers
         server.send_signal(signal.SIGTERM)
         for client in clients:
             client.join()
-        assert server.wait(30) in (0, -signal.SIGTERM)
+        assert server.wait(60) in (0, -signal.SIGTERM)
         assert [reply.status_code for reply in answers] == [200] * 8
         for reply in answers:
             np.testing.assert_allclose(reply.json()["probabilities"], expected, atol=1e-5)
-    finally:
-        server.kill()
-        server.communicate()

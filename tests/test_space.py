@@ -2,19 +2,14 @@
 """The page of examples/space in a browser: fill in, click, see numbers and a picture; wrong input is a sentence."""
 
 import csv
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_table, tabular_model
+from conftest import ROOT, make_table, serving, tabular_model
 
 from flip_hf import ClickThroughRatePipeline, FlipForCTR, FlipForPreTraining
 
@@ -61,34 +56,23 @@ def page(models, tmp_path):
     paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in paths:
         pytest.skip("needs chromium and chromedriver")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    settings |= {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
-    with open(tmp_path / "log", "w") as log:
-        command = [sys.executable, str(SPACE / "app.py"), "--model", str(tmp_path / "models"), "--port", str(port)]
-        server = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
     options = webdriver.ChromeOptions()
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'browser'}"):
         options.add_argument(flag)
     options.binary_location = paths[0]
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        browser.get(f"http://127.0.0.1:{port}")
+    cached = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    log = tmp_path / "log"
+    with (
+        serving(log, "space/app.py", "--model", tmp_path / "models", GRADIO_ANALYTICS_ENABLED="False", **cached) as (
+            _,
+            url,
+        ),
+        webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1])) as browser,
+    ):
+        browser.get(url)
         yield browser
-        assert "Traceback" not in (tmp_path / "log").read_text()
-    finally:
-        browser.quit()
-        server.kill()
-        server.wait()
+        assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
@@ -128,8 +112,9 @@ def test_fill_in_click_and_see(page, models, tmp_path):
 
     # one row: the example, then a value of one's own
     shows("#said", "3 models, 1 rows that come with it")
-    values = [box.get_attribute("value") for box in page.find_elements("css selector", "#fields input")]
     names = ["user_id", "gender", "item_id", "title", "genre"]
+    wait_for(lambda: len(page.find_elements("css selector", "#fields input")) == len(names), "a form")
+    values = [box.get_attribute("value") for box in page.find_elements("css selector", "#fields input")]
     row = dict(zip(names, values, strict=True))
     for title in ("a new title", None):
         if title is not None:

@@ -309,7 +309,7 @@ def build(names: str) -> gr.Blocks:
                 elem_id="model",
             )
             file = gr.File(
-                label="Rows of your own (csv)", file_types=[".csv"], height=150, scale=2, min_width=280, elem_id="file"
+                label="Rows of your own (csv)", file_types=[".csv"], height=180, scale=2, min_width=280, elem_id="file"
             )
         opens = gr.Button("Open", variant="primary", elem_id="open")
         said = gr.HTML(elem_id="said")
