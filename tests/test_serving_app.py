@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import signal
+import sys
 import threading
 
 import numpy as np
@@ -14,12 +15,13 @@ from conftest import elsewhere, make_table, run_example, serving, tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
+from flip_hf.commands import serve as serve_command
 
 
 pytest.importorskip("fastapi"), pytest.importorskip("uvicorn"), pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
-from flip_hf.serving.app import TorchModel, create_app  # noqa: E402
+from flip_hf.serving.app import TorchModel, create_app, load_model  # noqa: E402
 from flip_hf.serving.rows import example_row  # noqa: E402
 from flip_hf.serving.waiting import Batcher  # noqa: E402
 
@@ -289,6 +291,35 @@ def test_the_example_is_a_row_that_the_model_reads():
     unsure = {extractor.field_names.index("hashed")}
     reserved = {extractor.slot_fields[slot] for slot in np.flatnonzero(ids < extractor.num_reserved_features)}
     assert {field for field in reserved if extractor.fields[field].kind != "multivalued"} == unsure
+
+
+def test_the_example_has_no_value_where_all_were_rare():
+    table = {"user": [f"u{row}" for row in range(20)], "shop": ["A", "B"] * 10, "label": [0, 1] * 10}
+    assert example_row(FlipFeatureExtractor.fit(table, min_frequency=5)) == {"user": None, "shop": "A"}
+
+
+def test_an_onnx_file_that_is_named_has_to_be_there_and_in_a_folder(pipelines, tmp_path, monkeypatch):
+    pipelines["tabular"].save_pretrained(tmp_path)
+    assert isinstance(load_model(str(tmp_path)), TorchModel)
+    with pytest.raises(FileNotFoundError, match="model_quantized.onnx is not there: flip_hf.export_onnx"):
+        load_model(str(tmp_path), "model_quantized.onnx")
+    with pytest.raises(FileNotFoundError, match="user/clicks is no folder.*snapshot_download"):
+        load_model("user/clicks", "model.onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="user/clicks is no folder"):
+        load_model("user/clicks")
+    with pytest.raises(FileNotFoundError, match="model.onnx is not there"):
+        load_model(str(tmp_path))
+
+
+def test_the_command_says_what_it_takes_and_needs_where_nothing_of_it_is_installed(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "flip_hf.serving.app")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit, match="0"):
+        serve_command.main(["--help"])
+    assert "--file_name" in capsys.readouterr().out
+    with pytest.raises(ImportError, match=r"uvicorn is not installed: pip install flip_hf\[serve\]"):
+        serve_command.main(["--model", "folder"])
 
 
 @pytest.mark.slow
