@@ -22,7 +22,7 @@ from ..text_encoding_flip import EncodedRows
 from .onnx import OnnxClickModel
 from .onnx_files import ONNX_FOLDER
 from .rows import distinct, example_row, join, raw_names
-from .waiting import BadRows, Batcher, QueueFull
+from .waiting import STOPPING, BadRows, Batcher, QueueFull
 
 
 class TorchModel:
@@ -131,9 +131,9 @@ def create_app(
         fields = [{"name": f.name, "kind": f.kind, "columns": f.columns} for f in extractor.fields]
         return {"mode": model.mode, "columns": columns, "fields": fields, "example": example}
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @app.get("/health", response_model=dict[str, str])
+    async def health() -> Any:
+        return refusal(503, STOPPING) if batcher.is_closing else {"status": "ok"}
 
     @app.get("/metrics")
     def read_metrics() -> Response:
@@ -185,7 +185,7 @@ def create_app(
 
     @app.exception_handler(QueueFull)
     async def ask_to_come_again(request: Request, error: QueueFull) -> JSONResponse:
-        return refusal(503, f"{batcher.num_waiting} rows wait already: try again", {"Retry-After": "1"})
+        return refusal(503, str(error), {"Retry-After": "1"})
 
     return app
 
