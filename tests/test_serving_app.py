@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import signal
+import sys
 import threading
 
 import numpy as np
@@ -14,12 +15,13 @@ from conftest import elsewhere, make_table, run_example, serving, tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
+from flip_hf.commands import serve as serve_command
 
 
 pytest.importorskip("fastapi"), pytest.importorskip("uvicorn"), pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
-from flip_hf.serving.app import TorchModel, create_app  # noqa: E402
+from flip_hf.serving.app import TorchModel, create_app, load_model  # noqa: E402
 from flip_hf.serving.rows import example_row  # noqa: E402
 from flip_hf.serving.waiting import Batcher  # noqa: E402
 
@@ -235,11 +237,13 @@ def test_nothing_more_is_taken_when_much_waits_and_what_waits_is_answered_before
                 health = await client.get("/health")  # answers while the model works
                 threading.Timer(0.2, model.goes_on.set).start()
             late = await post(33)
-            return [await first, *[await task for task in waiting]], refused, late, health
+            ended = await client.get("/health")
+            return [await first, *[await task for task in waiting]], refused, late, health, ended
 
-    replies, refused, late, health = asyncio.run(start_and_stop())
+    replies, refused, late, health, ended = asyncio.run(start_and_stop())
     assert refused.status_code == late.status_code == 503 and refused.headers["retry-after"] == "1"
-    assert "30 rows wait already" in refused.json()["detail"] and health.json() == {"status": "ok"}
+    assert "30 rows wait already" in refused.json()["detail"] and "is stopping" in late.json()["detail"]
+    assert health.json() == {"status": "ok"} and ended.status_code == 503
     failed = replies.pop(30)
     assert failed.status_code == 500  # and those that it was scored with are not
     answers = np.concatenate([reply.json()["probabilities"] for reply in replies])
@@ -247,22 +251,67 @@ def test_nothing_more_is_taken_when_much_waits_and_what_waits_is_answered_before
     assert max(model.sizes) == 8 and model.sizes[0] == 1
 
 
-def test_a_request_that_nobody_waits_for_any_more_harms_no_other():
+@pytest.fixture(scope="module")
+def encoded():
+    """A row."""
+    return FlipProcessor(FlipFeatureExtractor.fit(make_table(40))).encode(make_table(1), return_text=False)
+
+
+def test_a_request_that_nobody_waits_for_any_more_harms_no_other_and_costs_nothing(encoded):
     async def leave():
-        goes_on = threading.Event()
-        rows = FlipProcessor(FlipFeatureExtractor.fit(make_table(40))).encode(make_table(1), return_text=False)
-        batcher = Batcher(lambda rows: goes_on.wait(30) and rows.feature_ids[:, 0])
+        goes_on, read = threading.Event(), []
+        batcher = Batcher(lambda rows: goes_on.wait(30) and rows.feature_ids[:, 0], batch_rows=2)
         running = asyncio.create_task(batcher.run())
-        left, stays = (asyncio.create_task(batcher.score(lambda: rows, 1)) for _ in range(2))
+        left, stays, late, last = (
+            asyncio.create_task(batcher.score(lambda name=name: read.append(name) or encoded, 1)) for name in "abcd"
+        )
         await asyncio.sleep(0.05)
-        left.cancel()
+        left.cancel(), late.cancel()  # one is at work, one waits
         goes_on.set()
-        answer = await stays
+        answers = [await stays, await last]
         batcher.close()
         await running
-        return answer, rows.feature_ids[:, 0]
+        return answers, read
 
-    np.testing.assert_array_equal(*asyncio.run(leave()))
+    answers, read = asyncio.run(leave())
+    assert read == ["a", "b", "d"]
+    np.testing.assert_array_equal(answers, [encoded.feature_ids[:, 0]] * 2)
+
+
+class Panic(BaseException):
+    """As Rust code raises it: no `Exception`."""
+
+
+def test_whatever_is_raised_is_answered_and_nobody_waits_for_ever(encoded):
+    def fail(error):
+        raise error
+
+    async def ask_all():
+        batcher = Batcher(lambda rows: rows.feature_ids[:, 0], observe=lambda rows: fail(ZeroDivisionError()))
+        running = asyncio.create_task(batcher.run())
+        jobs = [lambda: encoded, lambda: fail(Panic("so")), lambda: fail(KeyError("k")), lambda: encoded]
+        several = await asyncio.gather(*(batcher.score(job, 1) for job in jobs), return_exceptions=True)
+        batcher._answers, whole = lambda jobs: fail(Panic("else")), batcher._answers
+        several += await asyncio.gather(batcher.score(jobs[0], 1), return_exceptions=True)
+        batcher._answers = whole
+        several.append(await batcher.score(jobs[0], 1))
+        is_ended = running.done()
+        working = threading.Event()
+        at_work = asyncio.create_task(batcher.score(lambda: working.wait(30) and encoded, 1))
+        await asyncio.sleep(0.05)
+        waits = asyncio.create_task(batcher.score(jobs[0], 1))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        ended = await asyncio.gather(running, at_work, waits, batcher.score(jobs[0], 1), return_exceptions=True)
+        working.set()
+        return several, is_ended, ended
+
+    several, is_ended, ended = asyncio.run(ask_all())
+    assert [type(one) for one in several] == [np.ndarray, RuntimeError, KeyError, np.ndarray, RuntimeError, np.ndarray]
+    assert "Panic('so')" in str(several[1]) and "Panic('else')" in str(several[4]) and not is_ended
+    assert (
+        isinstance(ended[0], asyncio.CancelledError) and ["is stopping" in str(one) for one in ended[1:]] == [True] * 3
+    )
 
 
 def test_the_example_is_a_row_that_the_model_reads():
@@ -289,6 +338,35 @@ def test_the_example_is_a_row_that_the_model_reads():
     unsure = {extractor.field_names.index("hashed")}
     reserved = {extractor.slot_fields[slot] for slot in np.flatnonzero(ids < extractor.num_reserved_features)}
     assert {field for field in reserved if extractor.fields[field].kind != "multivalued"} == unsure
+
+
+def test_the_example_has_no_value_where_all_were_rare():
+    table = {"user": [f"u{row}" for row in range(20)], "shop": ["A", "B"] * 10, "label": [0, 1] * 10}
+    assert example_row(FlipFeatureExtractor.fit(table, min_frequency=5)) == {"user": None, "shop": "A"}
+
+
+def test_an_onnx_file_that_is_named_has_to_be_there_and_in_a_folder(pipelines, tmp_path, monkeypatch):
+    pipelines["tabular"].save_pretrained(tmp_path)
+    assert isinstance(load_model(str(tmp_path)), TorchModel)
+    with pytest.raises(FileNotFoundError, match="model_quantized.onnx is not there: flip_hf.export_onnx"):
+        load_model(str(tmp_path), "model_quantized.onnx")
+    with pytest.raises(FileNotFoundError, match="user/clicks is no folder.*snapshot_download"):
+        load_model("user/clicks", "model.onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="user/clicks is no folder"):
+        load_model("user/clicks")
+    with pytest.raises(FileNotFoundError, match="model.onnx is not there"):
+        load_model(str(tmp_path))
+
+
+def test_the_command_says_what_it_takes_and_needs_where_nothing_of_it_is_installed(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "flip_hf.serving.app")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit, match="0"):
+        serve_command.main(["--help"])
+    assert "--file_name" in capsys.readouterr().out
+    with pytest.raises(ImportError, match=r"uvicorn is not installed: pip install flip_hf\[serve\]"):
+        serve_command.main(["--model", "folder"])
 
 
 @pytest.mark.slow

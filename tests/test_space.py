@@ -3,7 +3,9 @@
 
 import csv
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,31 @@ def models(text_model_dir, processor, tmp_path):
         f"{name}, reads {what}": ClickThroughRatePipeline(made[name].eval(), processor, device="cpu")
         for name, what in reads.items()
     }
+
+
+def test_a_visitor_opens_only_what_the_owner_names_and_sees_no_insides(models, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    pd = pytest.importorskip("pandas")
+    monkeypatch.setenv("FLIP_MODEL", str(tmp_path / "models" / "flip_id"))
+    app = runpy.run_path(str(SPACE / "app.py"))
+    names, row = str(tmp_path / "models" / "flip_id"), {name: values[0] for name, values in make_table(1).items()}
+    assert "1 models, 1 rows" in app["open_names"](names, None)[0]
+    for other in (str(tmp_path / "models"), "user/private", ""):
+        for said, *nothing in (app["open_names"](other, None), app["score_row"](other, row)):
+            assert f"this page opens {names} alone" in said and not any(nothing)
+        assert f"this page opens {names} alone" in app["draw_row"](other, row)
+    (box,) = (one for one in app["build"](names).blocks.values() if getattr(one, "elem_id", None) == "model")
+    assert not box.interactive
+    said, shown, kept = app["score_table"](names, pd.DataFrame([row] * 2000))
+    assert said == "" and len(shown) == 2000 and shown is kept
+    said, *nothing = app["score_table"](names, pd.DataFrame([row] * 2001))
+    assert "the table has 2,001 rows, and this page takes 2,000" in said and not any(nothing)
+    file = app["as_csv"](kept)
+    path = Path(next(file))
+    assert pd.read_csv(path, dtype=str)["user_id"].tolist() == [row["user_id"]] * 2000
+    assert not list(file) and not path.parent.exists()  # gradio has its copy by then
+    said, _ = app["rank_items"](names, row, pd.DataFrame([row]), ["user_id", "gender"], "no such model", 3)
+    assert "This should not happen; the log" in said and "no such model" not in said
 
 
 @pytest.fixture()

@@ -3,7 +3,9 @@
 
     python examples/space/app.py --model flip_quickstart        # the folder that examples/quickstart.py has written
 
-As a Space it opens what the variable FLIP_MODEL names. Nothing is loaded from elsewhere than this server and the Hub.
+As a Space it opens what the variable FLIP_MODEL names, and nothing else: what a visitor names could be a private
+repository that the owner's token reads, or a path of the server. Nothing is loaded from elsewhere than this server and
+the Hub.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,10 @@ from flip_hf.serving.rows import example_row, raw_names
 
 
 READS = {"tabular": "reads ids", "text": "reads text", "joint": "reads both"}
+ONLY = os.environ.get("FLIP_MODEL", "").strip()  # what may be opened; if empty, whatever is asked for
 MAX_ROWS = 2_000  # of a table
 MAX_CHOICES = 300  # of a field
+KEPT = 3_600  # seconds, of files that came or were made
 CSS = """
 .flip table {width: 100%; border-collapse: collapse; border: 0 !important; font-size: var(--text-sm)}
 .flip table td, .flip table th {border: 0 !important; padding: 4px 8px; text-align: left; vertical-align: middle}
@@ -61,6 +65,8 @@ class Models(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def open_models(names: str) -> Models:
     """A folder, one of the quickstart's kind with a folder for each model, or names on the Hub with commas between."""
+    if ONLY and names.strip() != ONLY:
+        raise ValueError(f"this page opens {ONLY} alone")
     folders: list[str] = []
     for name in filter(None, map(str.strip, names.split(","))):
         path = Path(name).expanduser()
@@ -126,8 +132,13 @@ def as_rows(models: Models, table: pd.DataFrame) -> list[dict[str, Any]]:
         raise ValueError(f"the table has no column {', '.join(absent)}; it has {', '.join(map(str, table.columns))}")
     if not len(table):
         raise ValueError("the table has no rows")
+    if len(table) > MAX_ROWS:
+        raise ValueError(f"the table has {len(table):,} rows, and this page takes {MAX_ROWS:,}")
     rows = table[models.columns].to_dict("records")
     return [{k: re.split(r"\s*,\s*", v) if k in lists and v else v or None for k, v in row.items()} for row in rows]
+
+
+UNEXPECTED = "This should not happen; the log of this page has it in full."
 
 
 def in_a_sentence(num_others: int) -> Callable:
@@ -142,7 +153,7 @@ def in_a_sentence(num_others: int) -> Callable:
                 known = isinstance(error, ValueError | TypeError | OSError)
                 if not known:
                     logging.getLogger(__name__).exception("not expected")
-                said = str(error).strip().split("\n")[0] if known else f"This should not happen: {error!r}"
+                said = str(error).strip().split("\n")[0] if known else UNEXPECTED
                 problem = f'<div class="flip"><p class="problem">{html.escape(said)}</p></div>'
                 return (problem, *[None] * num_others) if num_others else problem
 
@@ -271,9 +282,18 @@ def score_table(names: str, table: pd.DataFrame) -> tuple:
     rows = as_rows(models, table[(table != "").any(axis=1)])
     scored = {title: [one["probability"] for one in scorer(rows)] for title, scorer in models.scorers.items()}
     result = pd.concat([pd.DataFrame(scored).round(4), pd.DataFrame(rows)], axis=1)
-    path = Path(tempfile.mkdtemp()) / "scored.csv"
-    result.to_csv(path, index=False)
-    return "", result, str(path)
+    return "", result, result
+
+
+def as_csv(table: pd.DataFrame | None) -> Iterator[str | None]:
+    """A file that is there until gradio has its copy."""
+    if table is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scored.csv"
+        table.to_csv(path, index=False)
+        yield str(path)
 
 
 @in_a_sentence(1)
@@ -295,7 +315,7 @@ def rank_items(names: str, row: dict, table: pd.DataFrame, of_user: list[str], t
 
 
 def build(names: str) -> gr.Blocks:
-    with gr.Blocks(title="FLIP", analytics_enabled=False) as page:
+    with gr.Blocks(title="FLIP", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             "# FLIP\nClick models of ids and text, side by side ([FLIP](https://huggingface.co/papers/2310.19453))."
         )
@@ -303,7 +323,8 @@ def build(names: str) -> gr.Blocks:
             name = gr.Textbox(
                 names,
                 label="Model",
-                info="A folder, or user/name on the Hub; several with commas.",
+                info="" if ONLY else "A folder, or user/name on the Hub; several with commas.",
+                interactive=not ONLY,
                 scale=3,
                 min_width=280,
                 elem_id="model",
@@ -313,7 +334,7 @@ def build(names: str) -> gr.Blocks:
             )
         opens = gr.Button("Open", variant="primary", elem_id="open")
         said = gr.HTML(elem_id="said")
-        opened, table, row, current = gr.State(""), gr.State(), gr.State({}), gr.State({})
+        opened, table, row, current, result = gr.State(""), gr.State(), gr.State({}), gr.State({}), gr.State()
         with gr.Tab("One row"):
             number = gr.Slider(0, 1, 0, step=1, label="Row of the table", elem_id="number")
 
@@ -375,17 +396,15 @@ def build(names: str) -> gr.Blocks:
         for event in (opens.click, name.submit, file.change, page.load):
             event(open_names, [name, file], outputs).then(take, [table, number], shown)
         number.release(take, [table, number], shown)
-        scores.click(score_table, [opened, first], [wrong, scored, download])
+        scores.click(score_table, [opened, first], [wrong, scored, result]).then(as_csv, result, download)
         ranks.click(rank_items, [opened, current, table, of_user, title, top_k], [place, ranked])
     return page
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("FLIP_MODEL", "flip_quickstart")
-    parser.add_argument(
-        "--model", default=default, help="What to open first (default: $FLIP_MODEL, or flip_quickstart)."
-    )
+    said = "What to open first (default: $FLIP_MODEL, beside which nothing may be opened, or flip_quickstart)."
+    parser.add_argument("--model", default=ONLY or "flip_quickstart", help=said)
     parser.add_argument("--host", help="Address to listen on (default: that of gradio, this machine alone).")
     parser.add_argument("--port", type=int, help="Default: the first that is free from 7860 on.")
     arguments = parser.parse_args()

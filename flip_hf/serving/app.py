@@ -20,8 +20,9 @@ from pydantic import BaseModel, Field
 from ..analysis.rates import count_occurrences
 from ..text_encoding_flip import EncodedRows
 from .onnx import OnnxClickModel
+from .onnx_files import ONNX_FOLDER
 from .rows import distinct, example_row, join, raw_names
-from .waiting import BadRows, Batcher, QueueFull
+from .waiting import STOPPING, BadRows, Batcher, QueueFull
 
 
 class TorchModel:
@@ -31,9 +32,9 @@ class TorchModel:
         self._pipeline, self.encoder = pipeline, pipeline.processor
         self.mode = pipeline.model.config.mode
 
-    def logits(self, encoded: EncodedRows) -> np.ndarray:
-        """`(B,)`."""
-        return self._pipeline._forward(encoded, 256).logits.numpy()
+    def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
+        """`(B,)`, so many rows at a time."""
+        return self._pipeline._forward(encoded, batch_size).logits.numpy()
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated, `(B,)`."""
@@ -42,14 +43,29 @@ class TorchModel:
         return self._pipeline.model.predict_probabilities(torch.from_numpy(logits)).numpy()
 
 
-def load_model(name: str, file_name: str = "model.onnx") -> Any:
-    """A folder or a name on the Hub, as onnxruntime runs it where the folder has `onnx/<file_name>` or torch is not
-    installed, else as torch does."""
-    if os.path.isfile(os.path.join(name, "onnx", file_name)) or importlib.util.find_spec("torch") is None:
-        return OnnxClickModel.from_pretrained(name, file_name)
-    from transformers import pipeline
+def load_model(name: str, file_name: str | None = None) -> Any:
+    """
+    What answers for a finetuned model: onnxruntime, for a folder with `onnx/model.onnx` and where torch is not
+    installed; else torch.
 
-    return TorchModel(pipeline("click-through-rate", model=name))
+    Args:
+        name (`str`): a folder, or a name on the Hub. ONNX files are those of a folder:
+            `huggingface_hub.snapshot_download` brings a repository here.
+        file_name (`str`, *optional*): of the folder's `onnx`, the one that onnxruntime shall run.
+
+    Raises `FileNotFoundError` if what onnxruntime would have to run is not there.
+    """
+    is_exported = os.path.isfile(os.path.join(name, ONNX_FOLDER, "model.onnx"))
+    if file_name is None and not is_exported and importlib.util.find_spec("torch") is not None:
+        from transformers import pipeline
+
+        return TorchModel(pipeline("click-through-rate", model=name))
+    if not os.path.isdir(name):
+        raise FileNotFoundError(
+            f"{name} is no folder, and ONNX files, which is all that runs without torch, are those of a folder: "
+            "bring a repository here with huggingface_hub.snapshot_download"
+        )
+    return OnnxClickModel.from_pretrained(name, file_name or "model.onnx")
 
 
 class Metrics:
@@ -115,9 +131,9 @@ def create_app(
         fields = [{"name": f.name, "kind": f.kind, "columns": f.columns} for f in extractor.fields]
         return {"mode": model.mode, "columns": columns, "fields": fields, "example": example}
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @app.get("/health", response_model=dict[str, str])
+    async def health() -> Any:
+        return refusal(503, STOPPING) if batcher.is_closing else {"status": "ok"}
 
     @app.get("/metrics")
     def read_metrics() -> Response:
@@ -169,7 +185,7 @@ def create_app(
 
     @app.exception_handler(QueueFull)
     async def ask_to_come_again(request: Request, error: QueueFull) -> JSONResponse:
-        return refusal(503, f"{batcher.num_waiting} rows wait already: try again", {"Retry-After": "1"})
+        return refusal(503, str(error), {"Retry-After": "1"})
 
     return app
 
@@ -179,7 +195,6 @@ def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -
     return JSONResponse({"detail": sentence.encode("utf-8", "replace").decode()}, status, headers)
 
 
-def serve(name: str, host: str = "127.0.0.1", port: int = 8000, file_name: str = "model.onnx", **limits: int) -> None:
-    """Serves a folder or a name on the Hub until it is stopped (SIGTERM, Ctrl-C), when it answers what it has taken.
-    `limits` are those of [`create_app`]."""
-    uvicorn.run(create_app(load_model(name, file_name), **limits), host=host, port=port, access_log=False)
+def serve(name: str, host: str = "127.0.0.1", port: int = 8000, file_name: str | None = None) -> None:
+    """Serves what [`load_model`] gives until it is stopped (SIGTERM, Ctrl-C), when it answers what it has taken."""
+    uvicorn.run(create_app(load_model(name, file_name)), host=host, port=port, access_log=False)

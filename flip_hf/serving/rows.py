@@ -57,7 +57,7 @@ def distinct(columns: list[CodedColumn]) -> tuple[list[CodedColumn], np.ndarray]
 
 def example_row(extractor: Any) -> dict[str, Any]:
     """A row as the model reads it: of each column the value that most training rows have, or a number or a time that
-    the training rows could have; `None` where nothing was kept (of text alone, and of hashed values)."""
+    the training rows could have; `None` where nothing was kept (of text alone, of hashed values, of rare ones)."""
     vocabulary, row = extractor.vocabulary, dict.fromkeys(raw_names(extractor.fields))
     for index, field in enumerate(extractor.fields):
         value: Any = None
@@ -67,8 +67,10 @@ def example_row(extractor: Any) -> dict[str, Any]:
             edges = vocabulary.edges(index)
             value = float(edges[len(edges) // 2]) if len(edges) else 0.0
         elif field.has_vocabulary and field.num_slots:
-            counts = np.where(vocabulary["feature_fields"] == index, vocabulary["feature_counts"], -1)
-            value = vocabulary.value(vocabulary.num_reserved + int(counts[vocabulary.num_reserved :].argmax()))
-            value = [value] if field.kind == "multivalued" and field.separator is None else value
+            features = np.flatnonzero(vocabulary["feature_fields"] == index)
+            features = features[features >= vocabulary.num_reserved]
+            if len(features):
+                value = vocabulary.value(int(features[vocabulary["feature_counts"][features].argmax()]))
+                value = [value] if field.kind == "multivalued" and field.separator is None else value
         row |= {name: value for name in field.columns if row[name] is None}
     return row
