@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a field is: kind, options, reserved ids, and how the raw values of its column are read and said in words.
+"""What a field is: kind and options, and how the raw values of its column are read and said in words.
 
 A kind is one class with `read` (distinct raw values -> what they stand for), `text` (what they stand for -> words),
-and one entry of `_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_extraction_flip.py`.
+and one entry of `_KINDS`. What is learnt from rows lives in `fitting/counts.py` and `feature_encoding_flip.py`.
 """
 
 import dataclasses

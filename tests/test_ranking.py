@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One user and many items: the ranking is that of the joined rows, and each thing is computed once."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -12,6 +14,7 @@ from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.serving.rows import join
+from flip_hf.serving.scoring import TextVectors
 from flip_hf.text_encoding_flip import EncodedRows
 
 
@@ -194,6 +197,20 @@ def test_texts_of_items_are_read_once_for_all_users(mode, splits, items, tokeniz
         next(model.flip.text.parameters()).mul_(1.5)
     expected = [rank(model, processor, user, items, batch_size=8) for user in users]
     check(2 * num_items)
+
+
+def test_threads_that_read_texts_at_once_get_their_own(splits, text_model_dir, processor):
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint").eval()
+    parts = [processor.encode(splits["train"].select(range(start, start + 20))) for start in range(0, 120, 20)]
+    texts = TextVectors()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda part: texts.add(model, processor, part, batch_size=4), parts))
+    for part in parts:
+        numbers, vectors = texts.find(model, part)
+        alone = TextVectors()
+        alone.add(model, processor, part)
+        of_it, expected = alone.find(model, part)
+        torch.testing.assert_close(vectors[numbers], expected[of_it], rtol=1e-4, atol=1e-5)
 
 
 def test_texts_that_are_not_the_items_alone_are_refused(model, processor, items):

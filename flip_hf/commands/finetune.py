@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModel, set_seed
 
 from ..analysis.flops import flops_per_row
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [ModelArguments, FlipCTRArguments]
     arguments, training_arguments = read_arguments("finetune", __doc__, kinds, argv, defaults)
     set_seed(training_arguments.seed)
-    rows = read_rows(arguments.prepared_dir)
+    rows = read_rows(arguments.prepared_dir, ["train", "validation", "test"])
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = build_model(arguments, processor)
     if arguments.start_from_words:
@@ -105,10 +106,9 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_state()
     prediction = trainer.predict(rows["test"])
     if trainer.is_world_process_zero():
-        np.save(
-            output_dir / "test_probabilities.npy", 1.0 / (1.0 + np.exp(-prediction.predictions.astype(np.float64)))
-        )
         model = trainer.accelerator.unwrap_model(trainer.model)
+        probabilities = model.predict_probabilities(torch.from_numpy(prediction.predictions))
+        np.save(output_dir / "test_probabilities.npy", probabilities.numpy())
         batch = trainer._prepare_inputs(next(iter(trainer.get_test_dataloader(rows["test"]))))
         size = {"num_parameters": model.num_parameters(), "flops_per_row": flops_per_row(model, batch)}
         results = {**prediction.metrics, **size}

@@ -129,7 +129,8 @@ def main(argv: Sequence[str]) -> None:
     rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=arguments.num_proc)
 
     output_dir = Path(arguments.output_dir)
-    # all three or none, whenever it is killed: beside another run's processor rows would stand for other values
+    # the three of one run, also where it is killed while it writes them: beside another run's processor rows would
+    # stand for other values
     unfinished = output_dir / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     rows.save_to_disk(unfinished / "rows")

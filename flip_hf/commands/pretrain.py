@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [ModelArguments, FlipPreTrainingArguments]
     arguments, training_arguments = read_arguments("pretrain", __doc__, kinds, argv, lambda given: {"bf16": "auto"})
     set_seed(training_arguments.seed)
-    rows = read_rows(arguments.prepared_dir)
+    rows = read_rows(arguments.prepared_dir, ["train", "validation"])
     processor = FlipProcessor.from_pretrained(Path(arguments.prepared_dir) / "processor")
     model = FlipForPreTraining.from_text_pretrained(
         arguments.text_model,

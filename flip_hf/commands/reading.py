@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from transformers import HfArgumentParser, TrainingArguments
 
 # those of transformers' arguments that a first run may want; FLIP's own are all shown
 _SHOWN = {
-    "output_dir",
-    "num_train_epochs",
-    "max_steps",
-    "gradient_accumulation_steps",
-    "warmup_steps",
-    "max_grad_norm",
+    *("output_dir", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "warmup_steps", "max_grad_norm"),
+    *("save_steps", "eval_steps", "seed", "use_cpu", "torch_compile", "report_to", "push_to_hub", "hub_model_id"),
 }
-_SHOWN |= {"save_steps", "eval_steps", "seed", "use_cpu", "torch_compile", "report_to", "push_to_hub", "hub_model_id"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Of .yaml and .json, which is yaml, but for 1e-5: to YAML 1.1 that is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -44,7 +49,7 @@ def read_arguments(
         if "--help_all" not in argv:
             _hide_rare(parser, trainings[0])
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        given = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))  # json is yaml
+        given = yaml.load(Path(argv[0]).read_text(encoding="utf-8"), _Loader)
     else:
         parser.set_defaults(**dict.fromkeys(defaults({})))
         given = vars(parser.parse_args(argv))
@@ -65,10 +70,12 @@ def read_overrides(given: dict | str | None) -> dict[str, Any]:
     return json.loads(given) if isinstance(given, str) else given or {}
 
 
-def read_rows(prepared_dir: str) -> DatasetDict:
-    """Encoded rows: what `prepare` wrote, or a folder of parquet shards for each split."""
+def read_rows(prepared_dir: str, splits: Sequence[str]) -> DatasetDict:
+    """Encoded rows: what `prepare` wrote, or a folder of parquet shards for each split. Raises `FileNotFoundError` if
+    one of the splits is not there."""
     folder = Path(prepared_dir) / "rows"
-    shards = {
-        split.name: str(split / "*.parquet") for split in sorted(folder.iterdir()) if any(split.glob("*.parquet"))
-    }
+    for split in splits:
+        if not (folder / split).is_dir():
+            raise FileNotFoundError(f"{folder / split} is not there: prepare the rows of {', '.join(splits)}")
+    shards = {split: str(folder / split / "*.parquet") for split in splits if any((folder / split).glob("*.parquet"))}
     return load_dataset("parquet", data_files=shards) if shards else load_from_disk(str(folder))

@@ -64,7 +64,7 @@ def export_onnx(
 ) -> Path:
     """
     Writes a finetuned model as float32 ONNX into `folder/onnx`, where others' tools look for it, and returns its path.
-    What is written has given the model's own logits, for drawn rows of several numbers and lengths.
+    What is written in float32 has given the model's own logits, for drawn rows of several numbers and lengths.
 
     - Inputs, int64, those that the mode reads: `feature_ids` `(batch, num_slots)`, `input_ids` and `attention_mask`
       `(batch, length)`, of any batch and length. Outputs, float32 `(batch,)`: `logits`, which are not calibrated, and

@@ -53,7 +53,7 @@ def load_encoder(folder: str | os.PathLike, reads_text: bool = True) -> RowEncod
         backend = Tokenizer.from_file(str(path))
         # the first is of folders of before
         files = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
-        token = [_read(file).get("pad_token") for file in files if file.is_file()][-1]
+        token = {key: value for file in files if file.is_file() for key, value in _read(file).items()}.get("pad_token")
         token = token["content"] if isinstance(token, dict) else token
         tokenizer = SavedTokenizer(backend, None if token is None else backend.token_to_id(token))
     return RowEncoder(extractor, tokenizer, **{name: saved[name] for name in SETTINGS})
@@ -143,6 +143,8 @@ class OnnxClickModel:
 
     def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
         """What `encode` gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
+        if not len(encoded.feature_ids):
+            return np.zeros(0, np.float32)
         order = order_of_lengths(encoded)
         parts = batches(encoded, order, self.mode, self.encoder, batch_size)
         logits = np.concatenate([self.session.run(["logits"], part)[0] for part in parts])[np.argsort(order)]

@@ -21,11 +21,13 @@ def data_name(name: str) -> str:
 
 
 def weights_digest(folder: str | os.PathLike) -> str | None:
-    """The sha256 of a folder's weights, for one file what the Hub shows; `None` where there are none."""
+    """The sha256 of a folder's weights, for one file what the Hub shows; `None` where there are none. Of a folder with
+    an adapter it knows that, not the language model, which lies elsewhere."""
     path = Path(folder, "model.safetensors")
     paths = [path] if path.is_file() else sorted(Path(folder).glob("model-*-of-*.safetensors"))
     digests = []
-    for path in paths:
+    adapter = Path(folder, "text_adapter", "adapter_model.safetensors")
+    for path in [*paths, *filter(Path.is_file, [adapter])]:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256(" ".join(digests).encode()).hexdigest() if len(digests) > 1 else next(iter(digests), None)

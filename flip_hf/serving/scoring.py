@@ -4,6 +4,7 @@
 Letters: B rows, S slots.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from .batching import batches, order_of_lengths
 
 
 logger = logging.get_logger(__name__)
+
+# held by whoever adds texts
+_LOCK = threading.Lock()
 
 
 class Scores(NamedTuple):
@@ -61,7 +65,8 @@ def as_stream(rows: Any) -> Iterator[Any] | None:
 class TextVectors:
     """
     Pooled texts that a model has read, by their tokens: what is said of an item is read once, and not for every user.
-    They are forgotten when the language model is trained on, cast or moved. Threads may find while one adds.
+    They are forgotten when an optimiser or a loaded state changes the language model, when it is cast or moved; what
+    is written past autograd (`weight.data.mul_`) is not seen. Threads may add and find.
     """
 
     def __init__(self) -> None:
@@ -69,27 +74,29 @@ class TextVectors:
 
     def add(self, model: Any, processor: Any, encoded: EncodedRows, batch_size: int = 256) -> int:
         """Reads the texts of encoded rows that are new, and returns how many those are."""
-        numbers, vectors = self.find(model, encoded)
-        texts = _texts(encoded)
-        rows_of_new = {texts[row]: row for row in np.flatnonzero(numbers < 0).tolist()}
-        if rows_of_new:
-            rows = np.array(list(rows_of_new.values()))
+        with _LOCK:
+            state, known, vectors = self._of(model)
+            texts = _texts(encoded)
+            rows_of_new = {text: row for row, text in enumerate(texts) if text not in known}
+            rows = np.array(list(rows_of_new.values()), np.int64)
             rows = rows[np.argsort(encoded.lengths[rows], kind="stable")]
             with evaluating(model), torch.inference_mode():
-                batches = list(_batches(model, processor, encoded, rows, batch_size))
-                read = [model.flip.encode_text(batch["input_ids"], batch["attention_mask"])[1] for batch in batches]
-                vectors = torch.cat([vectors, *read] if len(vectors) else read)
-            known = self._read[1] if len(vectors) > len(rows) else {}
-            new = {texts[row]: len(vectors) - len(rows) + number for number, row in enumerate(rows.tolist())}
-            self._read = (_state(model), known | new, vectors)
-        return len(rows_of_new)
+                parts = _batches(model, processor, encoded, rows, batch_size)
+                read = [model.flip.encode_text(part["input_ids"], part["attention_mask"])[1] for part in parts]
+                if read:
+                    new = {texts[row]: len(vectors) + number for number, row in enumerate(rows.tolist())}
+                    self._read = (state, known | new, torch.cat([vectors, *read] if len(vectors) else read))
+        return len(rows)
 
     def find(self, model: Any, encoded: EncodedRows) -> tuple[np.ndarray, torch.Tensor]:
         """Which of the vectors `(n, d_w)` is that of each row's text `(B,)`, -1 where none is; and these vectors."""
-        state, known, vectors = self._read
-        if state != _state(model):
-            known, vectors = {}, torch.zeros(0)
+        _, known, vectors = self._of(model)
         return np.array([known.get(text, -1) for text in _texts(encoded)], np.int64), vectors
+
+    def _of(self, model: Any) -> tuple[Any, dict[bytes, int], torch.Tensor]:
+        """What was read by the language model as it is now."""
+        read, state = self._read, _state(model)
+        return read if read[0] == state else (state, {}, torch.zeros(0))
 
 
 def _texts(encoded: EncodedRows) -> list[bytes]:
@@ -100,7 +107,8 @@ def _texts(encoded: EncodedRows) -> list[bytes]:
 
 def _state(model: Any) -> list[tuple[Any, ...]]:
     """Of the language model: another one when a weight has changed."""
-    return [(id(weight), weight._version, weight.dtype, weight.device) for weight in model.flip.text.parameters()]
+    weights = model.flip.text.parameters()
+    return [(id(weight), weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights]
 
 
 def score(

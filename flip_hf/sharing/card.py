@@ -178,7 +178,9 @@ def write_model_card(
 
 def with_exports(card: str, names: Iterable[str]) -> str:
     """A card of flip_hf that says how the ONNX files of these names are used; as it is, where there are none."""
-    listed = ", ".join(f"`{name}`" for name in sorted(names) if name.endswith(".onnx"))
+    files = [os.path.basename(name) for name in sorted(names) if name.endswith(".onnx")]
+    listed = ", ".join(f"`onnx/{name}`" for name in files)
+    chosen = "" if "model.onnx" in files else f', "{files[0]}"' if files else ""
     use = f"""
 Without torch, {listed} by ONNX Runtime:
 
@@ -186,7 +188,7 @@ Without torch, {listed} by ONNX Runtime:
 from flip_hf.serving.onnx import OnnxClickModel
 from huggingface_hub import snapshot_download
 
-probabilities = OnnxClickModel.from_pretrained(snapshot_download("{PLACE}")).predict(rows)
+probabilities = OnnxClickModel.from_pretrained(snapshot_download("{PLACE}"){chosen}).predict(rows)
 ```
 
 `rows` is"""

@@ -172,7 +172,8 @@ def _model_files(folder: Path) -> set[str]:
 
 def _no_links(folder: Path, names: Sequence[str]) -> set[str]:
     """Those of the files that are there. Raises `ValueError` for a link, behind which may lie anything."""
-    links = [name for name in names if (folder / name).is_symlink()]
+    parts = (part for name in names for part in (Path(name).parent, name) if part != Path())
+    links = [part for part in parts if (folder / part).is_symlink()]
     if links:
         raise ValueError(f"{folder / links[0]} is a link: put the file itself in its place")
     return {name for name in names if (folder / name).is_file()}

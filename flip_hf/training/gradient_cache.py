@@ -44,6 +44,11 @@ def forward_in_chunks(
         others: as of `model.forward`; the two counts are those of the whole batch, or of more.
     """
     contrast = model.icl_head
+    if model.training and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise ValueError(
+            f"contrast_chunk_size={chunk_size}: the backbone {model.config.backbone!r} normalises over the rows of a "
+            "batch, and those of a chunk are not all of them: take another backbone, or leave it out"
+        )
 
     def read(*rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
         counts = {"num_masked_tokens": num_masked_tokens, "num_masked_features": num_masked_features}
