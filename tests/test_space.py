@@ -5,6 +5,7 @@ import csv
 import re
 import runpy
 import shutil
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,9 @@ def test_fill_in_click_and_see(page, models, tmp_path):
     click("#score_rows")
     expected = models["flip_id, reads ids"](rows[:20])
     shows("#scored", *(f"{one['probability']:.4f}".rstrip("0") for one in expected[:3]))
+    with urllib.request.urlopen(wait_for(lambda: find("#download a[href]"), "a file").get_attribute("href")) as file:
+        scored = list(csv.DictReader(file.read().decode().splitlines()))
+    assert [float(row["flip_id, reads ids"]) for row in scored] == [round(one["probability"], 4) for one in expected]
 
     tab("Ranking")
     click("#rank")

@@ -34,6 +34,7 @@ ONLY = os.environ.get("FLIP_MODEL", "").strip()  # what may be opened; if empty,
 MAX_ROWS = 2_000  # of a table
 MAX_CHOICES = 300  # of a field
 KEPT = 3_600  # seconds, of files that came or were made
+UNEXPECTED = "This should not happen; the log of this page has it in full."
 CSS = """
 .flip table {width: 100%; border-collapse: collapse; border: 0 !important; font-size: var(--text-sm)}
 .flip table td, .flip table th {border: 0 !important; padding: 4px 8px; text-align: left; vertical-align: middle}
@@ -136,9 +137,6 @@ def as_rows(models: Models, table: pd.DataFrame) -> list[dict[str, Any]]:
         raise ValueError(f"the table has {len(table):,} rows, and this page takes {MAX_ROWS:,}")
     rows = table[models.columns].to_dict("records")
     return [{k: re.split(r"\s*,\s*", v) if k in lists and v else v or None for k, v in row.items()} for row in rows]
-
-
-UNEXPECTED = "This should not happen; the log of this page has it in full."
 
 
 def in_a_sentence(num_others: int) -> Callable:
@@ -372,7 +370,7 @@ def build(names: str) -> gr.Blocks:
             first = gr.Dataframe(label="Rows: change, add, paste", interactive=True, wrap=False, elem_id="rows")
             scores = gr.Button("Score the rows", variant="primary", elem_id="score_rows")
             wrong, scored = gr.HTML(elem_id="wrong"), gr.Dataframe(label="Scored", interactive=False, elem_id="scored")
-            download = gr.File(label="As csv", interactive=False)
+            download = gr.File(label="As csv", interactive=False, elem_id="download")
         with gr.Tab("Ranking"):
             gr.Markdown("The items of the table, for the user of the row (the tab *One row*).")
             of_user = gr.CheckboxGroup([], label="Columns of the user; the others are the items'", elem_id="of_user")
