@@ -107,10 +107,10 @@ def export_onnx(
         node.metadata_props.clear()  # a quarter of a small tower's file
     target = Path(folder, ONNX_FOLDER)
     target.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as workplace, _quietly():
-        path = Path(workplace, name)
+    with tempfile.TemporaryDirectory(dir=target) as unfinished, _quietly():
+        path = Path(unfinished, name)
         if quantize:
-            made = _quantized(made, products, Path(workplace))
+            made = _quantized(made, products, Path(unfinished))
         made.metadata_props.clear()
         made.metadata_props[METADATA_KEY] = json.dumps({"mode": mode, "weights": weights_digest(folder)})
         _save(made, path)
@@ -171,12 +171,12 @@ def _is_of_text(node: Any) -> bool:
     return "'model.flip.text'" in node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
 
 
-def _quantized(made: Any, products: list[str], workplace: Path) -> Any:
+def _quantized(made: Any, products: list[str], unfinished: Path) -> Any:
     """A model of onnx_ir, of which the `MatMul` nodes `products` multiply by weights, with these in int8."""
     import onnx_ir
     from onnxruntime.quantization import quantize_dynamic
 
-    whole, small = workplace / "whole.onnx", workplace / "small.onnx"
+    whole, small = unfinished / "whole.onnx", unfinished / "small.onnx"
     is_large = _save(made, whole)
     options = {"per_channel": True, "use_external_data_format": is_large}
     quantize_dynamic(whole, small, nodes_to_quantize=products, **options)
