@@ -90,6 +90,8 @@ class TextVectors:
 
     def find(self, model: Any, encoded: EncodedRows) -> tuple[np.ndarray, torch.Tensor]:
         """Which of the vectors `(n, d_w)` is that of each row's text `(B,)`, -1 where none is; and these vectors."""
+        if not self._read[1]:  # as in every call of whoever keeps none
+            return np.full(len(encoded.feature_ids), -1), self._read[2]
         _, known, vectors = self._of(model)
         return np.array([known.get(text, -1) for text in _texts(encoded)], np.int64), vectors
 
