@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .sharing.card import write_model_card
     from .sharing.hub import push_to_hub
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
+    from .training.backbone_start import restart_backbone
     from .training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
     from .training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training.word_start import start_from_words
@@ -60,6 +61,7 @@ _MODULES = {
     "write_model_card": "sharing.card",
     "push_to_hub": "sharing.hub",
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
+    "restart_backbone": "training.backbone_start",
     **dict.fromkeys(["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"], "training.collators"),
     **dict.fromkeys(["FlipCTRTrainer", "FlipPreTrainingTrainer"], "training.trainer"),
     "start_from_words": "training.word_start",
@@ -94,6 +96,7 @@ __all__ = [
     "prepare_dataset",
     "push_to_hub",
     "rank",
+    "restart_backbone",
     "sample_negatives",
     "split_dataset",
     "start_from_words",

@@ -253,9 +253,9 @@ class FlipTabularModel(FlipPreTrainedModel):
     def sum_of_squares(self) -> torch.Tensor:
         """Squares of the embedding and first-order tables, summed: what stage 2's L2 coefficient multiplies. Rows of
         reserved ids are left out: training seldom reads them, and the penalty alone would take them to zero. So are
-        `sparse` tables, whose optimiser adds the penalty to the rows that it moves."""
+        frozen tables, and `sparse` ones, whose optimiser adds the penalty to the rows that it moves."""
         reserved = self.config.num_reserved_features
-        weights = [table.weight for table in self.tables() if not table.sparse]
+        weights = [table.weight for table in self.tables() if table.weight.requires_grad and not table.sparse]
         sums = [w.square().sum() - w[:reserved].square().sum() for w in weights]
         return torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 

@@ -36,6 +36,7 @@ from flip_hf import (
     compute_ctr_metrics,
     load_ctr_dataset,
     prepare_dataset,
+    restart_backbone,
     split_dataset,
 )
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
@@ -239,6 +240,8 @@ def train_flip(
     set_seed(spec["seed"])
     if pretrained is not None:
         model = FlipForCTR.from_pretrained(pretrained, mode=mode, **config)
+        if spec["model"].get("restart_backbone"):
+            restart_backbone(model)
     elif mode == "tabular":
         model = FlipForCTR(FlipConfig.from_processor(processor, mode=mode, **config))
     else:

@@ -26,6 +26,7 @@ from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR
 from ..processing_flip import FlipProcessor
 from ..training.arguments import FlipCTRArguments
+from ..training.backbone_start import restart_backbone
 from ..training.trainer import FlipCTRTrainer
 from ..training.word_start import start_from_words
 from .reading import read_arguments, read_overrides, read_rows
@@ -45,6 +46,9 @@ class ModelArguments:
     backbone: str | None = field(
         default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."}
     )
+    restart_backbone: bool = field(
+        default=False, metadata={"help": "Of --model's ID tower the embeddings stay, and the layers begin anew."}
+    )
     start_from_words: bool = field(
         default=False, metadata={"help": "From scratch: id embeddings start from text_model's states of their words."}
     )
@@ -61,7 +65,12 @@ def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForC
     if arguments.model:
         if arguments.start_from_words:
             raise SystemExit("--start_from_words would overwrite what --model has learnt: leave one of them out")
-        return FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
+        model = FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
+        if arguments.restart_backbone:
+            restart_backbone(model)
+        return model
+    if arguments.restart_backbone:
+        raise SystemExit("--restart_backbone needs --model: from scratch all layers are new")
     overrides = {"backbone": arguments.backbone or "dcnv2", **overrides}
     if arguments.mode == "tabular":
         if arguments.start_from_words and not arguments.text_model:

@@ -12,18 +12,22 @@ def parameter_groups(
     text_learning_rate: float,
     weight_decay: float,
     contrastive_learning_rate: float | None = None,
+    embedding_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """
     Groups of a FLIP model's trainable parameters, with `name`, `params`, `lr` and `weight_decay`; none is empty.
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
-    want a larger one; unnormalised contrastive heads can collapse at it and have a third (default: the text's).
+    want a larger one; unnormalised contrastive heads can collapse at it and have a third (default: the text's), and so
+    may feature embeddings that stage 1 has trained (default: the tower's).
     Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
     zero on every step without the id.
     """
     contrastive = text_learning_rate if contrastive_learning_rate is None else contrastive_learning_rate
     rates = {"tabular and heads": learning_rate, "text": text_learning_rate, "contrastive": contrastive}
     prefixes = {"flip.text": "text", "icl_head": "contrastive"}
+    if embedding_learning_rate is not None:
+        rates["embeddings"], prefixes["flip.tabular.embeddings"] = embedding_learning_rate, "embeddings"
     groups: dict[tuple[str, bool], dict[str, Any]] = {
         (part, decay): {
             "name": part if decay else f"{part}, no decay",

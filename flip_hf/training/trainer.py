@@ -163,7 +163,8 @@ class FlipTrainer(ResumableTrainer):
             args, model = self.args, self.model if model is None else model
             kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
             rates = (args.learning_rate, args.text_learning_rate, args.weight_decay)
-            groups = parameter_groups(model, *rates, getattr(args, "contrastive_learning_rate", None))
+            of_stages = (getattr(args, f"{part}_learning_rate", None) for part in ("contrastive", "embedding"))
+            groups = parameter_groups(model, *rates, *of_stages)
             self.optimizer = make_optimizer(model, groups, kind, options, args)
         return self.optimizer
 
@@ -547,6 +548,9 @@ class FlipCTRTrainer(FlipTrainer):
         if self.model.config.calibration is not None:
             logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
             self.model.set_calibration(None)
+        tower = self.model.flip.tabular
+        if self.args.embedding_learning_rate == 0.0 and tower is not None and tower.embeddings is not None:
+            tower.embeddings.weight.requires_grad_(False)
         return super().create_optimizer(model)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
