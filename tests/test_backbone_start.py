@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2 with the embeddings of stage 1: frozen, slower, and below layers that begin anew."""
+
+import pytest
+import torch
+from conftest import tabular_model
+
+from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, prepare_dataset, restart_backbone
+from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
+from flip_hf.training.optimization import parameter_groups
+
+
+@pytest.mark.parametrize("backbone", sorted(TABULAR_BACKBONES))
+def test_layers_are_those_of_a_model_that_was_never_trained_and_everything_else_stays(processor, backbone):
+    config = FlipConfig.from_processor(processor, mode="tabular", backbone=backbone, tabular_initializer_range=0.01)
+    model = FlipForCTR(config).double().train()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(0.7)
+    kept = {name: weight for name, weight in model.state_dict().items() if "backbone" not in name}
+    torch.manual_seed(3)
+    restart_backbone(model)
+    torch.manual_seed(3)
+    expected = FlipForCTR(config).double()
+    # the whole model draws the numbers of its tables first: only what they are drawn from can be compared
+    for name, weight in model.flip.tabular.backbone.state_dict().items():
+        fresh = expected.flip.tabular.backbone.state_dict()[name]
+        assert weight.dtype == fresh.dtype and weight.shape == fresh.shape, name
+        spread = fresh.double().std() if fresh.numel() > 1 else torch.zeros(())
+        torch.testing.assert_close(weight.double().mean(), fresh.double().mean(), atol=4 * float(spread), rtol=0)
+        if fresh.numel() > 500:
+            torch.testing.assert_close(weight.double().std(), spread, rtol=0.3, atol=1e-12)
+    assert model.flip.tabular.backbone.training
+    after = {name: weight for name, weight in model.state_dict().items() if "backbone" not in name}
+    assert all(torch.equal(after[name], weight) for name, weight in kept.items()) and set(after) == set(kept)
+
+
+def test_a_folder_of_stage_1_gives_its_embeddings_and_is_saved_as_any_model(pretraining_model, processor, tmp_path):
+    pretraining_model.save_pretrained(tmp_path / "pretrained")
+    model = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode="tabular").eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    restart_backbone(model)
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed and all(name.startswith("flip.tabular.backbone.") for name in changed)
+    assert torch.equal(model.flip.tabular.embeddings.weight, pretraining_model.flip.tabular.embeddings.weight)
+    ids = torch.randint(2, model.config.num_features, (8, model.config.num_slots))
+    model.save_pretrained(tmp_path / "saved")
+    again = FlipForCTR.from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(model(feature_ids=ids).logits, again(feature_ids=ids).logits)
+    text = FlipForCTR.from_pretrained(tmp_path / "pretrained", mode="text")
+    with pytest.raises(ValueError, match="mode 'text' has no ID tower whose backbone could begin anew"):
+        restart_backbone(text)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lazy_adamw"])
+def test_frozen_embeddings_stay_as_they_are_and_outside_the_penalty(processor, splits, tmp_path, kind):
+    rows = prepare_dataset(splits, processor, return_text=False)
+    model = tabular_model(processor, l2_coefficient=1.0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    options = {"num_train_epochs": 1, "use_cpu": True, "eval_strategy": "no", "report_to": "none"}
+    args = FlipCTRArguments(str(tmp_path), embedding_learning_rate=0.0, embedding_optim=kind, **options)
+    FlipCTRTrainer(model=model, args=args, train_dataset=rows["train"], processing_class=processor).train()
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert "flip.tabular.embeddings.weight" not in moved
+    assert {"flip.tabular.first_order.weight", "flip.tabular.logit.weight"} < moved
+    if kind == "adamw":
+        squares = model.flip.tabular.first_order.weight[model.config.num_reserved_features :].square().sum()
+        torch.testing.assert_close(model.flip.tabular.sum_of_squares(), squares)
+
+
+def test_embeddings_have_a_rate_of_their_own_and_never_decay(pretraining_model):
+    groups = parameter_groups(pretraining_model, 1e-3, 1e-4, 0.01, None, 1e-5)
+    (group,) = (group for group in groups if group["name"].startswith("embeddings"))
+    assert [id(p) for p in group["params"]] == [id(pretraining_model.flip.tabular.embeddings.weight)]
+    assert group["lr"] == 1e-5 and group["weight_decay"] == 0.0
