@@ -261,16 +261,15 @@ def test_a_request_that_nobody_waits_for_any_more_harms_no_other_and_costs_nothi
     async def leave():
         goes_on, read = threading.Event(), []
         batcher = Batcher(lambda rows: goes_on.wait(30) and rows.feature_ids[:, 0], batch_rows=2)
-        running = asyncio.create_task(batcher.run())
         left, stays, late, last = (
             asyncio.create_task(batcher.score(lambda name=name: read.append(name) or encoded, 1)) for name in "abcd"
         )
         await asyncio.sleep(0.05)
         left.cancel(), late.cancel()  # one is at work, one waits
+        await asyncio.sleep(0)
         goes_on.set()
         answers = [await stays, await last]
         batcher.close()
-        await running
         return answers, read
 
     answers, read = asyncio.run(leave())
@@ -286,32 +285,17 @@ def test_whatever_is_raised_is_answered_and_nobody_waits_for_ever(encoded):
     def fail(error):
         raise error
 
-    async def ask_all():
-        batcher = Batcher(lambda rows: rows.feature_ids[:, 0], observe=lambda rows: fail(ZeroDivisionError()))
-        running = asyncio.create_task(batcher.run())
+    async def ask_all(logits):
+        batcher = Batcher(logits, observe=lambda rows: fail(ZeroDivisionError()))
         jobs = [lambda: encoded, lambda: fail(Panic("so")), lambda: fail(KeyError("k")), lambda: encoded]
         several = await asyncio.gather(*(batcher.score(job, 1) for job in jobs), return_exceptions=True)
-        batcher._answers, whole = lambda jobs: fail(Panic("else")), batcher._answers
-        several += await asyncio.gather(batcher.score(jobs[0], 1), return_exceptions=True)
-        batcher._answers = whole
-        several.append(await batcher.score(jobs[0], 1))
-        is_ended = running.done()
-        working = threading.Event()
-        at_work = asyncio.create_task(batcher.score(lambda: working.wait(30) and encoded, 1))
-        await asyncio.sleep(0.05)
-        waits = asyncio.create_task(batcher.score(jobs[0], 1))
-        await asyncio.sleep(0.05)
-        running.cancel()
-        ended = await asyncio.gather(running, at_work, waits, batcher.score(jobs[0], 1), return_exceptions=True)
-        working.set()
-        return several, is_ended, ended
+        batcher.close()
+        return several + await asyncio.gather(batcher.score(jobs[0], 1), return_exceptions=True)
 
-    several, is_ended, ended = asyncio.run(ask_all())
-    assert [type(one) for one in several] == [np.ndarray, RuntimeError, KeyError, np.ndarray, RuntimeError, np.ndarray]
-    assert "Panic('so')" in str(several[1]) and "Panic('else')" in str(several[4]) and not is_ended
-    assert (
-        isinstance(ended[0], asyncio.CancelledError) and ["is stopping" in str(one) for one in ended[1:]] == [True] * 3
-    )
+    for logits, answer in ((lambda rows: rows.feature_ids[:, 0], np.ndarray), (lambda rows: fail(Panic()), RuntimeError)):
+        *several, closed = asyncio.run(ask_all(logits))
+        assert [type(one) for one in several] == [answer, RuntimeError, KeyError, answer]
+        assert "Panic('so')" in str(several[1]) and closed.status_code == 503 and "is stopping" in closed.detail
 
 
 def test_the_example_is_a_row_that_the_model_reads():
