@@ -2,6 +2,7 @@
 """What a model makes of each hidden field of a row: every number against the formulas, or the model's own forward."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -102,7 +103,6 @@ def test_every_number_of_a_hidden_id_is_that_of_the_formulas(rich_processor, tex
             # the head's softmax is in float32, whatever the model's own type
             check_answer(answer, probabilities, truths, lambda feature: extractor.decode([feature])[0], rel=1e-5)
             np.testing.assert_allclose(answer.attention.tokens, weights, rtol=1e-5, atol=1e-9)
-            assert answer.total == pytest.approx(float(scores.exp().sum()), rel=1e-5)
         assert one.num_values == len(probabilities) and one.status == "known" and one.reads == "whole"
 
 
@@ -158,7 +158,6 @@ def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_
         sentence = starts.get(piece, sentence) if owner is None else sentence
         expected.append(None if piece in ("[CLS]", "[SEP]") else sentence)
     assert explanation.sentence_fields == expected
-    assert np.array(explanation.tokens)[explanation.is_special].tolist() == ["[CLS]", "[SEP]"]
     for feature in explanation.features:
         for answer in filter(None, (feature.whole, feature.hidden, feature.blank)):
             attention, tokens = answer.attention, np.array(answer.attention.tokens)
@@ -195,7 +194,7 @@ def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text
     assert all(token.with_ids.rank for token in explanation.words[0].tokens)  # a word may be right that no id is
     of_user = "user_id: 'nobody' is in no training row, so no answer is right"
     assert explanation.notes == [of_user, "title: missing in this row, so no answer is right"]
-    assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
+    assert json.loads(json.dumps(dataclasses.asdict(explanation)))["notes"] == explanation.notes
     text, gender = str(explanation), explanation.features[1].whole
     assert f"({gender.rank})" in text and f" {gender.guesses[0].value} " in text and "* marks it among" in text
     assert "nobody (unseen)" in text and "(missing)" in text and "! title: missing in this row" in text
@@ -231,22 +230,20 @@ def test_where_there_is_no_mask_token_nobody_looks_at_what_is_hidden(splits, tok
     assert title.whole.attention.values["title"] > 0.0 and title.hidden.attention.values["title"] == 0.0
     assert sum(title.hidden.attention.tokens) == pytest.approx(1.0)
     assert set(title.blank.attention.values.values()) == {0.0}
-    assert explanation.words == [] and "hidden word" not in str(explanation) and explanation.mtm_loss == "nce"
+    assert explanation.words == [] and "hidden word" not in str(explanation)
     assert explanation.notes == ["mlm_weight=0: no word is asked for, since the model was pre-trained without"]
 
 
 def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_config, splits, encoded):
     model, row = build(processor, text_config), splits["test"][0]
     for error, message, wrong, options in (
-        (TypeError, 'row is a list: pass one row as a dict, {"user_id": ...}', [row], {}),
         (ValueError, "'title'", {name: value for name, value in row.items() if name != "title"}, {}),
         (ValueError, "no column for field 'user_id', .*; the rows have .*feature_ids", encoded["test"][0], {}),
         (TypeError, "'user_id'", make_table(2), {}),
         (ValueError, r"fields=\['titel'\] has to be a list of fields of this", row, {"fields": ["titel"]}),
         (ValueError, "fields='title' has to be a list", row, {"fields": "title"}),
         (RuntimeError, "index k out of range", row, {"top_k": -1}),
-        (TypeError, "has no tokenizer: pass the FlipProcessor", row, {"processor": processor.tokenizer}),
-        (TypeError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
+        (ValueError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
         (ValueError, "the processor does not fit the model", row, {"processor": rich_processor}),
     ):
         with pytest.raises(error, match=message):
