@@ -132,11 +132,11 @@ class AlignmentExplanation:
     words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
 
-    def draw(self, path: str | os.PathLike, **options: Any) -> None:
+    def draw(self, path: str | os.PathLike, title: str | None = None) -> None:
         """A picture, `.png` or `.svg` (see `flip_hf.analysis.drawing.draw_alignment`). Needs matplotlib."""
         from .drawing import draw_alignment
 
-        draw_alignment(self, path, **options)
+        draw_alignment(self, path, title)
 
     def __str__(self) -> str:
         """Aligned plain text."""

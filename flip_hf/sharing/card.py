@@ -6,7 +6,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -96,12 +96,10 @@ def write_model_card(
     if repo_id is not None:
         validate_repo_id(repo_id)
     kind = (config.architectures or ["FlipForCTR"])[0] if config is model else type(model).__name__
-    if kind not in _MODELS:
-        raise ValueError(f"there is no card for a model of class {kind!r}, only for {' and '.join(_MODELS)}")
+    is_click_model = _MODELS[kind] is FlipForCTR
     if config is model:
         with torch.device("meta"):  # shapes alone
             model = _MODELS[kind](copy.deepcopy(config))
-    is_click_model = kind == "FlipForCTR"
     mode = config.mode if is_click_model else "pretraining"
     base = None if config.text_config is None else config.text_model_name_or_path
     data_name, title = _line(dataset_name or "not named"), _line(title or f"FLIP, {mode}")
@@ -174,25 +172,6 @@ def write_model_card(
     path = Path(folder) / "README.md"
     card.save(path)
     return path
-
-
-def with_exports(card: str, names: Iterable[str]) -> str:
-    """A card of flip_hf that says how the ONNX files of these names are used; as it is, where there are none."""
-    files = [os.path.basename(name) for name in sorted(names) if name.endswith(".onnx")]
-    listed = ", ".join(f"`onnx/{name}`" for name in files)
-    chosen = "" if "model.onnx" in files else f', "{files[0]}"' if files else ""
-    use = f"""
-Without torch, {listed} by ONNX Runtime:
-
-```python
-from flip_hf.serving.onnx import OnnxClickModel
-from huggingface_hub import snapshot_download
-
-probabilities = OnnxClickModel.from_pretrained(snapshot_download("{PLACE}"){chosen}).predict(rows)
-```
-
-`rows` is"""
-    return card.replace("\n`rows` is", use, 1) if listed else card
 
 
 def _line(text: Any) -> str:

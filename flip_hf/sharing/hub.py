@@ -31,7 +31,7 @@ from ..feature_encoding_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor
 from ..pulling_flip import weight_names
 from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
-from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, with_exports, write_model_card
+from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
 
 logger = logging.get_logger(__name__)
@@ -124,7 +124,9 @@ def push_to_hub(
         repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        sent[_CARD] = with_exports(text, exports).replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
+        if exports:
+            text = text.replace("<!-- onnx\n", "").replace("onnx -->\n", "")
+        sent[_CARD] = text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
         weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)|onnx/[^/]+\.onnx(_data)?"
         # of an earlier push: beside new ones in other files they would be loaded, are a pickle, or say something else
         old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(weights, name)]
