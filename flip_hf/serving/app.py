@@ -45,26 +45,15 @@ class TorchModel:
 
 def load_model(name: str, file_name: str | None = None) -> Any:
     """
-    What answers for a finetuned model: onnxruntime, for a folder with `onnx/model.onnx` and where torch is not
-    installed; else torch.
-
-    Args:
-        name (`str`): a folder, or a name on the Hub. ONNX files are those of a folder:
-            `huggingface_hub.snapshot_download` brings a repository here.
-        file_name (`str`, *optional*): of the folder's `onnx`, the one that onnxruntime shall run.
-
-    Raises `FileNotFoundError` if what onnxruntime would have to run is not there.
+    What answers for a finetuned model, a folder or a name on the Hub: onnxruntime, for a folder with `onnx/model.onnx`
+    and where torch is not installed; else torch. `file_name` is another file of that `onnx`. Raises
+    `FileNotFoundError` if what onnxruntime would have to run is not there.
     """
     is_exported = os.path.isfile(os.path.join(name, ONNX_FOLDER, "model.onnx"))
     if file_name is None and not is_exported and importlib.util.find_spec("torch") is not None:
         from transformers import pipeline
 
         return TorchModel(pipeline("click-through-rate", model=name))
-    if not os.path.isdir(name):
-        raise FileNotFoundError(
-            f"{name} is no folder, and ONNX files, which is all that runs without torch, are those of a folder: "
-            "bring a repository here with huggingface_hub.snapshot_download"
-        )
     return OnnxClickModel.from_pretrained(name, file_name or "model.onnx")
 
 

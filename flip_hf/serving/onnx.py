@@ -92,9 +92,8 @@ class OnnxClickModel:
         folder = Path(folder)
         path = folder / ONNX_FOLDER / file_name
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is not there: flip_hf.export_onnx({str(folder)!r}, ...) writes such files"
-            )
+            problem = f"{path} is not there: flip_hf.export_onnx writes such files"
+            raise FileNotFoundError(f"{problem}, huggingface_hub.snapshot_download brings those of a repository here")
         config = _read(folder / "config.json")
         session = onnxruntime.InferenceSession(path, **{"providers": ["CPUExecutionProvider"], **session_options})
         mode = check_weights(path, session.get_modelmeta().custom_metadata_map, folder)

@@ -85,9 +85,9 @@ def push_to_hub(
     Returns the URL of the commit; a push of what is already there makes no new one.
 
     Raises:
-        ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
-            in place of a file, code that is not flip_hf's, an access token, or with `onnx` no export, or one of other
-            weights; nothing is sent then.
+        ValueError, OSError: if the folder holds no FLIP model, no processor that fits it or not all weights, a
+            pickle, a link in place of a file, code that is not flip_hf's, an access token, or with `onnx` no export,
+            or one of other weights; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
         OSError: if the Hub fails: then nothing of the push is to be seen there.
     """
@@ -152,10 +152,9 @@ def _model_files(folder: Path) -> set[str]:
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
         weight_names(str(folder), {})
         shards = {_INDEX, *json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
-    for name in (*_CONFIGS[:2], VOCABULARY_NAME, *sorted(shards)):
+    for name in sorted(shards):
         if not (folder / name).is_file():
-            writer = "processor" if name in (_CONFIGS[1], VOCABULARY_NAME) else "model"
-            raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
+            raise ValueError(f"{folder} has no {name}: model.save_pretrained({str(folder)!r}) writes it")
     for name in _CONFIGS:
         saved = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
         kind = saved.get("architectures")
