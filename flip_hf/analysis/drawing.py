@@ -107,7 +107,7 @@ def _draw_guesses(axes: Any, features: Sequence[Any]) -> None:
 
 
 def _draw_recovered(axes: Any, words: Sequence[Any], cells: Sequence[_Cell], below: bool) -> None:
-    answers = {token.position: (token.with_ids, token.without_ids) for one in words for token in one.tokens}
+    answers = {token.position: (token.with_ids, token.without_ids) for token in words}
     shares = np.full((2, len(cells)), np.nan)
     for column, cell in enumerate(cells):
         shares[:, column] = [answer.probability for answer in answers.get(cell.tokens[0], ())] or np.nan

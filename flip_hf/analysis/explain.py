@@ -106,19 +106,13 @@ class HiddenFeature:
 
 @dataclass
 class HiddenToken:
+    """A word piece of a field that is hidden in the text: all tokens of its value that are left there, at once."""
+
+    field: str
     position: int  # among the T tokens
     piece: str
     with_ids: Answer  # with the row's ids, over all V word pieces
     without_ids: Answer  # with every id masked
-
-
-@dataclass
-class HiddenWords:
-    """One field hidden in the text: all tokens of its value that `max_length` left there, at once."""
-
-    field: str
-    value: str
-    tokens: list[HiddenToken]
 
 
 @dataclass
@@ -129,7 +123,7 @@ class AlignmentExplanation:
     token_fields: list[str | None]  # the field whose value a token spells
     sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
     features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
-    words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
+    words: list[HiddenToken] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
 
     def draw(self, path: str | os.PathLike, title: str | None = None) -> None:
@@ -156,12 +150,11 @@ class AlignmentExplanation:
         words = [
             {
                 "hidden word": one.field,
-                "piece": token.piece,
-                "with ids": "; ".join(token.with_ids.lines()),
-                "without ids": "; ".join(token.without_ids.lines()),
+                "piece": one.piece,
+                "with ids": "; ".join(one.with_ids.lines()),
+                "without ids": "; ".join(one.without_ids.lines()),
             }
             for one in self.words
-            for token in one.tokens
         ]
         tables = [text_table(rows) for rows in (features, words) if rows]
         legend = "In brackets the rank of what the row has; * marks it among the guesses."
@@ -224,7 +217,7 @@ class _Reader:
                 feature = self._feature(index, one_hidden[number - 1].expand(3, -1), states[reads], mask[reads])
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
-                explanation.words.append(self._words(index, states[number], whole_and_blank))
+                explanation.words += self._words(index, states[number], whole_and_blank)
         for head, asked_for in ((mtm, "mtm_weight=0: no id"), (mlm, "mlm_weight=0: no word")):
             if head is None:
                 explanation.notes.append(f"{asked_for} is asked for, since the model was pre-trained without")
@@ -316,17 +309,13 @@ class _Reader:
             other=float(weights[is_word & (self.sentences < 0)].sum()),
         )
 
-    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> HiddenWords:
+    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> Iterator[HiddenToken]:
         """States `(T, d_w)` with the field hidden, and vectors with the ids and without `(2, d_v)`."""
-        positions = np.flatnonzero(self.owners == index).tolist()
-        truths = self.tokens[positions].tolist()
-        answers = []
-        for vector in vectors:
-            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1)).double()  # (M, V)
-            pairs = zip(scores.softmax(-1), truths, strict=True)
-            answers.append([self._answer(shares, [truth], self._piece) for shares, truth in pairs])
-        tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
-        return HiddenWords(self.names[index], self.values[index] or "", tokens)
+        for position in np.flatnonzero(self.owners == index).tolist():
+            truth = int(self.tokens[position])
+            scores = self.model.mlm_head(states[[position, position]], vectors).double()  # (2, V)
+            answers = (self._answer(shares, [truth], self._piece) for shares in scores.softmax(-1))
+            yield HiddenToken(self.names[index], position, self._piece(truth), *answers)
 
     def _piece(self, token: int) -> str:
         """A token as it is written; the bare piece where that is nothing (a space)."""
