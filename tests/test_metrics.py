@@ -89,8 +89,8 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
     def by_hand(labels, scores):
         return roc_auc_score(labels, scores) if 0 < labels.sum() < len(labels) else np.nan
 
-    expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=100)
-    for name, interval in bootstrap_intervals(labels, predictions, reference="a", num_resamples=100).items():
+    expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=40)
+    for name, interval in bootstrap_intervals(labels, predictions, reference="a", num_resamples=40).items():
         np.testing.assert_allclose(astuple(interval), astuple(expected[name]), rtol=0, atol=1e-12)
 
 

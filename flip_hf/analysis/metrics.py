@@ -98,10 +98,15 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def _auc(labels: np.ndarray, levels: np.ndarray, counts: np.ndarray) -> float:
     """Of rows that count so often each; `levels` number the distinct scores, ascending. `(B,)` three times."""
     clicks = np.bincount(levels, labels * counts)
-    others = np.bincount(levels, counts) - clicks
-    below = np.cumsum(others) - others / 2  # a click wins against those below it, and half of those it ties with
-    pairs = clicks.sum() * others.sum()
-    return float(clicks @ below / pairs) if pairs else float("nan")
+    won, pairs = pairs_won(clicks, np.bincount(levels, counts) - clicks)
+    return won / pairs if pairs else float("nan")
+
+
+def pairs_won(clicks: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """Clicks and non-clicks of each score, ascending -> in how many pairs of both the click is above (half of those
+    that tie), and how many pairs there are."""
+    below = np.cumsum(others) - others / 2
+    return float(clicks @ below), float(clicks.sum() * others.sum())
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
