@@ -32,8 +32,20 @@ from .reading import read_arguments, read_overrides
 
 
 @dataclass
-class DataArguments:
+class OutputArguments:
     output_dir: str = HfArg(help="Folder to write to.")
+    text_model: str | None = HfArg(
+        default=None, help="Whose tokenizer: folder or Hub name. Without it rows hold ids alone."
+    )
+    max_length: int = HfArg(default=100, help="Most tokens of a row.")
+    num_proc: int | None = HfArg(default=None, help="Processes for encoding.")
+    report: bool = HfArg(default=False, help="Print a report of the table, and write it as text, markdown and html.")
+
+
+@dataclass
+class TableArguments:
+    """Of `load_ctr_dataset`."""
+
     dataset: str = HfArg(
         default="restaurants",
         help=f"{', '.join(NAMED_DATASETS)}; or files of one kind (csv, tsv, json, jsonl, also .gz; parquet): "
@@ -50,6 +62,12 @@ class DataArguments:
     )
     delimiter: str | None = HfArg(default=None, help="Delimiter of a csv.")
     encoding: str | None = HfArg(default=None, help="Encoding of text files, if not UTF-8.")
+
+
+@dataclass
+class FieldArguments:
+    """Of `FlipFeatureExtractor.fit`."""
+
     fields: list[str] | None = HfArg(default=None, help="Fields, in order (default: all but the label).")
     exclude: list[str] = HfArg(
         default_factory=lambda: ["rating", "timestamp"],
@@ -61,6 +79,12 @@ class DataArguments:
     )
     statistics: str | None = HfArg(default=None, help="auto: frequency and label mean of fields of over 2,000 values.")
     min_frequency: int = HfArg(default=1, help="Rarer values than this count as unseen.")
+
+
+@dataclass
+class SplitArguments:
+    """Of `split_dataset`."""
+
     split: str = HfArg(
         default="random",
         help="random; time: the latest rows test; last: the last rows of each user do; cold: values of "
@@ -78,50 +102,23 @@ class DataArguments:
         default=0.0, help="Of cold: share of the training rows that become a fourth split, warm."
     )
     seed: int = HfArg(default=0, help="Seed of what is random in a split.")
-    text_model: str | None = HfArg(
-        default=None, help="Whose tokenizer: folder or Hub name. Without it rows hold ids alone."
-    )
-    max_length: int = HfArg(default=100, help="Most tokens of a row.")
-    num_proc: int | None = HfArg(default=None, help="Processes for encoding.")
-    report: bool = HfArg(default=False, help="Print a report of the table, and write it as text, markdown and html.")
 
 
 def main(argv: Sequence[str]) -> None:
-    (arguments,) = read_arguments("prepare", __doc__, [DataArguments], argv)
-    dataset = load_ctr_dataset(
-        arguments.dataset,
-        data_dir=arguments.data_dir,
-        label=arguments.label,
-        label_threshold=arguments.label_threshold,
-        delimiter=arguments.delimiter,
-        encoding=arguments.encoding,
-        subset=arguments.subset,
-        genre_lists=arguments.genre_lists,
-    )
-    splits = split_dataset(
-        dataset,
-        strategy=arguments.split,
-        seed=arguments.seed,
-        fractions=tuple(arguments.fractions),
-        time_column=arguments.time_column,
-        column=arguments.split_column,
-        user_column=arguments.user_column,
-        num_last=arguments.num_last,
-        warm_fraction=arguments.warm_fraction,
-    )
-    extractor = FlipFeatureExtractor.fit(
-        splits["train"],
-        fields=arguments.fields,
-        exclude=arguments.exclude,
-        min_frequency=arguments.min_frequency,
-        field_options=read_overrides(arguments.field_options),
-        statistics=arguments.statistics,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.text_model) if arguments.text_model else None
-    processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=arguments.max_length)
-    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=arguments.num_proc)
+    kinds = [OutputArguments, TableArguments, FieldArguments, SplitArguments]
+    output, *others = read_arguments("prepare", __doc__, kinds, argv)
+    table, fields, split = map(vars, others)
+    source = table.pop("dataset")
+    dataset = load_ctr_dataset(source, **table)
+    strategy, column = split.pop("split"), split.pop("split_column")
+    splits = split_dataset(dataset, strategy, column=column, **split)
+    fields["field_options"] = read_overrides(fields["field_options"])
+    extractor = FlipFeatureExtractor.fit(splits["train"], **fields)
+    tokenizer = AutoTokenizer.from_pretrained(output.text_model) if output.text_model else None
+    processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=output.max_length)
+    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=output.num_proc)
 
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(output.output_dir)
     # the three of one run, also where it is killed while it writes them: beside another run's processor rows would
     # stand for other values
     unfinished = output_dir / "unfinished"
@@ -142,9 +139,9 @@ def main(argv: Sequence[str]) -> None:
         for field_name, rates in extractor.rates(split.with_format("numpy")["feature_ids"][:]).items():
             if rates["unseen"] or rates["missing"]:
                 print(f"    {field_name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
-    if arguments.report:
+    if output.report:
         # licences: of published sets, values of the restaurants alone may be shown
-        show_values = arguments.dataset == "restaurants" or arguments.dataset not in NAMED_DATASETS
+        show_values = source == "restaurants" or source not in NAMED_DATASETS
         report = processor.describe(splits, show_values=show_values)
         print(f"\n{report}")
         for suffix, content in (("txt", report.to_text()), ("md", report.to_markdown()), ("html", report.to_html())):
