@@ -106,24 +106,24 @@ def test_a_joint_model_lies_where_others_look_says_what_it_reads_and_nothing_of_
         assert str(Path(module.__file__).parents[1]).encode() not in path.read_bytes()
 
 
+def test_a_file_is_the_same_every_time_and_large_weights_lie_beside(
+    exported, kinds_processor, kinds_table, tmp_path, monkeypatch
+):
+    folder = Path(shutil.copytree(exported, tmp_path / "folder"))
+    first = (folder / "onnx" / "model_tabular.onnx").read_bytes()
+    monkeypatch.setattr(export, "_LARGEST_FILE", 100)
+    path = assert_exported(folder, kinds_processor, kinds_table, mode="tabular")
+    beside = path.with_name("model_tabular.onnx_data")
+    assert len(path.read_bytes()) < len(first) and beside.is_file()
+    monkeypatch.undo()
+    assert export_onnx(folder, mode="tabular").read_bytes() == first and not beside.exists()
+
+
 @pytest.fixture(scope="module")
 def tower(kinds_processor, tmp_path_factory) -> Path:
     """A folder with a small ID tower."""
     folder = tmp_path_factory.mktemp("tower")
     return save_moved(tabular_model(kinds_processor, backbone="lr"), kinds_processor, folder)
-
-
-def test_files_of_a_tower_are_the_same_every_time_and_large_weights_lie_beside(
-    tower, kinds_processor, kinds_table, tmp_path, monkeypatch
-):
-    folder = Path(shutil.copytree(tower, tmp_path / "tower"))
-    monkeypatch.setattr(export, "_LARGEST_FILE", 100)
-    path = assert_exported(folder, kinds_processor, kinds_table, mode="tabular")
-    small, beside = path.read_bytes(), path.with_name("model.onnx_data")
-    assert path.name == "model.onnx" and beside.is_file()
-    monkeypatch.undo()
-    first = export_onnx(folder).read_bytes()
-    assert len(small) < len(first) and not beside.exists() and export_onnx(folder).read_bytes() == first
 
 
 def test_an_exporter_that_errs_is_found_out_and_nothing_is_written(tower, tmp_path, monkeypatch):
@@ -218,6 +218,7 @@ print(json.dumps([{key: value.tolist() for key, value in program(**one).items()}
 """
 
 
+@pytest.mark.slow  # docs/use.md has a program as well
 def test_a_program_says_the_same_where_there_is_torch_alone(exported, kinds_processor, kinds_table, tmp_path):
     torch.export.save(export_program(exported), tmp_path / "model.pt2")
     batches = inputs_of(kinds_processor, kinds_table[:9], "joint")

@@ -106,11 +106,6 @@ class OnnxClickModel:
         warn_if_not_calibrated(config.get("calibration"), mode)
         return cls(session, encoder, config, mode)
 
-    def encode(self, rows: Any) -> EncodedRows:
-        """Rows in any form that [`as_columns`] takes -> what the file reads, as flat arrays."""
-        columns = self.encoder.feature_extractor.select_columns(rows)
-        return self.encoder.encode_columns(columns, return_text=self.mode != "tabular")
-
     def predict(self, rows: Any, batch_size: int = 256) -> np.ndarray:
         """
         Probabilities of a click `(B,)`, float64, in the order of the rows, corrected and calibrated as the
@@ -125,16 +120,15 @@ class OnnxClickModel:
         """
         extractor = self.encoder.feature_extractor
         logits = [np.zeros(0, np.float32)]
-        for chunk in chunks(rows, extractor.fields, batch_size):
-            encoded = self.encode(chunk)
+        for table in chunks(rows, extractor.fields, batch_size):
+            columns = extractor.select_columns(table)
+            encoded = self.encoder.encode_columns(columns, return_text=self.mode != "tabular")
             logits.append(self.logits(encoded, batch_size))
             self._watch.add(count_occurrences(extractor, encoded.feature_ids))
         return self.probabilities(np.concatenate(logits))
 
     def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
-        """What `encode` gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
-        if not len(encoded.feature_ids):
-            return np.zeros(0, np.float32)
+        """What the encoder gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
         order = order_of_lengths(encoded)
         parts = batches(encoded, order, self.mode, self.encoder, batch_size)
         logits = np.concatenate([self.session.run(["logits"], part)[0] for part in parts])[np.argsort(order)]
