@@ -107,7 +107,7 @@ class SplitArguments:
 def main(argv: Sequence[str]) -> None:
     kinds = [OutputArguments, TableArguments, FieldArguments, SplitArguments]
     output, *others = read_arguments("prepare", __doc__, kinds, argv)
-    table, fields, split = map(vars, others)
+    table, fields, split = (dict(vars(one)) for one in others)
     source = table.pop("dataset")
     dataset = load_ctr_dataset(source, **table)
     strategy, column = split.pop("split"), split.pop("split_column")

@@ -81,7 +81,8 @@ class Batcher:
 
     def _work(self) -> None:
         """Answers the next jobs, but for those that nobody waits for any more."""
-        jobs, num_rows = [], 0
+        jobs: list[_Job] = []
+        num_rows = 0
         with self._lock:
             while self._jobs and (not jobs or num_rows + self._jobs[0].num_rows <= self.batch_rows):
                 jobs.append(self._jobs.popleft())
@@ -97,28 +98,27 @@ class Batcher:
                 job.answer.set_exception(refusal(422, str(error)))
             except BaseException as error:
                 job.answer.set_exception(_failure(error))
-        self._score(encoded)
+        if encoded:
+            self._score(encoded)
 
-    def _score(self, jobs: Sequence[tuple[_Job, EncodedRows]]) -> None:
+    def _score(self, encoded: Sequence[tuple[_Job, EncodedRows]]) -> None:
         """Answers jobs together; one by one if that fails, so that a row on which the model fails fails alone."""
-        if not jobs:
-            return
-        parts = [part for _, part in jobs]
+        jobs, parts = zip(*encoded, strict=True)
         try:
             rows = EncodedRows(*(None if of[0] is None else np.concatenate(of) for of in zip(*parts, strict=True)))
             logits = np.split(self.logits(rows), np.cumsum([len(part.feature_ids) for part in parts[:-1]]))
         except BaseException as error:
             if len(jobs) == 1:
-                return jobs[0][0].answer.set_exception(_failure(error))
-            for job in jobs:
-                self._score([job])
+                return jobs[0].answer.set_exception(_failure(error))
+            for one in encoded:
+                self._score([one])
             return
         if self.observe is not None:
             try:
                 self.observe(rows)
             except Exception:
                 logger.exception("a batch was scored and not observed")
-        for (job, _), of_job in zip(jobs, logits, strict=True):
+        for job, of_job in zip(jobs, logits, strict=True):
             job.answer.set_result(of_job)
 
 
