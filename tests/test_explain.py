@@ -182,6 +182,10 @@ def test_words_of_an_unusual_template_are_of_no_field_and_nothing_is_lost(proces
     attention = title.whole.attention
     assert set(attention.names.values()) == {0.0} and attention.other > 0.0
     assert sum(attention.values.values()) + attention.special + attention.other == pytest.approx(1.0)
+    # where all begin with the same words, each is looked for behind the one before
+    alike = FlipProcessor(extractor, tokenizer, max_length=64, template="is {value} ({field})", separator="")
+    said = build(alike, text_config).explain_alignment(splits["test"][0], alike, fields=["title"]).sentence_fields
+    assert list(dict.fromkeys(filter(None, said))) == extractor.field_names
 
 
 def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text_config, splits):
