@@ -33,6 +33,7 @@ from flip_hf import (
     FlipPreTrainingArguments,
     FlipPreTrainingTrainer,
     FlipProcessor,
+    export_onnx,
     prepare_dataset,
 )
 
@@ -130,6 +131,72 @@ def text_config(tokenizer) -> BertConfig:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     return BertConfig(max_position_embeddings=128, **sizes, **ids)
+
+
+KINDS = {
+    "user_id": {"statistics": ["frequency", "label_mean"]},
+    "genre": {"pooling": "attention"},
+    "words": {"pooling": "sum"},
+    "device": {"hash_buckets": 8, "view": "tabular"},
+    "opened": {"kind": "datetime", "parts": ["weekday", "age"]},
+    "title": {"view": "text"},
+}
+
+
+@pytest.fixture(scope="session")
+def kinds_table() -> Dataset:
+    """Values of each kind: lists, numbers, hashed ones, dates, text alone, and holes."""
+    random = np.random.default_rng(0)
+    return Dataset.from_dict(
+        {
+            "user_id": [None if k % 17 == 5 else str(random.integers(100, 112)) for k in range(96)],
+            "genre": [GENRES[: random.integers(0, 4)] for _ in range(96)],
+            "words": [GENRES[random.integers(0, 3) :] for _ in range(96)],
+            "price": [float("nan") if k % 11 == 3 else k * 1.5 for k in range(96)],
+            "device": [f"device {k % 13}" for k in range(96)],
+            "opened": [f"20{10 + k % 10}-0{1 + k % 9}-17T09:30" for k in range(96)],
+            "title": [" ".join(["red night"] * random.integers(1, 6)) for _ in range(96)],
+            "label": [k % 2 for k in range(96)],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def kinds_processor(kinds_table, tokenizer) -> FlipProcessor:
+    return FlipProcessor(FlipFeatureExtractor.fit(kinds_table, field_options=KINDS), tokenizer, max_length=100)
+
+
+def save_moved(model, processor, folder) -> Path:
+    """The model, its weights away from where they start, so that rows have logits that differ by tenths."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+            if name.startswith(("text_classifier.weight", "flip.tabular.logit.weight")):
+                parameter *= 10
+    model.config.newly_initialized = None
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+def joint_config(processor, text_config, **options) -> FlipConfig:
+    text_config = BertConfig(**{**text_config.to_dict(), "num_hidden_layers": 1})
+    return FlipConfig.from_processor(processor, mode="joint", text_config=text_config, alpha_init=0.4, **options)
+
+
+@pytest.fixture(scope="session")
+def exported(kinds_processor, text_config, tmp_path_factory) -> Path:
+    """A folder with a small joint model, calibrated, of rows that were sampled, and its ONNX files of two modes: once
+    for all tests, since an export takes seconds."""
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    options = {"negative_sampling_rate": 0.8, "positive_weight": 2.0, "backbone": "lr"}
+    model = FlipForCTR(joint_config(kinds_processor, text_config, **options))
+    model.set_calibration({"method": "platt", "scale": 0.7, "bias": -0.3, "positive_weight": 2.0})
+    folder = save_moved(model, kinds_processor, tmp_path_factory.mktemp("exported"))
+    for mode in ("joint", "tabular"):
+        export_onnx(folder, mode=mode)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -274,14 +341,14 @@ import json, sys
 sys.modules["flip_hf"] = None  # as if it were not installed
 import transformers
 said = []
-for folder, kind, arguments in json.loads(sys.argv[1]):
-    for where in (folder, f"{folder} again"):
+for folder, kind, arguments, is_saved in json.loads(sys.argv[1]):
+    for where in [folder, *[f"{folder} again"] * is_saved]:
         processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=True)
         model = getattr(transformers, kind).from_pretrained(where, trust_remote_code=True, **arguments).eval()
         assert type(model).__module__.startswith("transformers_modules."), type(model)
         output = model(**processor(json.loads(sys.argv[2]), padding=True, return_tensors="pt"))
         said.append((output.logits if "logits" in output else output.text_vector).tolist())
-        if where == folder:
+        if is_saved and where == folder:
             model.save_pretrained(f"{folder} again"), processor.save_pretrained(f"{folder} again")
 print(json.dumps(said))
 """
@@ -290,18 +357,18 @@ print(json.dumps(said))
 def assert_opens_elsewhere(tmp_path, rows: dict[str, list], models: list[tuple]) -> None:
     """
     Models, each with its processor, the Auto class that opens its folder and arguments for it, say the same in a
-    process where flip_hf is not installed, and again when they were saved from there. One process for all of them: to
-    start one costs more than all models together.
+    process where flip_hf is not installed, and the last of each class, with and without arguments, also when it was
+    saved from there. One process for all of them: to start one costs more than all models together.
     """
-    folders, expected = [], []
+    folders, expected, last = [], [], {(one[2], bool(one[3])): number for number, one in enumerate(models)}
     for number, (model, processor, kind, arguments) in enumerate(models):
-        folders.append([str(tmp_path / f"model {number}"), kind, arguments])
+        folders.append([str(tmp_path / f"model {number}"), kind, arguments, last[kind, bool(arguments)] == number])
         model.eval().save_pretrained(folders[-1][0])
         processor.save_pretrained(folders[-1][0])
         inputs = processor(rows, padding=True, return_tensors="pt")
         with torch.no_grad():
             said = model.flip(**inputs).text_vector if kind == "AutoModel" else model(**inputs).logits
-        expected += [said.tolist()] * 2
+        expected += [said.tolist()] * (1 + (last[kind, bool(arguments)] == number))
     found = json.loads(elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=OPENED_ELSEWHERE))
     for one, of_it in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, of_it, atol=1e-5)

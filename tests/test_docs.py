@@ -30,6 +30,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # what is made smaller, beside the language model: a test is no training
 SMALLER = {r"num_train_epochs=1,": "max_steps=4,", r"num_train_epochs=\d+": "num_train_epochs=1"}
 SMALLER |= {r'(FlipPreTrainingArguments\(\s*"runs/aligned", )num_train_epochs=\d+': r"\1max_steps=4"}
+SMALLER |= {r"range\(1_000_000\)": "range(10_000)"}
 SMALLER |= {r'(FlipCTRArguments\("runs/clicks", )(?!num)': r"\1num_train_epochs=1, "}
 
 

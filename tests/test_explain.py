@@ -2,6 +2,7 @@
 """What a model makes of each hidden field of a row: every number against the formulas, or the model's own forward."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -67,6 +68,10 @@ class Reference:
         return weights, features, scores - math.log(self.model.config.num_features)
 
 
+def words_of(explanation, name: str) -> list:
+    return [token for token in explanation.words if token.field == name]
+
+
 def check_answer(answer, probabilities: dict[int, float], truths: list[int], decode, rel: float) -> None:
     order = sorted(probabilities, key=lambda feature: -probabilities[feature])
     assert len(answer.guesses) == min(4, len(order))
@@ -102,7 +107,6 @@ def test_every_number_of_a_hidden_id_is_that_of_the_formulas(rich_processor, tex
             # the head's softmax is in float32, whatever the model's own type
             check_answer(answer, probabilities, truths, lambda feature: extractor.decode([feature])[0], rel=1e-5)
             np.testing.assert_allclose(answer.attention.tokens, weights, rtol=1e-5, atol=1e-9)
-            assert answer.total == pytest.approx(float(scores.exp().sum()), rel=1e-5)
         assert one.num_values == len(probabilities) and one.status == "known" and one.reads == "whole"
 
 
@@ -112,12 +116,11 @@ def test_every_number_of_a_hidden_word_is_that_of_the_formulas(rich_processor, t
     explanation = model.explain_alignment(row, rich_processor, top_k=4)
     reference, names = Reference(model, rich_processor, row), rich_processor.feature_extractor.field_names
     vectors = reference.vector([]), reference.vector(list(range(len(names))))
-    assert [one.field for one in explanation.words] == ["user_id", "item_id", "title", "genre"]
-    for one in explanation.words:
-        is_hidden = reference.owners == names.index(one.field)
-        states = reference.states(is_hidden)
-        assert [token.position for token in one.tokens] == torch.nonzero(is_hidden)[:, 0].tolist()
-        for token in one.tokens:
+    for name in ("user_id", "item_id", "title", "genre"):
+        is_hidden = reference.owners == names.index(name)
+        states, tokens = reference.states(is_hidden), words_of(explanation, name)
+        assert [token.position for token in tokens] == torch.nonzero(is_hidden)[:, 0].tolist() != []
+        for token in tokens:
             truth = int(reference.tokens[token.position])
             assert token.piece == reference.tokenizer.decode([truth])
             for vector, answer in zip(vectors, (token.with_ids, token.without_ids), strict=True):
@@ -135,7 +138,7 @@ def test_losses_of_the_forward_are_logarithms_of_these_numbers(processor, text_c
     reference = Reference(model, processor, row)
     tokens, ids = reference.tokens[None], reference.ids[None]
     common = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "feature_ids": ids}
-    for field, (feature, words) in enumerate(zip(explanation.features, explanation.words, strict=True)):
+    for field, feature in enumerate(explanation.features):
         masked_ids = ids.masked_fill(torch.arange(5) == field, 1)
         masked_tokens = tokens.masked_fill(reference.owners == field, processor.tokenizer.mask_token_id)
         read = tokens if reading == "whole" else masked_tokens
@@ -144,7 +147,7 @@ def test_losses_of_the_forward_are_logarithms_of_these_numbers(processor, text_c
             mlm = model(**common, masked_input_ids=masked_tokens, masked_feature_ids=ids).mlm_loss
         assert feature.reads == reading and feature.answer is getattr(feature, reading)
         assert float(mtm) == pytest.approx(-math.log(feature.answer.probability), rel=1e-4, abs=1e-6)  # in float32
-        mean = np.mean([math.log(token.with_ids.probability) for token in words.tokens])
+        mean = np.mean([math.log(token.with_ids.probability) for token in words_of(explanation, feature.field)])
         assert float(mlm) == pytest.approx(-mean, rel=1e-4, abs=1e-6)
 
 
@@ -158,7 +161,6 @@ def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_
         sentence = starts.get(piece, sentence) if owner is None else sentence
         expected.append(None if piece in ("[CLS]", "[SEP]") else sentence)
     assert explanation.sentence_fields == expected
-    assert np.array(explanation.tokens)[explanation.is_special].tolist() == ["[CLS]", "[SEP]"]
     for feature in explanation.features:
         for answer in filter(None, (feature.whole, feature.hidden, feature.blank)):
             attention, tokens = answer.attention, np.array(answer.attention.tokens)
@@ -180,6 +182,10 @@ def test_words_of_an_unusual_template_are_of_no_field_and_nothing_is_lost(proces
     attention = title.whole.attention
     assert set(attention.names.values()) == {0.0} and attention.other > 0.0
     assert sum(attention.values.values()) + attention.special + attention.other == pytest.approx(1.0)
+    # where all begin with the same words, each is looked for behind the one before
+    alike = FlipProcessor(extractor, tokenizer, max_length=64, template="is {value} ({field})", separator="")
+    said = build(alike, text_config).explain_alignment(splits["test"][0], alike, fields=["title"]).sentence_fields
+    assert list(dict.fromkeys(filter(None, said))) == extractor.field_names
 
 
 def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text_config, splits):
@@ -191,11 +197,11 @@ def test_missing_and_unseen_values_are_said_and_nothing_is_right(processor, text
         assert one.whole.truths == [] and one.whole.rank is None and one.whole.probability is None
         assert not any(guess.is_true for guess in one.whole.guesses) and len(one.whole.guesses) == 5
     assert user.hidden is not None and title.hidden is None
-    assert [one.field for one in explanation.words] == ["user_id", "gender", "item_id", "genre"]
-    assert all(token.with_ids.rank for token in explanation.words[0].tokens)  # a word may be right that no id is
+    assert list(dict.fromkeys(one.field for one in explanation.words)) == ["user_id", "gender", "item_id", "genre"]
+    assert all(token.with_ids.rank for token in words_of(explanation, "user_id"))  # a word may be right that no id is
     of_user = "user_id: 'nobody' is in no training row, so no answer is right"
     assert explanation.notes == [of_user, "title: missing in this row, so no answer is right"]
-    assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
+    assert json.loads(json.dumps(dataclasses.asdict(explanation)))["notes"] == explanation.notes
     text, gender = str(explanation), explanation.features[1].whole
     assert f"({gender.rank})" in text and f" {gender.guesses[0].value} " in text and "* marks it among" in text
     assert "nobody (unseen)" in text and "(missing)" in text and "! title: missing in this row" in text
@@ -212,7 +218,7 @@ def test_fields_of_many_values_or_of_one_view_are_asked_for_where_they_are(rich_
     explanation = model.explain_alignment({**row, "genre": "Horror, Western"}, rich_processor)
     assert [truth.value for truth in explanation.features[-1].whole.truths] == ["Horror"]
     assert [one.field for one in explanation.features] == ["user_id", "gender", "item_id", "genre"]
-    assert [one.field for one in explanation.words] == ["user_id", "item_id", "title", "genre"]
+    assert list(dict.fromkeys(one.field for one in explanation.words)) == ["user_id", "item_id", "title", "genre"]
     assert explanation.notes == [
         "gender: is for the ID tower alone, so the text says nothing of it",
         "title: has no ids, so it is asked for in the text alone",
@@ -231,22 +237,20 @@ def test_where_there_is_no_mask_token_nobody_looks_at_what_is_hidden(splits, tok
     assert title.whole.attention.values["title"] > 0.0 and title.hidden.attention.values["title"] == 0.0
     assert sum(title.hidden.attention.tokens) == pytest.approx(1.0)
     assert set(title.blank.attention.values.values()) == {0.0}
-    assert explanation.words == [] and "hidden word" not in str(explanation) and explanation.mtm_loss == "nce"
+    assert explanation.words == [] and "hidden word" not in str(explanation)
     assert explanation.notes == ["mlm_weight=0: no word is asked for, since the model was pre-trained without"]
 
 
 def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_config, splits, encoded):
     model, row = build(processor, text_config), splits["test"][0]
     for error, message, wrong, options in (
-        (TypeError, 'row is a list: pass one row as a dict, {"user_id": ...}', [row], {}),
         (ValueError, "'title'", {name: value for name, value in row.items() if name != "title"}, {}),
         (ValueError, "no column for field 'user_id', .*; the rows have .*feature_ids", encoded["test"][0], {}),
         (TypeError, "'user_id'", make_table(2), {}),
         (ValueError, r"fields=\['titel'\] has to be a list of fields of this", row, {"fields": ["titel"]}),
         (ValueError, "fields='title' has to be a list", row, {"fields": "title"}),
         (RuntimeError, "index k out of range", row, {"top_k": -1}),
-        (TypeError, "has no tokenizer: pass the FlipProcessor", row, {"processor": processor.tokenizer}),
-        (TypeError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
+        (ValueError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
         (ValueError, "the processor does not fit the model", row, {"processor": rich_processor}),
     ):
         with pytest.raises(error, match=message):

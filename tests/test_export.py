@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import data_folder, elsewhere, tabular_model
-from datasets import Dataset
+from conftest import data_folder, elsewhere, joint_config, save_moved, tabular_model
 from hub_in_memory import OWNER
 from safetensors.torch import load_file, save_file
 from test_every_tower import CASES
 from test_text_tower_flip import ARCHITECTURES, LORA, Architecture, move_adapter
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoTokenizer
 
 from flip_hf import (
     FlipConfig,
@@ -40,55 +39,6 @@ onnx = pytest.importorskip("onnx")
 onnx_ir = pytest.importorskip("onnx_ir")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-OPTIONS = {
-    "genre": {"pooling": "attention"},
-    "words": {"pooling": "sum"},
-    "device": {"hash_buckets": 8, "view": "tabular"},
-    "title": {"view": "text"},
-}
-
-
-@pytest.fixture(scope="module")
-def table() -> Dataset:
-    """Values of each kind: lists, numbers, hashed ones, text alone, and holes."""
-    random = np.random.default_rng(0)
-    genres = ["Drama", "Comedy", "Action", "Horror"]
-    return Dataset.from_dict(
-        {
-            "user_id": [None if k % 17 == 5 else str(random.integers(100, 112)) for k in range(96)],
-            "genre": [genres[: random.integers(0, 4)] for _ in range(96)],
-            "words": [genres[random.integers(0, 3) :] for _ in range(96)],
-            "price": [float("nan") if k % 11 == 3 else k * 1.5 for k in range(96)],
-            "device": [f"device {k % 13}" for k in range(96)],
-            "title": [" ".join(["red night"] * random.integers(1, 6)) for _ in range(96)],
-            "label": [k % 2 for k in range(96)],
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def kinds_processor(table, tokenizer) -> FlipProcessor:
-    return FlipProcessor(FlipFeatureExtractor.fit(table, field_options=OPTIONS), tokenizer, max_length=64)
-
-
-def save(model, processor, folder) -> Path:
-    """The model, its weights away from where they start, so that rows have logits that differ by tenths."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-            if name.startswith(("text_classifier.weight", "flip.tabular.logit.weight")):
-                parameter *= 10
-    model.config.newly_initialized = None
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return Path(folder)
-
-
-def joint_config(processor, text_config, **options) -> FlipConfig:
-    text_config = BertConfig(**{**text_config.to_dict(), "num_hidden_layers": 1})
-    return FlipConfig.from_processor(processor, mode="joint", text_config=text_config, alpha_init=0.4, **options)
 
 
 def inputs_of(processor, rows, mode) -> list[dict[str, torch.Tensor]]:
@@ -123,9 +73,9 @@ def largest_difference(path: Path, model, batches) -> float:
     return worst
 
 
-def assert_exported(folder, processor, rows, mode=None) -> Path:
-    model = FlipForCTR.from_pretrained(folder, mode=mode)
-    path = export_onnx(folder, mode=mode)
+def assert_exported(folder, processor, rows, mode=None, path=None) -> Path:
+    """That the file of a mode, if it is not there yet, says what the model says."""
+    model, path = FlipForCTR.from_pretrained(folder, mode=mode), path or export_onnx(folder, mode=mode)
     batches = inputs_of(processor, rows, model.config.mode)
     with torch.no_grad():
         logits = model.eval()(**batches[0])
@@ -134,53 +84,50 @@ def assert_exported(folder, processor, rows, mode=None) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def joint(kinds_processor, text_config, tmp_path_factory) -> Path:
-    """A folder with a joint model, which is small: an export takes seconds."""
-    model = FlipForCTR(joint_config(kinds_processor, text_config, backbone="lr"))
-    return save(model, kinds_processor, tmp_path_factory.mktemp("joint"))
-
-
-@pytest.fixture(scope="module")
-def exported(joint, kinds_processor, table) -> Path:
-    """Its own mode, exported beside it."""
-    return assert_exported(joint, kinds_processor, table)
-
-
 def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
-def test_a_joint_model_lies_where_others_look_says_what_it_reads_and_nothing_of_this_machine(joint, exported):
-    assert exported == joint / "onnx" / "model.onnx" and list(exported.parent.iterdir()) == [exported]
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+def test_a_joint_model_lies_where_others_look_says_what_it_reads_and_nothing_of_this_machine(
+    exported, kinds_processor, kinds_table
+):
+    path = exported / "onnx" / "model.onnx"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model_tabular.onnx"]
+    assert_exported(exported, kinds_processor, kinds_table, path=path)
+    assert_exported(exported, kinds_processor, kinds_table, "tabular", path.with_name("model_tabular.onnx"))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
-    num_slots = FlipConfig.from_pretrained(joint).num_slots
+    num_slots = FlipConfig.from_pretrained(exported).num_slots
     texts = {name: ("tensor(int64)", ["batch", "length"]) for name in ("input_ids", "attention_mask")}
     assert inputs == {"feature_ids": ("tensor(int64)", ["batch", num_slots]), **texts}
     assert {(one.type, *one.shape) for one in session.get_outputs()} == {("tensor(float)", "batch")}
-    digest = weights_digest(joint)
-    assert metadata(exported) == {"flip_hf": json.dumps({"mode": "joint", "weights": digest})}
+    assert metadata(path) == {"flip_hf": json.dumps({"mode": "joint", "weights": weights_digest(exported)})}
     for module in (export, torch):
-        assert str(Path(module.__file__).parents[1]).encode() not in exported.read_bytes()
+        assert str(Path(module.__file__).parents[1]).encode() not in path.read_bytes()
 
 
-def test_files_of_a_tower_are_the_same_every_time_and_large_weights_lie_beside(
-    kinds_processor, table, tmp_path, monkeypatch
+def test_a_file_is_the_same_every_time_and_large_weights_lie_beside(
+    exported, kinds_processor, kinds_table, tmp_path, monkeypatch
 ):
-    folder = save(tabular_model(kinds_processor, backbone="lr"), kinds_processor, tmp_path)
-    path = assert_exported(folder, kinds_processor, table)
-    first = path.read_bytes()
+    folder = Path(shutil.copytree(exported, tmp_path / "folder"))
+    first = (folder / "onnx" / "model_tabular.onnx").read_bytes()
     monkeypatch.setattr(export, "_LARGEST_FILE", 100)
-    assert assert_exported(folder, kinds_processor, table, mode="tabular") == path
-    beside = path.with_name("model.onnx_data")
+    path = assert_exported(folder, kinds_processor, kinds_table, mode="tabular")
+    beside = path.with_name("model_tabular.onnx_data")
     assert len(path.read_bytes()) < len(first) and beside.is_file()
     monkeypatch.undo()
-    assert export_onnx(folder).read_bytes() == first and not beside.exists()
+    assert export_onnx(folder, mode="tabular").read_bytes() == first and not beside.exists()
 
 
-def test_an_exporter_that_errs_is_found_out_and_nothing_is_written(kinds_processor, tmp_path, monkeypatch):
-    folder = save(tabular_model(kinds_processor, backbone="lr"), kinds_processor, tmp_path)
+@pytest.fixture(scope="module")
+def tower(kinds_processor, tmp_path_factory) -> Path:
+    """A folder with a small ID tower."""
+    folder = tmp_path_factory.mktemp("tower")
+    return save_moved(tabular_model(kinds_processor, backbone="lr"), kinds_processor, folder)
+
+
+def test_an_exporter_that_errs_is_found_out_and_nothing_is_written(tower, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(tower, tmp_path / "tower"))
     right = torch.onnx.export
 
     def wrong(program, **options):
@@ -195,16 +142,12 @@ def test_an_exporter_that_errs_is_found_out_and_nothing_is_written(kinds_process
     assert list((folder / "onnx").iterdir()) == []
 
 
-def test_what_cannot_be_exported_is_refused_with_the_remedy(
-    joint, processor, text_model_dir, kinds_processor, tmp_path, monkeypatch
-):
-    folder = save(tabular_model(kinds_processor, backbone="lr"), kinds_processor, tmp_path / "tabular")
-    with pytest.raises(
-        ValueError, match='mode "text" needs a text tower, and this folder holds a tabular model alone'
-    ):
-        export_onnx(folder, mode="text")
+def test_what_cannot_be_exported_is_refused_with_the_remedy(tower, processor, text_model_dir, tmp_path, monkeypatch):
+    of_text = 'mode "text" needs a text tower, and this folder holds a tabular model alone'
+    with pytest.raises(ValueError, match=of_text):
+        export_onnx(tower, mode="text")
     with pytest.raises(ValueError, match="quantize=True is for a language model"):
-        export_onnx(joint, mode="tabular", quantize=True)
+        export_onnx(tower, quantize=True)
     FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor).save_pretrained(tmp_path / "stage 1")
     processor.save_pretrained(tmp_path / "stage 1")
     for make in (export_onnx, export_program):
@@ -215,36 +158,38 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(
     assert not list(tmp_path.rglob("onnx"))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"onnxscript.*pip install flip_hf\[onnx\]"):
-        export_onnx(folder)
+        export_onnx(tower)
 
 
-def test_a_file_of_other_weights_is_refused(joint, exported, tmp_path):
-    assert check_weights(exported, metadata(exported), joint) == "joint"
-    assert check_weights(exported, metadata(exported), tmp_path) == "joint"  # who serves needs no weights
+def test_a_file_of_other_weights_is_refused(exported, tmp_path):
+    path = exported / "onnx" / "model.onnx"
+    assert check_weights(path, metadata(path), exported) == "joint"
+    assert check_weights(path, metadata(path), tmp_path) == "joint"  # who serves needs no weights
     with pytest.raises(ValueError, match="does not say which weights it was made of: flip_hf.export_onnx writes"):
-        check_weights(exported, {}, joint)
+        check_weights(path, {}, exported)
     for number in (2, 1):
         (tmp_path / f"model-0000{number}-of-00002.safetensors").write_bytes(b"%d" % number)
     with pytest.raises(ValueError, match="made of other weights than those in .*: export it again"):
-        check_weights(exported, metadata(exported), tmp_path)
+        check_weights(path, metadata(path), tmp_path)
     parts = weights_digest(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"1")  # which is read before parts
     assert weights_digest(tmp_path) not in (parts, None)
 
 
-def test_exports_are_pushed_on_request_and_never_beside_other_weights(hub, joint, exported, tmp_path):
-    folder, name = Path(shutil.copytree(joint, tmp_path / "folder")), f"{OWNER}/flip"
+def test_exports_are_pushed_on_request_and_never_beside_other_weights(hub, exported, tmp_path):
+    folder, name = Path(shutil.copytree(exported, tmp_path / "folder")), f"{OWNER}/flip"
     write_model_card(folder, FlipConfig.from_pretrained(folder))
     hub.put(name, {"onnx/model_fp16.onnx": b"of another model", "onnx/README.md": b"somebody's"})
     url = push_to_hub(folder, name, onnx=True)
     files = hub.files(name)
-    assert files["onnx/model.onnx"] == exported.read_bytes() and "onnx/model_fp16.onnx" not in files
+    assert files["onnx/model.onnx"] == (exported / "onnx/model.onnx").read_bytes()
     card = files["README.md"].decode()
-    assert "Without torch, `onnx/model.onnx` by ONNX Runtime" in card and f'snapshot_download("{name}")' in card
+    assert "\nWithout torch, the files of" in card and "<!--" not in card and "onnx/model_fp16.onnx" not in files
+    assert f'snapshot_download("{name}")' in card
     assert push_to_hub(folder, name, onnx=True) == url
     push_to_hub(folder, name)
     assert {file for file in hub.files(name) if file.startswith("onnx/")} == {"onnx/README.md"}
-    assert "ONNX" not in hub.files(name)["README.md"].decode()
+    assert "<!-- onnx" in hub.files(name)["README.md"].decode()  # not to be read
 
     before = len(hub.requests)
     weights = load_file(folder / "model.safetensors")
@@ -253,10 +198,10 @@ def test_exports_are_pushed_on_request_and_never_beside_other_weights(hub, joint
         push_to_hub(folder, name, onnx=True)
     (folder / "onnx" / "model.onnx").rename(tmp_path / "outside")
     (folder / "onnx" / "model.onnx").symlink_to(tmp_path / "outside")
-    shutil.copy(joint / "model.safetensors", folder)
+    shutil.copy(exported / "model.safetensors", folder)
     with pytest.raises(ValueError, match="model.onnx is a link"):
         push_to_hub(folder, name, onnx=True)
-    (folder / "onnx" / "model.onnx").unlink()
+    shutil.rmtree(folder / "onnx")
     with pytest.raises(ValueError, match=r"has no onnx/\*.onnx to push: flip_hf.export_onnx"):
         push_to_hub(folder, name, onnx=True)
     assert len(hub.requests) == before
@@ -273,12 +218,13 @@ print(json.dumps([{key: value.tolist() for key, value in program(**one).items()}
 """
 
 
-def test_a_program_says_the_same_where_there_is_torch_alone(joint, kinds_processor, table, tmp_path):
-    torch.export.save(export_program(joint), tmp_path / "model.pt2")
-    batches = inputs_of(kinds_processor, table[:9], "joint")
+@pytest.mark.slow  # docs/use.md has a program as well
+def test_a_program_says_the_same_where_there_is_torch_alone(exported, kinds_processor, kinds_table, tmp_path):
+    torch.export.save(export_program(exported), tmp_path / "model.pt2")
+    batches = inputs_of(kinds_processor, kinds_table[:9], "joint")
     given = json.dumps([{key: value.tolist() for key, value in one.items()} for one in batches])
     found = json.loads(elsewhere(tmp_path, str(tmp_path / "model.pt2"), given, code=RUN_ELSEWHERE))
-    model = FlipForCTR.from_pretrained(joint).eval()
+    model = FlipForCTR.from_pretrained(exported).eval()
     for one, inputs in zip(found, batches, strict=True):
         assert list(one) == ["logits", "tabular_logits", "text_logits"]
         for key, logits in one.items():
@@ -288,19 +234,19 @@ def test_a_program_says_the_same_where_there_is_torch_alone(joint, kinds_process
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "options"), CASES)
-def test_every_tower_in_every_mode(backbone, options, kinds_processor, table, text_config, tmp_path):
+def test_every_tower_in_every_mode(backbone, options, kinds_processor, kinds_table, text_config, tmp_path):
     config = joint_config(kinds_processor, text_config, backbone=backbone, backbone_config=options)
-    folder = save(FlipForCTR(config), kinds_processor, tmp_path)
+    folder = save_moved(FlipForCTR(config), kinds_processor, tmp_path)
     modes = (None, "tabular", "text") if (backbone, options) == ("dcnv2", {}) else (None, "tabular")
-    names = [assert_exported(folder, kinds_processor, table, mode).name for mode in modes]
+    names = [assert_exported(folder, kinds_processor, kinds_table, mode).name for mode in modes]
     assert names == ["model.onnx", "model_tabular.onnx", "model_text.onnx"][: len(modes)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["gate", "stack"])
-def test_every_fusion(fusion, kinds_processor, table, text_config, tmp_path):
+def test_every_fusion(fusion, kinds_processor, kinds_table, text_config, tmp_path):
     config = joint_config(kinds_processor, text_config, backbone="lr", fusion=fusion, use_first_order=False)
-    assert_exported(save(FlipForCTR(config), kinds_processor, tmp_path), kinds_processor, table)
+    assert_exported(save_moved(FlipForCTR(config), kinds_processor, tmp_path), kinds_processor, kinds_table)
 
 
 @pytest.mark.slow
@@ -310,7 +256,7 @@ def test_every_language_model_and_way_of_pooling(name, splits, tmp_path):
     rows = splits["train"].select(range(24))
     for pooling in ("last", "mean") if architecture.is_decoder else ("mean", "cls"):
         model = architecture.stage_2(mode="text", text_pooling=pooling)
-        folder = save(model, architecture.processor, tmp_path / pooling)
+        folder = save_moved(model, architecture.processor, tmp_path / pooling)
         assert_exported(folder, architecture.processor, rows)
 
 
@@ -331,17 +277,17 @@ def test_an_adapter_is_merged(splits, tmp_path):
 
 @pytest.mark.slow
 def test_an_int8_language_model_is_near_and_its_id_tower_is_exact(
-    joint, kinds_processor, table, tmp_path, monkeypatch
+    exported, kinds_processor, kinds_table, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(export, "_LARGEST_FILE", 2**14)  # its weights lie beside it
-    path = export_onnx(shutil.copytree(joint, tmp_path / "joint"), quantize=True)
+    path = export_onnx(shutil.copytree(exported, tmp_path / "joint"), quantize=True)
     assert path.name == "model_quantized.onnx" and path.with_name("model_quantized.onnx_data").is_file()
     graph = onnx.load(path).graph
     integer = {one.name: one.dims for one in graph.initializer if one.data_type == onnx.TensorProto.INT8 and one.dims}
     matrices = [dims for dims in integer.values() if len(dims) == 2]
     assert sorted(map(sorted, matrices)) == [[32, 32]] * 4 + [[32, 64]] * 2  # of attention, and of what follows it
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    model, inputs = FlipForCTR.from_pretrained(joint).eval(), inputs_of(kinds_processor, table, "joint")[0]
+    model, inputs = FlipForCTR.from_pretrained(exported).eval(), inputs_of(kinds_processor, kinds_table, "joint")[0]
     _, tabular, text = session.run(None, {key: value.numpy() for key, value in inputs.items()})
     with torch.no_grad():
         expected = model(**inputs)

@@ -27,7 +27,7 @@ def test_operations_of_a_tower_are_those_worked_out_by_hand(backbone, options, e
     sizes = {"num_features": 20, "feature_embedding_size": 4}
     model = FlipTabularModel(FlipConfig(fields=fields, backbone=backbone, backbone_config=options, **sizes))
     assert flops_per_row(model.train()) == expected and model.training
-    assert flops_per_row(model.eval(), num_rows=3) == expected and not model.training
+    assert flops_per_row(model.eval()) == expected and not model.training
     assert flops_per_row(model, {"feature_ids": torch.full((2, 5), 9)}) == expected
 
 
@@ -41,10 +41,10 @@ def test_operations_of_the_modes_of_stage_2_add_up(text_model_dir, processor, at
     options = {"processor": processor, "attn_implementation": attention}
     modes = ("tabular", "text", "joint")
     models = {mode: FlipForCTR.from_text_pretrained(text_model_dir, mode=mode, **options) for mode in modes}
-    tabular, text, joint = (flops_per_row(model, num_rows=8, num_tokens=10) for model in models.values())
+    tabular, text, joint = (flops_per_row(model) for model in models.values())
     assert tabular == flops_per_row(FlipTabularModel(models["tabular"].config))
-    # per token every weight once, per layer scores and sums over 10 x 10 tokens of 32 numbers; mean; classifier
-    assert text == 2 * 10 * linear_layers(models["text"].flip.text) + 2 * (2 * 2 * 10 * 10 * 32) + 2 * 10 * 32 + 2 * 32
+    # per token every weight once, per layer scores and sums over 64 x 64 tokens of 32 numbers; mean; classifier
+    assert text == 2 * 64 * linear_layers(models["text"].flip.text) + 2 * (2 * 2 * 64 * 64 * 32) + 2 * 64 * 32 + 2 * 32
     assert joint == tabular + text
 
 

@@ -89,8 +89,8 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
     def by_hand(labels, scores):
         return roc_auc_score(labels, scores) if 0 < labels.sum() < len(labels) else np.nan
 
-    expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=100)
-    for name, interval in bootstrap_intervals(labels, predictions, reference="a", num_resamples=100).items():
+    expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=40)
+    for name, interval in bootstrap_intervals(labels, predictions, reference="a", num_resamples=40).items():
         np.testing.assert_allclose(astuple(interval), astuple(expected[name]), rtol=0, atol=1e-12)
 
 
@@ -99,7 +99,6 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
     [
         ([], {}, "0 predictions of 'a' for 0 labels"),
         ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
-        ([0, 1], {"reference": "z"}, "reference='z' is none of a"),
         ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
         ([1, 1], {}, "none of 1000 resamples has both classes"),
     ],

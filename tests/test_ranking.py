@@ -121,16 +121,15 @@ def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir,
 
 def test_what_cannot_be_ranked_is_named(model, processor, items):
     whole = {**USER, "item_id": "1", "title": "a", "genre": "b"}
-    for user, table, options, message in (
-        ({**USER, "genre": "Drama"}, items, {}, "'genre': in the user's row and among the items"),
-        ({"user_id": "105"}, items, {}, "no column for field 'gender'; the rows have item_id"),
-        (USER, {name: items[name] for name in ("item_id", "genre")}, {}, "no column for field 'title'"),
-        (USER, items, {"top_k": 0}, "top_k=0"),
-        ([USER, USER], items, {}, "user_row is not one row"),
-        (whole, {"label": [0, 1]}, {}, "the items have no column of any field, only label"),
+    for user, table, message in (
+        ({**USER, "genre": "Drama"}, items, "'genre': in the user's row and among the items"),
+        ({"user_id": "105"}, items, "no column for field 'gender'; the rows have item_id"),
+        (USER, {name: items[name] for name in ("item_id", "genre")}, "no column for field 'title'"),
+        ([USER, USER], items, "user_row is not one row"),
+        (whole, {"label": [0, 1]}, "the items have no column of any field, only label"),
     ):
         with pytest.raises(ValueError, match=message):
-            rank(model, processor, user, table, **options)
+            rank(model, processor, user, table)
     # a label, or anything else that is no field, may be on both sides
     noted = rank(model, processor, {**USER, "label": 1}, {**items, "label": [0] * len(items["genre"])})
     np.testing.assert_array_equal(noted.indices, rank(model, processor, USER, items).indices)

@@ -60,7 +60,7 @@ def grid(tmp_path_factory) -> dict:
     whole = {"text_model": {"name": "tiny", "num_hidden_layers": 1}, "trials": 2, "search_seed": 0, "seeds": [0, 1]}
     whole |= {"stage1_seeds": [0], "split": "random", "split_seeds": [0], "label_shares": [1], "dataset": "clicks"}
     runs = [{"models": MODELS}, {"models": ["joint"], "trials": 1, "seeds": [0]}]
-    runs += [{"models": ["dcnv2", "FLIP_ID"], "label_shares": [0.5]}]
+    runs += [{"models": ["dcnv2", "FLIP_ID"], "trials": 1, "seeds": [0], "label_shares": [0.5]}]
     grid["grids"]["miniature"] = {**whole, "runs": runs}
     return grid
 

@@ -20,6 +20,7 @@ from ..feature_encoding_flip import NUM_FOLDS, statistics
 from ..fields_flip import StatisticField
 from ..fitting.counts import Counts, rows_and_clicks
 from ..fitting.schema import batches, is_split
+from .metrics import pairs_won
 from .rates import count_occurrences, shares_of
 from .report import FieldReport, FlipReport, FrequentValue, SplitReport, percent
 
@@ -162,19 +163,16 @@ def _rows_of(column: CodedColumn, rows: slice) -> CodedColumn:
 
 def _tokens_by_field(encoded: Any, num_fields: int) -> np.ndarray:
     """Tokens that spell the value of each field in each row `(B, F)`."""
-    spells = encoded.token_fields >= 0
-    rows = np.repeat(np.arange(len(encoded.lengths)), encoded.lengths)[spells]
-    tokens = np.zeros((len(encoded.lengths), num_fields), np.int64)
-    np.add.at(tokens, (rows, encoded.token_fields[spells]), 1)
-    return tokens
+    rows = np.repeat(np.arange(len(encoded.lengths)), encoded.lengths)
+    places = (rows * num_fields + encoded.token_fields)[encoded.token_fields >= 0]
+    return np.bincount(places, minlength=len(encoded.lengths) * num_fields).reshape(-1, num_fields)
 
 
 def _most_frequent(counts: Counts, number: int) -> list[tuple[str, int, int]]:
     """Values with their rows and clicks, the most frequent first, equally frequent ones by alphabet."""
     values = zip(counts.rows, *counts.sums.sum(1).T.tolist(), strict=True)
-    return heapq.nsmallest(
-        number, (value for value in values if value[0] is not None), key=lambda value: (-value[1], value[0])
-    )
+    present = (value for value in values if value[0] is not None)
+    return heapq.nsmallest(number, present, key=lambda value: (-value[1], value[0]))
 
 
 def _label_auc(counts: Counts) -> float:
@@ -185,9 +183,8 @@ def _label_auc(counts: Counts) -> float:
     for fold in range(NUM_FOLDS):
         _, levels = np.unique(scores[:, fold], return_inverse=True)
         rows, clicks = (np.bincount(levels, part) for part in sums[:, fold].T)
-        others = rows - clicks
-        won += float(clicks @ (np.cumsum(others) - others / 2))
-        pairs += float(clicks.sum() * others.sum())
+        of_fold = pairs_won(clicks, rows - clicks)
+        won, pairs = won + of_fold[0], pairs + of_fold[1]
     return won / pairs if pairs else 0.5
 
 
@@ -226,16 +223,8 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
                 "makes the label (label_threshold), or split the rows at random"
             )
     for number, one in enumerate(report.fields):
-        empty = {name: share for name, share in one.missing.items() if share > 0.95}
-        if empty:
-            yield f"{one.name}: missing in {_where(empty)}. Leave it out of `fields`, unless a hole says something"
-        # of dates, numbers and texts read as categories the new ones are unseen: what is said of them mends both
-        yield from list(_warn_of_values(one, number, main)) or _warn_of_unseen(one, number, splits)
-        if one.auc is not None and one.auc > 0.98:
-            yield (
-                f"{one.name}: predicts the label suspiciously well, AUC {one.auc:.3f} on its own. If it is not known "
-                "before the click, leave it out of `fields`"
-            )
+        for warning in _warnings_of_field(one, number, splits, main):
+            yield f"{one.name}: {warning}"
     shares = {name: split.share_truncated or 0.0 for name, split in report.splits.items()}
     too_long = {name: share for name, share in shares.items() if share > 0.001}
     if too_long:
@@ -250,31 +239,44 @@ def _warnings(report: FlipReport, splits: Mapping[str, _Split], main: _Split) ->
         )
 
 
+def _warnings_of_field(one: FieldReport, number: int, splits: Mapping[str, _Split], main: _Split) -> Iterator[str]:
+    empty = {name: share for name, share in one.missing.items() if share > 0.95}
+    if empty:
+        yield f"missing in {_where(empty)}. Leave it out of `fields`, unless a hole says something"
+    # of dates, numbers and texts read as categories the new ones are unseen: what is said of them mends both
+    yield from list(_warn_of_values(one, number, main)) or _warn_of_unseen(one, number, splits)
+    if one.auc is not None and one.auc > 0.98:
+        yield (
+            f"predicts the label suspiciously well, AUC {one.auc:.3f} on its own. If it is not known before the "
+            "click, leave it out of `fields`"
+        )
+
+
 def _warn_of_values(one: FieldReport, number: int, main: _Split) -> Iterator[str]:
-    present = main.num_rows - int(main.occurrences[number, 3])
+    present, distinct = main.num_rows - int(main.occurrences[number, 3]), f"{one.num_distinct:,}"
     if one.num_distinct == 1 and present == main.num_rows:
-        yield f"{one.name}: has one value in all {present:,} rows and says nothing. Leave it out of `fields`"
+        yield f"has one value in all {present:,} rows and says nothing. Leave it out of `fields`"
     if one.kind != "categorical" or one.view == "text":
         return
     if present > 100 and one.num_distinct > 0.95 * present:
         yield (
-            f"{one.name}: {one.num_distinct:,} distinct values in {present:,} rows, so hardly any id occurs twice and "
-            "nothing is learnt of it. Leave it out of `fields`, or, if it is a text, give it to the language model "
-            f"alone: {_options(one, view='text')}"
+            f"{distinct} distinct values in {present:,} rows, so hardly any id occurs twice and nothing is learnt of "
+            "it. Leave it out of `fields`, or, if it is a text, give it to the language model alone: "
+            f"{_options(one, view='text')}"
         )
     texts = [text for text, _, _ in _most_frequent(main.values[number], 2_000)]
     is_date = [one.type == "time" or _DATE.fullmatch(text) is not None for text in texts]
     is_amount = one.type == "number" or (one.type == "integer" and _AMOUNTS & {*one.name.lower().split("_")})
     if len(texts) > 1 and np.mean(is_date) >= 0.95:
         yield (
-            f"{one.name}: its {one.num_distinct:,} values are dates read as categories, and every new day will be "
-            "unseen. Write them in the ISO way (2024-05-31) and take their parts: "
+            f"its {distinct} values are dates read as categories, and every new day will be unseen. Write them in the "
+            "ISO way (2024-05-31) and take their parts: "
             f"{_options(one, kind='datetime', parts=['hour', 'weekday', 'age'])}"
         )
     elif is_amount and one.num_distinct > 100:
         yield (
-            f"{one.name}: its {one.num_distinct:,} values are numbers read as categories, so that 7 and 8 have "
-            f"nothing in common. If they are amounts: {_options(one, kind='numeric')}"
+            f"its {distinct} values are numbers read as categories, so that 7 and 8 have nothing in common. If they "
+            f"are amounts: {_options(one, kind='numeric')}"
         )
 
 
@@ -282,18 +284,17 @@ def _warn_of_unseen(one: FieldReport, number: int, splits: Mapping[str, _Split])
     is_number, shares = one.kind == "numeric", {}
     for name, split in splits.items():
         _, values, unseen, missing = split.occurrences[number].tolist()
-        shares[name] = unseen / max(values - missing, 1)
-    shares = {name: share for name, share in shares.items() if share > (0.05 if is_number else 0.9)}
+        share = unseen / max(values - missing, 1)
+        if share > (0.05 if is_number else 0.9):
+            shares[name] = share
     where = _where(shares, "its values in ")
     if shares and is_number:
-        yield (
-            f"{one.name}: {where} are no numbers. Clean the column, or read it as categories: "
-            f"{_options(one, kind='categorical')}"
-        )
+        remedy = "Clean the column, or read it as categories"
+        yield f"{where} are no numbers. {remedy}: {_options(one, kind='categorical')}"
     elif shares:
         yield (
-            f"{one.name}: {where} are not in the vocabulary, so their ids say nothing. Add them (extractor.extend), "
-            "lower min_frequency, split the rows in another way, or give the field to the language model alone: "
+            f"{where} are not in the vocabulary, so their ids say nothing. Add them (extractor.extend), lower "
+            "min_frequency, split the rows in another way, or give the field to the language model alone: "
             f"{_options(one, view='text')}"
         )
 

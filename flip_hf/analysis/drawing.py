@@ -23,7 +23,7 @@ class _Cell(NamedTuple):  # a column of the picture
     tokens: list[int]  # whose weights it adds up
 
 
-def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None = None, dpi: int = 110) -> None:
+def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None = None) -> None:
     """
     Draws one row as [`FlipForPreTraining.explain_alignment`] has seen it; `.png` or `.svg` by the path's ending.
 
@@ -53,7 +53,7 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
         if words:
             _draw_recovered(figure.add_subplot(grid[1, 0] if features else grid[:, :]), words, cells, bool(features))
         figure.suptitle(title or "", fontsize=12, fontweight="bold")
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=110)
 
 
 def _cells(explanation: Any) -> list[_Cell]:
@@ -107,7 +107,7 @@ def _draw_guesses(axes: Any, features: Sequence[Any]) -> None:
 
 
 def _draw_recovered(axes: Any, words: Sequence[Any], cells: Sequence[_Cell], below: bool) -> None:
-    answers = {token.position: (token.with_ids, token.without_ids) for one in words for token in one.tokens}
+    answers = {token.position: (token.with_ids, token.without_ids) for token in words}
     shares = np.full((2, len(cells)), np.nan)
     for column, cell in enumerate(cells):
         shares[:, column] = [answer.probability for answer in answers.get(cell.tokens[0], ())] or np.nan

@@ -8,7 +8,7 @@ features of a field, V word pieces, d_v and d_w sizes of a tabular vector and of
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,11 @@ from .report import percent, shortened, text_table
 class Guess:
     value: str  # a feature as the extractor spells it (of a number its bucket), or a word piece
     probability: float
-    is_true: bool = False  # whether it is what the row has
+    rank: int  # of its probability, from 1; equally likely ones share the better rank
+    is_true: bool  # whether it is what the row has
 
-
-@dataclass
-class Truth(Guess):  # what the row has in the place of a hole
-    is_true: bool = True
-    rank: int = 1  # of its probability, from 1; equally likely answers share the better rank
+    def __str__(self) -> str:
+        return f"{shortened(self.value)} {percent(self.probability)}{'*' * self.is_true}"
 
 
 @dataclass
@@ -58,9 +56,8 @@ class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
-    truths: list[Truth]  # several for a multivalued field, none where the value is missing or unseen in training
+    truths: list[Guess]  # several for a multivalued field, none where the value is missing or unseen in training
     attention: Attention | None = None  # of a hidden id
-    total: float | None = None  # of a hidden id, sum of exp(s(j)) over its features: `"nce"` teaches it to be 1
 
     @property
     def probability(self) -> float | None:
@@ -74,10 +71,10 @@ class Answer:
 
     def lines(self) -> list[str]:
         """Three guesses, what is right with a star; if none of them is, the likeliest of what is right as well."""
-        lines = [f"{shortened(one.value)} {percent(one.probability)}{'*' * one.is_true}" for one in self.guesses[:3]]
+        lines = list(map(str, self.guesses[:3]))
         if self.truths and not any(one.is_true for one in self.guesses[:3]):
             best = min(self.truths, key=lambda truth: truth.rank)
-            lines.append(f"{shortened(best.value)} {percent(best.probability)}* (rank {best.rank:,})")
+            lines.append(f"{best} (rank {best.rank:,})")
         return lines
 
     def __str__(self) -> str:
@@ -109,19 +106,13 @@ class HiddenFeature:
 
 @dataclass
 class HiddenToken:
+    """A word piece of a field that is hidden in the text: all tokens of its value that are left there, at once."""
+
+    field: str
     position: int  # among the T tokens
     piece: str
     with_ids: Answer  # with the row's ids, over all V word pieces
     without_ids: Answer  # with every id masked
-
-
-@dataclass
-class HiddenWords:
-    """One field hidden in the text: all tokens of its value that `max_length` left there, at once."""
-
-    field: str
-    value: str
-    tokens: list[HiddenToken]
 
 
 @dataclass
@@ -131,23 +122,17 @@ class AlignmentExplanation:
     tokens: list[str]  # the T tokens of the row's text
     token_fields: list[str | None]  # the field whose value a token spells
     sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
-    is_special: list[bool]
     features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
-    words: list[HiddenWords] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
+    words: list[HiddenToken] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
-    mtm_loss: str | None = None  # by which the scores of features were learnt; None with `mtm_weight=0`
 
-    def to_dict(self) -> dict[str, Any]:
-        """Lists, dicts, strings and numbers, fit for json."""
-        return asdict(self)
-
-    def draw(self, path: str | os.PathLike, **options: Any) -> None:
+    def draw(self, path: str | os.PathLike, title: str | None = None) -> None:
         """A picture, `.png` or `.svg` (see `flip_hf.analysis.drawing.draw_alignment`). Needs matplotlib."""
         from .drawing import draw_alignment
 
-        draw_alignment(self, path, **options)
+        draw_alignment(self, path, title)
 
-    def to_text(self) -> str:
+    def __str__(self) -> str:
         """Aligned plain text."""
         features = [
             {
@@ -165,18 +150,15 @@ class AlignmentExplanation:
         words = [
             {
                 "hidden word": one.field,
-                "piece": token.piece,
-                "with ids": "; ".join(token.with_ids.lines()),
-                "without ids": "; ".join(token.without_ids.lines()),
+                "piece": one.piece,
+                "with ids": "; ".join(one.with_ids.lines()),
+                "without ids": "; ".join(one.without_ids.lines()),
             }
             for one in self.words
-            for token in one.tokens
         ]
         tables = [text_table(rows) for rows in (features, words) if rows]
         legend = "In brackets the rank of what the row has; * marks it among the guesses."
         return "\n\n".join([*tables, "\n".join([legend, *(f"! {note}" for note in self.notes)])]) + "\n"
-
-    __str__ = to_text
 
 
 @torch.no_grad()
@@ -186,14 +168,10 @@ def explain(
     """As [`FlipForPreTraining.explain_alignment`], which documents it."""
     if model.mtm_head is None and model.mlm_head is None:
         raise ValueError("mtm_weight=0 and mlm_weight=0: this model was trained to name no hidden value")
-    if getattr(processor, "tokenizer", None) is None:
-        raise TypeError(f"{type(processor).__name__} has no tokenizer: pass the FlipProcessor the model was made for")
     model.config.check_processor(processor)
     names = processor.feature_extractor.field_names
     if isinstance(fields, str) or not set(fields or ()) <= set(names):
         raise ValueError(f"fields={fields!r} has to be a list of fields of this model: {', '.join(names)}")
-    if not isinstance(row, Mapping):
-        raise TypeError(f'row is a {type(row).__name__}: pass one row as a dict, {{"{names[0]}": ...}}')
     with evaluating(model):
         return _Reader(model, processor, row, top_k).read(
             [index for index, name in enumerate(names) if fields is None or name in fields]
@@ -226,8 +204,6 @@ class _Reader:
             tokens=list(map(self._piece, self.tokens.tolist())),
             token_fields=[names[owner] for owner in self.owners.tolist()],
             sentence_fields=[names[owner] for owner in self.sentences.tolist()],
-            is_special=self.is_special.tolist(),
-            mtm_loss=None if mtm is None else self.model.config.mtm_loss,
         )
         # readings: the whole text, one field hidden after another, all of them hidden
         is_value = self.owners >= 0
@@ -241,12 +217,10 @@ class _Reader:
                 feature = self._feature(index, one_hidden[number - 1].expand(3, -1), states[reads], mask[reads])
                 explanation.features.append(feature)
             if mlm is not None and (self.owners == index).any():
-                explanation.words.append(self._words(index, states[number], whole_and_blank))
-        for head, weight, what in ((mtm, "mtm_weight", "id"), (mlm, "mlm_weight", "word")):
+                explanation.words += self._words(index, states[number], whole_and_blank)
+        for head, asked_for in ((mtm, "mtm_weight=0: no id"), (mlm, "mlm_weight=0: no word")):
             if head is None:
-                explanation.notes.append(
-                    f"{weight}=0: no {what} is asked for, since the model was pre-trained without"
-                )
+                explanation.notes.append(f"{asked_for} is asked for, since the model was pre-trained without")
         return explanation
 
     def _sentences(self, processor: Any) -> np.ndarray:
@@ -254,16 +228,16 @@ class _Reader:
         The field whose sentence each token belongs to `(T,)`, -1 for special tokens. Sentences begin with the words of
         the template before the value; where these are not found, only values are known to belong to a field.
         """
-        words, sentences, position = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
+        words, sentences, end = np.where(self.owners < 0, self.tokens, -1).tolist(), self.owners.copy(), 0
         for index in self.extractor.text_fields:
             before, _ = processor.wording.around(index)
             prefix = self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"]
-            size = len(prefix)
-            starts = [start for start in range(position, len(words)) if words[start : start + size] == prefix]
-            if not prefix or not starts:
+            starts = (at for at in range(end, len(words)) if words[at : at + len(prefix)] == prefix)
+            start = next(starts, None) if prefix else None
+            if start is None:
                 return self.owners
-            sentences[starts[0] :] = index
-            position = starts[0] + size
+            sentences[start:] = index
+            end = start + len(prefix)
         return np.where(self.owners >= 0, self.owners, np.where(self.is_special, -1, sentences))
 
     def _vectors(self, hidden: np.ndarray) -> torch.Tensor:
@@ -309,11 +283,9 @@ class _Reader:
         truths = torch.searchsorted(features, known).tolist()
         weights = head.attend(vectors, states, mask).double().cpu().numpy()  # (3, T)
         answers = []
-        for of_reading, looked in zip(scores.double(), weights, strict=True):
-            shares = of_reading.softmax(-1)
-            answer = self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0])
-            answer.attention, answer.total = self._attention(looked), float(of_reading.exp().sum())
-            answers.append(answer)
+        for shares, looked in zip(scores.double().softmax(-1), weights, strict=True):
+            answers.append(self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0]))
+            answers[-1].attention = self._attention(looked)
         return HiddenFeature(
             field=self.names[index],
             value=self.values[index],
@@ -337,17 +309,13 @@ class _Reader:
             other=float(weights[is_word & (self.sentences < 0)].sum()),
         )
 
-    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> HiddenWords:
+    def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> Iterator[HiddenToken]:
         """States `(T, d_w)` with the field hidden, and vectors with the ids and without `(2, d_v)`."""
-        positions = np.flatnonzero(self.owners == index).tolist()
-        truths = self.tokens[positions].tolist()
-        answers = []
-        for vector in vectors:
-            scores = self.model.mlm_head(states[positions], vector.expand(len(positions), -1)).double()  # (M, V)
-            pairs = zip(scores.softmax(-1), truths, strict=True)
-            answers.append([self._answer(shares, [truth], self._piece) for shares, truth in pairs])
-        tokens = [HiddenToken(*one) for one in zip(positions, map(self._piece, truths), *answers, strict=True)]
-        return HiddenWords(self.names[index], self.values[index] or "", tokens)
+        for position in np.flatnonzero(self.owners == index).tolist():
+            truth = int(self.tokens[position])
+            scores = self.model.mlm_head(states[[position, position]], vectors).double()  # (2, V)
+            answers = (self._answer(shares, [truth], self._piece) for shares in scores.softmax(-1))
+            yield HiddenToken(self.names[index], position, self._piece(truth), *answers)
 
     def _piece(self, token: int) -> str:
         """A token as it is written; the bare piece where that is nothing (a space)."""
@@ -357,10 +325,10 @@ class _Reader:
 
     def _answer(self, probabilities: torch.Tensor, truths: list[int], spell: Callable[[int], str]) -> Answer:
         """Probabilities `(n,)` or `(V,)`, and the places of what is right in them."""
-        best = probabilities.topk(min(self.top_k, len(probabilities)))
-        places = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        right = []
-        for place in truths:
+
+        def guess(place: int) -> Guess:
             rank = 1 + int((probabilities > probabilities[place]).sum())
-            right.append(Truth(spell(place), float(probabilities[place]), rank=rank))
-        return Answer([Guess(spell(place), share, place in truths) for place, share in places], right)
+            return Guess(spell(place), float(probabilities[place]), rank, place in truths)
+
+        best = probabilities.topk(min(self.top_k, len(probabilities))).indices.tolist()
+        return Answer(list(map(guess, best)), list(map(guess, truths)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of click probabilities; `metrics_evaluate.py` wraps them for `evaluate`.
+"""Metrics of click probabilities.
 
 Letters: B rows, R bootstrap resamples. Probabilities are of a click; labels are 0 or 1; logarithms are natural.
 """
@@ -57,7 +57,7 @@ def check_rows(**columns: np.ndarray) -> list[np.ndarray]:
 
 
 def compute_ctr_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, num_bins: int = 15
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None
 ) -> dict[str, float]:
     """
     What a click model is judged by; labels, probabilities and groups are `(B,)`.
@@ -68,8 +68,8 @@ def compute_ctr_metrics(
       `None` or nan are left out.
     - `ne`: normalised entropy, logloss over that of always predicting the base rate of these rows.
     - `rig`: relative information gain, 1 - ne.
-    - `ece`: expected calibration error, |mean prediction - share of clicks| over `num_bins` bins of equally many rows
-      in order of prediction, weighted by rows.
+    - `ece`: expected calibration error, |mean prediction - share of clicks| over 15 bins of equally many rows in
+      order of prediction, weighted by rows.
 
     With one class alone `auc`, `gauc`, `ne` and `rig` are nan, and a warning says so.
     """
@@ -85,7 +85,7 @@ def compute_ctr_metrics(
         "gauc": np.nan if groups is None else gauc(labels, probabilities, groups),
         "ne": float(loss / entropy),
         "rig": float(1.0 - loss / entropy),
-        "ece": ece(labels, probabilities, num_bins),
+        "ece": ece(labels, probabilities),
     }
 
 
@@ -98,10 +98,15 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def _auc(labels: np.ndarray, levels: np.ndarray, counts: np.ndarray) -> float:
     """Of rows that count so often each; `levels` number the distinct scores, ascending. `(B,)` three times."""
     clicks = np.bincount(levels, labels * counts)
-    others = np.bincount(levels, counts) - clicks
-    below = np.cumsum(others) - others / 2  # a click wins against those below it, and half of those it ties with
-    pairs = clicks.sum() * others.sum()
-    return float(clicks @ below / pairs) if pairs else float("nan")
+    won, pairs = pairs_won(clicks, np.bincount(levels, counts) - clicks)
+    return won / pairs if pairs else float("nan")
+
+
+def pairs_won(clicks: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """Clicks and non-clicks of each score, ascending -> in how many pairs of both the click is above (half of those
+    that tie), and how many pairs there are."""
+    below = np.cumsum(others) - others / 2
+    return float(clicks @ below), float(clicks.sum() * others.sum())
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -123,7 +128,7 @@ def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
-    """Expected calibration error, see [`compute_ctr_metrics`]."""
+    """Expected calibration error over so many bins, see [`compute_ctr_metrics`]."""
     order = np.argsort(probabilities, kind="stable")
     gaps = (np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64))[order]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))
@@ -160,8 +165,6 @@ def bootstrap_intervals(
         num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
     """
     labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
-    if reference is not None and reference not in values:
-        raise ValueError(f"reference={reference!r} is none of {', '.join(values)}")
     for name, model in values.items():
         if len(model) != len(labels) or not len(labels):
             raise ValueError(f"{len(model)} predictions of {name!r} for {len(labels)} labels")

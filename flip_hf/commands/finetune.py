@@ -13,13 +13,14 @@ probabilities to `output_dir/test_probabilities.npy`. Started again after a cras
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModel, set_seed
+from transformers.hf_argparser import HfArg
 
 from ..analysis.flops import flops_per_row
 from ..configuration_flip import FlipConfig
@@ -34,29 +35,25 @@ from .reading import read_arguments, read_overrides, read_rows
 
 @dataclass
 class ModelArguments:
-    prepared_dir: str = field(metadata={"help": "What `prepare` wrote."})
-    mode: str = field(default="joint", metadata={"help": "tabular (FLIP_ID), text (FLIP_PLM) or joint (FLIP)."})
-    model: str | None = field(
-        default=None, metadata={"help": "Pre-trained folder or Hub name; without it: from scratch."}
+    prepared_dir: str = HfArg(help="What `prepare` wrote.")
+    mode: str = HfArg(default="joint", help="tabular (FLIP_ID), text (FLIP_PLM) or joint (FLIP).")
+    model: str | None = HfArg(default=None, help="Pre-trained folder or Hub name; without it: from scratch.")
+    text_model: str | None = HfArg(default=None, help="From scratch: the language model.")
+    num_hidden_layers: int | None = HfArg(default=None, help="From scratch: keep its lowest so many layers.")
+    backbone: str | None = HfArg(
+        default=None, help="From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."
     )
-    text_model: str | None = field(default=None, metadata={"help": "From scratch: the language model."})
-    num_hidden_layers: int | None = field(
-        default=None, metadata={"help": "From scratch: keep its lowest so many layers."}
+    restart_backbone: bool = HfArg(
+        default=False, help="Of --model's ID tower the embeddings stay, and the layers begin anew."
     )
-    backbone: str | None = field(
-        default=None, metadata={"help": "From scratch: ID tower, a name in docs/towers.md (default: dcnv2)."}
+    start_from_words: bool = HfArg(
+        default=False, help="From scratch: id embeddings start from text_model's states of their words."
     )
-    restart_backbone: bool = field(
-        default=False, metadata={"help": "Of --model's ID tower the embeddings stay, and the layers begin anew."}
+    teacher: str | None = HfArg(
+        default=None, help="Finetuned folder of any mode, whose probabilities are learnt as well."
     )
-    start_from_words: bool = field(
-        default=False, metadata={"help": "From scratch: id embeddings start from text_model's states of their words."}
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "Finetuned folder of any mode, whose probabilities are learnt as well."}
-    )
-    config_overrides: dict | str | None = field(
-        default=None, metadata={"help": "Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."}
+    config_overrides: dict | str | None = HfArg(
+        default=None, help="Other FlipConfig fields as json, e.g. '{\"l2_coefficient\": 1e-5}'."
     )
 
 

@@ -16,10 +16,11 @@ Writes `output_dir/rows` (a DatasetDict of encoded rows), `output_dir/tables` (t
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
+from transformers.hf_argparser import HfArg
 
 from ..data.encoding import prepare_dataset
 from ..data.load import load_ctr_dataset
@@ -31,104 +32,93 @@ from .reading import read_arguments, read_overrides
 
 
 @dataclass
-class DataArguments:
-    output_dir: str = field(metadata={"help": "Folder to write to."})
-    dataset: str = field(
+class OutputArguments:
+    output_dir: str = HfArg(help="Folder to write to.")
+    text_model: str | None = HfArg(
+        default=None, help="Whose tokenizer: folder or Hub name. Without it rows hold ids alone."
+    )
+    max_length: int = HfArg(default=100, help="Most tokens of a row.")
+    num_proc: int | None = HfArg(default=None, help="Processes for encoding.")
+    report: bool = HfArg(default=False, help="Print a report of the table, and write it as text, markdown and html.")
+
+
+@dataclass
+class TableArguments:
+    """Of `load_ctr_dataset`."""
+
+    dataset: str = HfArg(
         default="restaurants",
-        metadata={
-            "help": f"{', '.join(NAMED_DATASETS)}; or files of one kind (csv, tsv, json, jsonl, also .gz; parquet): "
-            "the path of one, of a folder of them, or a glob in quotes."
-        },
+        help=f"{', '.join(NAMED_DATASETS)}; or files of one kind (csv, tsv, json, jsonl, also .gz; parquet): "
+        "the path of one, of a folder of them, or a glob in quotes.",
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with the published files of a named data set, or their archive."}
+    data_dir: str | None = HfArg(
+        default=None, help="Folder with the published files of a named data set, or their archive."
     )
-    subset: str | None = field(default=None, metadata={"help": "Of goodreads the genre."})
-    genre_lists: bool = field(default=False, metadata={"help": "MovieLens, Goodreads: genres are a list, not a text."})
-    label: str | None = field(default=None, metadata={"help": "Label column of a file (0/1)."})
-    label_threshold: float | None = field(
-        default=None, metadata={"help": "Label is 1 where the label column (or the rating) is above this."}
+    subset: str | None = HfArg(default=None, help="Of goodreads the genre.")
+    genre_lists: bool = HfArg(default=False, help="MovieLens, Goodreads: genres are a list, not a text.")
+    label: str | None = HfArg(default=None, help="Label column of a file (0/1).")
+    label_threshold: float | None = HfArg(
+        default=None, help="Label is 1 where the label column (or the rating) is above this."
     )
-    delimiter: str | None = field(default=None, metadata={"help": "Delimiter of a csv."})
-    encoding: str | None = field(default=None, metadata={"help": "Encoding of text files, if not UTF-8."})
-    fields: list[str] | None = field(default=None, metadata={"help": "Fields, in order (default: all but the label)."})
-    exclude: list[str] = field(
+    delimiter: str | None = HfArg(default=None, help="Delimiter of a csv.")
+    encoding: str | None = HfArg(default=None, help="Encoding of text files, if not UTF-8.")
+
+
+@dataclass
+class FieldArguments:
+    """Of `FlipFeatureExtractor.fit`."""
+
+    fields: list[str] | None = HfArg(default=None, help="Fields, in order (default: all but the label).")
+    exclude: list[str] = HfArg(
         default_factory=lambda: ["rating", "timestamp"],
-        metadata={"help": "Columns that are no fields, such as an id of the row that a split goes by."},
+        help="Columns that are no fields, such as an id of the row that a split goes by.",
     )
     # a bare `dict | None` is a type that argparse cannot read
-    field_options: dict | str | None = field(
-        default=None, metadata={"help": 'Options of fields, as json: \'{"price": {"kind": "numeric"}}\'.'}
+    field_options: dict | str | None = HfArg(
+        default=None, help='Options of fields, as json: \'{"price": {"kind": "numeric"}}\'.'
     )
-    statistics: str | None = field(
-        default=None, metadata={"help": "auto: frequency and label mean of fields of over 2,000 values."}
-    )
-    min_frequency: int = field(default=1, metadata={"help": "Rarer values than this count as unseen."})
-    split: str = field(
+    statistics: str | None = HfArg(default=None, help="auto: frequency and label mean of fields of over 2,000 values.")
+    min_frequency: int = HfArg(default=1, help="Rarer values than this count as unseen.")
+
+
+@dataclass
+class SplitArguments:
+    """Of `split_dataset`."""
+
+    split: str = HfArg(
         default="random",
-        metadata={
-            "help": "random; time: the latest rows test; last: the last rows of each user do; cold: values of "
-            "split_column that are not in train do; column: split_column says it; hash: of the value of split_column."
-        },
+        help="random; time: the latest rows test; last: the last rows of each user do; cold: values of "
+        "split_column that are not in train do; column: split_column says it; hash: of the value of split_column.",
     )
-    fractions: list[float] = field(
+    fractions: list[float] = HfArg(
         default_factory=lambda: [0.8, 0.1, 0.1],
-        metadata={"help": "Shares of train, validation and test (cold, hash: of the values)."},
+        help="Shares of train, validation and test (cold, hash: of the values).",
     )
-    split_column: str | None = field(default=None, metadata={"help": "Column that cold, column and hash go by."})
-    time_column: str = field(default="timestamp", metadata={"help": "Column that time and last sort by."})
-    user_column: str = field(default="user_id", metadata={"help": "Column of the users of last."})
-    num_last: int = field(default=1, metadata={"help": "Of last: rows of each user in the test, and in validation."})
-    warm_fraction: float = field(
-        default=0.0, metadata={"help": "Of cold: share of the training rows that become a fourth split, warm."}
+    split_column: str | None = HfArg(default=None, help="Column that cold, column and hash go by.")
+    time_column: str = HfArg(default="timestamp", help="Column that time and last sort by.")
+    user_column: str = HfArg(default="user_id", help="Column of the users of last.")
+    num_last: int = HfArg(default=1, help="Of last: rows of each user in the test, and in validation.")
+    warm_fraction: float = HfArg(
+        default=0.0, help="Of cold: share of the training rows that become a fourth split, warm."
     )
-    seed: int = field(default=0, metadata={"help": "Seed of what is random in a split."})
-    text_model: str | None = field(
-        default=None, metadata={"help": "Whose tokenizer: folder or Hub name. Without it rows hold ids alone."}
-    )
-    max_length: int = field(default=100, metadata={"help": "Most tokens of a row."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes for encoding."})
-    report: bool = field(
-        default=False, metadata={"help": "Print a report of the table, and write it as text, markdown and html."}
-    )
+    seed: int = HfArg(default=0, help="Seed of what is random in a split.")
 
 
 def main(argv: Sequence[str]) -> None:
-    (arguments,) = read_arguments("prepare", __doc__, [DataArguments], argv)
-    dataset = load_ctr_dataset(
-        arguments.dataset,
-        data_dir=arguments.data_dir,
-        label=arguments.label,
-        label_threshold=arguments.label_threshold,
-        delimiter=arguments.delimiter,
-        encoding=arguments.encoding,
-        subset=arguments.subset,
-        genre_lists=arguments.genre_lists,
-    )
-    splits = split_dataset(
-        dataset,
-        strategy=arguments.split,
-        seed=arguments.seed,
-        fractions=tuple(arguments.fractions),
-        time_column=arguments.time_column,
-        column=arguments.split_column,
-        user_column=arguments.user_column,
-        num_last=arguments.num_last,
-        warm_fraction=arguments.warm_fraction,
-    )
-    extractor = FlipFeatureExtractor.fit(
-        splits["train"],
-        fields=arguments.fields,
-        exclude=arguments.exclude,
-        min_frequency=arguments.min_frequency,
-        field_options=read_overrides(arguments.field_options),
-        statistics=arguments.statistics,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.text_model) if arguments.text_model else None
-    processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=arguments.max_length)
-    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=arguments.num_proc)
+    kinds = [OutputArguments, TableArguments, FieldArguments, SplitArguments]
+    output, *others = read_arguments("prepare", __doc__, kinds, argv)
+    table, fields, split = (dict(vars(one)) for one in others)
+    source = table.pop("dataset")
+    dataset = load_ctr_dataset(source, **table)
+    strategy, column = split.pop("split"), split.pop("split_column")
+    splits = split_dataset(dataset, strategy, column=column, **split)
+    fields["field_options"] = read_overrides(fields["field_options"])
+    extractor = FlipFeatureExtractor.fit(splits["train"], **fields)
+    tokenizer = AutoTokenizer.from_pretrained(output.text_model) if output.text_model else None
+    processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=output.max_length)
+    rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=output.num_proc)
 
-    output_dir = Path(arguments.output_dir)
+    output_dir = Path(output.output_dir)
     # the three of one run, also where it is killed while it writes them: beside another run's processor rows would
     # stand for other values
     unfinished = output_dir / "unfinished"
@@ -149,9 +139,9 @@ def main(argv: Sequence[str]) -> None:
         for field_name, rates in extractor.rates(split.with_format("numpy")["feature_ids"][:]).items():
             if rates["unseen"] or rates["missing"]:
                 print(f"    {field_name}: {rates['unseen']:.2%} unseen, {rates['missing']:.2%} missing")
-    if arguments.report:
+    if output.report:
         # licences: of published sets, values of the restaurants alone may be shown
-        show_values = arguments.dataset == "restaurants" or arguments.dataset not in NAMED_DATASETS
+        show_values = source == "restaurants" or source not in NAMED_DATASETS
         report = processor.describe(splits, show_values=show_values)
         print(f"\n{report}")
         for suffix, content in (("txt", report.to_text()), ("md", report.to_markdown()), ("html", report.to_html())):

@@ -10,10 +10,11 @@ Started again after a crash it goes on from the last checkpoint in `output_dir` 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.hf_argparser import HfArg
 
 from ..analysis.flops import flops_per_row
 from ..modeling_flip import FlipForPreTraining
@@ -25,15 +26,13 @@ from .reading import read_arguments, read_overrides, read_rows
 
 @dataclass
 class ModelArguments:
-    prepared_dir: str = field(metadata={"help": "What `prepare` wrote."})
-    text_model: str = field(metadata={"help": "Language model: folder or Hub name (the one `prepare` was given)."})
-    text_model_name: str | None = field(
-        default=None, metadata={"help": "Its name for the card, where text_model is a folder."}
-    )
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep its lowest so many layers."})
-    backbone: str = field(default="dcnv2", metadata={"help": "ID tower: a name in docs/towers.md."})
-    config_overrides: dict | str | None = field(
-        default=None, metadata={"help": 'Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'}
+    prepared_dir: str = HfArg(help="What `prepare` wrote.")
+    text_model: str = HfArg(help="Language model: folder or Hub name (the one `prepare` was given).")
+    text_model_name: str | None = HfArg(default=None, help="Its name for the card, where text_model is a folder.")
+    num_hidden_layers: int | None = HfArg(default=None, help="Keep its lowest so many layers.")
+    backbone: str = HfArg(default="dcnv2", help="ID tower: a name in docs/towers.md.")
+    config_overrides: dict | str | None = HfArg(
+        default=None, help='Other FlipConfig fields as json, e.g. \'{"mtm_noise": "field"}\'.'
     )
 
 

@@ -13,24 +13,24 @@ import numpy as np
 import prometheus_client as prometheus
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from ..analysis.rates import count_occurrences
+from ..calibration_flip import predict_probabilities
 from ..text_encoding_flip import EncodedRows
 from .onnx import OnnxClickModel
 from .onnx_files import ONNX_FOLDER
 from .rows import distinct, example_row, join, raw_names
-from .waiting import STOPPING, BadRows, Batcher, QueueFull
+from .waiting import Batcher, refusal
 
 
 class TorchModel:
     """What a pipeline holds, by the names that [`OnnxClickModel`] has: all that the server needs of either."""
 
     def __init__(self, pipeline: Any):
-        self._pipeline, self.encoder = pipeline, pipeline.processor
-        self.mode = pipeline.model.config.mode
+        self._pipeline, self.encoder, self.mode = pipeline, pipeline.processor, pipeline.model.config.mode
 
     def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
         """`(B,)`, so many rows at a time."""
@@ -38,33 +38,22 @@ class TorchModel:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated, `(B,)`."""
-        import torch
-
-        return self._pipeline.model.predict_probabilities(torch.from_numpy(logits)).numpy()
+        config = self._pipeline.model.config
+        how = (config.calibration, config.negative_sampling_rate, config.positive_weight, config.mode)
+        return predict_probabilities(logits, *how)
 
 
 def load_model(name: str, file_name: str | None = None) -> Any:
     """
-    What answers for a finetuned model: onnxruntime, for a folder with `onnx/model.onnx` and where torch is not
-    installed; else torch.
-
-    Args:
-        name (`str`): a folder, or a name on the Hub. ONNX files are those of a folder:
-            `huggingface_hub.snapshot_download` brings a repository here.
-        file_name (`str`, *optional*): of the folder's `onnx`, the one that onnxruntime shall run.
-
-    Raises `FileNotFoundError` if what onnxruntime would have to run is not there.
+    What answers for a finetuned model, a folder or a name on the Hub: onnxruntime, for a folder with `onnx/model.onnx`
+    and where torch is not installed; else torch. `file_name` is another file of that `onnx`. Raises
+    `FileNotFoundError` if what onnxruntime would have to run is not there.
     """
     is_exported = os.path.isfile(os.path.join(name, ONNX_FOLDER, "model.onnx"))
     if file_name is None and not is_exported and importlib.util.find_spec("torch") is not None:
         from transformers import pipeline
 
         return TorchModel(pipeline("click-through-rate", model=name))
-    if not os.path.isdir(name):
-        raise FileNotFoundError(
-            f"{name} is no folder, and ONNX files, which is all that runs without torch, are those of a folder: "
-            "bring a repository here with huggingface_hub.snapshot_download"
-        )
     return OnnxClickModel.from_pretrained(name, file_name or "model.onnx")
 
 
@@ -103,19 +92,16 @@ def create_app(
         batch_rows (`int`): rows of several requests that are scored together.
     """
     extractor, has_text = model.encoder.feature_extractor, model.mode != "tabular"
-    columns, metrics = raw_names(extractor.fields), Metrics(extractor)
+    example, metrics = example_row(extractor), Metrics(extractor)
     batcher = Batcher(model.logits, batch_rows, max_waiting, metrics.count)
     metrics.waiting.set_function(lambda: batcher.num_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(batcher.run())
         yield
-        batcher.close()
-        await running  # what waits is answered
+        await asyncio.to_thread(batcher.close)  # what waits is answered
 
     app = FastAPI(title="flip_hf", lifespan=lifespan, max_body_size=max_bytes, docs_url=None, redoc_url=None)
-    example = example_row(extractor)
 
     class Rows(BaseModel):
         rows: list[dict[str, Any]] = Field(max_length=max_rows, examples=[[example]])
@@ -129,11 +115,12 @@ def create_app(
     def about() -> dict[str, Any]:
         """What the model reads, and a row of it."""
         fields = [{"name": f.name, "kind": f.kind, "columns": f.columns} for f in extractor.fields]
-        return {"mode": model.mode, "columns": columns, "fields": fields, "example": example}
+        return {"mode": model.mode, "columns": raw_names(extractor.fields), "fields": fields, "example": example}
 
-    @app.get("/health", response_model=dict[str, str])
-    async def health() -> Any:
-        return refusal(503, STOPPING) if batcher.is_closing else {"status": "ok"}
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        batcher.check_open()
+        return {"status": "ok"}
 
     @app.get("/metrics")
     def read_metrics() -> Response:
@@ -175,24 +162,11 @@ def create_app(
             metrics.seconds.labels(path, status).observe(time.perf_counter() - start)
 
     @app.exception_handler(RequestValidationError)
-    async def say_what_is_wrong(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def say_what_is_wrong(request: Request, error: RequestValidationError) -> Response:
         said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        return refusal(422, "; ".join(said))
-
-    @app.exception_handler(BadRows)
-    async def say_which_value(request: Request, error: BadRows) -> JSONResponse:
-        return refusal(422, str(error))
-
-    @app.exception_handler(QueueFull)
-    async def ask_to_come_again(request: Request, error: QueueFull) -> JSONResponse:
-        return refusal(503, str(error), {"Retry-After": "1"})
+        return await http_exception_handler(request, refusal(422, "; ".join(said)))
 
     return app
-
-
-def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A sentence may quote half a surrogate pair, which no encoding holds."""
-    return JSONResponse({"detail": sentence.encode("utf-8", "replace").decode()}, status, headers)
 
 
 def serve(name: str, host: str = "127.0.0.1", port: int = 8000, file_name: str | None = None) -> None:

@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table -> chunks, and encoded rows -> batches of rows of similar length, as arrays: for whoever scores them, with
-torch or without.
+"""A table -> chunks, and encoded rows -> batches of rows of similar length, as arrays, and what has to be said of
+their logits: for whoever scores them, with torch or without.
 
 Letters: B rows, S slots, L tokens of all rows together, T tokens of the longest row of a batch.
 """
 
+import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..columns_flip import as_columns, select_columns
+from ..columns_flip import as_columns, select_columns, with_class_names
 from ..masking_flip import pad_rows
 from ..text_encoding_flip import EncodedRows
 from .rows import raw_names
 
 
-# batches of a table that are encoded, and put in order of length, together
-BATCHES_OF_TABLE = 32
+# batches that are encoded, and put in order of length, together; a stream is read ahead so far
+BATCHES_OF_TABLE, BATCHES_OF_STREAM = 32, 8
 
 
-def chunks_of_table(rows: Any, fields: Iterable[Any], size: int) -> Iterator[Any]:
-    """Tables of at most `size` rows, one after another; none of an empty list."""
-    if hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
+def chunks(rows: Any, fields: Iterable[Any], batch_size: int, stream: Iterator[Any] | None = None) -> Iterator[Any]:
+    """Tables of at most so many batches, one after another; none of an empty list. `stream` gives the rows of one that
+    come one by one."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+    size = batch_size * BATCHES_OF_TABLE
+    if stream is not None:
+        while chunk := list(itertools.islice(stream, batch_size * BATCHES_OF_STREAM)):
+            yield with_class_names(chunk, getattr(rows, "features", None))
+    elif hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
         for start in range(0, len(rows), size):
             yield rows.select(range(start, min(start + size, len(rows))))
     elif not isinstance(rows, Sequence) or len(rows):  # an empty list has no columns
@@ -58,3 +67,18 @@ def batches(
             part = tokens[ends[first] - lengths[first] : ends[rows][-1]]
             batch["input_ids"], batch["attention_mask"] = pad_rows(part, lengths[rows], encoder.pad_token_id)
         yield batch
+
+
+def check_finite(is_finite: np.ndarray, name: str = "logits", remedy: str = "") -> None:
+    """Whether a figure of each row is `(B,)`; raises `ValueError` if one is not."""
+    wrong = int((~is_finite).sum())
+    if wrong:
+        of_them = f"{name} of {wrong} of {len(is_finite)} rows"
+        raise ValueError(f"{of_them} are not finite: a weight of the model is not{remedy}")
+
+
+def warn_if_not_calibrated(calibration: dict[str, Any] | None, mode: str) -> None:
+    """Of a calibration that was fitted on the logits of another mode."""
+    if calibration is not None and calibration.get("mode", mode) != mode:
+        problem = f'the calibration was fitted in mode "{calibration["mode"]}" and is left aside in mode "{mode}"'
+        warnings.warn(f"{problem}: fit one for this mode", stacklevel=3)

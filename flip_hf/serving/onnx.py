@@ -6,7 +6,6 @@ Letters: B rows.
 """
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +17,9 @@ from ..analysis.rates import RateWatch, count_occurrences
 from ..calibration_flip import check_calibration, predict_probabilities
 from ..feature_encoding_flip import VOCABULARY_NAME, FeatureEncoder, ids_problem
 from ..text_encoding_flip import SETTINGS, EncodedRows, RowEncoder
-from .batching import BATCHES_OF_TABLE, batches, chunks_of_table, order_of_lengths
+from .batching import batches, check_finite, chunks, order_of_lengths, warn_if_not_calibrated
 from .onnx_files import ONNX_FOLDER, check_weights
 
-
-logger = logging.getLogger(__name__)
 
 # of a configuration: what becomes of logits
 _PROBABILITY_SETTINGS = ("calibration", "negative_sampling_rate", "positive_weight")
@@ -95,9 +92,8 @@ class OnnxClickModel:
         folder = Path(folder)
         path = folder / ONNX_FOLDER / file_name
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is not there: flip_hf.export_onnx({str(folder)!r}, ...) writes such files"
-            )
+            problem = f"{path} is not there: flip_hf.export_onnx writes such files"
+            raise FileNotFoundError(f"{problem}, huggingface_hub.snapshot_download brings those of a repository here")
         config = _read(folder / "config.json")
         session = onnxruntime.InferenceSession(path, **{"providers": ["CPUExecutionProvider"], **session_options})
         mode = check_weights(path, session.get_modelmeta().custom_metadata_map, folder)
@@ -106,18 +102,9 @@ class OnnxClickModel:
         problem = ids_problem(encoder.feature_extractor, *described)
         if problem is not None:
             raise ValueError(f"the processor does not fit the model: {problem}")
-        calibration = config.get("calibration")
-        check_calibration(calibration, config.get("positive_weight", 1.0))
-        if calibration is not None and calibration.get("mode", mode) != mode:
-            logger.warning(
-                f'the calibration was fitted in mode "{calibration["mode"]}" and is left aside in mode "{mode}"'
-            )
+        check_calibration(config.get("calibration"), config.get("positive_weight", 1.0))
+        warn_if_not_calibrated(config.get("calibration"), mode)
         return cls(session, encoder, config, mode)
-
-    def encode(self, rows: Any) -> EncodedRows:
-        """Rows in any form that [`as_columns`] takes -> what the file reads, as flat arrays."""
-        columns = self.encoder.feature_extractor.select_columns(rows)
-        return self.encoder.encode_columns(columns, return_text=self.mode != "tabular")
 
     def predict(self, rows: Any, batch_size: int = 256) -> np.ndarray:
         """
@@ -131,26 +118,21 @@ class OnnxClickModel:
 
         Raises `ValueError` if a logit is not finite.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} has to be 1 or more")
         extractor = self.encoder.feature_extractor
         logits = [np.zeros(0, np.float32)]
-        for chunk in chunks_of_table(rows, extractor.fields, batch_size * BATCHES_OF_TABLE):
-            encoded = self.encode(chunk)
+        for table in chunks(rows, extractor.fields, batch_size):
+            columns = extractor.select_columns(table)
+            encoded = self.encoder.encode_columns(columns, return_text=self.mode != "tabular")
             logits.append(self.logits(encoded, batch_size))
             self._watch.add(count_occurrences(extractor, encoded.feature_ids))
         return self.probabilities(np.concatenate(logits))
 
     def logits(self, encoded: EncodedRows, batch_size: int = 256) -> np.ndarray:
-        """What `encode` gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
-        if not len(encoded.feature_ids):
-            return np.zeros(0, np.float32)
+        """What the encoder gave -> `(B,)`, float32. Raises `ValueError` if one is not finite."""
         order = order_of_lengths(encoded)
         parts = batches(encoded, order, self.mode, self.encoder, batch_size)
         logits = np.concatenate([self.session.run(["logits"], part)[0] for part in parts])[np.argsort(order)]
-        wrong = int((~np.isfinite(logits)).sum())
-        if wrong:
-            raise ValueError(f"logits of {wrong} of {len(logits)} rows are not finite: a weight of the model is not")
+        check_finite(np.isfinite(logits))
         return logits
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:

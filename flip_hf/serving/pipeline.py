@@ -4,7 +4,6 @@
 Letters: B rows of a chunk, F fields, S slots, L tokens of all rows together.
 """
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,18 +13,16 @@ import torch
 from transformers.pipelines.base import Pipeline
 
 from ..analysis.rates import RateWatch, count_occurrences
-from ..columns_flip import CodedColumn, is_column, with_class_names
+from ..columns_flip import CodedColumn, is_column
 from ..masking_flip import hide_features, hide_tokens
 from ..text_encoding_flip import EncodedRows
-from .batching import BATCHES_OF_TABLE, chunks_of_table
+from .batching import chunks
 from .ranking import Ranking, rank
 from .rows import columns_of_texts, raw_names
 from .scoring import Scores, TextVectors, as_stream, check_click_model, score
 
 
 TASK = "click-through-rate"
-# batches that are encoded, and put in order of length, together, of a stream that is read ahead so far
-_BATCHES_OF_STREAM = 8
 
 
 class ClickThroughRatePipeline(Pipeline):
@@ -81,13 +78,9 @@ class ClickThroughRatePipeline(Pipeline):
         """
         batch_size = self._rows_at_a_time if batch_size is None else batch_size
         asked = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} has to be 1 or more")
-        stream = as_stream(rows)
-        size = batch_size * (BATCHES_OF_TABLE if stream is None else _BATCHES_OF_STREAM)
-        fields, rates = self.processor.feature_extractor.fields, dict[str, dict[str, float]]()
-        chunks = chunks_of_table(rows, fields, size) if stream is None else _chunks_of_stream(stream, rows, size)
-        results: Any = self._score(chunks, batch_size, asked, rates)
+        fields, stream = self.processor.feature_extractor.fields, as_stream(rows)
+        rates: dict[str, dict[str, float]] = {}
+        results: Any = self._score(chunks(rows, fields, batch_size, stream), batch_size, asked, rates)
         if stream is None:
             results = next(results) if _is_one_row(rows, fields) else list(results)
         return (results, rates) if asked.get("return_rates") else results
@@ -127,8 +120,6 @@ class ClickThroughRatePipeline(Pipeline):
         mode = self.model.config.mode
         if return_towers and mode != "joint":
             raise ValueError(f'return_towers=True needs a model of mode "joint": this one is "{mode}"')
-        if return_reasons is not None and return_reasons < 0:
-            raise ValueError(f"return_reasons={return_reasons} has to be True, or how many reasons")
         asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
@@ -153,22 +144,20 @@ class ClickThroughRatePipeline(Pipeline):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _score(
-        self, chunks: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
+        self, tables: Iterable[Any], batch_size: int, asked: dict[str, Any], rates: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Results row by row; `rates` is filled on the way."""
         occurrences: Any = 0
-        for chunk in chunks:
-            columns, encoded = self.preprocess(chunk)
+        for table in tables:
+            columns, encoded = self.preprocess(table)
             scores = self._forward(encoded, batch_size)
             results = self.postprocess(scores, asked.get("return_towers", False))
-            number = asked.get("return_reasons", False)
-            if number:
-                number = None if number is True else number
-                reasons = self._reasons(columns, encoded, scores.logits, batch_size, number)
+            if asked.get("return_reasons"):
+                reasons = self._reasons(columns, encoded, scores.logits, batch_size, asked["return_reasons"])
                 results = [result | {"reasons": some} for result, some in zip(results, reasons, strict=True)]
-            in_chunk = count_occurrences(self.processor.feature_extractor, encoded.feature_ids)
-            self._watch.add(in_chunk)
-            occurrences = occurrences + in_chunk
+            in_table = count_occurrences(self.processor.feature_extractor, encoded.feature_ids)
+            self._watch.add(in_table)
+            occurrences = occurrences + in_table
             if asked.get("return_rates"):
                 rates.update(self._watch.rates(occurrences))
             yield from results
@@ -176,15 +165,15 @@ class ClickThroughRatePipeline(Pipeline):
     def _reasons(
         self, columns: list[CodedColumn], encoded: EncodedRows, logits: torch.Tensor, batch_size: int, number: Any
     ) -> Iterator[list[dict[str, Any]]]:
-        """For each row so many fields that the model reads (all, if `None`), those of the largest effect first."""
+        """For each row so many fields that the model reads (all, if `True`), those of the largest effect first."""
         extractor, mode = self.processor.feature_extractor, self.model.config.mode
         of_mode = {"tabular": extractor.slot_fields, "text": extractor.text_fields}
         read = sorted({*of_mode.get(mode, range(extractor.num_fields))})
         # a statistic is hidden with the field that it is of
         fields = [field for field in read if extractor.statistic_sources[field] < 0]
         # all rows without the first of the fields, then all without the second, ...
-        hidden = np.eye(extractor.num_fields, dtype=bool)[fields]  # (fields, F)
-        ids = hide_features(encoded.feature_ids, hidden[:, None], extractor)  # (fields, B, S)
+        hidden = np.eye(extractor.num_fields, dtype=bool)[fields, None]  # (fields, 1, F)
+        ids = hide_features(encoded.feature_ids, hidden, extractor)  # (fields, B, S)
         tokens = lengths = None
         if encoded.tokens is not None:
             is_hidden = encoded.token_fields == np.array(fields)[:, None]  # (fields, L)
@@ -194,7 +183,7 @@ class ClickThroughRatePipeline(Pipeline):
         logits_without = self._forward(without, batch_size).logits.reshape(len(fields), -1)
         effects = (logits - logits_without).T.double().numpy()  # (B, fields)
         texts = [[extractor.value_text(field, value) for value in columns[field].values] for field in fields]
-        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :number]
+        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, : None if number is True else number]
         for row, places in enumerate(order.tolist()):
             yield [
                 {
@@ -211,8 +200,3 @@ def _is_one_row(rows: Any, fields: Iterable[Any]) -> bool:
         return not all(is_column(rows[name]) for name in raw_names(fields) if name in rows)
     is_series = hasattr(rows, "iloc") and not hasattr(rows, "columns")
     return is_series or (hasattr(rows, "dtype") and np.ndim(rows) == 0)
-
-
-def _chunks_of_stream(stream: Iterator[Any], rows: Any, size: int) -> Iterator[Mapping[str, Any]]:
-    while chunk := list(itertools.islice(stream, size)):
-        yield with_class_names(chunk, getattr(rows, "features", None))

@@ -46,8 +46,6 @@ def rank(
     Raises:
         ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} has to be 1 or more")
     check_click_model(model, processor)
     extractor = processor.feature_extractor
     user_row, stream = _one_row(user_row), as_stream(items)

@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from ..modeling_flip_base import evaluating
 from ..text_encoding_flip import EncodedRows
-from .batching import batches, order_of_lengths
+from .batching import batches, check_finite, order_of_lengths, warn_if_not_calibrated
 
-
-logger = logging.get_logger(__name__)
 
 # held by whoever adds texts
 _LOCK = threading.Lock()
@@ -43,14 +40,8 @@ def check_click_model(model: Any, processor: Any) -> None:
         raise ValueError(f"this model was pre-trained only: {names} are random numbers. Finetune it (FlipCTRTrainer)")
     if not hasattr(processor, "encode_columns"):
         raise ValueError(f"processor is {type(processor).__name__}, not the FlipProcessor of the training")
-    if config.mode != "tabular" and processor.tokenizer is None:
-        raise ValueError('the processor has no tokenizer, and the model reads text: load it with mode="tabular"')
     config.check_processor(processor)
-    if config.calibration is not None and config.calibration.get("mode", config.mode) != config.mode:
-        logger.warning_once(
-            f'the calibration was fitted in mode "{config.calibration["mode"]}" and is left aside in mode '
-            f'"{config.mode}": fit one for this mode'
-        )
+    warn_if_not_calibrated(config.calibration, config.mode)
 
 
 def as_stream(rows: Any) -> Iterator[Any] | None:
@@ -121,11 +112,9 @@ def score(
     that it does not read again what is in `texts`. A model that is in evaluation mode is not touched, so that threads
     can share it. Raises `ValueError` if a logit is not finite.
     """
-    num_rows = len(encoded.feature_ids)
-    if not num_rows:
+    if not len(encoded.feature_ids):
         return Scores(torch.zeros(0))
-    order = order_of_lengths(encoded)
-    numbers, vectors, known = np.zeros(0, np.int64), torch.zeros(0), np.zeros(0, np.int64)
+    order, known = order_of_lengths(encoded), np.zeros(0, np.int64)
     if encoded.lengths is not None and texts is not None:
         numbers, vectors = texts.find(model, encoded)
         order, known = order[numbers[order] < 0], np.flatnonzero(numbers >= 0)
@@ -136,20 +125,14 @@ def score(
             rows = known[first : first + batch_size]
             ids = torch.from_numpy(encoded.feature_ids[rows].astype(np.int64)).to(model.device)
             parts.append(_with_vectors(model, ids, vectors[torch.from_numpy(numbers[rows]).to(vectors.device)]))
+    place = torch.from_numpy(np.argsort(np.concatenate([order, known])))  # as the rows were
     scores = {}
     for name, tensors in zip(Scores._fields, zip(*parts, strict=True), strict=True):
-        if tensors[0] is None:
-            continue
-        values = torch.cat(tensors).cpu()  # the device is waited for once, here
-        wrong = int((~torch.isfinite(values)).sum())
-        if wrong:
-            raise ValueError(
-                f"{name} of {wrong} of {num_rows} rows are not finite: a weight of the model is not, or {model.dtype} "
-                "is too narrow for it: load it with dtype=torch.float32"
-            )
-        if encoded.lengths is not None:
-            values = values[torch.from_numpy(np.argsort(np.concatenate([order, known])))]  # as the rows were
-        scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
+        if tensors[0] is not None:
+            values = torch.cat(tensors).cpu()[place]  # the device is waited for once, here
+            remedy = f", or {model.dtype} is too narrow for it: load it with dtype=torch.float32"
+            check_finite(torch.isfinite(values).numpy(), name, remedy)
+            scores[name] = values.to(torch.promote_types(values.dtype, torch.float32))
     return Scores(**scores)
 
 

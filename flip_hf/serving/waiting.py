@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that come one by one are scored together, and each gets the logits of its own rows.
-
-Letters: B rows of a request, L tokens of all rows together.
-"""
+"""Requests that come one by one are scored together, and each gets the logits of its own rows."""
 
 import asyncio
 import collections
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from fastapi import HTTPException
 
 from ..text_encoding_flip import EncodedRows
 
@@ -18,29 +18,16 @@ from ..text_encoding_flip import EncodedRows
 logger = logging.getLogger(__name__)
 
 
-class BadRows(ValueError):
-    """The rows of a request cannot be read; the sentence says why."""
-
-
-class QueueFull(RuntimeError):
-    """So much waits, or the server is about to stop, that nothing more is taken; the sentence says which."""
-
-
-STOPPING = "the server is stopping: try again"
+def refusal(status: int, sentence: str) -> HTTPException:
+    """A sentence may quote half a surrogate pair, which no encoding holds."""
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return HTTPException(status, sentence.encode("utf-8", "replace").decode(), headers)
 
 
 class _Job(NamedTuple):
     encode: Callable[[], EncodedRows]
     num_rows: int
-    answer: asyncio.Future
-
-    def give(self, answer: np.ndarray | Exception) -> None:
-        if self.answer.done():  # or nobody waits for it any more
-            return
-        if isinstance(answer, Exception):
-            self.answer.set_exception(answer)
-        else:
-            self.answer.set_result(answer)
+    answer: Future
 
 
 class Batcher:
@@ -64,96 +51,77 @@ class Batcher:
     ):
         self.logits, self.batch_rows, self.max_waiting, self.observe = logits, batch_rows, max_waiting, observe
         self.num_waiting = 0  # rows
-        self._jobs: collections.deque[_Job] = collections.deque()
-        self._changed = asyncio.Event()
         self.is_closing = False  # or closed
+        self._jobs: collections.deque[_Job] = collections.deque()
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1)
+
+    def check_open(self) -> None:
+        if self.is_closing:
+            raise refusal(503, "the server is stopping: try again")
 
     async def score(self, encode: Callable[[], EncodedRows], num_rows: int) -> np.ndarray:
-        """What gives the rows of a request, and their number -> logits, of what `encode` gave. Raises `BadRows`, or
-        `QueueFull` if they would have to wait behind too many others, or for ever."""
-        if self.is_closing:
-            raise QueueFull(STOPPING)
-        if self._jobs and self.num_waiting + num_rows > self.max_waiting:
-            raise QueueFull(f"{self.num_waiting} rows wait already: try again")
-        job = _Job(encode, num_rows, asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
-        self.num_waiting += num_rows
-        self._changed.set()
-        return await job.answer
-
-    async def run(self) -> None:
-        """Answers until it is closed, and what waits by then. An error is the answer to those whom it concerns; what
-        ends the process, or this task, refuses whatever waits."""
-        jobs: list[_Job] = []
-        try:
-            while self._jobs or not self.is_closing:
-                self._changed.clear()
-                if not self._jobs:
-                    await self._changed.wait()
-                    continue
-                jobs = self._take()
-                try:
-                    answers = await asyncio.to_thread(self._answers, jobs)
-                except BaseException as error:
-                    answers = [_failure(error)] * len(jobs)
-                for job, answer in zip(jobs, answers, strict=True):
-                    job.give(answer)
-        finally:
-            self.close()
-            for job in (*jobs, *self._jobs):
-                job.give(QueueFull(STOPPING))
+        """What gives the rows of a request, and their number -> logits, of what `encode` gave. Raises `HTTPException`:
+        422 for rows that cannot be read, 503 if they would have to wait behind too many others, or for ever."""
+        job = _Job(encode, num_rows, Future())
+        with self._lock:
+            self.check_open()
+            if self._jobs and self.num_waiting + num_rows > self.max_waiting:
+                raise refusal(503, f"{self.num_waiting} rows wait already: try again")
+            self._jobs.append(job)
+            self.num_waiting += num_rows
+            self._thread.submit(self._work)  # finds nothing to do if a call before has taken this job along
+        return await asyncio.wrap_future(job.answer)
 
     def close(self) -> None:
-        """Takes nothing more; `run` ends when all is answered."""
-        self.is_closing = True
-        self._changed.set()
+        """Takes nothing more, and returns when what waits has been answered."""
+        with self._lock:
+            self.is_closing = True
+        self._thread.shutdown()
 
-    def _take(self) -> list[_Job]:
-        """The next jobs, without those that nobody waits for any more."""
-        jobs = [self._jobs.popleft()]
-        while self._jobs and sum(job.num_rows for job in jobs) + self._jobs[0].num_rows <= self.batch_rows:
-            jobs.append(self._jobs.popleft())
-        self.num_waiting -= sum(job.num_rows for job in jobs)
-        return [job for job in jobs if not job.answer.done()]
+    def _work(self) -> None:
+        """Answers the next jobs, but for those that nobody waits for any more."""
+        jobs: list[_Job] = []
+        num_rows = 0
+        with self._lock:
+            while self._jobs and (not jobs or num_rows + self._jobs[0].num_rows <= self.batch_rows):
+                jobs.append(self._jobs.popleft())
+                num_rows += jobs[-1].num_rows
+            self.num_waiting -= num_rows
+        encoded = []
+        for job in jobs:
+            if not job.answer.set_running_or_notify_cancel():
+                continue
+            try:
+                encoded.append((job, job.encode()))
+            except (ValueError, TypeError) as error:
+                job.answer.set_exception(refusal(422, str(error)))
+            except BaseException as error:
+                job.answer.set_exception(_failure(error))
+        if encoded:
+            self._score(encoded)
 
-    def _answers(self, jobs: Sequence[_Job]) -> list[np.ndarray | Exception]:
-        """For each job the logits of its rows, or what was raised."""
-        answers: list[Any] = [_encoded(job) for job in jobs]
-        good = [number for number, answer in enumerate(answers) if isinstance(answer, EncodedRows)]
-        for number, logits in zip(good, self._logits([answers[number] for number in good]), strict=True):
-            answers[number] = logits
-        return answers
-
-    def _logits(self, parts: list[EncodedRows]) -> Sequence[np.ndarray | Exception]:
-        """Of requests together; one by one if that fails, so that a row on which the model fails fails alone."""
-        if not parts:
-            return []
+    def _score(self, encoded: Sequence[tuple[_Job, EncodedRows]]) -> None:
+        """Answers jobs together; one by one if that fails, so that a row on which the model fails fails alone."""
+        jobs, parts = zip(*encoded, strict=True)
         try:
             rows = EncodedRows(*(None if of[0] is None else np.concatenate(of) for of in zip(*parts, strict=True)))
-            logits = self.logits(rows)
+            logits = np.split(self.logits(rows), np.cumsum([len(part.feature_ids) for part in parts[:-1]]))
         except BaseException as error:
-            failure = _failure(error)
-            return [failure] if len(parts) == 1 else [self._logits([part])[0] for part in parts]
+            if len(jobs) == 1:
+                return jobs[0].answer.set_exception(_failure(error))
+            for one in encoded:
+                self._score([one])
+            return
         if self.observe is not None:
             try:
                 self.observe(rows)
             except Exception:
                 logger.exception("a batch was scored and not observed")
-        return np.split(logits, np.cumsum([len(part.feature_ids) for part in parts[:-1]]))
-
-
-def _encoded(job: _Job) -> EncodedRows | Exception:
-    try:
-        return job.encode()
-    except (ValueError, TypeError) as error:
-        return BadRows(str(error))
-    except BaseException as error:
-        return _failure(error)
+        for job, of_job in zip(jobs, logits, strict=True):
+            job.answer.set_result(of_job)
 
 
 def _failure(error: BaseException) -> Exception:
-    """What a request is answered with: a panic of Rust code (the tokenizer's) is no `Exception`. Raises what ends the
-    process or a task."""
-    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
-        raise error
+    """What a request is answered with: a panic of Rust code (the tokenizer's) is no `Exception`."""
     return error if isinstance(error, Exception) else RuntimeError(repr(error))

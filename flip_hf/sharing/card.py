@@ -6,7 +6,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -96,37 +96,32 @@ def write_model_card(
     if repo_id is not None:
         validate_repo_id(repo_id)
     kind = (config.architectures or ["FlipForCTR"])[0] if config is model else type(model).__name__
-    if kind not in _MODELS:
-        raise ValueError(f"there is no card for a model of class {kind!r}, only for {' and '.join(_MODELS)}")
+    is_click_model = _MODELS[kind] is FlipForCTR
     if config is model:
         with torch.device("meta"):  # shapes alone
             model = _MODELS[kind](copy.deepcopy(config))
-    is_click_model = kind == "FlipForCTR"
     mode = config.mode if is_click_model else "pretraining"
     base = None if config.text_config is None else config.text_model_name_or_path
     data_name, title = _line(dataset_name or "not named"), _line(title or f"FLIP, {mode}")
     dataset_id, license = (None if text is None else _line(text) for text in (dataset_id, license))
-    figures, results, has_intervals = [], [], False
-    for name, value in (metrics or {}).items():
-        metric_name, interval, shown = _METRIC_NAMES.get(name, _line(name)), None, ""
-        if isinstance(value, BootstrapInterval):
-            has_intervals, shown = True, f"{value.low:.4f} to {value.high:.4f}"
-            interval = {"interval_95": [float(value.low), float(value.high)]}
-            value = value.value
-        figures.append([metric_name, f"{value:.4f}", shown])
-        if is_click_model and math.isfinite(value):  # others have no place in the metadata
-            results.append(
-                EvalResult(
-                    task_type=_TASK,
-                    dataset_type=dataset_id or data_name,
-                    dataset_name=data_name,
-                    dataset_split=evaluated_on,
-                    metric_type=_line(name),
-                    metric_name=metric_name,
-                    metric_value=float(value),
-                    metric_args=interval,
-                )
-            )
+    known = {
+        name: value if isinstance(value, BootstrapInterval) else BootstrapInterval(value, math.nan, math.nan)
+        for name, value in (metrics or {}).items()
+    }
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            dataset_type=dataset_id or data_name,
+            dataset_name=data_name,
+            dataset_split=evaluated_on,
+            metric_type=_line(name),
+            metric_name=_METRIC_NAMES.get(name, _line(name)),
+            metric_value=float(one.value),
+            metric_args=None if math.isnan(one.low) else {"interval_95": [float(one.low), float(one.high)]},
+        )
+        for name, one in known.items()
+        if is_click_model and math.isfinite(one.value)  # others have no place in the metadata
+    ]
     card = ModelCard.from_template(
         ModelCardData(
             library_name=LIBRARY_NAME,
@@ -149,17 +144,16 @@ def write_model_card(
         mode=mode,
         place=repo_id or PLACE,
         class_name=kind,
-        auto_class="AutoModelForSequenceClassification" if is_click_model else "AutoModelForPreTraining",
         is_click_model=is_click_model,
         num_parameters=model.num_parameters(),
         flops_per_row=flops_per_row,
         dataset_name=dataset_name,
         label_rule=label_rule,
         num_train_rows=num_train_rows,
-        reads_text=mode != "tabular",
         rates=rates or {},
-        metrics=[row if has_intervals else row[:2] for row in figures],
-        has_intervals=has_intervals,
+        metrics=known,
+        metric_names=_METRIC_NAMES,
+        has_intervals=not all(math.isnan(one.low) for one in known.values()),
         evaluated_on=evaluated_on,
         num_test_rows=num_test_rows,
         licenses=html.escape(licenses, quote=False) if licenses else None,
@@ -174,25 +168,6 @@ def write_model_card(
     path = Path(folder) / "README.md"
     card.save(path)
     return path
-
-
-def with_exports(card: str, names: Iterable[str]) -> str:
-    """A card of flip_hf that says how the ONNX files of these names are used; as it is, where there are none."""
-    files = [os.path.basename(name) for name in sorted(names) if name.endswith(".onnx")]
-    listed = ", ".join(f"`onnx/{name}`" for name in files)
-    chosen = "" if "model.onnx" in files else f', "{files[0]}"' if files else ""
-    use = f"""
-Without torch, {listed} by ONNX Runtime:
-
-```python
-from flip_hf.serving.onnx import OnnxClickModel
-from huggingface_hub import snapshot_download
-
-probabilities = OnnxClickModel.from_pretrained(snapshot_download("{PLACE}"){chosen}).predict(rows)
-```
-
-`rows` is"""
-    return card.replace("\n`rows` is", use, 1) if listed else card
 
 
 def _line(text: Any) -> str:

@@ -31,7 +31,7 @@ from ..feature_encoding_flip import VOCABULARY_NAME
 from ..processing_flip import FlipProcessor
 from ..pulling_flip import weight_names
 from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
-from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, with_exports, write_model_card
+from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
 
 logger = logging.get_logger(__name__)
@@ -85,9 +85,9 @@ def push_to_hub(
     Returns the URL of the commit; a push of what is already there makes no new one.
 
     Raises:
-        ValueError: if the folder holds no FLIP model, no processor that fits it or not all weights, a pickle, a link
-            in place of a file, code that is not flip_hf's, an access token, or with `onnx` no export, or one of other
-            weights; nothing is sent then.
+        ValueError, OSError: if the folder holds no FLIP model, no processor that fits it or not all weights, a
+            pickle, a link in place of a file, code that is not flip_hf's, an access token, or with `onnx` no export,
+            or one of other weights; nothing is sent then.
         PermissionError: if there is no token, or it may not write there.
         OSError: if the Hub fails: then nothing of the push is to be seen there.
     """
@@ -124,7 +124,9 @@ def push_to_hub(
         repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        sent[_CARD] = with_exports(text, exports).replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
+        if exports:
+            text = text.replace("<!-- onnx\n", "").replace("onnx -->\n", "")
+        sent[_CARD] = text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
         weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)|onnx/[^/]+\.onnx(_data)?"
         # of an earlier push: beside new ones in other files they would be loaded, are a pickle, or say something else
         old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(weights, name)]
@@ -150,10 +152,9 @@ def _model_files(folder: Path) -> set[str]:
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
         weight_names(str(folder), {})
         shards = {_INDEX, *json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
-    for name in (*_CONFIGS[:2], VOCABULARY_NAME, *sorted(shards)):
+    for name in sorted(shards):
         if not (folder / name).is_file():
-            writer = "processor" if name in (_CONFIGS[1], VOCABULARY_NAME) else "model"
-            raise ValueError(f"{folder} has no {name}: {writer}.save_pretrained({str(folder)!r}) writes it")
+            raise ValueError(f"{folder} has no {name}: model.save_pretrained({str(folder)!r}) writes it")
     for name in _CONFIGS:
         saved = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
         kind = saved.get("architectures")
