@@ -48,8 +48,8 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgp
 # of the HTTP library beneath: an answer that is an error, or a connection that breaks
 _HUB_FAILURE: Any = HfHubHTTPError.__bases__[0]
 _TRAINING = (
-    *("learning_rate", "text_learning_rate", "weight_decay", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "seed"),
+    *("learning_rate", "text_learning_rate", "embedding_learning_rate", "weight_decay"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "seed"),
 )
 
 
@@ -231,7 +231,8 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
     if test_dataset is not None and (test_dataset is trainer.train_dataset or test_dataset is trainer.eval_dataset):
         raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
     step, settings = state.global_step, args.to_dict()
-    training = {**{name: settings[name] for name in _TRAINING}, "steps": step, "epochs": round(state.epoch or 0, 2)}
+    training = {name: settings[name] for name in _TRAINING if settings.get(name) is not None}
+    training |= {"steps": step, "epochs": round(state.epoch or 0, 2)}
     if state.best_global_step and args.load_best_model_at_end and not trainer.is_in_train:
         training["step of the best model"] = step = state.best_global_step
     # without folders of this machine before the script's name
