@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import FlipConfig
 from .masking_flip import MASK_FEATURE_ID
-from .text_tower_flip import TextMLMHead, mlm_activation
+from .text_tower_flip import mlm_activation
 
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
@@ -48,34 +48,24 @@ class FlipMLMHead(nn.Module):
 
     z = [w~_l ; v] -> Linear(d_w + d_v, d) -> tanh -> dropout -> Linear(d, V), at the masked positions alone, d being
     d_w unless `config.mlm_transform_config` says otherwise. With `config.mlm_transform="text_model"` an activation and
-    LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over
-    (`start_from`). The decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
+    LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over. The
+    decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
         text_config, settings = config.text_config, config.mlm_transform_config
-        self.text_size = text_config.hidden_size
-        size = settings.get("hidden_size", self.text_size)
+        text_size = text_config.hidden_size
+        size = settings.get("hidden_size", text_size)
         self.activation, self.layer_norm = torch.tanh, None
         if config.mlm_transform == "text_model":
             # ELECTRA and ALBERT have word embeddings of another size
-            size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or self.text_size
+            size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or text_size
             self.activation = ACT2FN[settings.get("hidden_act") or mlm_activation(text_config)]
             self.layer_norm = nn.LayerNorm(size, eps=settings.get("layer_norm_eps", 1e-12))
-        self.dense = nn.Linear(self.text_size + tabular_size, size)
+        self.dense = nn.Linear(text_size + tabular_size, size)
         self.dropout = nn.Dropout(config.mlm_dropout_prob)
         self.decoder = nn.Linear(size, text_config.vocab_size)
-
-    @torch.no_grad()
-    def start_from(self, head: TextMLMHead) -> None:
-        """Copies the weights of a language model's own head; what reads the tabular vector starts at zero."""
-        for name, weight in head.weights.items():
-            parameter = self.get_parameter(name)
-            if name == "dense.weight":
-                parameter[:, self.text_size :] = 0.0
-                parameter = parameter[:, : self.text_size]
-            parameter.copy_(weight)
 
     def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
         """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""

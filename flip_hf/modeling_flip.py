@@ -24,7 +24,7 @@ from .configuration_flip import FlipConfig
 from .modeling_flip_base import TEXT_MODEL_ARGUMENTS, FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
 from .pulling_flip import workshop
-from .text_tower_flip import build_text_model, check_text_pooling, is_causal, load_mlm_head
+from .text_tower_flip import build_text_model, check_text_pooling, is_causal
 
 
 @dataclass
@@ -258,13 +258,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
                     f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}"
                 )
             loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
-            head = load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
+            heads = workshop("training.text_mlm_head")
+            head = heads.load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
             kwargs |= {"mlm_transform": head.transform, "mlm_transform_config": head.transform_config}
         model = super().from_text_pretrained(
             text_model_name_or_path, processor=processor, num_hidden_layers=num_hidden_layers, **kwargs
         )
         if head is not None:
-            model.mlm_head.start_from(head)
+            heads.start_mlm_head(model.mlm_head, head)
         return model
 
     def set_feature_counts(self, processor: Any) -> None:

@@ -167,6 +167,12 @@ def test_a_folder_that_is_not_whole_or_not_of_one_model_is_refused(folder, table
     other = FlipFeatureExtractor.fit({**table, "user_id": users}, field_options=OPTIONS)
     vocabulary = Path(other.save_vocabulary(tmp_path))
     fits = "the processor does not fit the model: its ids of user_id, .* stand for other values"
+    refused(ValueError, "feature_vocabulary.safetensors of .* is corrupt or", lambda: shutil.copy(vocabulary, copy))
+    graph = copy / "onnx" / "model.onnx"
+    refused(ValueError, "onnx/model.onnx of .* is corrupt or", lambda: graph.write_bytes(graph.read_bytes() + b"\0"))
+    without_sums = tmp_path / "without sums"  # as if somebody had taken the lines out
+    folder = shutil.copytree(folder, without_sums)
+    (folder / "SHA256SUMS").unlink()
     refused(ValueError, fits, lambda: shutil.copy(vocabulary, copy))
     weights = copy / "model.safetensors"
     refused(ValueError, "was made of other weights", lambda: weights.write_bytes(weights.read_bytes()[:-1] + b"\0"))

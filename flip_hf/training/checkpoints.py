@@ -5,7 +5,6 @@ A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks
 `unfinished` beside and renamed when all of it is on the disk.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -19,41 +18,37 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 from transformers.utils import logging
 
+from ..pulling_flip import SUMS_NAME, read_sums, sha256, write_sums
+
 
 logger = logging.get_logger(__name__)
 
-SUMS_NAME = "SHA256SUMS"
 _UNFINISHED = "unfinished"  # folder of an output folder
 _WAIT = 15.0  # seconds in which the workers of a training that was killed notice it
 
 
 def seal(folder: Path) -> None:
     """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
-            if os.name == "posix":  # elsewhere only what is open for writing can be waited for
+    write_sums(folder, "**/*")
+    for path in (
+        folder.rglob("*") if os.name == "posix" else ()
+    ):  # elsewhere only what is open for writing can be waited for
+        if path.is_file():
+            with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    with open(folder / SUMS_NAME, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def check_sealed(folder: Path) -> None:
     """Raises `ValueError`, which names the first file of a checkpoint that is missing or is not what was written."""
     if not (folder / SUMS_NAME).is_file():
         raise ValueError(f"{folder} has no {SUMS_NAME}: no trainer of flip_hf wrote it to its end")
-    sums = [line.partition("  ") for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()]
-    names = [name for _, _, name in sums]
-    for name in (TRAINER_STATE_NAME, *names):
-        if name not in names or not (folder / name).is_file():
+    sums = read_sums(folder / SUMS_NAME)
+    for name in (TRAINER_STATE_NAME, *sums):
+        if name not in sums or not (folder / name).is_file():
             raise ValueError(f"{folder} lacks {name or 'a file'}")
-    for digest, _, name in sums:
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
+    for name, digest in sums.items():
+        if sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
 
 
 def get_last_checkpoint(output_dir: str | Path) -> str | None:
