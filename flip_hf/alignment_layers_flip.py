@@ -184,11 +184,17 @@ class FlipMTMHead(nn.Module):
         self._noise = (log_probs, order, cumulative, borders)
         return self._noise
 
-    def draw_noise(self, fields: torch.LongTensor, generator: torch.Generator | None = None) -> torch.LongTensor:
-        """K features from the noise distribution for each of `fields` `(M,)` -> `(M, K)`."""
+    def draw_noise(
+        self, fields: torch.Tensor, generator: torch.Generator | None = None, seeds: torch.Tensor | None = None
+    ) -> torch.LongTensor:
+        """K features from the noise distribution for each of `fields` `(M,)` -> `(M, K)`; of `seeds` `(M,)` alone,
+        where these are given."""
         _, order, cumulative, borders = self.noise_distribution()
         shape = (len(fields), self.config.num_noise_features)
-        uniform = torch.rand(shape, dtype=torch.float64, device=cumulative.device, generator=generator)
+        if seeds is not None:
+            uniform = uniform_numbers(seeds, shape[1])
+        else:
+            uniform = torch.rand(shape, dtype=torch.float64, device=cumulative.device, generator=generator)
         if self.config.mtm_noise == "field":
             low, high = borders[fields, None], borders[fields + 1, None]
             uniform = low + uniform * (high - low)
@@ -291,11 +297,13 @@ class FlipMTMHead(nn.Module):
         feature_ids: torch.Tensor,
         slots: torch.Tensor,
         places: tuple[torch.Tensor, ...],
+        seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
-        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, and row
-        and slot of these `(M,)` each -> as [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field
-        counts as one, its loss is the mean over its values.
+        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, row and
+        slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
+        [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean
+        over its values.
         """
         num_values = self.slots_per_field(slots)  # (B, F)
         row, slot = places
@@ -306,13 +314,27 @@ class FlipMTMHead(nn.Module):
         if self.config.mtm_loss != "full_softmax" or not self.training:
             # evaluation asks the same questions every time
             generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
-            noise = self.draw_noise(fields, generator)  # (M, K)
+            seeds = None if seeds is None or generator is not None else seeds[row] + slot
+            noise = self.draw_noise(fields, generator, seeds)  # (M, K)
         total = (self.losses(hidden, fields, targets, noise) * weights).sum()
         if self.training:
             return total, count, {}
         shares = self.accuracies(hidden, fields, targets, noise, weights)
         metrics = dict(zip(("mtm_accuracy", "mtm_field_accuracy"), shares, strict=True))
         return total, count, {"num_masked_features": count, **metrics}
+
+
+def uniform_numbers(seeds: torch.Tensor, num: int) -> torch.Tensor:
+    """`num` numbers in [0, 1) of each seed, int64 `(M,)` -> float64 `(M, num)`, the same on every device."""
+    bits = _mixed(_mixed(seeds)[:, None] + torch.arange(num, device=seeds.device))
+    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """As that of `feature_encoding_flip.py`, in int64, which has no shift that brings in zeros."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * (factor - 2**64)
+    return bits ^ ((bits >> 33) & 0x7FFFFFFF)
 
 
 class FlipProjectionHead(nn.Module):

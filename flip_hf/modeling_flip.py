@@ -316,6 +316,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         feature_ids: torch.LongTensor | None = None,
         masked_input_ids: torch.LongTensor | None = None,
         masked_feature_ids: torch.LongTensor | None = None,
+        noise_seeds: torch.LongTensor | None = None,
         num_masked_tokens: torch.Tensor | float | None = None,
         num_masked_features: torch.Tensor | float | None = None,
         num_micro_batches: int = 1,
@@ -332,6 +333,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 where it differs from `input_ids` a token has to be recovered.
             masked_feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): the ids with fields hidden;
                 where it is the mask id and the value is known, a feature has to be recovered.
+            noise_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*): a row's noise in training is of its
+                seed alone; otherwise it is drawn from torch's generator.
             num_masked_tokens, num_masked_features, num_micro_batches (*optional*): what MLM, MTM and ICL are divided
                 by, instead of the counts of this batch and 1: the trainer passes what all micro-batches and processes
                 of a step hold.
@@ -345,6 +348,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             raise ValueError(f"stage 1 needs {needed}: take batches of DataCollatorForFlipPreTraining")
         if chunk_size is not None:
             counts = (num_masked_tokens, num_masked_features, num_micro_batches)
+            batch += () if noise_seeds is None else (noise_seeds,)
             return workshop("training.gradient_cache").forward_in_chunks(self, chunk_size, batch, *counts)
         config, size = self.config, len(input_ids)
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
@@ -379,7 +383,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if has_mtm:
             read_states = masked_states if config.hide_target_in_text else states
             total, count, metrics = self.mtm_head.loss(
-                masked_vectors, read_states, attention_mask, feature_ids, slots, slot_places
+                masked_vectors, read_states, attention_mask, feature_ids, slots, slot_places, noise_seeds
             )
             found["mtm_loss"] = _mean(total, count if num_masked_features is None else num_masked_features)
             found |= metrics

@@ -206,7 +206,7 @@ def test_accumulated_mlm_and_mtm_gradients_are_those_of_one_batch(stage_1, train
         options = {"processor": processor, "icl_weight": 0.0}
         model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **options)
         features = torch.arange(model.config.num_reserved_features, model.config.num_reserved_features + 25)
-        model.mtm_head.draw_noise = lambda fields, generator=None: features.expand(len(fields), -1)
+        model.mtm_head.draw_noise = lambda fields, *given: features.expand(len(fields), -1)
         return without_dropout(model)
 
     # of one step of plain descent, weights are the gradients

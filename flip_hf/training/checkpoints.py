@@ -112,7 +112,7 @@ class ResumableTrainer(Trainer):
         if not self.args.save_only_model and num_processes not in (0, self.args.world_size):
             logger.warning(
                 f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
-                "with its rows, and with other masks, noise and dropout"
+                "with its rows and masks, and with other dropout"
             )
         if not self.args.save_only_model and not num_processes:
             raise ValueError(

@@ -292,8 +292,9 @@ class FlipTrainer(ResumableTrainer):
 class FlipPreTrainingTrainer(FlipTrainer):
     """
     Stage 1, with the mask settings of `model.config`. MLM and MTM are divided by the masked tokens and fields of *all*
-    micro-batches and ranks, so a step equals that of one large batch with the same masks and noise. ICL cannot: its
-    negatives are the rows of one micro-batch (of all ranks), and the step takes the mean over micro-batches.
+    micro-batches and ranks, and a row's masks and noise are of its place within the step, so a step equals that of one
+    large batch, dropout aside. ICL cannot: its negatives are the rows of one micro-batch (of all ranks), and the step
+    takes the mean over micro-batches.
 
     Logs `mlm_loss`, `mtm_loss`, `icl_loss` (nats) beside `loss`; evaluation adds `eval_mlm_accuracy`,
     `eval_mtm_accuracy` (against K noise features), `eval_mtm_field_accuracy` (against the field's whole vocabulary),
@@ -345,7 +346,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         self.remove_callback(MasksByStep)
         if isinstance(collator, DataCollatorForFlipPreTraining):
             is_stream = not hasattr(rows, "__len__")
-            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self.args.process_index)
+            readers = (0, 1) if is_stream else (self.args.process_index, self.args.world_size)
+            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self._train_batch_size, *readers)
             self.add_callback(self.data_collator)
         try:
             return super().get_train_dataloader()
