@@ -3,6 +3,8 @@
 
 import copy
 import inspect
+import json
+import re
 
 import numpy as np
 import pytest
@@ -136,7 +138,9 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in the evaluation at step 0"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is not finite .nan. in the evaluation at step 0, of rows \[0, 1,"
+    ):
         trainer.evaluate()
     parts = ", mlm_loss nan, mtm_loss nan, icl_loss nan" if stage == 1 else ""
     with pytest.raises(FloatingPointError, match=f"the loss is not finite .nan{parts}. in step 1 of the training"):
@@ -147,13 +151,18 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
             trainer.predict(encoded["test"].remove_columns("labels"))
 
 
-def test_the_loss_that_is_not_finite_is_named(stage_1):
-    trainer = stage_1(eval_strategy="no")
+def test_the_loss_that_is_not_finite_is_named_and_its_rows(stage_1):
+    trainer = stage_1(eval_strategy="no", train_sampling_strategy="sequential")
     with torch.no_grad():
         next(trainer.model.mlm_head.parameters()).fill_(torch.inf)
-    message = r"the loss is not finite .nan, mlm_loss nan, mtm_loss [\d.]+, icl_loss [\d.]+. in step 1 of"
-    with pytest.raises(FloatingPointError, match=message):
+    message = (
+        r"the loss is not finite .nan, mlm_loss nan, mtm_loss [\d.]+, icl_loss [\d.]+. in step 1 of the training, "
+    )
+    with pytest.raises(FloatingPointError, match=message) as error:
         trainer.train()
+    said = re.search(r"of rows (\[.*\]) of its data: go back to", str(error.value))
+    ids = trainer.train_dataset["feature_ids"][:]
+    assert json.loads(said[1]) == [position for position, row in enumerate(ids) if row in ids[:32]]
 
 
 def test_what_cannot_be_pre_trained_is_refused(stage_1, processor, encoded):

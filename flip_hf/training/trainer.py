@@ -9,6 +9,7 @@ Letters: B rows, T tokens.
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ class FlipTrainer(ResumableTrainer):
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
     `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
-    evaluation, is a `FloatingPointError`.
+    evaluation, is a `FloatingPointError` that names step, losses and rows.
     """
 
     _trains: type[nn.Module]
@@ -59,8 +60,8 @@ class FlipTrainer(ResumableTrainer):
     _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     _checked_arguments: Callable[..., Any]
     _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
-    # the number of the last step and its losses, until those were looked at
-    _last_step: tuple[int, dict[str, torch.Tensor]] | None = None
+    # the number of the last step, its ids and its losses, until those were looked at
+    _last_step: tuple[int, Any, dict[str, torch.Tensor]] | None = None
     _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
     # set by Trainer
     args: Any
@@ -173,29 +174,39 @@ class FlipTrainer(ResumableTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return super()._get_grad_norm(RowGradients(model), grad_norm)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._losses = {}
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self._check_last_step()
-        self._last_step = (self.state.global_step + 1, {"loss": loss, **self._losses})
+        self._last_step = (self.state.global_step + 1, inputs.get("feature_ids"), {"loss": loss, **self._losses})
         return loss
 
     def _check_last_step(self) -> None:
         """Looks at the loss of a step when the next one is on its way: the accelerator is never waited for."""
         if self._last_step is not None:
-            step, losses = self._last_step
+            step, ids, losses = self._last_step
             self._last_step = None
-            self._need_finite(f"step {step} of the training", **losses)
+            self._need_finite(f"step {step} of the training", self.train_dataset, ids, **losses)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_last_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _need_finite(self, where: str, loss: torch.Tensor, **parts: torch.Tensor) -> None:
-        """Transformers would go on."""
+    def _need_finite(
+        self, where: str, dataset: Any, feature_ids: torch.Tensor | None, loss: torch.Tensor, **parts: torch.Tensor
+    ) -> None:
+        """Transformers would go on. The rows with ids `(B, S)` are looked for in the data set when all is over."""
         if not torch.isfinite(loss).all():
             shown = "".join(f", {name} {part:g}" for name, part in parts.items())
+            if self.args.world_size > 1:
+                where += f", in process {self.args.process_index}"
+            if isinstance(dataset, datasets.Dataset) and feature_ids is not None:
+                asked = {row.tobytes() for row in feature_ids.cpu().numpy().astype(np.int64)}
+                table = dataset.select_columns(["feature_ids"]).with_format("numpy").iter(50_000)
+                rows = (row for part in table for row in np.asarray(part["feature_ids"], np.int64))
+                found = (position for position, row in enumerate(rows) if row.tobytes() in asked)
+                where += f", of rows {list(itertools.islice(found, 1000))} of its data"
             raise FloatingPointError(
                 f"the loss is not finite ({loss.sum():g}{shown}) in {where}: go back to an earlier checkpoint, and "
                 "take lower learning rates or a longer warm-up (or bf16 in place of fp16)"
@@ -431,7 +442,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs)
-        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss)
+        where = f"the evaluation at step {self.state.global_step}"
+        self._need_finite(where, self._evaluated, inputs.get("feature_ids"), output.loss)
         num_rows = torch.tensor(float(len(inputs["input_ids"])), device=output.loss.device)
         counts = {"mlm": output.num_masked_tokens, "mtm": output.num_masked_features, "icl": num_rows}
         values = dict(output) | ({"icl_chance": num_rows.log()} if "icl_loss" in output else {})
@@ -551,9 +563,10 @@ class FlipCTRTrainer(FlipTrainer):
             self.model.set_calibration(None)
         return super().create_optimizer(model)
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss, logits, labels = super().prediction_step(*args, **kwargs)
-        self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss)
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        where = f"the evaluation at step {self.state.global_step}"
+        self._need_finite(where, self._evaluated, inputs.get("feature_ids"), logits if loss is None else loss)
         return loss, logits, labels
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
