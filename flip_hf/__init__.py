@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .sharing.hub import push_to_hub
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
     from .training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+    from .training.memory import estimate_memory
     from .training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training.word_start import start_from_words
 
@@ -61,6 +62,7 @@ _MODULES = {
     "push_to_hub": "sharing.hub",
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
     **dict.fromkeys(["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"], "training.collators"),
+    "estimate_memory": "training.memory",
     **dict.fromkeys(["FlipCTRTrainer", "FlipPreTrainingTrainer"], "training.trainer"),
     "start_from_words": "training.word_start",
 }
@@ -86,6 +88,7 @@ __all__ = [
     "bootstrap_intervals",
     "compute_ctr_metrics",
     "draw_reliability",
+    "estimate_memory",
     "export_onnx",
     "export_program",
     "fit_calibration",

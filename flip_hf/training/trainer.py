@@ -36,7 +36,7 @@ from .checkpoints import ResumableTrainer
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
-from .precision import flushed_denormals
+from .precision import flushed_denormals, give_memory_back
 from .probe import gradient_norms, probe_auc
 from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
 from .sparse_optimizer import RowGradients, make_optimizer
@@ -148,6 +148,8 @@ class FlipTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
+        if self.args.device.type == "cpu":
+            give_memory_back()
         try:
             with flushed_denormals():
                 output = super().train(*args, **kwargs)
