@@ -151,6 +151,25 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
             trainer.predict(encoded["test"].remove_columns("labels"))
 
 
+@pytest.mark.parametrize("concatenated", [True, False])
+def test_a_joint_training_shows_alpha_its_rate_and_each_tower(concatenated, stage_2, text_model_dir, processor):
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", alpha_init=0.3)
+    options = {"max_steps": 2, "per_device_eval_batch_size": 24, "eval_do_concat_batches": concatenated}
+    trainer = stage_2(model, **options, eval_strategy="steps", save_strategy="no", eval_steps=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert 0.2 < logs[1]["alpha"] == trainer.model.fusion.alpha.item() != logs[0]["alpha"]
+    assert all(entry["rows_per_second"] > 0 for entry in logs)
+    batch = trainer.data_collator([trainer.eval_dataset[row] for row in range(64)])
+    with torch.no_grad():
+        output = trainer.model.eval()(**batch)
+    (found,) = (entry for entry in trainer.state.log_history if "eval_auc" in entry)
+    for name, logits in (("", output.logits), ("tabular_", output.tabular_logits), ("text_", output.text_logits)):
+        assert found[f"eval_{name}auc"] == pytest.approx(roc_auc_score(batch["labels"], logits))
+    if concatenated:
+        assert trainer.predict(trainer.eval_dataset).predictions.shape == (64,)
+
+
 def test_the_loss_that_is_not_finite_is_named_and_its_rows(stage_1):
     trainer = stage_1(eval_strategy="no", train_sampling_strategy="sequential")
     with torch.no_grad():

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..analysis.metrics import PRE_TRAINING_METRICS, compute_ctr_metrics
+from ..analysis.metrics import PRE_TRAINING_METRICS, auc, compute_ctr_metrics
 from ..columns_flip import canonical_value
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
@@ -52,7 +53,8 @@ class FlipTrainer(ResumableTrainer):
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
     `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
-    evaluation, is a `FloatingPointError` that names step, losses and rows.
+    evaluation, is a `FloatingPointError` that names step, losses and rows. Logs have `rows_per_second`, of the
+    training alone.
     """
 
     _trains: type[nn.Module]
@@ -63,6 +65,8 @@ class FlipTrainer(ResumableTrainer):
     # the number of the last step, its ids and its losses, until those were looked at
     _last_step: tuple[int, Any, dict[str, torch.Tensor]] | None = None
     _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
+    _step_of_last_log = 0
+    _clock = 0.0  # when the steps since then began
     # set by Trainer
     args: Any
     model: Any
@@ -193,7 +197,22 @@ class FlipTrainer(ResumableTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_last_step()
+        start = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._clock += time.perf_counter() - start  # what is evaluated and saved is no training
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(*args)
+        self._step_of_last_log, self._clock = self.state.global_step, time.perf_counter()
+        return counts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            step, now, args = self.state.global_step, time.perf_counter(), self.args
+            rows = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+            logs["rows_per_second"] = rows * (step - self._step_of_last_log) / (now - self._clock)
+            self._step_of_last_log, self._clock = step, now
+        super().log(logs, start_time)
 
     def _need_finite(
         self, where: str, dataset: Any, feature_ids: torch.Tensor | None, loss: torch.Tensor, **parts: torch.Tensor
@@ -317,7 +336,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
-    _step_of_last_log = _logs_at_chance = 0
+    _logs_at_chance = 0
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
@@ -368,9 +387,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
             self.data_collator = collator
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        counts = super()._init_training_state(*args)
-        self._logged_losses, self._step_of_last_log = {}, self.state.global_step
-        return counts
+        self._logged_losses = {}
+        return super()._init_training_state(*args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -425,7 +443,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             step = self.state.global_step
             for name, total in self._logged_losses.items():
                 logs[name] = self.accelerator.gather(total).mean().item() / max(step - self._step_of_last_log, 1)
-            self._logged_losses, self._step_of_last_log = {}, step
+            self._logged_losses = {}
             chance = math.log(max(self._train_batch_size * self.args.world_size, 2))
             self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
             if self._logs_at_chance >= 3 and step >= 100:
@@ -458,7 +476,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         return output.loss.detach(), None if prediction_loss_only else sums, sums
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
+        sums, counts = _joined(prediction.predictions)[0].astype(np.float64).sum(0)
         metrics = {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
         if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
@@ -474,10 +492,11 @@ class FlipCTRTrainer(FlipTrainer):
 
     Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`) of the probabilities
     that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated; `loss` is
-    of the logits. They are meant for *validation rows as they come in the world*: down-sample the training rows alone,
-    with `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an
-    optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
-    `eval_dataset` no model is selected, and nothing stops early.
+    of the logits. Of a joint model it adds each tower's own, `tabular_auc` and `text_auc`, and the log has `alpha`.
+    They are meant for *validation rows as they come in the world*: down-sample the training rows alone, with
+    `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an optimiser
+    step, whatever the gradient accumulation. Predictions are in the order of the rows. Without `eval_dataset` no model
+    is selected, and nothing stops early.
 
     Args:
         teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
@@ -571,11 +590,26 @@ class FlipCTRTrainer(FlipTrainer):
         self._need_finite(where, self._evaluated, inputs.get("feature_ids"), logits if loss is None else loss)
         return loss, logits, labels
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        alpha = getattr(getattr(self.accelerator.unwrap_model(self.model), "fusion", None), "alpha", None)
+        if "loss" in logs and alpha is not None:
+            logs["alpha"] = alpha.item()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, *args: Any, **kwargs: Any) -> Any:
+        is_ours = self.compute_metrics == self._stage_metrics and self.preprocess_logits_for_metrics is None
+        if self.model.config.mode == "joint" and is_ours and ignore_keys is None:  # the towers' own logits come along
+            ignore_keys = ["tabular_weights", "hidden_states", "attentions"]
+        return super().evaluate(eval_dataset, ignore_keys, *args, **kwargs)
+
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits = torch.from_numpy(_joined(prediction.predictions))
+        logits, *of_towers = map(torch.from_numpy, _joined(prediction.predictions))
         probabilities = self.accelerator.unwrap_model(self.model).predict_probabilities(logits).numpy()
         groups = self._groups(self._evaluated)
-        metrics = compute_ctr_metrics(_joined(prediction.label_ids), probabilities, groups)
+        (labels,) = _joined(prediction.label_ids)
+        metrics = compute_ctr_metrics(labels, probabilities, groups)
+        for tower, of_tower in zip(("tabular", "text"), of_towers, strict=False):
+            metrics[f"{tower}_auc"] = auc(labels, of_tower.numpy())
         return {name: value for name, value in metrics.items() if name != "gauc" or groups is not None}
 
     def _groups(self, dataset: Any) -> np.ndarray | None:
@@ -606,9 +640,12 @@ def _by_name(eval_dataset: Any) -> dict[str, Any]:
     return eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
 
 
-def _joined(arrays: Any) -> np.ndarray:
-    """Of all batches; with `eval_do_concat_batches=False` they come apart."""
-    return np.concatenate(arrays) if isinstance(arrays, list) else np.asarray(arrays)
+def _joined(arrays: Any) -> list[np.ndarray]:
+    """An array, or a tuple of them, of all batches; with `eval_do_concat_batches=False` they come apart."""
+    batches = [
+        part if isinstance(part, tuple) else (part,) for part in (arrays if isinstance(arrays, list) else [arrays])
+    ]
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 __all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]
