@@ -170,6 +170,15 @@ def test_a_joint_training_shows_alpha_its_rate_and_each_tower(concatenated, stag
         assert trainer.predict(trainer.eval_dataset).predictions.shape == (64,)
 
 
+def test_the_last_incomplete_batch_of_a_stream_is_dropped_in_stage_1_alone(stage_1, stage_2, splits, processor):
+    stream = prepare_dataset(splits["train"].select(range(70)).to_iterable_dataset(num_shards=2), processor)
+    for make, sizes in ((stage_1, [32, 32]), (stage_2, [32, 32, 6])):
+        trainer = make(train_dataset=stream, max_steps=2)
+        for _ in range(2):
+            assert [len(batch["feature_ids"]) for batch in trainer.get_train_dataloader()] == sizes
+        assert trainer.train_dataset is stream
+
+
 def test_the_loss_that_is_not_finite_is_named_and_its_rows(stage_1):
     trainer = stage_1(eval_strategy="no", train_sampling_strategy="sequential")
     with torch.no_grad():

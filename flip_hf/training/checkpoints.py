@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
@@ -79,6 +80,7 @@ class ResumableTrainer(Trainer):
     # set by Trainer
     args: Any
     state: Any
+    train_dataset: Any
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
@@ -122,7 +124,14 @@ class ResumableTrainer(Trainer):
         return str(asked)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        loader = super().get_train_dataloader()
+        rows = self.train_dataset
+        if isinstance(rows, datasets.IterableDataset) and self.args.dataloader_drop_last:  # which Trainer does not do
+            options = {"batched": True, "batch_size": self._train_batch_size, "drop_last_batch": True}
+            self.train_dataset = rows.map(**options)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
         if self.args.dataloader_persistent_workers:  # whose seed is drawn once, and when a training goes on once more
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
