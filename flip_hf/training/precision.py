@@ -4,7 +4,6 @@ memory that goes back."""
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 
@@ -21,14 +20,12 @@ def has_fast_bf16(use_cpu: bool) -> bool:
 
 def give_memory_back() -> None:
     """
-    From now on blocks of 1 MiB and more go back to the system when they are freed: with Linux's glibc, unless its
-    environment variables say what it is to do. Left alone it keeps blocks of up to 32 MiB, into which those of a
-    batch of another length do not fit, and a training comes to hold half as much again as it uses.
+    What was freed goes back to the system. Linux's glibc keeps pages between others that are in use, and batches of
+    other lengths do not fit into them: bit by bit a training comes to hold more than it uses.
     """
-    if sys.platform == "linux" and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+    if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # of another C library
-            for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-                ctypes.CDLL(None).mallopt(parameter, 1 << 20)
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -152,8 +152,6 @@ class FlipTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
-        if self.args.device.type == "cpu":
-            give_memory_back()
         try:
             with flushed_denormals():
                 output = super().train(*args, **kwargs)
@@ -212,6 +210,8 @@ class FlipTrainer(ResumableTrainer):
             rows = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
             logs["rows_per_second"] = rows * (step - self._step_of_last_log) / (now - self._clock)
             self._step_of_last_log, self._clock = step, now
+            if args.device.type == "cpu":
+                give_memory_back()
         super().log(logs, start_time)
 
     def _need_finite(
