@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .training.arguments import FlipCTRArguments, FlipPreTrainingArguments
     from .training.backbone_start import restart_backbone
     from .training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
+    from .training.memory import estimate_memory
     from .training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
     from .training.word_start import start_from_words
 
@@ -63,6 +64,7 @@ _MODULES = {
     **dict.fromkeys(["FlipCTRArguments", "FlipPreTrainingArguments"], "training.arguments"),
     "restart_backbone": "training.backbone_start",
     **dict.fromkeys(["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"], "training.collators"),
+    "estimate_memory": "training.memory",
     **dict.fromkeys(["FlipCTRTrainer", "FlipPreTrainingTrainer"], "training.trainer"),
     "start_from_words": "training.word_start",
 }
@@ -88,6 +90,7 @@ __all__ = [
     "bootstrap_intervals",
     "compute_ctr_metrics",
     "draw_reliability",
+    "estimate_memory",
     "export_onnx",
     "export_program",
     "fit_calibration",

@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import FlipConfig
 from .masking_flip import MASK_FEATURE_ID
-from .text_tower_flip import TextMLMHead, mlm_activation
+from .text_tower_flip import mlm_activation
 
 
 # A field with more features than this is left out of `mtm_field_accuracy`, which scores a field's whole vocabulary.
@@ -48,34 +48,24 @@ class FlipMLMHead(nn.Module):
 
     z = [w~_l ; v] -> Linear(d_w + d_v, d) -> tanh -> dropout -> Linear(d, V), at the masked positions alone, d being
     d_w unless `config.mlm_transform_config` says otherwise. With `config.mlm_transform="text_model"` an activation and
-    LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over
-    (`start_from`). The decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
+    LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over. The
+    decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
         text_config, settings = config.text_config, config.mlm_transform_config
-        self.text_size = text_config.hidden_size
-        size = settings.get("hidden_size", self.text_size)
+        text_size = text_config.hidden_size
+        size = settings.get("hidden_size", text_size)
         self.activation, self.layer_norm = torch.tanh, None
         if config.mlm_transform == "text_model":
             # ELECTRA and ALBERT have word embeddings of another size
-            size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or self.text_size
+            size = settings.get("hidden_size") or getattr(text_config, "embedding_size", None) or text_size
             self.activation = ACT2FN[settings.get("hidden_act") or mlm_activation(text_config)]
             self.layer_norm = nn.LayerNorm(size, eps=settings.get("layer_norm_eps", 1e-12))
-        self.dense = nn.Linear(self.text_size + tabular_size, size)
+        self.dense = nn.Linear(text_size + tabular_size, size)
         self.dropout = nn.Dropout(config.mlm_dropout_prob)
         self.decoder = nn.Linear(size, text_config.vocab_size)
-
-    @torch.no_grad()
-    def start_from(self, head: TextMLMHead) -> None:
-        """Copies the weights of a language model's own head; what reads the tabular vector starts at zero."""
-        for name, weight in head.weights.items():
-            parameter = self.get_parameter(name)
-            if name == "dense.weight":
-                parameter[:, self.text_size :] = 0.0
-                parameter = parameter[:, : self.text_size]
-            parameter.copy_(weight)
 
     def forward(self, token_states: torch.Tensor, tabular_vectors: torch.Tensor) -> torch.Tensor:
         """`(M, d_w)` and `(M, d_v)` -> vocabulary logits `(M, V)`."""
@@ -194,11 +184,17 @@ class FlipMTMHead(nn.Module):
         self._noise = (log_probs, order, cumulative, borders)
         return self._noise
 
-    def draw_noise(self, fields: torch.LongTensor, generator: torch.Generator | None = None) -> torch.LongTensor:
-        """K features from the noise distribution for each of `fields` `(M,)` -> `(M, K)`."""
+    def draw_noise(
+        self, fields: torch.Tensor, generator: torch.Generator | None = None, seeds: torch.Tensor | None = None
+    ) -> torch.LongTensor:
+        """K features from the noise distribution for each of `fields` `(M,)` -> `(M, K)`; of `seeds` `(M,)` alone,
+        where these are given."""
         _, order, cumulative, borders = self.noise_distribution()
         shape = (len(fields), self.config.num_noise_features)
-        uniform = torch.rand(shape, dtype=torch.float64, device=cumulative.device, generator=generator)
+        if seeds is not None:
+            uniform = uniform_numbers(seeds, shape[1])
+        else:
+            uniform = torch.rand(shape, dtype=torch.float64, device=cumulative.device, generator=generator)
         if self.config.mtm_noise == "field":
             low, high = borders[fields, None], borders[fields + 1, None]
             uniform = low + uniform * (high - low)
@@ -301,11 +297,13 @@ class FlipMTMHead(nn.Module):
         feature_ids: torch.Tensor,
         slots: torch.Tensor,
         places: tuple[torch.Tensor, ...],
+        seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
-        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, and row
-        and slot of these `(M,)` each -> as [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field
-        counts as one, its loss is the mean over its values.
+        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, row and
+        slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
+        [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean
+        over its values.
         """
         num_values = self.slots_per_field(slots)  # (B, F)
         row, slot = places
@@ -316,13 +314,27 @@ class FlipMTMHead(nn.Module):
         if self.config.mtm_loss != "full_softmax" or not self.training:
             # evaluation asks the same questions every time
             generator = None if self.training else torch.Generator(hidden.device).manual_seed(0)
-            noise = self.draw_noise(fields, generator)  # (M, K)
+            seeds = None if seeds is None or generator is not None else seeds[row] + slot
+            noise = self.draw_noise(fields, generator, seeds)  # (M, K)
         total = (self.losses(hidden, fields, targets, noise) * weights).sum()
         if self.training:
             return total, count, {}
         shares = self.accuracies(hidden, fields, targets, noise, weights)
         metrics = dict(zip(("mtm_accuracy", "mtm_field_accuracy"), shares, strict=True))
         return total, count, {"num_masked_features": count, **metrics}
+
+
+def uniform_numbers(seeds: torch.Tensor, num: int) -> torch.Tensor:
+    """`num` numbers in [0, 1) of each seed, int64 `(M,)` -> float64 `(M, num)`, the same on every device."""
+    bits = _mixed(_mixed(seeds)[:, None] + torch.arange(num, device=seeds.device))
+    return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """As that of `feature_encoding_flip.py`, in int64, which has no shift that brings in zeros."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ ((bits >> 33) & 0x7FFFFFFF)) * (factor - 2**64)
+    return bits ^ ((bits >> 33) & 0x7FFFFFFF)
 
 
 class FlipProjectionHead(nn.Module):

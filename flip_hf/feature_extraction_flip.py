@@ -8,11 +8,12 @@ from typing import Any
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .feature_encoding_flip import VOCABULARY_NAME, FeatureEncoder
-from .pulling_flip import fetch, hub_arguments, workshop
+from .pulling_flip import check_sums, fetch, hub_arguments, workshop, write_sums
 
 
 # columns that are carried along and are no fields unless somebody names them
 NO_FIELDS = ("rating", "timestamp")
+EXTRACTOR_FILES = ("preprocessor_config.json", VOCABULARY_NAME)
 
 
 class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
@@ -108,6 +109,7 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
     ) -> list[str]:
         """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`, and the code that reads them."""
         files = [*super().save_pretrained(save_directory), self.save_vocabulary(save_directory)]
+        write_sums(save_directory, *EXTRACTOR_FILES)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), **kwargs)
         return files
@@ -119,6 +121,7 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
         vocabulary is cut off or corrupt."""
         name = str(pretrained_model_name_or_path)
         where = hub_arguments(name, kwargs)
+        check_sums(name, where, *EXTRACTOR_FILES)
         extractor = super().from_pretrained(name, **{**kwargs, **where})
         extractor.load_vocabulary(fetch(name, VOCABULARY_NAME, where))
         return extractor

@@ -24,7 +24,7 @@ from .configuration_flip import FlipConfig
 from .modeling_flip_base import TEXT_MODEL_ARGUMENTS, FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
 from .pulling_flip import workshop
-from .text_tower_flip import build_text_model, check_text_pooling, is_causal, load_mlm_head
+from .text_tower_flip import build_text_model, check_text_pooling, is_causal
 
 
 @dataclass
@@ -258,13 +258,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
                     f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}"
                 )
             loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
-            head = load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
+            heads = workshop("training.text_mlm_head")
+            head = heads.load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
             kwargs |= {"mlm_transform": head.transform, "mlm_transform_config": head.transform_config}
         model = super().from_text_pretrained(
             text_model_name_or_path, processor=processor, num_hidden_layers=num_hidden_layers, **kwargs
         )
         if head is not None:
-            model.mlm_head.start_from(head)
+            heads.start_mlm_head(model.mlm_head, head)
         return model
 
     def set_feature_counts(self, processor: Any) -> None:
@@ -315,6 +316,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         feature_ids: torch.LongTensor | None = None,
         masked_input_ids: torch.LongTensor | None = None,
         masked_feature_ids: torch.LongTensor | None = None,
+        noise_seeds: torch.LongTensor | None = None,
         num_masked_tokens: torch.Tensor | float | None = None,
         num_masked_features: torch.Tensor | float | None = None,
         num_micro_batches: int = 1,
@@ -331,6 +333,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 where it differs from `input_ids` a token has to be recovered.
             masked_feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): the ids with fields hidden;
                 where it is the mask id and the value is known, a feature has to be recovered.
+            noise_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*): a row's noise in training is of its
+                seed alone; otherwise it is drawn from torch's generator.
             num_masked_tokens, num_masked_features, num_micro_batches (*optional*): what MLM, MTM and ICL are divided
                 by, instead of the counts of this batch and 1: the trainer passes what all micro-batches and processes
                 of a step hold.
@@ -344,6 +348,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             raise ValueError(f"stage 1 needs {needed}: take batches of DataCollatorForFlipPreTraining")
         if chunk_size is not None:
             counts = (num_masked_tokens, num_masked_features, num_micro_batches)
+            batch += () if noise_seeds is None else (noise_seeds,)
             return workshop("training.gradient_cache").forward_in_chunks(self, chunk_size, batch, *counts)
         config, size = self.config, len(input_ids)
         has_mlm, has_mtm, has_icl = self.mlm_head is not None, self.mtm_head is not None, self.icl_head is not None
@@ -378,7 +383,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if has_mtm:
             read_states = masked_states if config.hide_target_in_text else states
             total, count, metrics = self.mtm_head.loss(
-                masked_vectors, read_states, attention_mask, feature_ids, slots, slot_places
+                masked_vectors, read_states, attention_mask, feature_ids, slots, slot_places, noise_seeds
             )
             found["mtm_loss"] = _mean(total, count if num_masked_features is None else num_masked_features)
             found |= metrics

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, logging
 
 from .configuration_flip import FlipConfig
-from .pulling_flip import HUB_ARGUMENTS, hub_arguments, weight_names, workshop
+from .pulling_flip import HUB_ARGUMENTS, check_sums, hub_arguments, weight_names, workshop, write_sums
 from .tabular_layers_flip import renumbered
 from .text_tower_flip import (
     add_adapter,
@@ -34,6 +34,8 @@ from .text_tower_flip import (
 
 logger = logging.get_logger(__name__)
 
+# of a folder, those that `save_pretrained` of a model writes
+MODEL_FILES = ("config.json", "model*.safetensors*", "text_adapter/adapter_*")
 TEXT_MODEL_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "dtype", "attn_implementation", "text_dropout")
 
 
@@ -80,16 +82,24 @@ class FlipPreTrainedModel(PreTrainedModel):
         return getattr(getattr(self, "flip", self), "text", None)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """With an adapter: without the language model, and with the adapter as peft writes it in `text_adapter`."""
+        """With the digests of its files in `SHA256SUMS`, for `from_pretrained`. With an adapter: without the language
+        model, and with the adapter as peft writes it in `text_adapter`."""
+        asks, hub = kwargs.pop("push_to_hub", False), {"repo_id": os.path.basename(save_directory)}
+        hub |= {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
+        is_main = kwargs.get("is_main_process", True)
         if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf
             auto_map = {"AutoModel": "modeling_flip.FlipModel"}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
-            if self.config.text_adapter is not None and kwargs.get("is_main_process", True):
+            if self.config.text_adapter is not None and is_main:
                 folder = os.path.join(save_directory, "text_adapter")
                 save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if is_main:
+            write_sums(save_directory, *MODEL_FILES)
+        if asks and is_main:
+            self.push_to_hub(**hub, **{key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -208,9 +218,10 @@ class FlipPreTrainedModel(PreTrainedModel):
             kwargs: as `PreTrainedModel.from_pretrained`: `revision`, `token`, `subfolder`, `dtype`, ...
 
         Raises:
-            ValueError: if the folder holds another kind of model, if a weight is not finite or missing beyond those
-                that are fresh in stage 2 (named in a warning, and in `config.newly_initialized` until trained), would
-                be a pickle or a file outside the folder, or if the language model of an adapter is another one.
+            ValueError: if a file is not the one that was saved, the folder holds another kind of model, a weight is
+                not finite or missing beyond those that are fresh in stage 2 (named in a warning, and in
+                `config.newly_initialized` until trained), would be a pickle or a file outside the folder, or if the
+                language model of an adapter is another one.
             OSError: if a file is not there, or the Hub does not hand it out (with this token).
         """
         name = str(pretrained_model_name_or_path)
@@ -219,6 +230,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         kwargs |= where
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError("use_safetensors=False asks for a pickle, which runs code when it is read: leave it out")
+        check_sums(name, where, *MODEL_FILES)
         if config is None:
             found, _ = FlipConfig.get_config_dict(name, **where)
             if not found.keys() - {"_commit_hash"}:

@@ -15,10 +15,13 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME
 
-from .feature_extraction_flip import FlipFeatureExtractor
+from .feature_extraction_flip import EXTRACTOR_FILES, FlipFeatureExtractor
 from .masking_flip import pad_rows
-from .pulling_flip import fetch, hub_arguments, workshop
+from .pulling_flip import check_sums, fetch, hub_arguments, workshop, write_sums
 from .text_encoding_flip import NO_LIMIT, SETTINGS, EncodedRows, RowEncoder
+
+
+PROCESSOR_FILES = (PROCESSOR_NAME, "tokenizer*")  # of a folder, and those of the extractor
 
 
 class FlipProcessor(RowEncoder, ProcessorMixin):
@@ -175,6 +178,7 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
         else:
             files = super().save_pretrained(str(save_directory))
         files.append(self.feature_extractor.save_vocabulary(save_directory))
+        write_sums(save_directory, *PROCESSOR_FILES, *EXTRACTOR_FILES)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(save_directory)), **kwargs)
         return files
@@ -185,6 +189,7 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
         `cache_dir` and `local_files_only` hold for all files, and `max_length` and the like replace what was saved."""
         name = str(pretrained_model_name_or_path)
         where = hub_arguments(name, kwargs)
+        check_sums(name, where, *PROCESSOR_FILES)
         with open(fetch(name, PROCESSOR_NAME, where), encoding="utf-8") as file:
             config = json.load(file)
         if config.get("processor_class") != cls.__name__:

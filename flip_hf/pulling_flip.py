@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes from elsewhere: files of the Hub, all of one commit; and tools of the installed package that stay at home
-when a model travels. transformers is imported when files are asked for: whoever has them needs none of it."""
+"""What comes from elsewhere: files of the Hub, all of one commit and as they were saved; and tools of the installed
+package that stay at home when a model travels. transformers is imported when files are asked for: whoever has them
+needs none of it."""
 
+import hashlib
 import importlib
 import json
 import os
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -12,6 +16,8 @@ from safetensors import safe_open
 
 # arguments of from_pretrained that say where files come from, not what is loaded
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# digests of a folder's files, as `sha256sum` writes and checks them
+SUMS_NAME = "SHA256SUMS"
 
 
 def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +33,9 @@ def hub_arguments(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
     """Path of a file of a folder or of a repository; `OSError` if it is not there, or does not arrive whole."""
+    path = os.path.join(name, where.get("subfolder", ""), file)
+    if os.path.isfile(path):
+        return path
     from transformers.utils import cached_file
 
     try:
@@ -35,6 +44,38 @@ def fetch(name: str, file: str, where: dict[str, Any]) -> Any:
         raise
     except Exception as error:  # of the HTTP library beneath, whichever that is
         raise OSError(f"{file} of {name} did not arrive whole ({error}): load it again") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(path: str | os.PathLike) -> dict[str, str]:
+    """Names of files -> their digests."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def write_sums(folder: str | os.PathLike, *patterns: str) -> None:
+    """Puts the digests of a folder's files of such names into its `SHA256SUMS`; those of other files stay."""
+    path = Path(folder, SUMS_NAME)
+    sums = read_sums(path) if path.is_file() else {}
+    for file in (file for part in patterns for file in path.parent.glob(part) if file.is_file() and file != path):
+        sums[file.relative_to(folder).as_posix()] = sha256(file)
+    lines = [f"{sums[name]}  {name}\n" for name in sorted(sums) if Path(folder, name).is_file()]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def check_sums(name: str, where: dict[str, Any], *patterns: str) -> None:
+    """Raises `ValueError` for a file of such a name that is not the one that was saved, if its digest was."""
+    where = {**where, "_raise_exceptions_for_missing_entries": False}
+    sums = fetch(name, SUMS_NAME, where)
+    for file, digest in {} if sums is None else read_sums(sums).items():
+        path = fetch(name, file, where) if any(fnmatch(file, part) for part in patterns) else None
+        if path is not None and sha256(path) != digest:
+            problem = f"{file} of {name} is corrupt or of another model, its digest is not that of {SUMS_NAME}"
+            raise ValueError(f"{problem}: copy or download it again (or, if you changed it, take its line out there)")
 
 
 def weight_names(name: str, where: dict[str, Any]) -> list[str]:

@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text tower: where a language model comes from, how many of its layers are used, the head for masked language
-modelling (MLM) that its checkpoint may bring, and which of its weights learn.
-
-Letters: V word pieces, d_w size of a text state.
-"""
+"""The text tower: where a language model comes from, how many of its layers are used, which of its weights learn."""
 
 import contextlib
 import copy
 import hashlib
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging, requires_backends
@@ -118,72 +114,6 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-# where MLM heads have dense, LayerNorm and decoder, and the activation behind dense (its name, or the setting with it)
-_MLM_HEADS = (
-    ("cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", "hidden_act"),  # BERT, DeBERTa
-    ("lm_head.", "dense", "layer_norm", "decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
-    ("vocab_", "transform", "layer_norm", "projector", "activation"),  # DistilBERT
-    ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head", "gelu"),  # ELECTRA
-    ("predictions.", "dense", "LayerNorm", "decoder", "hidden_act"),  # ALBERT
-    ("", "head.dense", "head.norm", "decoder", "classifier_activation"),  # ModernBERT
-)
-
-
-class TextMLMHead(NamedTuple):
-    """`mlm_transform` and `mlm_transform_config` of [`FlipConfig`], and weights by their names in [`FlipMLMHead`]."""
-
-    transform: str
-    transform_config: dict[str, Any]
-    weights: dict[str, torch.Tensor]  # those of `dense` read the text alone
-
-
-def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> TextMLMHead:
-    """
-    The MLM head that a checkpoint (arguments as of [`load_text_model`]) was pre-trained with, in float32. Without one,
-    or with one not known here, its word embeddings as the decoder, with a warning: MLM heads are tied to them.
-    """
-    kwargs = {**kwargs, "dtype": torch.float32}
-    kwargs.pop("text_dropout", None)
-    text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
-    reason = f"a {text_config.model_type} has no MLM head"
-    if has_mlm_head(text_config):
-        with quiet_loading():
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                name_or_path, config=text_config, output_loading_info=True, **kwargs
-            )
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
-        head = _read_mlm_head(model)
-        if head is not None and not missing:
-            return head
-        reason = f"it lacks {missing[0]}" if missing else f"that of a {type(model).__name__} is not known"
-    embeddings = load_text_model(name_or_path, num_hidden_layers, **kwargs).get_input_embeddings().weight.detach()
-    logger.warning(
-        f"{name_or_path} has no MLM head to start from ({reason}): its decoder starts from the word embeddings"
-    )
-    weights = {"decoder.weight": embeddings, "decoder.bias": embeddings.new_zeros(len(embeddings))}
-    return TextMLMHead("tanh", {"hidden_size": embeddings.shape[1]}, weights)
-
-
-def _read_mlm_head(model: PreTrainedModel) -> TextMLMHead | None:
-    modules = dict(model.named_modules())
-    for prefix, *names, activation in _MLM_HEADS:
-        parts = [modules.get(prefix + name) for name in names]
-        if None in parts or parts[2].bias is None or parts[2].in_features != parts[0].out_features:
-            continue  # of these names, but more is done beside them: ESM, MobileBERT
-        weights = {}
-        for name, part in zip(("dense", "layer_norm", "decoder"), parts, strict=True):
-            weight, bias = part.weight.detach(), part.bias
-            weights[f"{name}.weight"] = weight
-            weights[f"{name}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        settings = {
-            "hidden_size": len(weights["dense.weight"]),
-            "hidden_act": getattr(model.config, activation, activation),
-            "layer_norm_eps": parts[1].eps,
-        }
-        return TextMLMHead("text_model", settings, weights)
-    return None
 
 
 def mlm_activation(text_config: Any) -> str:

@@ -63,14 +63,15 @@ def test_noise_follows_the_training_frequencies_of_real_features_and_scores_star
         torch.testing.assert_close(scores[0], expected[[4, 7]].log(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("seeds", [None, torch.arange(2000)])
 @pytest.mark.parametrize(("noise", "field"), [("global", 0), ("field", 0), ("field", 1)])
-def test_noise_draws_have_the_stated_frequencies(noise, field, monkeypatch):
+def test_noise_draws_have_the_stated_frequencies(noise, field, seeds, monkeypatch):
     head = make_mtm_head(mtm_noise=noise, num_noise_features=200)
     with monkeypatch.context() as patch:  # the smallest number that is drawn is of a feature that can be, too
         patch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape, dtype=options["dtype"]))
         smallest = head.draw_noise(torch.full((1,), field))[0, 0]
     assert smallest >= 2 and (noise == "global" or FIELDS[smallest] == field)
-    draws = head.draw_noise(torch.full((2000,), field), torch.Generator().manual_seed(1))
+    draws = head.draw_noise(torch.full((2000,), field), torch.Generator().manual_seed(1), seeds)
     share = np.bincount(draws.flatten().numpy(), minlength=11) / draws.numel()
     expected = head.noise_distribution()[0].double().exp().numpy()
     expected[:2] = 0.0

@@ -187,19 +187,32 @@ def test_a_curriculum_moves_the_ratios_in_equal_steps_and_fixed_masks_are_those_
     assert {len(fields) for fields in text} == {5} and {len(fields) for fields in ids} == {4}
 
 
-def test_masks_follow_from_seed_step_place_in_the_step_and_rank_alone(processor, rows):
-    args, state = SimpleNamespace(gradient_accumulation_steps=2), SimpleNamespace(global_step=6, max_steps=9)
+@pytest.mark.parametrize("level", ["field", "token"])
+def test_masks_and_noise_follow_from_seed_step_and_place_in_the_step_alone(level, processor, rows):
+    def steps(num_micro_batches=1, num_ranks=1, seed=0, first=6):
+        """Of steps up to 8, of the same four rows: their masked tokens, their ids and noise seeds."""
+        size = 4 // (num_ranks * num_micro_batches)
+        collator = DataCollatorForFlipPreTraining(processor, text_mask_level=level)
+        ranks = [MasksByStep(collator, False, seed, size, rank, num_ranks) for rank in range(num_ranks)]
+        args = SimpleNamespace(gradient_accumulation_steps=num_micro_batches)
+        for collate in ranks:
+            collate.on_epoch_begin(args, SimpleNamespace(max_steps=9, global_step=first), None)
+        found = []
+        for _ in range(first, 9):
+            parts = [rows[start : start + size] for start in range(0, 4, size)]
+            batches = [ranks[number % num_ranks](part) for number, part in enumerate(parts)]
+            texts = [row.nonzero().tolist() for one in batches for row in one["masked_input_ids"] != one["input_ids"]]
+            ids, seeds = (torch.cat([one[key] for one in batches]) for key in ("masked_feature_ids", "noise_seeds"))
+            found.append((texts, ids.tolist(), seeds.tolist()))
+        return found
 
-    def masks(seed, rank, first_step):
-        collate = MasksByStep(DataCollatorForFlipPreTraining(processor), is_stream=False, seed=seed, rank=rank)
-        state.global_step = first_step
-        collate.on_epoch_begin(args, state, None)
-        return [collate(rows)["masked_feature_ids"] for _ in range(6)]
-
-    whole = masks(0, 0, 6)
-    assert all(torch.equal(*pair) for pair in zip(whole[2:], masks(0, 0, 7), strict=False))  # of steps 7 and 8
-    others = [*whole, *masks(1, 0, 6), *masks(0, 1, 6)]
-    assert not any(torch.equal(others[k], others[j]) for k in range(len(others)) for j in range(k))
+    whole = steps()
+    assert whole == steps(num_micro_batches=2) == steps(num_ranks=2) == steps(2, 2)
+    assert whole[1:] == steps(first=7)
+    others = [*whole, *steps(seed=1)]
+    for k in range(3):
+        assert len({str(one[k]) for one in others}) == 6
+    assert len({seed for one in others for seed in one[2]}) == 24
 
 
 def test_masks_are_those_of_the_configuration_and_none_for_a_loss_without_weight(processor):

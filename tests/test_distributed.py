@@ -4,7 +4,6 @@
 from unittest import mock
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -71,15 +70,6 @@ def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch():
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=message)
 
 
-class EachRowMaskedAlike(DataCollatorForFlipPreTraining):
-    """A row's masks are of the row alone, so that they are the same in a batch of 16 and in one of 32."""
-
-    def __call__(self, rows):
-        rows = rows.to_pylist() if isinstance(rows, pa.Table) else rows
-        one_by_one = [super(EachRowMaskedAlike, self).__call__([row]) for row in rows]
-        return {name: torch.cat([batch[name] for batch in one_by_one]) for name in one_by_one[0]}
-
-
 def train(
     rank: int, world: int, stage: int, optim: str, chunks: bool, model, processor, encoded, folder, results
 ) -> None:
@@ -94,10 +84,9 @@ def train(
     rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
     if stage == 1:
         settings["contrast_chunk_size"] = 6 if chunks and world == 2 else None
-        collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
         settings["contrastive_learning_rate"] = 0.1
         trainer = FlipPreTrainingTrainer(
-            model, FlipPreTrainingArguments(**settings), collator, processing_class=processor, **rows
+            model, FlipPreTrainingArguments(**settings), processing_class=processor, **rows
         )
     else:
         trainer = FlipCTRTrainer(model, FlipCTRArguments(**settings), processing_class=processor, **rows)
@@ -110,7 +99,7 @@ def train(
     results[world, rank] = logs, predictions, weights
 
 
-STILL = {"mtm_loss": "full_softmax", "mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}  # no noise, no dropout
+STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
 KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
 
 
@@ -129,6 +118,7 @@ def test_two_processes_train_what_one_trains(
 ):
     torch.manual_seed(0)
     kind, settings = KINDS[stage]
+    settings = settings | {"text_mask_level": "token"} if chunks else settings
     model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
     results = mp.Manager().dict()
     arguments = (stage, optim, chunks, model, processor, encoded, str(tmp_path), results)
@@ -148,7 +138,7 @@ def test_two_processes_train_what_one_trains(
     assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())
 
 
-GOES_ON = "the training goes on with its rows, and with other masks, noise and dropout"
+GOES_ON = "the training goes on with its rows and masks, and with other dropout"
 
 
 def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str, checkpoint, results) -> None:
@@ -163,8 +153,7 @@ def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str
     settings |= {"per_device_train_batch_size": 16 // world, "lr_scheduler_type": "linear"}
     given = {"train_dataset": rows, "processing_class": processor, "callbacks": [SavesOnce()]}
     if stage == 1:
-        collator = EachRowMaskedAlike(processor, seed=0, pad_to_multiple_of=64)
-        trainer = FlipPreTrainingTrainer(model, FlipPreTrainingArguments(**settings), collator, **given)
+        trainer = FlipPreTrainingTrainer(model, FlipPreTrainingArguments(**settings), **given)
     else:
         args = FlipCTRArguments(**settings, load_best_model_at_end=False)
         trainer = FlipCTRTrainer(model, args, **given)
@@ -226,7 +215,9 @@ def sharded_step(rank: int, model, batch, chunk_size, results) -> None:
 @pytest.mark.parametrize("chunk_size", [None, 5])
 def test_a_language_model_sharded_by_fsdp2_has_its_gradient(chunk_size, trainable_text_model_dir, processor, encoded):
     torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor, **STILL)
+    model = FlipForPreTraining.from_text_pretrained(
+        trainable_text_model_dir, processor=processor, mtm_loss="full_softmax", **STILL
+    )
     collator = DataCollatorForFlipPreTraining.from_config(processor, model.config, seed=0)
     batch, results = collator(list(encoded["train"].select(range(32)))), mp.Manager().dict()
     in_two_processes(sharded_step, model, batch, chunk_size, results)

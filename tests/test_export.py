@@ -192,6 +192,7 @@ def test_exports_are_pushed_on_request_and_never_beside_other_weights(hub, expor
     assert "<!-- onnx" in hub.files(name)["README.md"].decode()  # not to be read
 
     before = len(hub.requests)
+    (folder / "SHA256SUMS").unlink()  # which says it of the weights first
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "fusion.alpha": weights["fusion.alpha"] + 1}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="model.onnx was made of other weights than those in .*export it again"):

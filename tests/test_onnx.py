@@ -120,11 +120,11 @@ def test_probabilities_come_in_the_order_of_the_rows_to_all_threads_and_of_any_f
 
 
 def test_a_folder_that_is_not_whole_or_not_of_one_model_is_refused(exported, kinds_table, tmp_path):
-    copy = tmp_path / "copy"
+    copy, source = tmp_path / "copy", exported
 
     def refused(error, match, change, file_name="model.onnx"):
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(exported, copy)
+        shutil.copytree(source, copy)
         change()
         with pytest.raises(error, match=match):
             OnnxClickModel.from_pretrained(copy, file_name)
@@ -136,12 +136,17 @@ def test_a_folder_that_is_not_whole_or_not_of_one_model_is_refused(exported, kin
     other = FlipFeatureExtractor.fit(renamed, field_options=KINDS)
     vocabulary = Path(other.save_vocabulary(tmp_path))
     fits = "the processor does not fit the model: it knows"
+    refused(ValueError, "feature_vocabulary.safetensors of .* is corrupt or", lambda: shutil.copy(vocabulary, copy))
+    graph = copy / "onnx" / "model.onnx"
+    refused(ValueError, "onnx/model.onnx of .* is corrupt or", lambda: graph.write_bytes(graph.read_bytes() + b"\0"))
+    source = shutil.copytree(exported, tmp_path / "without sums")  # as if somebody had taken the lines out
+    (source / "SHA256SUMS").unlink()
     refused(ValueError, fits, lambda: shutil.copy(vocabulary, copy))
     weights = copy / "model.safetensors"
     refused(ValueError, "was made of other weights", lambda: weights.write_bytes(weights.read_bytes()[:-1] + b"\0"))
     config = copy / "processor_config.json"
     refused(ValueError, "holds a Bert", lambda: config.write_text('{"processor_class": "Bert"}'))
-    shutil.copytree(exported, copy, dirs_exist_ok=True)
+    shutil.copytree(source, copy, dirs_exist_ok=True)
     weights.unlink()  # serving needs none
     assert OnnxClickModel.from_pretrained(copy, "model_tabular.onnx").mode == "tabular"
     assert OnnxClickModel.from_pretrained(copy).config["negative_sampling_rate"] == 0.8

@@ -39,7 +39,7 @@ def make_model(stage: int, processor, folder: str):
     model = FlipForPreTraining.from_text_pretrained(folder, processor=processor)
     first = model.config.num_reserved_features
     features = torch.arange(first, model.config.num_features)
-    model.mtm_head.draw_noise = lambda fields, generator=None: features.expand(len(fields), -1)
+    model.mtm_head.draw_noise = lambda fields, *given: features.expand(len(fields), -1)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

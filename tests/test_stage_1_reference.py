@@ -48,7 +48,7 @@ def build(**options) -> FlipForPreTraining:
         model.mtm_head.set_feature_counts(COUNTS, FEATURE_FIELDS)
         torch.nn.init.normal_(model.mtm_head.feature_embeddings.weight)
         torch.nn.init.normal_(model.mtm_head.feature_bias)
-        model.mtm_head.draw_noise = lambda fields, generator=None: NOISE[: len(fields)]
+        model.mtm_head.draw_noise = lambda fields, *given: NOISE[: len(fields)]
     return model
 
 

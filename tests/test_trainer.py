@@ -3,6 +3,8 @@
 
 import copy
 import inspect
+import json
+import re
 
 import numpy as np
 import pytest
@@ -136,7 +138,9 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="the loss is not finite .nan. in the evaluation at step 0"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is not finite .nan. in the evaluation at step 0, of rows \[0, 1,"
+    ):
         trainer.evaluate()
     parts = ", mlm_loss nan, mtm_loss nan, icl_loss nan" if stage == 1 else ""
     with pytest.raises(FloatingPointError, match=f"the loss is not finite .nan{parts}. in step 1 of the training"):
@@ -147,13 +151,46 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
             trainer.predict(encoded["test"].remove_columns("labels"))
 
 
-def test_the_loss_that_is_not_finite_is_named(stage_1):
-    trainer = stage_1(eval_strategy="no")
+@pytest.mark.parametrize("concatenated", [True, False])
+def test_a_joint_training_shows_alpha_its_rate_and_each_tower(concatenated, stage_2, text_model_dir, processor):
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", alpha_init=0.3)
+    options = {"max_steps": 2, "per_device_eval_batch_size": 24, "eval_do_concat_batches": concatenated}
+    trainer = stage_2(model, **options, eval_strategy="steps", save_strategy="no", eval_steps=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert 0.2 < logs[1]["alpha"] == trainer.model.fusion.alpha.item() != logs[0]["alpha"]
+    assert all(entry["rows_per_second"] > 0 for entry in logs)
+    batch = trainer.data_collator([trainer.eval_dataset[row] for row in range(64)])
+    with torch.no_grad():
+        output = trainer.model.eval()(**batch)
+    (found,) = (entry for entry in trainer.state.log_history if "eval_auc" in entry)
+    for name, logits in (("", output.logits), ("tabular_", output.tabular_logits), ("text_", output.text_logits)):
+        assert found[f"eval_{name}auc"] == pytest.approx(roc_auc_score(batch["labels"], logits))
+    if concatenated:
+        assert trainer.predict(trainer.eval_dataset).predictions.shape == (64,)
+
+
+def test_the_last_incomplete_batch_of_a_stream_is_dropped_in_stage_1_alone(stage_1, stage_2, splits, processor):
+    stream = prepare_dataset(splits["train"].select(range(70)).to_iterable_dataset(num_shards=2), processor)
+    for make, sizes in ((stage_1, [32, 32]), (stage_2, [32, 32, 6])):
+        trainer = make(train_dataset=stream, max_steps=2)
+        for _ in range(2):
+            assert [len(batch["feature_ids"]) for batch in trainer.get_train_dataloader()] == sizes
+        assert trainer.train_dataset is stream
+
+
+def test_the_loss_that_is_not_finite_is_named_and_its_rows(stage_1):
+    trainer = stage_1(eval_strategy="no", train_sampling_strategy="sequential")
     with torch.no_grad():
         next(trainer.model.mlm_head.parameters()).fill_(torch.inf)
-    message = r"the loss is not finite .nan, mlm_loss nan, mtm_loss [\d.]+, icl_loss [\d.]+. in step 1 of"
-    with pytest.raises(FloatingPointError, match=message):
+    message = (
+        r"the loss is not finite .nan, mlm_loss nan, mtm_loss [\d.]+, icl_loss [\d.]+. in step 1 of the training, "
+    )
+    with pytest.raises(FloatingPointError, match=message) as error:
         trainer.train()
+    said = re.search(r"of rows (\[.*\]) of its data: go back to", str(error.value))
+    ids = trainer.train_dataset["feature_ids"][:]
+    assert json.loads(said[1]) == [position for position, row in enumerate(ids) if row in ids[:32]]
 
 
 def test_what_cannot_be_pre_trained_is_refused(stage_1, processor, encoded):
@@ -206,7 +243,7 @@ def test_accumulated_mlm_and_mtm_gradients_are_those_of_one_batch(stage_1, train
         options = {"processor": processor, "icl_weight": 0.0}
         model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **options)
         features = torch.arange(model.config.num_reserved_features, model.config.num_reserved_features + 25)
-        model.mtm_head.draw_noise = lambda fields, generator=None: features.expand(len(fields), -1)
+        model.mtm_head.draw_noise = lambda fields, *given: features.expand(len(fields), -1)
         return without_dropout(model)
 
     # of one step of plain descent, weights are the gradients

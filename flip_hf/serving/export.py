@@ -21,6 +21,7 @@ from torch import nn
 from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR
 from ..processing_flip import FlipProcessor
+from ..pulling_flip import write_sums
 from .onnx_files import METADATA_KEY, ONNX_FOLDER, data_name, weights_digest
 from .scoring import check_click_model
 
@@ -124,6 +125,7 @@ def export_onnx(
                 file.replace(target / file.name)
             else:  # of a larger model before
                 (target / file.name).unlink(missing_ok=True)
+        write_sums(folder, f"{ONNX_FOLDER}/{name}*")
     return target / name
 
 

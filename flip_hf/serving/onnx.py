@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from ..analysis.rates import RateWatch, count_occurrences
 from ..calibration_flip import check_calibration, predict_probabilities
 from ..feature_encoding_flip import VOCABULARY_NAME, FeatureEncoder, ids_problem
+from ..pulling_flip import SUMS_NAME, check_sums
 from ..text_encoding_flip import SETTINGS, EncodedRows, RowEncoder
 from .batching import batches, check_finite, chunks, order_of_lengths, warn_if_not_calibrated
 from .onnx_files import ONNX_FOLDER, check_weights
@@ -85,7 +86,8 @@ class OnnxClickModel:
 
         Raises:
             FileNotFoundError: if one of the files is not there.
-            ValueError: if the file was made of other weights, or the processor is that of another model.
+            ValueError: if the file was made of other weights, the processor is that of another model, or a file is
+                not what was saved.
         """
         import onnxruntime
 
@@ -94,6 +96,10 @@ class OnnxClickModel:
         if not path.is_file():
             problem = f"{path} is not there: flip_hf.export_onnx writes such files"
             raise FileNotFoundError(f"{problem}, huggingface_hub.snapshot_download brings those of a repository here")
+        read = ("config.json", "processor_config.json", VOCABULARY_NAME, "tokenizer*", f"{ONNX_FOLDER}/{file_name}*")
+        if (folder / SUMS_NAME).is_file():
+            there = (file.relative_to(folder).as_posix() for part in read for file in folder.glob(part))
+            check_sums(str(folder), {}, *there)
         config = _read(folder / "config.json")
         session = onnxruntime.InferenceSession(path, **{"providers": ["CPUExecutionProvider"], **session_options})
         mode = check_weights(path, session.get_modelmeta().custom_metadata_map, folder)

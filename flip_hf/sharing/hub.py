@@ -28,8 +28,9 @@ from ..analysis.flops import flops_per_row
 from ..analysis.metrics import auc, bootstrap_intervals, compute_ctr_metrics, ece, logloss
 from ..configuration_flip import FlipConfig
 from ..feature_encoding_flip import VOCABULARY_NAME
+from ..modeling_flip_base import MODEL_FILES
 from ..processing_flip import FlipProcessor
-from ..pulling_flip import weight_names
+from ..pulling_flip import SUMS_NAME, check_sums, sha256, weight_names
 from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
 from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
@@ -108,6 +109,7 @@ def push_to_hub(
     text = readme.read_text(encoding="utf-8")
     shown = {unquote(name) for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+\.(?:png|svg|jpg))\)", text)}
     present = {path.name: path for path in folder.iterdir() if path.is_symlink() or path.is_file()}
+    saved = files - {_CARD}
     files |= {_CARD, *(name for name in shown & {*present} if not present[name].is_symlink())}
     tokens = sorted(known for known in {token, get_token()} if isinstance(known, str) and known)
     for name in files:
@@ -115,11 +117,12 @@ def push_to_hub(
             content = (folder / name).read_text(encoding="utf-8", errors="replace")
             if any(known in content for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", content):
                 raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
-    stays = ", ".join(sorted({*present} - files - {*_CODE, ".training.lock"}))
+    stays = ", ".join(sorted({*present} - files - {*_CODE, SUMS_NAME, ".training.lock"}))
     if stays:
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
     sent: dict[str, Any] = {name: folder / name for name in sorted(files | exports)} | _CODE
+    sent[SUMS_NAME] = "".join(f"{sha256(folder / name)}  {name}\n" for name in sorted(saved | exports)).encode()
     try:
         repo_id = api.create_repo(repo_id, private=private is not False, exist_ok=True).repo_id
         if revision not in (None, "main") and not revision.startswith("refs/"):
@@ -164,6 +167,7 @@ def _model_files(folder: Path) -> set[str]:
             for code in (part.get("auto_map") or {}).values():
                 if f"{code}".rpartition(".")[0] + ".py" not in _CODE:
                     raise ValueError(f"{folder / name} names code that is not flip_hf's, {code!r} in its auto_map")
+    check_sums(str(folder), {}, *MODEL_FILES)
     processor = FlipProcessor.from_pretrained(folder)
     FlipConfig.from_pretrained(folder).check_processor(processor)
     vocabularies = getattr(processor.tokenizer, "vocab_files_names", {}).values()

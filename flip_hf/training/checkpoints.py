@@ -5,12 +5,12 @@ A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks
 `unfinished` beside and renamed when all of it is on the disk.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
@@ -19,41 +19,37 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 from transformers.utils import logging
 
+from ..pulling_flip import SUMS_NAME, read_sums, sha256, write_sums
+
 
 logger = logging.get_logger(__name__)
 
-SUMS_NAME = "SHA256SUMS"
 _UNFINISHED = "unfinished"  # folder of an output folder
 _WAIT = 15.0  # seconds in which the workers of a training that was killed notice it
 
 
 def seal(folder: Path) -> None:
     """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n")
-            if os.name == "posix":  # elsewhere only what is open for writing can be waited for
+    write_sums(folder, "**/*")
+    for path in (
+        folder.rglob("*") if os.name == "posix" else ()
+    ):  # elsewhere only what is open for writing can be waited for
+        if path.is_file():
+            with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    with open(folder / SUMS_NAME, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def check_sealed(folder: Path) -> None:
     """Raises `ValueError`, which names the first file of a checkpoint that is missing or is not what was written."""
     if not (folder / SUMS_NAME).is_file():
         raise ValueError(f"{folder} has no {SUMS_NAME}: no trainer of flip_hf wrote it to its end")
-    sums = [line.partition("  ") for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()]
-    names = [name for _, _, name in sums]
-    for name in (TRAINER_STATE_NAME, *names):
-        if name not in names or not (folder / name).is_file():
+    sums = read_sums(folder / SUMS_NAME)
+    for name in (TRAINER_STATE_NAME, *sums):
+        if name not in sums or not (folder / name).is_file():
             raise ValueError(f"{folder} lacks {name or 'a file'}")
-    for digest, _, name in sums:
-        with open(folder / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
+    for name, digest in sums.items():
+        if sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
 
 
 def get_last_checkpoint(output_dir: str | Path) -> str | None:
@@ -84,6 +80,7 @@ class ResumableTrainer(Trainer):
     # set by Trainer
     args: Any
     state: Any
+    train_dataset: Any
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
@@ -117,7 +114,7 @@ class ResumableTrainer(Trainer):
         if not self.args.save_only_model and num_processes not in (0, self.args.world_size):
             logger.warning(
                 f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
-                "with its rows, and with other masks, noise and dropout"
+                "with its rows and masks, and with other dropout"
             )
         if not self.args.save_only_model and not num_processes:
             raise ValueError(
@@ -127,7 +124,14 @@ class ResumableTrainer(Trainer):
         return str(asked)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        loader = super().get_train_dataloader()
+        rows = self.train_dataset
+        if isinstance(rows, datasets.IterableDataset) and self.args.dataloader_drop_last:  # which Trainer does not do
+            options = {"batched": True, "batch_size": self._train_batch_size, "drop_last_batch": True}
+            self.train_dataset = rows.map(**options)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
         if self.args.dataloader_persistent_workers:  # whose seed is drawn once, and when a training goes on once more
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader

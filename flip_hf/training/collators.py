@@ -134,7 +134,8 @@ class DataCollatorForFlipPreTraining:
 
     Args:
         seed (`int`, *optional*): the same batch is masked in the same way every time (evaluation). Without it masks
-            come from what [`MasksByStep`] says of a batch, or else from torch's generator.
+            come from what [`MasksByStep`] says of a batch, which then has `noise_seeds` `(B,)`, int64, too, or else
+            from torch's generator.
         pad_to_multiple_of (`int`): T is rounded up to a multiple of it.
         others: as in [`FlipConfig`]; `set_progress` moves the ratios towards their final values.
 
@@ -170,7 +171,7 @@ class DataCollatorForFlipPreTraining:
             raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
         check_masks(self)
         self._progress = 0.0
-        self._drawn_from: Sequence[int] | None = None
+        self._place: tuple[list[int], int, int] | None = None
         asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
         hides_text = self.text_mask_ratio or self.final_text_mask_ratio or (self.hide_target_in_text and asks_ids)
         if hides_text and self.processor.tokenizer.mask_token_id is None:
@@ -192,12 +193,13 @@ class DataCollatorForFlipPreTraining:
         settings = {name: getattr(config, name) for name in names}
         return cls(processor, **{"text_mask_ratio": 0.0, "feature_mask_ratio": 0.0, **settings, **kwargs})
 
-    def set_progress(self, progress: float, drawn_from: Sequence[int] | None = None) -> None:
+    def set_progress(self, progress: float, place: tuple[list[int], int, int] | None = None) -> None:
         """
-        How much of the training is over, in [0, 1]: where the ratios stand between their first and final values; and
-        numbers that alone decide the masks of the next batch.
+        How much of the training is over, in [0, 1]: where the ratios stand between their first and final values. And
+        of the next batch, numbers that say its step, its first row's place among the rows of the step, and how many
+        these are: with their places they alone decide the masks of its rows.
         """
-        self._progress, self._drawn_from = min(max(progress, 0.0), 1.0), drawn_from
+        self._progress, self._place = min(max(progress, 0.0), 1.0), place
 
     def ratios(self) -> tuple[float, float]:
         """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
@@ -217,11 +219,14 @@ class DataCollatorForFlipPreTraining:
         extractor = self.processor.feature_extractor
         slot_fields = np.asarray(extractor.slot_fields)
         is_asked = extractor.statistic_sources[slot_fields] < 0  # (S,): a statistic never is
-        source, self._drawn_from = self._drawn_from, None
+        place, self._place = self._place, None
+        source, first, num_rows = place or (int(torch.randint(2**63 - 1, ())), 0, len(rows))
         if self.seed is not None:
             content = batch["input_ids"].tobytes() + feature_ids.tobytes()
             source = [self.seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
-        generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())) if source is None else source)
+        # drawn for all rows of a step, of which the batch is a part
+        generator, own = np.random.default_rng(source), slice(first, first + len(rows))
+        num_rows = max(num_rows, own.stop)
 
         # which fields of a row could be masked, (B, F) in both views
         is_value = token_fields >= 0
@@ -230,14 +235,17 @@ class DataCollatorForFlipPreTraining:
         in_ids = _fields_of(in_ids, slot_fields, extractor.num_fields)
 
         # which of them are: a chosen field loses all its value tokens, and all its ids
-        text_keys, feature_keys = generator.random((2, *in_text.shape))
+        text_keys, feature_keys = generator.random((2, num_rows, extractor.num_fields))[:, own]
+        if place is not None:
+            batch["noise_seeds"] = generator.integers(2**63, size=num_rows)[own]
         if self.share_field_masks or self.hide_target_in_text:
             in_text = in_ids = in_text & in_ids
             feature_keys = text_keys
         text_ratio, feature_ratio = self.ratios()
         if self.text_mask_level == "token":
             num_tokens = is_value.sum(1, keepdims=True)  # (B, 1)
-            hidden = self._choose(generator.random(is_value.shape), is_value, text_ratio, num_tokens)  # (B, T)
+            keys = generator.random((is_value.shape[1], num_rows))[:, own].T  # whatever T is in another part
+            hidden = self._choose(keys, is_value, text_ratio, num_tokens)  # (B, T)
             text_fields = _fields_of(hidden, token_fields, extractor.num_fields)
         else:
             text_fields = self._choose(text_keys, in_text, text_ratio, len(extractor.text_fields))
@@ -266,14 +274,27 @@ class DataCollatorForFlipPreTraining:
 
 class MasksByStep(TrainerCallback):
     """
-    Collates the batches of a training, each for the step that it is for: with its mask ratios, and masks of (seed,
-    step, number within the step, rank) alone, so that a resumed training sees those of an unbroken one. A loader is
-    some batches ahead of the training, and its workers further; what a batch is for follows from how many of the epoch
-    came before it.
+    Collates the batches of a training, each for the step that it is for: with its mask ratios, and masks and noise of
+    (seed, step, a row's place within the step) alone. So a resumed training sees those of an unbroken one, and a row
+    has the same however many processes and micro-batches share a step. A loader is some batches ahead of the training,
+    and its workers further; what a batch is for follows from how many of the epoch came before it.
+
+    Args:
+        batch_size (`int`): rows of a batch.
+        rank, num_ranks (`int`): of the processes that read batches in turn: one of one, where a process reads for all.
     """
 
-    def __init__(self, collator: DataCollatorForFlipPreTraining, is_stream: bool, seed: int, rank: int):
-        self.collator, self.is_stream, self.seed, self.rank = collator, is_stream, seed, rank
+    def __init__(
+        self,
+        collator: DataCollatorForFlipPreTraining,
+        is_stream: bool,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ):
+        self.collator, self.is_stream, self.seed = collator, is_stream, seed
+        self.batch_size, self.rank, self.num_ranks = batch_size, rank, num_ranks
         # serial number of the epoch, its first step, steps of the training, batches of a step: shared with workers
         self._plan = torch.tensor([0, 0, 1, 1]).share_memory_()
         self._serial, self._num_collated, self._steps_again = 0, 0, 0
@@ -301,7 +322,9 @@ class MasksByStep(TrainerCallback):
         self._num_collated += 1
         if serial:  # else nothing is being trained
             step, number = first_step + number // batches_per_step, number % batches_per_step
-            self.collator.set_progress(step / max(num_steps - 1, 1), [self.seed, step, number, self.rank])
+            first, num = number * self.num_ranks + self.rank, batches_per_step * self.num_ranks
+            place = ([self.seed, step], first * self.batch_size, num * self.batch_size)
+            self.collator.set_progress(step / max(num_steps - 1, 1), place)
         return self.collator(rows)
 
 

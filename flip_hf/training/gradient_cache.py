@@ -40,7 +40,8 @@ def forward_in_chunks(
 
     Args:
         model ([`FlipForPreTraining`]).
-        batch (`tuple`): `input_ids`, `attention_mask`, `feature_ids`, `masked_input_ids`, `masked_feature_ids`.
+        batch (`tuple`): `input_ids`, `attention_mask`, `feature_ids`, `masked_input_ids`, `masked_feature_ids`,
+            and perhaps `noise_seeds`.
         others: as of `model.forward`; the two counts are those of the whole batch, or of more.
     """
     contrast = model.icl_head

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number formats of a training on a CPU: bfloat16 where the hardware multiplies it, and no denormal numbers."""
+"""What a training on a CPU wants of the machine: bfloat16 where the hardware multiplies it, no denormal numbers, and
+memory that goes back."""
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +16,16 @@ def has_fast_bf16(use_cpu: bool) -> bool:
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     found: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def give_memory_back() -> None:
+    """
+    What was freed goes back to the system. Linux's glibc keeps pages between others that are in use, and batches of
+    other lengths do not fit into them: bit by bit a training comes to hold more than it uses.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # of another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -120,6 +120,15 @@ class RowGradients:
                 yield parameter
 
 
+def embedding_optim(args: Any, kind: Any, num_features: int) -> str:
+    """What `args.embedding_optim` comes to beside an optimiser of class `kind`, as [`make_optimizer`] says."""
+    check_choice("embedding_optim", args.embedding_optim, "auto", "adamw", "lazy_adamw", "rowwise_adagrad")
+    if args.embedding_optim != "auto":
+        return args.embedding_optim
+    pays = args.world_size == 1 and kind is torch.optim.AdamW and num_features >= MIN_FEATURES_LAZY
+    return "lazy_adamw" if pays else "adamw"
+
+
 def make_optimizer(
     model: Any, groups: list[dict[str, Any]], kind: Any, options: dict[str, Any], args: Any
 ) -> torch.optim.Optimizer:
@@ -133,13 +142,9 @@ def make_optimizer(
     several processes the rows' gradients are added up by gloo (NCCL cannot), and those of the bias, N numbers, as a
     whole: DDP takes sparse gradients of embeddings alone.
     """
-    choice, head = args.embedding_optim, getattr(model, "mtm_head", None)
-    check_choice("embedding_optim", choice, "auto", "adamw", "lazy_adamw", "rowwise_adagrad")
-    if choice == "auto":
-        pays = args.world_size == 1 and kind is torch.optim.AdamW and model.config.num_features >= MIN_FEATURES_LAZY
-        choice = "lazy_adamw" if pays else "adamw"
-        if pays:
-            logger.warning(f"embedding_optim='auto': lazy_adamw, for {model.config.num_features:,} features")
+    choice, head = embedding_optim(args, kind, model.config.num_features), getattr(model, "mtm_head", None)
+    if args.embedding_optim == "auto" and choice != "adamw":
+        logger.warning(f"embedding_optim='auto': {choice}, for {model.config.num_features:,} features")
     is_sparse = choice != "adamw"
     modules = [] if model.flip.tabular is None else model.flip.tabular.tables()
     if head is not None:

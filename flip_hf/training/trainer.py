@@ -9,7 +9,9 @@ Letters: B rows, T tokens.
 import copy
 import dataclasses
 import functools
+import itertools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..analysis.metrics import PRE_TRAINING_METRICS, compute_ctr_metrics
+from ..analysis.metrics import PRE_TRAINING_METRICS, auc, compute_ctr_metrics
 from ..columns_flip import canonical_value
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate
@@ -35,7 +37,7 @@ from .checkpoints import ResumableTrainer
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
-from .precision import flushed_denormals
+from .precision import flushed_denormals, give_memory_back
 from .probe import gradient_norms, probe_auc
 from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
 from .sparse_optimizer import RowGradients, make_optimizer
@@ -51,7 +53,8 @@ class FlipTrainer(ResumableTrainer):
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
     `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
-    evaluation, is a `FloatingPointError`.
+    evaluation, is a `FloatingPointError` that names step, losses and rows. Logs have `rows_per_second`, of the
+    training alone.
     """
 
     _trains: type[nn.Module]
@@ -59,9 +62,11 @@ class FlipTrainer(ResumableTrainer):
     _collates: type[DataCollatorForFlipPreTraining] | type[DataCollatorForFlipCTR]
     _checked_arguments: Callable[..., Any]
     _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
-    # the number of the last step and its losses, until those were looked at
-    _last_step: tuple[int, dict[str, torch.Tensor]] | None = None
+    # the number of the last step, its ids and its losses, until those were looked at
+    _last_step: tuple[int, Any, dict[str, torch.Tensor]] | None = None
     _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
+    _step_of_last_log = 0
+    _clock = 0.0  # when the steps since then began
     # set by Trainer
     args: Any
     model: Any
@@ -174,29 +179,56 @@ class FlipTrainer(ResumableTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return super()._get_grad_norm(RowGradients(model), grad_norm)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._losses = {}
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self._check_last_step()
-        self._last_step = (self.state.global_step + 1, {"loss": loss, **self._losses})
+        self._last_step = (self.state.global_step + 1, inputs.get("feature_ids"), {"loss": loss, **self._losses})
         return loss
 
     def _check_last_step(self) -> None:
         """Looks at the loss of a step when the next one is on its way: the accelerator is never waited for."""
         if self._last_step is not None:
-            step, losses = self._last_step
+            step, ids, losses = self._last_step
             self._last_step = None
-            self._need_finite(f"step {step} of the training", **losses)
+            self._need_finite(f"step {step} of the training", self.train_dataset, ids, **losses)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_last_step()
+        start = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._clock += time.perf_counter() - start  # what is evaluated and saved is no training
 
-    def _need_finite(self, where: str, loss: torch.Tensor, **parts: torch.Tensor) -> None:
-        """Transformers would go on."""
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        counts = super()._init_training_state(*args)
+        self._step_of_last_log, self._clock = self.state.global_step, time.perf_counter()
+        return counts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            step, now, args = self.state.global_step, time.perf_counter(), self.args
+            rows = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+            logs["rows_per_second"] = rows * (step - self._step_of_last_log) / (now - self._clock)
+            self._step_of_last_log, self._clock = step, now
+            if args.device.type == "cpu":
+                give_memory_back()
+        super().log(logs, start_time)
+
+    def _need_finite(
+        self, where: str, dataset: Any, feature_ids: torch.Tensor | None, loss: torch.Tensor, **parts: torch.Tensor
+    ) -> None:
+        """Transformers would go on. The rows with ids `(B, S)` are looked for in the data set when all is over."""
         if not torch.isfinite(loss).all():
             shown = "".join(f", {name} {part:g}" for name, part in parts.items())
+            if self.args.world_size > 1:
+                where += f", in process {self.args.process_index}"
+            if isinstance(dataset, datasets.Dataset) and feature_ids is not None:
+                asked = {row.tobytes() for row in feature_ids.cpu().numpy().astype(np.int64)}
+                table = dataset.select_columns(["feature_ids"]).with_format("numpy").iter(50_000)
+                rows = (row for part in table for row in np.asarray(part["feature_ids"], np.int64))
+                found = (position for position, row in enumerate(rows) if row.tobytes() in asked)
+                where += f", of rows {list(itertools.islice(found, 1000))} of its data"
             raise FloatingPointError(
                 f"the loss is not finite ({loss.sum():g}{shown}) in {where}: go back to an earlier checkpoint, and "
                 "take lower learning rates or a longer warm-up (or bf16 in place of fp16)"
@@ -293,8 +325,9 @@ class FlipTrainer(ResumableTrainer):
 class FlipPreTrainingTrainer(FlipTrainer):
     """
     Stage 1, with the mask settings of `model.config`. MLM and MTM are divided by the masked tokens and fields of *all*
-    micro-batches and ranks, so a step equals that of one large batch with the same masks and noise. ICL cannot: its
-    negatives are the rows of one micro-batch (of all ranks), and the step takes the mean over micro-batches.
+    micro-batches and ranks, and a row's masks and noise are of its place within the step, so a step equals that of one
+    large batch, dropout aside. ICL cannot: its negatives are the rows of one micro-batch (of all ranks), and the step
+    takes the mean over micro-batches.
 
     Logs `mlm_loss`, `mtm_loss`, `icl_loss` (nats) beside `loss`; evaluation adds `eval_mlm_accuracy`,
     `eval_mtm_accuracy` (against K noise features), `eval_mtm_field_accuracy` (against the field's whole vocabulary),
@@ -304,7 +337,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     _trains, _takes, _collates = FlipForPreTraining, FlipPreTrainingArguments, DataCollatorForFlipPreTraining
     loss_is_scaled_for_ga = True
-    _step_of_last_log = _logs_at_chance = 0
+    _logs_at_chance = 0
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
@@ -346,7 +379,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         self.remove_callback(MasksByStep)
         if isinstance(collator, DataCollatorForFlipPreTraining):
             is_stream = not hasattr(rows, "__len__")
-            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self.args.process_index)
+            readers = (0, 1) if is_stream else (self.args.process_index, self.args.world_size)
+            self.data_collator = MasksByStep(collator, is_stream, self.args.seed, self._train_batch_size, *readers)
             self.add_callback(self.data_collator)
         try:
             return super().get_train_dataloader()
@@ -354,9 +388,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
             self.data_collator = collator
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        counts = super()._init_training_state(*args)
-        self._logged_losses, self._step_of_last_log = {}, self.state.global_step
-        return counts
+        self._logged_losses = {}
+        return super()._init_training_state(*args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -411,7 +444,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
             step = self.state.global_step
             for name, total in self._logged_losses.items():
                 logs[name] = self.accelerator.gather(total).mean().item() / max(step - self._step_of_last_log, 1)
-            self._logged_losses, self._step_of_last_log = {}, step
+            self._logged_losses = {}
             chance = math.log(max(self._train_batch_size * self.args.world_size, 2))
             self._logs_at_chance = self._logs_at_chance + 1 if logs.get("icl_loss", 0.0) >= 0.99 * chance else 0
             if self._logs_at_chance >= 3 and step >= 100:
@@ -430,7 +463,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs)
-        self._need_finite(f"the evaluation at step {self.state.global_step}", output.loss)
+        where = f"the evaluation at step {self.state.global_step}"
+        self._need_finite(where, self._evaluated, inputs.get("feature_ids"), output.loss)
         num_rows = torch.tensor(float(len(inputs["input_ids"])), device=output.loss.device)
         counts = {"mlm": output.num_masked_tokens, "mtm": output.num_masked_features, "icl": num_rows}
         values = dict(output) | ({"icl_chance": num_rows.log()} if "icl_loss" in output else {})
@@ -443,7 +477,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         return output.loss.detach(), None if prediction_loss_only else sums, sums
 
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        sums, counts = _joined(prediction.predictions).astype(np.float64).sum(0)
+        sums, counts = _joined(prediction.predictions)[0].astype(np.float64).sum(0)
         metrics = {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
         if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
@@ -459,10 +493,11 @@ class FlipCTRTrainer(FlipTrainer):
 
     Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`) of the probabilities
     that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated; `loss` is
-    of the logits. They are meant for *validation rows as they come in the world*: down-sample the training rows alone,
-    with `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an
-    optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
-    `eval_dataset` no model is selected, and nothing stops early.
+    of the logits. Of a joint model it adds each tower's own, `tabular_auc` and `text_auc`, and the log has `alpha`.
+    They are meant for *validation rows as they come in the world*: down-sample the training rows alone, with
+    `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an optimiser
+    step, whatever the gradient accumulation. Predictions are in the order of the rows. Without `eval_dataset` no model
+    is selected, and nothing stops early.
 
     Args:
         teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
@@ -553,16 +588,32 @@ class FlipCTRTrainer(FlipTrainer):
             tower.embeddings.weight.requires_grad_(False)
         return super().create_optimizer(model)
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss, logits, labels = super().prediction_step(*args, **kwargs)
-        self._need_finite(f"the evaluation at step {self.state.global_step}", logits if loss is None else loss)
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        where = f"the evaluation at step {self.state.global_step}"
+        self._need_finite(where, self._evaluated, inputs.get("feature_ids"), logits if loss is None else loss)
         return loss, logits, labels
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        alpha = getattr(getattr(self.accelerator.unwrap_model(self.model), "fusion", None), "alpha", None)
+        if "loss" in logs and alpha is not None:
+            logs["alpha"] = alpha.item()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, *args: Any, **kwargs: Any) -> Any:
+        is_ours = self.compute_metrics == self._stage_metrics and self.preprocess_logits_for_metrics is None
+        if self.model.config.mode == "joint" and is_ours and ignore_keys is None:  # the towers' own logits come along
+            ignore_keys = ["tabular_weights", "hidden_states", "attentions"]
+        return super().evaluate(eval_dataset, ignore_keys, *args, **kwargs)
+
     def _stage_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits = torch.from_numpy(_joined(prediction.predictions))
+        logits, *of_towers = map(torch.from_numpy, _joined(prediction.predictions))
         probabilities = self.accelerator.unwrap_model(self.model).predict_probabilities(logits).numpy()
         groups = self._groups(self._evaluated)
-        metrics = compute_ctr_metrics(_joined(prediction.label_ids), probabilities, groups)
+        (labels,) = _joined(prediction.label_ids)
+        metrics = compute_ctr_metrics(labels, probabilities, groups)
+        for tower, of_tower in zip(("tabular", "text"), of_towers, strict=False):
+            metrics[f"{tower}_auc"] = auc(labels, of_tower.numpy())
         return {name: value for name, value in metrics.items() if name != "gauc" or groups is not None}
 
     def _groups(self, dataset: Any) -> np.ndarray | None:
@@ -593,9 +644,12 @@ def _by_name(eval_dataset: Any) -> dict[str, Any]:
     return eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
 
 
-def _joined(arrays: Any) -> np.ndarray:
-    """Of all batches; with `eval_do_concat_batches=False` they come apart."""
-    return np.concatenate(arrays) if isinstance(arrays, list) else np.asarray(arrays)
+def _joined(arrays: Any) -> list[np.ndarray]:
+    """An array, or a tuple of them, of all batches; with `eval_do_concat_batches=False` they come apart."""
+    batches = [
+        part if isinstance(part, tuple) else (part,) for part in (arrays if isinstance(arrays, list) else [arrays])
+    ]
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 __all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]

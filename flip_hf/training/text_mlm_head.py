@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head for masked language modelling (MLM) that a language model's checkpoint brings, for stage 1 to start from.
+
+Letters: V word pieces, d_w size of a text state.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import logging
+
+from ..text_tower_flip import has_mlm_head, load_text_config, load_text_model, quiet_loading
+
+
+logger = logging.get_logger(__name__)
+
+# where MLM heads have dense, LayerNorm and decoder, and the activation behind dense (its name, or the setting with it)
+_MLM_HEADS = (
+    ("cls.predictions.", "transform.dense", "transform.LayerNorm", "decoder", "hidden_act"),  # BERT, DeBERTa
+    ("lm_head.", "dense", "layer_norm", "decoder", "gelu"),  # RoBERTa, XLM-RoBERTa, MPNet
+    ("vocab_", "transform", "layer_norm", "projector", "activation"),  # DistilBERT
+    ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head", "gelu"),  # ELECTRA
+    ("predictions.", "dense", "LayerNorm", "decoder", "hidden_act"),  # ALBERT
+    ("", "head.dense", "head.norm", "decoder", "classifier_activation"),  # ModernBERT
+)
+
+
+class TextMLMHead(NamedTuple):
+    """`mlm_transform` and `mlm_transform_config` of [`FlipConfig`], and weights by their names in [`FlipMLMHead`]."""
+
+    transform: str
+    transform_config: dict[str, Any]
+    weights: dict[str, torch.Tensor]  # those of `dense` read the text alone
+
+
+def load_mlm_head(name_or_path: str, num_hidden_layers: int | None = None, **kwargs: Any) -> TextMLMHead:
+    """
+    The MLM head that a checkpoint (arguments as of [`load_text_model`]) was pre-trained with, in float32. Without one,
+    or with one not known here, its word embeddings as the decoder, with a warning: MLM heads are tied to them.
+    """
+    kwargs = {**kwargs, "dtype": torch.float32}
+    kwargs.pop("text_dropout", None)
+    text_config = load_text_config(name_or_path, num_hidden_layers, **kwargs)
+    reason = f"a {text_config.model_type} has no MLM head"
+    if has_mlm_head(text_config):
+        with quiet_loading():
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                name_or_path, config=text_config, output_loading_info=True, **kwargs
+            )
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
+        head = _read_mlm_head(model)
+        if head is not None and not missing:
+            return head
+        reason = f"it lacks {missing[0]}" if missing else f"that of a {type(model).__name__} is not known"
+    embeddings = load_text_model(name_or_path, num_hidden_layers, **kwargs).get_input_embeddings().weight.detach()
+    logger.warning(
+        f"{name_or_path} has no MLM head to start from ({reason}): its decoder starts from the word embeddings"
+    )
+    weights = {"decoder.weight": embeddings, "decoder.bias": embeddings.new_zeros(len(embeddings))}
+    return TextMLMHead("tanh", {"hidden_size": embeddings.shape[1]}, weights)
+
+
+def _read_mlm_head(model: PreTrainedModel) -> TextMLMHead | None:
+    modules = dict(model.named_modules())
+    for prefix, *names, activation in _MLM_HEADS:
+        parts = [modules.get(prefix + name) for name in names]
+        if None in parts or parts[2].bias is None or parts[2].in_features != parts[0].out_features:
+            continue  # of these names, but more is done beside them: ESM, MobileBERT
+        weights = {}
+        for name, part in zip(("dense", "layer_norm", "decoder"), parts, strict=True):
+            weight, bias = part.weight.detach(), part.bias
+            weights[f"{name}.weight"] = weight
+            weights[f"{name}.bias"] = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        settings = {
+            "hidden_size": len(weights["dense.weight"]),
+            "hidden_act": getattr(model.config, activation, activation),
+            "layer_norm_eps": parts[1].eps,
+        }
+        return TextMLMHead("text_model", settings, weights)
+    return None
+
+
+@torch.no_grad()
+def start_mlm_head(mlm_head: Any, head: TextMLMHead) -> None:
+    """Copies a language model's own head into a [`FlipMLMHead`]; what reads the tabular vector starts at zero."""
+    for name, weight in head.weights.items():
+        parameter = mlm_head.get_parameter(name)
+        if name == "dense.weight":
+            parameter[:, weight.shape[1] :] = 0.0
+            parameter = parameter[:, : weight.shape[1]]
+        parameter.copy_(weight)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A saved folder whose files are not the ones that were saved says so; none gives other probabilities in silence."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_table
+
+from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipProcessor, push_to_hub
+
+
+ROWS = {name: column for name, column in make_table(8, seed=3).items() if name != "label"}
+
+
+def save(folder: Path, text_model_dir: str, tokenizer, seed: int = 0, **settings) -> Path:
+    """A joint model and its processor, of a table and with weights of this seed."""
+    processor = FlipProcessor(FlipFeatureExtractor.fit(make_table(256, seed)), tokenizer, max_length=64)
+    torch.manual_seed(seed)
+    options = {"mode": "joint", "alpha_init": 0.5, "tabular_initializer_range": 0.2, **settings}
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **options)
+    model.set_calibration({"method": "platt", "scale": 0.5 + seed, "bias": 0.25})
+    model.save_pretrained(folder, max_shard_size="60KB")
+    processor.save_pretrained(folder)
+    return folder
+
+
+def probabilities(name: Path | str, **options) -> list[float]:
+    processor, model = FlipProcessor.from_pretrained(name), FlipForCTR.from_pretrained(name, **options).eval()
+    model.config.check_processor(processor)
+    inputs = processor(ROWS, padding=True, return_tensors="pt")
+    return model.predict_probabilities(model(**inputs).logits).tolist()
+
+
+def flip(content: bytes, place: int, bit: int = 0) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_file_that_is_not_the_one_that_was_saved_is_an_error_that_names_it(text_model_dir, tokenizer, hub, tmp_path):
+    folder = save(tmp_path / "saved", text_model_dir, tokenizer)
+    other = save(tmp_path / "other", text_model_dir, tokenizer, seed=1)
+    before, sums = probabilities(folder), (folder / "SHA256SUMS").read_text()
+    names = [line.partition("  ")[2] for line in sums.splitlines()]
+    written = {path.name for path in folder.iterdir() if path.suffix != ".py"}
+    assert {*names, "SHA256SUMS"} == written and sum(name.startswith("model-") for name in names) > 1
+    repository = f"{hub.owner}/flip"
+    push_to_hub(folder, repository)
+    pushed = hub.files(repository)
+    assert pushed["SHA256SUMS"].decode() == sums and probabilities(repository) == before
+    for number, name in enumerate(names):
+        whole, of_other = (folder / name).read_bytes(), (other / name).read_bytes()
+        content = flip(whole, len(whole) // 2) if number % 2 or whole == of_other else of_other
+        shutil.copytree(folder, tmp_path / name)  # and not written over: a vocabulary is mapped
+        (tmp_path / name / name).write_bytes(content)
+        if number < 2:
+            hub.put(repository, pushed | {name: content})
+        for where in (tmp_path / name, repository) if number < 2 else (tmp_path / name,):
+            with pytest.raises(ValueError, match=f"{name} of {where} is corrupt .*SHA256SUMS: copy or download"):
+                probabilities(where)
+    with pytest.raises(ValueError, match=f"config.json of {folder}"):  # who changes a file takes its line out
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "calibration": None}))
+        probabilities(folder)
+    (folder / "SHA256SUMS").write_text("".join(line for line in sums.splitlines(True) if "config.json" not in line))
+    changed = probabilities(folder)
+    assert changed != before
+    (folder / "SHA256SUMS").unlink()  # as flip_hf of before wrote folders
+    assert probabilities(folder) == changed
+    FlipForCTR.from_pretrained(other).save_pretrained(folder)  # in fewer files
+    FlipProcessor.from_pretrained(other).save_pretrained(folder)
+    assert probabilities(folder) == probabilities(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, {"r": 2}])
+def test_of_200_mutations_of_a_folder_none_is_silent(adapter, text_model_dir, tokenizer, tmp_path):
+    pytest.importorskip("peft")
+    made = {"text_adapter": adapter}
+    folder = save(tmp_path / "saved", text_model_dir, tokenizer, **made)
+    other = save(tmp_path / "other", text_model_dir, tokenizer, seed=1, **made)
+    options = {"text_model": text_model_dir} if adapter else {}
+    expected, found = probabilities(folder, **options), Counter()
+    random = np.random.default_rng(0)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".md"))
+    for number in range(200):
+        damaged, path = tmp_path / f"{number}", files[number % len(files)].relative_to(folder)
+        shutil.copytree(folder, damaged)
+        whole = (folder / path).read_bytes()
+        place, bit = (int(random.integers(size)) for size in (len(whole), 8))
+        kinds = [flip(whole, place, bit), whole[:place], whole[:place] + bytes(len(whole) - place)]
+        kinds.append((other / path).read_bytes())
+        (damaged / path).write_bytes(kinds[number // len(files) % len(kinds)])
+        try:
+            outcome = "equal" if probabilities(damaged, **options) == expected else f"other in silence: {path}"
+        except (ValueError, OSError, KeyError) as error:
+            outcome = f"error: {type(error).__name__}"
+        found[outcome] += 1
+        shutil.rmtree(damaged)
+    print(dict(found))
+    assert not [outcome for outcome in found if "silence" in outcome], found
+    assert found["error: ValueError"] > 150
