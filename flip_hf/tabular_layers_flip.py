@@ -392,7 +392,10 @@ class FieldSelfAttention(Layer):
         query, key, value = (
             torch.stack(part.split(self.size // self.num_heads, dim=-1)).flatten(0, 1) for part in (query, key, value)
         )
-        weights = torch.bmm(query, key.transpose(1, 2)).softmax(-1)  # (A x B, F queries, F keys)
+        if embeddings.shape[1] < 16:  # along fewer numbers than a CPU reads at once a softmax is slow
+            weights = torch.bmm(key, query.transpose(1, 2)).softmax(1).transpose(1, 2)
+        else:
+            weights = torch.bmm(query, key.transpose(1, 2)).softmax(-1)  # (A x B, F queries, F keys)
         attended = torch.bmm(weights, value).unflatten(0, (self.num_heads, -1))  # (A, B, F, D / A)
         attended = torch.cat(attended.unbind(0), dim=-1)  # (B, F, D)
         return (residual[0].add_(attended) if residual else attended).relu_()
