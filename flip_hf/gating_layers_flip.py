@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .tabular_layers_flip import Layer, MultiLayerPerceptron, check_choice
+from .tabular_layers_flip import Layer, MultiLayerPerceptron, check_choice, in_parts
 
 
 class SqueezeExcitation(nn.Module):
@@ -65,11 +65,9 @@ class BilinearInteraction(Layer):
         self.weight = self.normal(size**-0.5, num_groups, matrices[bilinear_type], size, size)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        if embeddings.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self.products(embeddings)
-        # products are many times larger than embeddings: on a CPU, 1 MB of them at a time stays in the cache
+        # products are many times larger than embeddings: 1 MB of them at a time
         num_bytes = embeddings[:1].numel() * embeddings.element_size() * (embeddings.shape[2] - 1) // 2
-        return torch.cat([self.products(rows) for rows in embeddings.split(max(1, 2**20 // max(1, num_bytes)))])
+        return in_parts(self.products, max(1, 2**20 // max(1, num_bytes)), embeddings)
 
     def products(self, embeddings: torch.Tensor) -> torch.Tensor:
         """As `forward`, for all rows at once."""

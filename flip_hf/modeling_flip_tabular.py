@@ -16,7 +16,7 @@ from .configuration_flip import FlipConfig
 from .masking_flip import PAD_FEATURE_ID, unseen_id
 from .modeling_flip_base import FlipPreTrainedModel
 from .tabular_backbones_flip import build_backbone
-from .tabular_layers_flip import SumToLogit
+from .tabular_layers_flip import ROWS_AT_ONCE, SumToLogit, in_parts
 
 
 class _Lookup(torch.autograd.Function):
@@ -238,7 +238,10 @@ class FlipTabularModel(FlipPreTrainedModel):
             ) from error
         if self.slot_pooling is not None:
             embeddings, first_order = self.slot_pooling(embeddings, first_order, feature_ids)  # (B, F, D), (B, F)
-        vector = self.backbone(embeddings, first_order)  # (B, d_v)
+        if embeddings is None or (self.training and self.backbone.norms_batches):
+            vector = self.backbone(embeddings, first_order)  # (B, d_v)
+        else:
+            vector = in_parts(self.backbone, ROWS_AT_ONCE, embeddings, first_order)  # (B, d_v)
         if self.logit is None:
             return FlipTabularOutput(vector, None)
         logit = self.logit(vector).squeeze(-1)  # (B,)

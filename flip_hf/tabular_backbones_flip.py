@@ -57,6 +57,7 @@ class Backbone(nn.Module):
     vector_starts_with_logit = False  # a whole part's, on which Linear(v) starts with the paper's weight, 1
     reads_embeddings = True  # if not, the tower does without them
     needs_pairs = False  # it is products of pairs of fields and nothing else
+    norms_batches = False  # in training a row's v depends on the rows beside it
     hidden_size: int
 
     def __init__(self, config: FlipConfig):
@@ -305,6 +306,7 @@ class AFN(Backbone):
         super().__init__(config)
         self.logarithmic = LogarithmicLayer(self.num_fields, self.size, logarithmic_neurons, batch_norm)
         self.dnn = MultiLayerPerceptron(self.size * logarithmic_neurons, afn_hidden_units, afn_dropout, batch_norm)
+        self.norms_batches = batch_norm
         self.hidden_size = self.dnn.output_size
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:

@@ -20,7 +20,9 @@ from flip_hf import (
     FlipForCTR,
     FlipForPreTraining,
     FlipProcessor,
+    modeling_flip_tabular,
     prepare_dataset,
+    tabular_layers_flip,
 )
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 
@@ -116,6 +118,23 @@ def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, lists_proces
     assert torch.equal(model.eval()(**batch).logits > 0, batch["labels"] == 1)
     model.save_pretrained(tmp_path)
     assert_reads_itself(model, tmp_path, batch)
+
+
+@every_tower
+def test_some_rows_at_a_time_are_all_rows_at_once(backbone, options, lists_processor, rows, monkeypatch):
+    batch = DataCollatorForFlipCTR(lists_processor, mode="tabular")(rows[:32])
+    torch.manual_seed(0)
+    settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
+    model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings)).train()
+    made = []
+    for num_rows in (512, 5):
+        for module in (tabular_layers_flip, modeling_flip_tabular):
+            monkeypatch.setattr(module, "ROWS_AT_ONCE", num_rows)
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        made.append([output.logits, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(*made)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@
 2. Test AUC of the joint logit and of the text's own, float32 and int8, and their difference with a 95 % interval
    (bootstrap, paired by rows).
 3. Rows/s of encoded rows, all sides one after another within each repeat; the figure is the median over repeats.
-   FLIP_ID is also measured beside deepctr-torch's model of the same tower (both kinds of DCN-V2), fields and
-   vocabulary, where that is installed.
+   FLIP_ID is also measured beside deepctr-torch's and fuxictr's models of the same tower (both kinds of DCN-V2),
+   fields and vocabulary, where these are installed (see towers.py); without `--text_model` this alone is done.
 
 Seconds are those of the process, not of the clock: with one thread they are the same on a machine that does nothing
 else, and on one that does the others' turns are left out. 1,000 rows of text at once take 11 GB on all sides together.
@@ -30,7 +30,7 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
-from towers import TOWERS, deepctr_model
+from towers import TOWERS, available_peers
 from transformers import AutoTokenizer
 
 from flip_hf import (
@@ -54,7 +54,7 @@ Side = Callable[[Inputs], Any]
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text_model", required=True, help="Language model: folder or Hub name.")
+    parser.add_argument("--text_model", help="Language model: folder or Hub name (default: towers alone).")
     parser.add_argument("--data_dir", help="Folder of MovieLens-100K (default: the restaurants of the package).")
     parser.add_argument("--num_hidden_layers", type=int, default=2, help="Lowest layers kept (default: 2).")
     parser.add_argument("--train_rows", type=int, default=6000, help="At most so many (default: 6000).")
@@ -177,12 +177,12 @@ def print_auc(paths: dict[str, Path], rows: list[dict[str, Any]], processor: Fli
         )
 
 
-def against_deepctr(arguments: argparse.Namespace, folder: Path) -> None:
-    """FLIP_ID beside deepctr-torch: the same tower, fields and ids. Its mixture fails at a single row."""
-    vocabulary, size, reference = 10_000, 32, "deepctr-torch 0.3.0"
+def against_peers(arguments: argparse.Namespace, folder: Path) -> None:
+    """FLIP_ID beside the peers: the same tower, fields and ids. deepctr-torch's mixture fails at a single row."""
+    vocabulary, size, peers = 10_000, 32, available_peers()
+    print("beside " + ", ".join(f"{name} {version}" for name, (version, _) in peers.items()))
     for tower, num_fields in itertools.product(("dcnv2-matrix", "dcnv2-mixture"), (8, 26)):
         sizes = [size for size in arguments.tabular_sizes if size > 1 or tower == "dcnv2-matrix"]
-        peer = deepctr_model(tower, num_fields, vocabulary, size).eval()
         names = [f"f{k}" for k in range(num_fields)]
         values = dict.fromkeys(names, np.arange(vocabulary))
         extractor = FlipFeatureExtractor.fit({**values, "label": np.arange(vocabulary) % 2})
@@ -195,15 +195,25 @@ def against_deepctr(arguments: argparse.Namespace, folder: Path) -> None:
         FlipProcessor(extractor).save_pretrained(folder)
         ids = np.random.default_rng(0).integers(0, vocabulary, (max(sizes), num_fields))
         encoded = torch.from_numpy(np.asarray(extractor(dict(zip(names, ids.T, strict=True))))).long()
-        floats = torch.from_numpy(ids).float()  # what deepctr-torch reads
+        sides = {"eager": eager(model), "onnx": exported(export_onnx(folder), arguments.threads)}
+        for name, (_, maker) in peers.items():
+            # each library's own kind of input, made beforehand
+            whole = torch.from_numpy(ids).float() if name == "deepctr-torch" else torch.from_numpy(ids)
+            given = {one: whole[:one] for one in sizes}
+            if name == "fuxictr":
+                given = {
+                    one: {f"f{k}": column.clone() for k, column in enumerate(rows.unbind(1))}
+                    for one, rows in given.items()
+                }
+            peer = maker(tower, num_fields, vocabulary, size).eval()
 
-        def of_peer(inputs: Inputs, peer=peer, floats=floats) -> torch.Tensor:
-            with torch.inference_mode():
-                return peer(floats[: len(inputs["feature_ids"])])
+            def of_peer(inputs: Inputs, peer=peer, given=given) -> torch.Tensor:
+                with torch.inference_mode():
+                    return peer(given[len(inputs["feature_ids"])])
 
-        sides = {reference: of_peer, "eager": eager(model), "onnx": exported(export_onnx(folder), arguments.threads)}
-        print(f"rows/s, {tower}, {num_fields} fields of {vocabulary:,} values (times deepctr-torch's)")
-        print_rates(sides, {size: {"feature_ids": encoded[:size]} for size in sizes}, arguments.repeats, reference)
+            sides[name] = of_peer
+        print(f"rows/s, {tower}, {num_fields} fields of {vocabulary:,} values (times eager's)")
+        print_rates(sides, {size: {"feature_ids": encoded[:size]} for size in sizes}, arguments.repeats, "eager")
 
 
 def main() -> None:
@@ -216,6 +226,10 @@ def main() -> None:
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {arguments.threads} thread(s), "
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, medians of {arguments.repeats} repeats"
     )
+    with tempfile.TemporaryDirectory() as made:
+        against_peers(arguments, Path(made))
+    if arguments.text_model is None:
+        return
     name = "restaurants" if arguments.data_dir is None else "movielens-100k"
     splits = split_dataset(load_ctr_dataset(name, data_dir=arguments.data_dir), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
@@ -237,10 +251,6 @@ def main() -> None:
         print("size: " + ", ".join(f"{file} {size / 1e6:.1f} MB" for file, size in sizes.items()))
         print(f"AUC on {len(rows):,} test rows")
         print_auc(paths, rows, processor, arguments.threads)
-        try:
-            against_deepctr(arguments, Path(made, "tower"))
-        except ImportError as error:
-            print(f"without deepctr-torch: {error}")
         for mode, batch_sizes in (("tabular", arguments.tabular_sizes), ("joint", arguments.joint_sizes)):
             model = FlipForCTR.from_pretrained(folder, mode=mode, dtype=torch.float32).eval()
             some = [rows[k % len(rows)] for k in range(max(batch_sizes))]

@@ -12,10 +12,13 @@ together here as the zoo does, for the towers whose layers it has; GDCN and Mask
 
 The sides take turns within every repeat, and a ratio is the median over repeats of the peer's seconds over ours in the
 same repeat: above 1, the tower here is faster. Prints the ratios of every tower and size, their median over towers,
-and the smallest.
+and the smallest. "products" is the share of our seconds that the matrix products in them take by themselves, on ready
+tensors of the same shapes and layouts: a peer that has to multiply the same cannot be beaten by more than it takes in
+all over that. Seconds are those of the process: with one thread other work on the machine is left out.
 """
 
 import argparse
+import contextlib
 import statistics
 import threading
 import time
@@ -26,6 +29,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flip_hf import FlipConfig, FlipTabularModel
 
@@ -62,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=10_000, help="Features of each field.")
     parser.add_argument("--embedding_size", type=int, default=32, help="Numbers in a feature's embedding.")
     parser.add_argument("--repeats", type=int, default=7, help="Timed repeats (one more warms up).")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads.")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads.")
     return parser.parse_args()
 
 
@@ -214,11 +218,34 @@ def timed(model: nn.Module, probabilities: Step, labels: torch.Tensor, backward:
         parameter.grad = None
     model.train(backward)
     with torch.set_grad_enabled(backward):
-        start = time.perf_counter()
+        start = time.process_time()
         made = probabilities()
         if backward:
             F.binary_cross_entropy(made.flatten(), labels).backward()
-        return time.perf_counter() - start
+        return time.process_time() - start
+
+
+class Products(TorchDispatchMode):
+    """Notes the products of matrices that are computed within it; `seconds()` of computing them once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple]] = []
+        self.seen: dict[tuple, tuple] = {}  # one set of tensors for each operation, shapes and layouts
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if function in (aten.mm.default, aten.addmm.default, aten.bmm.default):
+            kind = (function, *((one.shape, one.stride()) for one in args))
+            self.calls.append((function, self.seen.setdefault(kind, tuple(one.detach() for one in args))))
+        return function(*args, **(kwargs or {}))
+
+    def seconds(self) -> float:
+        with torch.no_grad():
+            start = time.process_time()
+            for function, args in self.calls:
+                function(*args)
+            return time.process_time() - start
 
 
 def available_peers() -> dict[str, tuple[str, Callable]]:
@@ -251,7 +278,7 @@ def main() -> None:
         f"torch {torch.__version__}, {versions}; {arguments.threads} threads, batch {arguments.batch_size}, "
         f"{arguments.vocabulary} features a field, embeddings of {arguments.embedding_size}, float32"
     )
-    print(f"{'tower':20} fields  pass               here ms  " + "  ".join(f"{name:>22}" for name in peers))
+    print(f"{'tower':20} fields  pass               here ms  products  " + "  ".join(f"{name:>22}" for name in peers))
     ratios: dict[tuple[str, int, str, str], float] = {}
     for tower in arguments.towers:
         for num_fields in arguments.num_fields:
@@ -268,14 +295,17 @@ def main() -> None:
             models: dict[str, nn.Module] = {"here": our_model(tower, *sizes)}
             models |= {name: made for name, (_, maker) in peers.items() if (made := maker(tower, *sizes)) is not None}
             for kind in ("forward", "forward+backward"):
-                seconds: dict[str, list[float]] = {name: [] for name in models}
-                for _ in range(arguments.repeats + 1):
+                seconds: dict[str, list[float]] = {name: [] for name in [*models, "products"]}
+                products = Products()
+                for repeat in range(arguments.repeats + 1):
                     for name, model in models.items():
 
                         def probabilities(model=model, given=inputs[name], here=name == "here") -> torch.Tensor:
                             return torch.sigmoid(model(given).logit) if here else model(given)
 
-                        seconds[name].append(timed(model, probabilities, labels, kind == "forward+backward"))
+                        with products if name == "here" and not repeat else contextlib.nullcontext():
+                            seconds[name].append(timed(model, probabilities, labels, kind == "forward+backward"))
+                    seconds["products"].append(products.seconds())
                 cells = []
                 for name in peers:
                     if name not in models:
@@ -286,7 +316,11 @@ def main() -> None:
                     ratios[tower, num_fields, kind, name] = ratio
                     cells.append(f"{statistics.median(seconds[name][1:]) * 1e3:10.1f} ms {ratio:6.2f} x")
                 ours = statistics.median(seconds["here"][1:]) * 1e3
-                print(f"{tower:20} {num_fields:6}  {kind:16} {ours:9.1f}  " + "  ".join(cells), flush=True)
+                both = zip(seconds["products"][1:], seconds["here"][1:], strict=True)
+                share = statistics.median(bare / whole for bare, whole in both)
+                print(
+                    f"{tower:20} {num_fields:6}  {kind:16} {ours:9.1f}  {share:8.2f}  " + "  ".join(cells), flush=True
+                )
     if not ratios:
         return
     for num_fields in arguments.num_fields:
