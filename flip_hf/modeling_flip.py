@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .alignment_layers_flip import FlipFusion, FlipICLHead, FlipMLMHead, FlipMTMHead
 from .calibration_flip import check_calibration, predict_probabilities
 from .configuration_flip import FlipConfig
-from .modeling_flip_base import TEXT_MODEL_ARGUMENTS, FlipPreTrainedModel
+from .modeling_flip_base import FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
 from .pulling_flip import workshop
 from .text_tower_flip import build_text_model, check_text_pooling, is_causal
@@ -222,9 +222,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             remedy = "start from a language model with FlipForPreTraining.from_text_pretrained"
             raise ValueError(f"stage 1 aligns ids with text and config.text_config is None: {remedy}")
         if config.mlm_weight and is_causal(config.text_config):
-            kind = (
-                f"a {config.text_config.model_type} is a decoder, in which a masked token sees nothing of what follows"
-            )
+            kind = f"a {config.text_config.model_type} is a decoder: a masked token sees nothing of what follows"
             raise ValueError(f"mlm_weight={config.mlm_weight}: {kind}: set mlm_weight=0 (the other losses remain)")
         self.flip = FlipModel(config, text_model, towers="joint")
         tabular_size = self.flip.tabular.hidden_size
@@ -249,24 +247,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
         first: the logits are the language model's own. A checkpoint that brings no such head gives its word embeddings
         as the decoder of the release's head, with a warning. No weights are tied afterwards.
         """
-        head = None
+        build = super().from_text_pretrained
         if init_mlm_head_from_text_model:
-            chosen = [name for name in ("mlm_transform", "mlm_transform_config") if name in kwargs]
-            if chosen or kwargs.get("mlm_weight") == 0:
-                other = ", ".join(chosen) or "mlm_weight=0, which builds no MLM head"
-                raise ValueError(
-                    f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}"
-                )
-            loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
-            heads = workshop("training.text_mlm_head")
-            head = heads.load_mlm_head(text_model_name_or_path, num_hidden_layers, **loading)
-            kwargs |= {"mlm_transform": head.transform, "mlm_transform_config": head.transform_config}
-        model = super().from_text_pretrained(
-            text_model_name_or_path, processor=processor, num_hidden_layers=num_hidden_layers, **kwargs
-        )
-        if head is not None:
-            heads.start_mlm_head(model.mlm_head, head)
-        return model
+            build = partial(workshop("training.text_mlm_head").build_with_mlm_head, build)
+        return build(text_model_name_or_path, processor=processor, num_hidden_layers=num_hidden_layers, **kwargs)
 
     def set_feature_counts(self, processor: Any) -> None:
         """Takes the training frequencies over from a fitted processor (or feature extractor): MTM's noise and bias."""

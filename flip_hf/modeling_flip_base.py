@@ -175,11 +175,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             try:
                 source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(
-                    f"{name} holds an adapter without its language model, which cannot be loaded from {source!r} "
-                    f"({reason}): {remedy}"
-                ) from error
+                problem = f"{name} holds an adapter without its language model, which cannot be loaded from {source!r}"
+                raise ValueError(f"{problem} ({str(error).splitlines()[0]}): {remedy}") from error
         copy_language_model(self.text_tower, source)
         digest = language_model_digest(self.text_tower)
         if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
@@ -255,9 +252,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             with quiet_loading():
                 model, info = super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(
-                f"the weights of {name} are cut off or corrupt ({error}): copy or download them again"
-            ) from error
+            problem = f"the weights of {name} are cut off or corrupt ({error})"
+            raise ValueError(f"{problem}: copy or download them again") from error
         if text_dtype is not None and model.text_tower is not None:
             cast_language_model(model.text_tower, text_dtype)
         missing, elsewhere = set(info["missing_keys"]), model._keys_to_ignore_on_save
@@ -277,9 +273,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             # float8 has no isfinite
             has_values = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
             if has_values and not bool(weight.isfinite().all()):
-                raise ValueError(
-                    f"{name}: the weight {key} is not finite, its training diverged: take another checkpoint"
-                )
+                raise ValueError(f"{name}: the weight {key} is not finite (it diverged): take another checkpoint")
         info["missing_keys"] = missing
         untrained = sorted(missing | (model.state_dict().keys() & (config.newly_initialized or [])))
         model.config.newly_initialized = untrained or None  # a copy of `config`
@@ -312,8 +306,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 folder; default: the folder's name, never its path.
             kwargs: fields of [`FlipConfig`] (`backbone="dcnv2"`, `mode=...`, `text_adapter=...`), and for the language
                 model `token`, `revision`, `subfolder`, `cache_dir`, `local_files_only`, `trust_remote_code`, `dtype`
-                (float32 by default), `attn_implementation`, `text_dropout` (in place of its own, in both
-                stages).
+                (float32 by default), `attn_implementation`, `text_dropout` (in place of its own).
         """
         loading = {key: kwargs.pop(key) for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
         text_model = load_text_model(text_model_name_or_path, num_hidden_layers, **loading)

@@ -421,9 +421,7 @@ class MaskNet(Backbone):
         check_choice("model_type", model_type, "SerialMaskNet", "ParallelMaskNet")
         is_parallel = model_type == "ParallelMaskNet"
         if not is_parallel and (parallel_num_blocks is not None or parallel_block_dim is not None):
-            raise ValueError(
-                f"a SerialMaskNet has no {parallel_num_blocks=} and {parallel_block_dim=}: leave them out"
-            )
+            raise ValueError(f"a SerialMaskNet has no {parallel_num_blocks=}, {parallel_block_dim=}: leave them out")
         if not dnn_hidden_units:
             raise ValueError(f"dnn_hidden_units={dnn_hidden_units!r} has no layer: name one size at least")
         flat = self.flat_size

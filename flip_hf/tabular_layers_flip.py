@@ -37,11 +37,10 @@ def in_parts(function: Callable[..., torch.Tensor], num_rows: int, *rows: torch.
     `function(*rows)`, on a CPU of `num_rows` a thread at a time: what it makes on its way stays in the cache and needs
     no new memory, and products of fewer rows are the faster ones in some sizes (300). In a graph, all rows at once.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or rows[0].device.type != "cpu":
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if in_graph or rows[0].device.type != "cpu" or len(rows[0]) <= num_rows * torch.get_num_threads():
         return function(*rows)
     num_rows *= torch.get_num_threads()
-    if len(rows[0]) <= num_rows:
-        return function(*rows)
     parts = [itertools.repeat(None) if one is None else one.split(num_rows) for one in rows]
     return torch.cat([function(*part) for part in zip(*parts, strict=False)])
 

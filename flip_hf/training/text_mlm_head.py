@@ -4,12 +4,14 @@
 Letters: V word pieces, d_w size of a text state.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
+from ..modeling_flip_base import TEXT_MODEL_ARGUMENTS
 from ..text_tower_flip import has_mlm_head, load_text_config, load_text_model, quiet_loading
 
 
@@ -81,12 +83,20 @@ def _read_mlm_head(model: PreTrainedModel) -> TextMLMHead | None:
     return None
 
 
-@torch.no_grad()
-def start_mlm_head(mlm_head: Any, head: TextMLMHead) -> None:
-    """Copies a language model's own head into a [`FlipMLMHead`]; what reads the tabular vector starts at zero."""
+def build_with_mlm_head(build: Callable[..., Any], name_or_path: str, **kwargs: Any) -> Any:
+    """`build(name_or_path, **kwargs)` of [`FlipForPreTraining.from_text_pretrained`], with the checkpoint's head; what
+    reads the tabular vector starts at zero. Raises `ValueError` where the arguments ask for another head, or none."""
+    chosen = [name for name in ("mlm_transform", "mlm_transform_config") if name in kwargs]
+    if chosen or kwargs.get("mlm_weight") == 0:
+        other = ", ".join(chosen) or "mlm_weight=0, which builds no MLM head"
+        raise ValueError(f"init_mlm_head_from_text_model=True takes the checkpoint's: leave it out, or {other}")
+    loading = {key: kwargs[key] for key in TEXT_MODEL_ARGUMENTS if key in kwargs}
+    head = load_mlm_head(name_or_path, kwargs["num_hidden_layers"], **loading)
+    model = build(name_or_path, mlm_transform=head.transform, mlm_transform_config=head.transform_config, **kwargs)
     for name, weight in head.weights.items():
-        parameter = mlm_head.get_parameter(name)
+        parameter = model.mlm_head.get_parameter(name).detach()
         if name == "dense.weight":
             parameter[:, weight.shape[1] :] = 0.0
             parameter = parameter[:, : weight.shape[1]]
         parameter.copy_(weight)
+    return model
