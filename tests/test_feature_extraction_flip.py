@@ -83,6 +83,9 @@ def test_a_damaged_or_absent_vocabulary_is_named(extractor, tmp_path):
     extractor.save_pretrained(tmp_path)
     path = tmp_path / "feature_vocabulary.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"feature_vocabulary\.safetensors of .* is corrupt or of another model"):
+        FlipFeatureExtractor.from_pretrained(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="is cut off or no feature_vocabulary.safetensors"):
         FlipFeatureExtractor.from_pretrained(tmp_path)
     path.unlink()
