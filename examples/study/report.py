@@ -34,8 +34,9 @@ Written by `report.py` from the folders of the runs: nothing is typed in by hand
 **Protocol**, the same for every model, trees included: rows split 8:1:1, vocabularies from the training rows; equally
 many trials, drawn at random from the space of the model's family (`grid.json`); the best by validation AUC is trained
 again with each seed, and each of these runs reads the test rows once. Scratch and pre-trained are searched in the same
-space, each for itself. All training stops early by validation AUC. With a share of the labels, stage 1, vocabularies,
-frequencies and texts have all training rows nevertheless, and all validation rows are there.
+space, each for itself ("slow", and "restarted" unless "at one rate": in one that has the embeddings' rate as well).
+All training stops early by validation AUC. With a share of the labels, stage 1, vocabularies, frequencies and texts
+have all training rows nevertheless, and all validation rows are there.
 
 **Tables.** AUC: mean over the runs there are (splits x seeds: models that differ in these are compared by their
 difference alone), with Student's 95 % interval over seeds (of several splits: over their means; their test rows
