@@ -41,6 +41,11 @@ def test_ten_million_ids_take_what_an_id_takes_ten_million_times(stage, optim, t
     assert many["total"] == sum(size for part, size in many.items() if part != "total")
     if optim != "adamw":
         assert many["activations"] < 20e6
+    elif stage == 2:  # weights alone, beside a first-order weight and its gradient and states
+        args.embedding_learning_rate = 0.0
+        frozen = estimate_memory(FlipConfig(**settings, num_features=sizes[1]), args, 16)
+        held = frozen["weights"] + frozen["gradients"] + frozen["optimizer"]
+        assert held / sizes[1] == pytest.approx(32 * 4 + 4 * 4, rel=1e-2)
 
 
 @pytest.mark.slow

@@ -81,7 +81,9 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
                 noise = zeros.float(), zeros.long(), zeros
                 head._noise = (*noise, zeros[: config.num_fields + 1])
                 tables += [head.feature_embeddings.weight, head.feature_bias, head.feature_counts, head.feature_fields]
-        optimizer = optim[0](parameter_groups(model, args.learning_rate, 0.0, args.weight_decay), **optim[1])
+        of_embeddings = getattr(args, "embedding_learning_rate", None)
+        groups = parameter_groups(model, args.learning_rate, 0.0, args.weight_decay, None, of_embeddings)
+        optimizer = optim[0](groups, **optim[1])
         for _ in range(2):
             with torch.autocast("cpu", torch.float16 if args.fp16 else torch.bfloat16, enabled=args.bf16 or args.fp16):
                 loss = model(**batch).loss
@@ -99,7 +101,7 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
         for table in (*tables, *noise):  # of the features that no step was made for
             more = (num_features - config.num_features) * table.nbytes // len(table)
             parts["weights"] += more
-            if isinstance(table, torch.nn.Parameter):
+            if table.requires_grad:
                 states_of_row = 2 * more if choice == "lazy_adamw" else 4 * (num_features - config.num_features)
                 parts["optimizer"] += states_of_row
     return parts | {"activations": beside, "total": sum(parts.values()) + beside}

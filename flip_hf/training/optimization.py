@@ -19,7 +19,7 @@ def parameter_groups(
 
     The language model was trained for long and wants a small rate; the ID tower and the heads start from nothing and
     want a larger one; unnormalised contrastive heads can collapse at it and have a third (default: the text's), and so
-    may feature embeddings that stage 1 has trained (default: the tower's).
+    may feature embeddings that stage 1 has trained (default: the tower's; 0 takes them out of training).
     Matrices decay; vectors (biases, norms, alpha) and embedding tables do not: decay would pull a rare id's row to
     zero on every step without the id.
     """
@@ -42,6 +42,8 @@ def parameter_groups(
     for module_name, module in model.named_modules():
         part = next((part for prefix, part in prefixes.items() if module_name.startswith(prefix)), "tabular and heads")
         for parameter in module.parameters(recurse=False):
+            if part == "embeddings" and not embedding_learning_rate:
+                parameter.requires_grad_(False)
             if parameter.requires_grad and parameter not in seen:  # a tied weight is in the group of its first module
                 seen.add(parameter)
                 decay = parameter.dim() >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)

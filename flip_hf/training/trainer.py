@@ -583,9 +583,6 @@ class FlipCTRTrainer(FlipTrainer):
         if self.model.config.calibration is not None:
             logger.warning("the model's calibration is of the logits it had and is taken off: fit it again afterwards")
             self.model.set_calibration(None)
-        tower = self.model.flip.tabular
-        if self.args.embedding_learning_rate == 0.0 and tower is not None and tower.embeddings is not None:
-            tower.embeddings.weight.requires_grad_(False)
         return super().create_optimizer(model)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
