@@ -64,11 +64,12 @@ def test_what_a_step_holds_follows_the_rows_the_tokens_and_the_precision(text_co
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_estimate_is_within_15_percent_of_what_trainings_take(text_model_dir):
+def test_a_training_takes_no_more_than_is_estimated_and_not_far_less(text_model_dir):
     script = ROOT / "examples" / "benchmarks" / "memory.py"
     for name, (stage, *_) in runpy.run_path(str(script))["TRAININGS"].items():
         if stage == 2:  # stage 1 wants a language model of some size
             command = [sys.executable, script, "--text_model", text_model_dir, "--measure", name]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found = json.loads(said.splitlines()[-1])
-            assert found["total"] == pytest.approx(found["measured"], rel=0.15), name
+            # less, where the system takes back pages that nobody has read for a while
+            assert 0.7 < found["measured"] / found["total"] < 1.15, name
