@@ -13,7 +13,7 @@ def restart_backbone(model: Any) -> None:
 
     Stage 1 asks the backbone which ids are hidden in a row, which is another question than whether it is clicked, and
     rates that suit new layers overwrite the embeddings of rare ids: with few labels take
-    `FlipCTRArguments(embedding_learning_rate=)` as well. A small table teaches stage 1 little of its ids, and the whole
+    `FlipCTRArguments(embedding_learning_rate=)` as well. A small table teaches stage 1 little, and the whole
     tower is better there: see by validation rows (figures: `docs/method.md`). Call it after `from_pretrained` and
     before a training, which may be resumed.
 
