@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (gloo) learn and say what one does with the joined batches."""
 
+import os
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate.state import DistributedType, PartialState
 from conftest import QUICK, in_two_processes
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -70,8 +72,33 @@ def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch():
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=message)
 
 
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer",
+}
+
+
+def shard(**others: str) -> None:
+    """What `accelerate launch --use_fsdp` tells a process; on CPUs accelerate leaves it aside without a word."""
+    os.environ.update(FSDP2, **others)
+    PartialState()._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def train(
-    rank: int, world: int, stage: int, optim: str, chunks: bool, model, processor, encoded, folder, results
+    rank: int,
+    world: int,
+    stage: int,
+    optim: str,
+    chunks: bool,
+    model,
+    processor,
+    encoded,
+    folder,
+    results,
+    shards: bool | None = None,
+    checkpoint: str | None = None,
 ) -> None:
     """Three steps of 32 rows in all, an evaluation of 50 rows, and a saved folder."""
     torch.manual_seed(0)
@@ -81,25 +108,33 @@ def train(
     if optim != "sgd":  # its steps do not shrink with the gradients
         settings |= {"embedding_optim": optim, "learning_rate": 0.001}
     settings |= {"eval_strategy": "no", "save_strategy": "no", "output_dir": folder}
+    if shards is not None:
+        settings |= {"save_strategy": "steps", "save_steps": 1}
+        if stage == 2:
+            settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
     if stage == 1:
         settings["contrast_chunk_size"] = 6 if chunks and world == 2 else None
         settings["contrastive_learning_rate"] = 0.1
-        trainer = FlipPreTrainingTrainer(
-            model, FlipPreTrainingArguments(**settings), processing_class=processor, **rows
-        )
-    else:
-        trainer = FlipCTRTrainer(model, FlipCTRArguments(**settings), processing_class=processor, **rows)
-    trainer.train()
+    takes, trains = TRAINERS[stage]
+    args = takes(**settings)
+    if shards:
+        shard()
+    trainer = trains(model, args, processing_class=processor, **rows)
+    trainer.train(checkpoint)
     predictions = trainer.predict(rows["eval_dataset"]).predictions
     names = ("loss", "grad_norm", "mlm_loss", "mtm_loss", "icl_loss")
     logs = [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history[:3]]
     trainer.save_model(f"{folder}/model of {world}")
     weights = {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
+    if shards:
+        assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        weights = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
     results[world, rank] = logs, predictions, weights
 
 
 STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
+TRAINERS = {1: (FlipPreTrainingArguments, FlipPreTrainingTrainer), 2: (FlipCTRArguments, FlipCTRTrainer)}
 KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
 
 
@@ -136,6 +171,51 @@ def test_two_processes_train_what_one_trains(
             np.testing.assert_allclose(predictions_of_rank, predictions, atol=1e-5)
     saved = kind.from_pretrained(tmp_path / "model of 2").state_dict()
     assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())
+
+
+def refused(rank: int, model, processor, encoded, folder: str) -> None:
+    args = FlipPreTrainingArguments(**QUICK, output_dir=folder)
+    shard(FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+    with pytest.raises(ValueError, match="--fsdp_cpu_ram_efficient_loading false"):
+        FlipPreTrainingTrainer(model, args, train_dataset=encoded["train"], processing_class=processor)
+
+
+@pytest.mark.slow
+def test_a_loading_that_accelerate_cannot_do_is_refused(trainable_text_model_dir, processor, encoded, tmp_path):
+    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor)
+    in_two_processes(refused, model, processor, encoded, str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_fsdp2_by_accelerate_trains_goes_on_and_saves_as_one_process(
+    stage, trainable_text_model_dir, processor, encoded, tmp_path
+):
+    torch.manual_seed(0)
+    kind, settings = KINDS[stage]
+    if stage == 1:
+        settings = settings | {"icl_normalize": True, "icl_learnable_temperature": True}
+    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
+    results, again = mp.Manager().dict(), mp.Manager().dict()
+    common = (stage, "sgd", False, model, processor, encoded)
+    in_two_processes(train, 2, *common, str(tmp_path / "sharded"), results, True)
+    checkpoint = str(tmp_path / "sharded" / "checkpoint-2")
+    in_two_processes(train, 2, *common, str(tmp_path / "again"), again, True, checkpoint)
+    alone = (1, *common, str(tmp_path / "one"), results, False)
+    mp.start_processes(train, args=alone, nprocs=1, start_method="fork")
+    logs, predictions, weights = results[1, 0]
+    for found in (results[2, 0], results[2, 1], again[2, 0], again[2, 1]):
+        assert found[0] == [pytest.approx(entry, rel=1e-4) for entry in logs]
+        if stage == 2:
+            np.testing.assert_allclose(found[1], predictions, atol=1e-5)
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[2][name].view_as(weight), weight, rtol=1e-4, atol=1e-6, msg=name)
+    for folder in ("sharded", "again"):
+        saved, one = (tmp_path / folder / "model of 2", tmp_path / "one" / "model of 1")
+        assert {path.name for path in saved.iterdir()} == {path.name for path in one.iterdir()}
+        assert (saved / "config.json").read_text() == (one / "config.json").read_text()
+        for name, weight in kind.from_pretrained(saved).state_dict().items():
+            torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 GOES_ON = "the training goes on with its rows and masks, and with other dropout"

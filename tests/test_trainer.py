@@ -5,6 +5,7 @@ import copy
 import inspect
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -149,6 +150,16 @@ def test_a_destroyed_model_is_an_error_in_evaluation_and_training(stage, stage_1
     if stage == 2:
         with pytest.raises(FloatingPointError, match="not finite"):
             trainer.predict(encoded["test"].remove_columns("labels"))
+
+
+def test_a_rate_counts_what_a_log_waits_for(stage_2, monkeypatch):
+    """On an accelerator a log waits for its steps."""
+    trainer = stage_2(max_steps=3, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    asked = trainer._get_learning_rate
+    monkeypatch.setattr(trainer, "_get_learning_rate", lambda: time.sleep(0.5) or asked())
+    trainer.train()
+    rates = [entry["rows_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(rates) == 3 and all(0 < rate < trainer.args.train_batch_size / 0.5 for rate in rates)
 
 
 @pytest.mark.parametrize("concatenated", [True, False])

@@ -154,7 +154,7 @@ class ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.state.best_model_checkpoint == os.path.join(beside, name):
+            if self.state.best_global_step == self.state.global_step:  # also where another process wrote it
                 self.state.best_model_checkpoint = os.path.join(run, name)
             if self.args.should_save:
                 self.state.save_to_json(str(beside / name / TRAINER_STATE_NAME))

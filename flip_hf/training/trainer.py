@@ -33,13 +33,13 @@ from ..data.splitting import negative_sampling_rate
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..sharing.hub import push_to_hub, write_folder
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
-from .checkpoints import ResumableTrainer
 from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
 from .distillation import check_teacher, taught_probabilities
 from .optimization import parameter_groups
 from .precision import flushed_denormals, give_memory_back
 from .probe import gradient_norms, probe_auc
 from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
+from .sharding import ShardedTrainer
 from .sparse_optimizer import RowGradients, make_optimizer
 
 
@@ -48,7 +48,7 @@ logger = logging.get_logger(__name__)
 _EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
 
 
-class FlipTrainer(ResumableTrainer):
+class FlipTrainer(ShardedTrainer):
     """
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
@@ -198,7 +198,8 @@ class FlipTrainer(ResumableTrainer):
             self._check_last_step()
         start = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._clock += time.perf_counter() - start  # what is evaluated and saved is no training
+        # what is evaluated and saved is no training; before a log it waits for the steps, which are
+        self._clock += time.perf_counter() - max(start, self._clock)
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         counts = super()._init_training_state(*args)
@@ -594,7 +595,7 @@ class FlipCTRTrainer(FlipTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         alpha = getattr(getattr(self.accelerator.unwrap_model(self.model), "fusion", None), "alpha", None)
         if "loss" in logs and alpha is not None:
-            logs["alpha"] = alpha.item()
+            logs["alpha"] = (alpha.full_tensor() if hasattr(alpha, "full_tensor") else alpha).item()  # FSDP2 shards it
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, *args: Any, **kwargs: Any) -> Any:
