@@ -4,6 +4,7 @@
 import pytest
 import torch
 from conftest import tabular_model
+from transformers import TrainerCallback
 
 from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, prepare_dataset, restart_backbone
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
@@ -73,3 +74,38 @@ def test_embeddings_have_a_rate_of_their_own_and_never_decay(pretraining_model):
     (group,) = (group for group in groups if group["name"].startswith("embeddings"))
     assert [id(p) for p in group["params"]] == [id(pretraining_model.flip.tabular.embeddings.weight)]
     assert group["lr"] == 1e-5 and group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lazy_adamw", "rowwise_adagrad"])
+def test_each_epoch_begins_with_the_embeddings_of_the_first(processor, stage_2, kind):
+    def make():
+        torch.manual_seed(0)
+        return tabular_model(processor, backbone="deepfm", tabular_initializer_range=0.1)
+
+    class Looks(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, optimizer, **kwargs):
+            if state.global_step % steps == 0:
+                tables = [table.weight for table in model.flip.tabular.tables()]
+                assert not any(optimizer.state.get(table) for table in tables)
+                seen.append([weight.clone() for weight in (*tables, *model.flip.tabular.backbone.parameters())])
+
+    steps, first, seen = 8, make(), []
+    trainer = stage_2(make(), restore_embeddings=True, embedding_optim=kind, num_train_epochs=3, callbacks=[Looks()])
+    assert len(trainer.get_train_dataloader()) == steps
+    trainer.train()
+    assert len(seen) == 3
+    for begin in seen:
+        for table, weight in zip(first.flip.tabular.tables(), begin, strict=False):
+            assert torch.equal(table.weight, weight)
+    for one, then in zip(seen[0][2:], seen[1][2:], strict=True):
+        assert not torch.equal(one, then)
+    assert not torch.equal(trainer.model.flip.tabular.embeddings.weight, first.flip.tabular.embeddings.weight)
+
+
+def test_models_of_text_have_no_embeddings_to_restore(stage_2, text_model_dir, processor):
+    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="text")
+    with pytest.raises(ValueError, match="mode 'text' has no feature embeddings"):
+        stage_2(model, restore_embeddings=True).train()
+    trainer = stage_2(model_init=lambda: tabular_model(processor), restore_embeddings=True, max_steps=1)
+    trainer.train()
+    assert trainer._restored[0][0] is trainer.model.flip.tabular.embeddings

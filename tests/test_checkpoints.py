@@ -36,6 +36,7 @@ RUNS = {
         [4, 7],
     ),
     "stage 2, ids": (2, {}, None, [3, 4]),
+    "embeddings restored": (2, {"restore_embeddings": True, "embedding_optim": "lazy_adamw"}, None, [3, 4, 6]),
     "stage 2": (2, MICRO, {"mode": "joint"}, [5]),
 }
 

@@ -127,6 +127,9 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
     embedding_learning_rate: float | None = _default(None, "Of feature embeddings (learning_rate); 0 freezes them.")
+    restore_embeddings: bool = _default(
+        False, "Begin each epoch with the feature embeddings of the first (MEDA), trained layers above them."
+    )
     early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
     distillation_weight: float = _default(0.5, "Share of the teacher's probabilities in the labels (with a teacher).")
     group_field: str | None = _default(None, "Raw column whose values are the groups of eval_gauc.")

@@ -98,6 +98,8 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
             "optimizer": sum(tensor.nbytes for tensor in states),
         }
         beside = max(0, held.most - sum(parts.values()))
+        if getattr(args, "restore_embeddings", False):
+            parts["weights"] += num_features * sum(table[0].nbytes for table in tables)
         for table in (*tables, *noise):  # of the features that no step was made for
             more = (num_features - config.num_features) * table.nbytes // len(table)
             parts["weights"] += more

@@ -498,7 +498,9 @@ class FlipCTRTrainer(FlipTrainer):
     They are meant for *validation rows as they come in the world*: down-sample the training rows alone, with
     `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an optimiser
     step, whatever the gradient accumulation. Predictions are in the order of the rows. Without `eval_dataset` no model
-    is selected, and nothing stops early.
+    is selected, and nothing stops early. With `args.restore_embeddings` (MEDA, arXiv 2305.19531) an epoch begins with
+    the embeddings that the model was given with: those of rare ids are fitted to their rows once, the layers learn
+    from all epochs. A second copy of the tables is kept.
 
     Args:
         teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
@@ -511,6 +513,7 @@ class FlipCTRTrainer(FlipTrainer):
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
     _taught: tuple[Any, np.ndarray] | None = None  # which training rows, and the teacher's probabilities of them
+    _restored: tuple[tuple[nn.Embedding, torch.Tensor], ...] = ()  # tables, and what an epoch begins with
 
     def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -536,6 +539,29 @@ class FlipCTRTrainer(FlipTrainer):
             return super().get_train_dataloader()
         finally:
             self.train_dataset = rows  # evaluated with the labels that it has
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.model_init is None:
+            self._remember(self.model)
+        return super().train(*args, **kwargs)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self._remember(model)
+        return model
+
+    def _remember(self, model: Any) -> None:
+        if self.args.restore_embeddings:
+            if model.flip.tabular is None:
+                raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
+            self._restored = tuple((table, table.weight.detach().clone()) for table in model.flip.tabular.tables())
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        goes_on = kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["steps_trained_in_current_epoch"]
+        for table, weight in () if goes_on else self._restored:
+            table.weight.data.copy_(weight)
+            self.optimizer.state.pop(table.weight, None)
+        super()._run_epoch(**kwargs)
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in data.items():
