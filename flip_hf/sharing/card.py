@@ -184,13 +184,20 @@ def redact(text: str, tokens: Sequence[str] = ()) -> str:
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Draws what a Trainer logged: losses by step, and validation AUC where there is one. Needs matplotlib."""
+    """Draws what a Trainer logged, by step: losses, shares of masked values and pairs that are found, AUC of the model
+    and of its towers, alpha; each where there is any. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    losses = {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL", "eval_loss": "validation"}
-    panels = {"loss (nats)": losses}
-    if any("eval_auc" in entry for entry in log_history):
-        panels["validation AUC"] = {"eval_auc": "AUC"}
+    panels = {
+        "loss (nats)": {"loss": "all", "mlm_loss": "MLM", "mtm_loss": "MTM", "icl_loss": "ICL"}
+        | {"eval_loss": "validation", "eval_icl_chance": "ICL by chance"},
+        "found in validation rows": {"eval_mlm_accuracy": "words", "eval_mtm_accuracy": "values"}
+        | {"eval_icl_recall": "pairs"},
+        "validation AUC": {"eval_auc": "model", "eval_tabular_auc": "ID tower", "eval_text_auc": "text tower"},
+        "alpha (weight of the ID tower)": {"alpha": "alpha"},
+    }
+    logged = {name for entry in log_history for name in entry}
+    panels = {ylabel: labels for ylabel, labels in panels.items() if logged & set(labels)}
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
     for axis, (ylabel, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, label in labels.items():
