@@ -106,6 +106,7 @@ def test_a_joint_model_lies_where_others_look_says_what_it_reads_and_nothing_of_
         assert str(Path(module.__file__).parents[1]).encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_is_the_same_every_time_and_large_weights_lie_beside(
     exported, kinds_processor, kinds_table, tmp_path, monkeypatch
 ):
@@ -126,6 +127,7 @@ def tower(kinds_processor, tmp_path_factory) -> Path:
     return save_moved(tabular_model(kinds_processor, backbone="lr"), kinds_processor, folder)
 
 
+@pytest.mark.slow
 def test_an_exporter_that_errs_is_found_out_and_nothing_is_written(tower, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(tower, tmp_path / "tower"))
     right = torch.onnx.export

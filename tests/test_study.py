@@ -106,6 +106,7 @@ def test_the_grid_that_is_shipped_expands_and_needs_come_first():
     assert 3e-4 <= min(rates) < 1e-3 < 3e-3 < max(rates) <= 1e-2
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_by_validation_rows_and_trials_never_read_the_test_rows(study):
     for model in MODELS:
         trials = [f"{model}/trial-{number:02}" for number in range(2)]
@@ -117,6 +118,7 @@ def test_settings_are_chosen_by_validation_rows_and_trials_never_read_the_test_r
         assert (study / FOLDER / trials[0] / "log.jsonl").read_text().count("\n") >= 3
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_same_where_there_are_no_test_rows(study, grid, options, tmp_path):
     cells = {cell.path: cell for cell in expand(grid, "miniature")}
     shutil.copytree(study / "clicks/random-0/stage1", tmp_path / "clicks/random-0/stage1")
@@ -132,6 +134,7 @@ def test_a_trial_is_the_same_where_there_are_no_test_rows(study, grid, options, 
         assert again.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.slow
 def test_nothing_runs_twice_and_a_killed_cell_starts_anew_and_gives_the_same_numbers(
     study, grid, options, monkeypatch
 ):
@@ -162,6 +165,7 @@ def test_a_cell_that_another_process_holds_is_left_alone(tmp_path):
         assert not run.claim(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_what_fails_says_why_and_what_needs_it_does_not_run(study, grid, options, tmp_path, monkeypatch):
     cells = [cell for cell in expand(grid, "miniature") if f"{FOLDER}/dcnv2" in cell.path]
     spoilt, follows = study / FOLDER / "dcnv2/trial-01", study / FOLDER / "dcnv2/seed-0"
@@ -179,6 +183,7 @@ def test_what_fails_says_why_and_what_needs_it_does_not_run(study, grid, options
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_finished_cells_that_the_grid_now_means_otherwise_are_named_with_those_that_follow(study, grid):
     other = json.loads(json.dumps(grid))
     other["recipes"]["soft"]["config"]["icl_weight"] = 0
@@ -189,6 +194,7 @@ def test_finished_cells_that_the_grid_now_means_otherwise_are_named_with_those_t
     assert run.changed(expand(other, "miniature"), study) == wanted
 
 
+@pytest.mark.slow
 def test_figures_of_the_report_are_those_of_the_predictions(study, results):
     rows = [line.split("|") for line in results.split("100% of the labels\n\n")[1].split("\n\n")[0].splitlines()]
     lines = {cells[1].strip(): cells for cells in rows}
@@ -203,6 +209,7 @@ def test_figures_of_the_report_are_those_of_the_predictions(study, results):
     assert (study / "models-clicks-random.png").is_file() and (study / "gain-clicks-random.png").is_file()
 
 
+@pytest.mark.slow
 def test_statistics_on_worked_examples(study):
     assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert report.holm([0.6, 0.5]) == [1.0, 1.0] and report.holm([]) == []
@@ -219,6 +226,7 @@ def test_dropout_of_a_trial_reaches_every_dnn_of_a_tower():
         assert work.dnn_dropout(backbone, 0.3) == {f"{name}_dropout": 0.3 for name in names}
 
 
+@pytest.mark.slow
 def test_slices_count_training_rows(study, results):
     tables = load_from_disk(str(study / PREPARED / "tables"))
     train, test = tables["train"]["user_id"][:], tables["test"]["user_id"][:]
@@ -230,6 +238,7 @@ def test_slices_count_training_rows(study, results):
     assert report.slice_aucs(runs)["user 5-19"] == (pytest.approx(mean), inside.sum())
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_known_are_not_used_and_a_row_does_not_see_its_own(study):
     tree_features = pytest.importorskip("trees", reason='pip install -e ".[study]"').tree_features
     prepared = study / PREPARED

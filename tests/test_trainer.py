@@ -101,7 +101,7 @@ CASES = {"alone": ({}, 16), "workers": ({**WORKERS, "gradient_accumulation_steps
 CASES |= {"stream": ({"max_steps": 4}, 4), "stream, workers": ({"max_steps": 4, **WORKERS}, 4)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if "workers" in c else c for c in CASES])
 def test_every_batch_has_the_ratio_of_its_own_step(case, stage_1, processor, encoded, splits, tmp_path):
     options, num_steps = CASES[case]
     rows = encoded["train"]

@@ -33,6 +33,7 @@ from flip_hf import (
     prepare_dataset,
 )
 from flip_hf.text_tower_flip import load_text_config
+from flip_hf.training.precision import give_memory_back
 
 
 # name -> (stage, ids, layers of the language model, arguments)
@@ -77,6 +78,7 @@ def measure(name: str, text_model: str, num_steps: int) -> dict[str, float]:
         def on_step_end(self, args, state, control, **kwargs):
             sizes.append(resident("VmRSS") - before)
 
+    give_memory_back()  # as a training does at its logs: what is free already is not to count for it
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     kind, trains = (FlipForPreTraining, FlipPreTrainingTrainer) if stage == 1 else (FlipForCTR, FlipCTRTrainer)
