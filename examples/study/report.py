@@ -34,7 +34,8 @@ Written by `report.py` from the folders of the runs: nothing is typed in by hand
 **Protocol**, the same for every model, trees included: rows split 8:1:1, vocabularies from the training rows; equally
 many trials, drawn at random from the space of the model's family (`grid.json`); the best by validation AUC is trained
 again with each seed, and each of these runs reads the test rows once. Scratch and pre-trained are searched in the same
-space, each for itself ("slow", and "restarted" unless "at one rate": in one that has the embeddings' rate as well).
+space, each for itself ("slow", and "restarted" unless "at one rate": in one that has the embeddings' rate as well;
+"restored": with `restore_embeddings`).
 All training stops early by validation AUC. With a share of the labels, stage 1, vocabularies, frequencies and texts
 have all training rows nevertheless, and all validation rows are there.
 
@@ -329,28 +330,30 @@ def draw_models(table: Table, found: dict[str, Difference], path: Path) -> None:
             right.annotate(f"to {table.against[model]}", (d.value, height + 0.12), fontsize=7, ha="center")
     left.set_yticks(range(len(names)), [f"{model}, {counted(table.runs[model])}" for model in names])
     left.set_ylim(-0.5, len(names) - 0.4)
-    left.set_xlabel("test AUC [95 %], splits x seeds (orange: pre-trained)")
-    right.set_xlabel("difference of paired runs [95 %]")
+    left.set_xlabel("test AUC [95 %], splits x seeds")
+    right.set_xlabel("paired difference [95 %]")
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=5)
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(table.title, fontsize=10)
+    figure.suptitle(f"{table.title} (orange: pre-trained)", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_gains(gains: dict[str, dict[float, Difference]], title: str, path: Path) -> None:
     """What each pre-trained model has over the one it is compared with, at each share of the labels."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 3.4 + 0.2 * len(gains)), layout="constrained")
     for k, (name, at_shares) in enumerate(gains.items()):
         shares = sorted(at_shares)
         values = [100 * at_shares[share].value for share in shares]
         low, high = ([100 * getattr(at_shares[share], end) for share in shares] for end in ("low", "high"))
-        places = [100 * share * 1.03**k for share in shares]  # side by side
+        places = [100 * share * 1.25 ** ((k + 0.5) / len(gains) - 0.5) for share in shares]  # side by side
         errors = [np.subtract(values, low), np.subtract(high, values)]
-        axes.errorbar(places, values, yerr=errors, marker="o", capsize=3, label=name)
+        axes.errorbar(
+            places, values, yerr=errors, marker="os^Dv"[k // 5 % 5], color=f"C{k % 10}", capsize=3, label=name
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     ticks = sorted({100 * share for at_shares in gains.values() for share in at_shares})
@@ -359,7 +362,7 @@ def draw_gains(gains: dict[str, dict[float, Difference]], title: str, path: Path
     axes.set_xlabel("labelled training rows")
     axes.set_ylabel("gain, AUC points [95 %]")
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -500,7 +500,7 @@ class FlipCTRTrainer(FlipTrainer):
     step, whatever the gradient accumulation. Predictions are in the order of the rows. Without `eval_dataset` no model
     is selected, and nothing stops early. With `args.restore_embeddings` (MEDA, arXiv 2305.19531) an epoch begins with
     the embeddings that the model was given with: those of rare ids are fitted to their rows once, the layers learn
-    from all epochs. A second copy of the tables is kept.
+    from all epochs. A second copy of the tables is kept. Not under FSDP2.
 
     Args:
         teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
@@ -551,6 +551,7 @@ class FlipCTRTrainer(FlipTrainer):
         return model
 
     def _remember(self, model: Any) -> None:
+        self._restored = ()
         if self.args.restore_embeddings:
             if model.flip.tabular is None:
                 raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
