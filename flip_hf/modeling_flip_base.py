@@ -6,6 +6,7 @@ refuses to hand out a model whose weights it did not find.
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_flip import FlipConfig
 from .pulling_flip import HUB_ARGUMENTS, check_sums, hub_arguments, weight_names, workshop, write_sums
@@ -95,8 +96,13 @@ class FlipPreTrainedModel(PreTrainedModel):
             if self.config.text_adapter is not None and is_main:
                 folder = os.path.join(save_directory, "text_adapter")
                 save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
+        index = Path(save_directory, SAFE_WEIGHTS_INDEX_NAME)
+        if is_main:
+            index.unlink(missing_ok=True)
         super().save_pretrained(save_directory, *args, **kwargs)
         if is_main:
+            if index.is_file():  # transformers would rather load the one file of an earlier save
+                index.with_name(SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
             write_sums(save_directory, *MODEL_FILES)
         if asks and is_main:
             self.push_to_hub(**hub, **{key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs})

@@ -70,9 +70,11 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_an_error_that_names_it(tex
     assert changed != before
     (folder / "SHA256SUMS").unlink()  # as flip_hf of before wrote folders
     assert probabilities(folder) == changed
-    FlipForCTR.from_pretrained(other).save_pretrained(folder)  # in fewer files
-    FlipProcessor.from_pretrained(other).save_pretrained(folder)
-    assert probabilities(folder) == probabilities(other)
+    third = save(tmp_path / "third", text_model_dir, tokenizer, seed=2)
+    for kept, size in ((other, "1GB"), (third, "60KB")):  # in fewer files, and in more again
+        FlipForCTR.from_pretrained(kept).save_pretrained(folder, max_shard_size=size)
+        FlipProcessor.from_pretrained(kept).save_pretrained(folder)
+        assert probabilities(folder) == probabilities(kept)
 
 
 @pytest.mark.slow
