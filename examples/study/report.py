@@ -4,11 +4,13 @@ r"""RESULTS.md and its pictures, from the folder of a study alone.
     python report.py study                                  # writes study/RESULTS.md, study/*.png
     python report.py study --output_dir examples/study      # ... elsewhere
 
-What the grid asks for and the folder does not have stays empty, and is listed as not run.
+What the grid asks for and the folder does not have stays empty, and is listed as not run. Tables that a RESULTS.md has
+already and of which the folder has no run stay as they are: one data set can be computed anew by itself.
 """
 
 import argparse
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from math import erfc, sqrt
@@ -26,6 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+STAGES, NOT_RUN = LAST = ("Stage 1, on validation rows", "Not run")  # sections
 SLICES = {"0": (0, 0), "1-4": (1, 4), "5-19": (5, 19), "20+": (20, np.inf)}
 PREFACE = """# What pre-training gives
 
@@ -368,32 +371,48 @@ def draw_gains(gains: dict[str, dict[float, Difference]], title: str, path: Path
     plt.close(figure)
 
 
+def read_sections(path: Path) -> dict[str, str]:
+    """Of an earlier RESULTS.md: heading -> what stands below it."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    sections = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
+    return {heading: below.strip() for heading, _, below in sections}
+
+
+def with_lines(section: str, lines: list[str], end: str) -> str:
+    """A section and more lines; one that begins as an earlier line does, up to `end`, takes its place."""
+    return "\n".join({line.partition(end)[0]: line for line in [*section.splitlines(), *lines]}.values())
+
+
+def place(heading: str) -> tuple[int, str, int]:
+    """Tables come first, by data set and split, the most labels first; then gains, and at the end `LAST`."""
+    of_table = re.fullmatch(r"(.+), (\d+)% of the labels", heading)
+    if of_table:
+        return 0, of_table[1], -int(of_table[2])
+    return 1 + (LAST.index(heading) + 1 if heading in LAST else 0), heading, 0
+
+
 def write_report(study: Path, output_dir: Path, num_resamples: int) -> str:
     tables, stages, failed = read_study(study)
     if not tables:
         raise SystemExit(f"{study} holds no grid-*.json: run.py writes it when it starts")
     output_dir.mkdir(parents=True, exist_ok=True)
-    lines, not_run = [PREFACE], []
+    sections = read_sections(output_dir / "RESULTS.md")
+    not_run = dict(re.findall(r"^- (.+?): (.+)$", sections.get(NOT_RUN, ""), flags=re.MULTILINE))
+    not_run.pop("failed", None)
     gains: dict[tuple[str, str], dict[str, dict[float, Difference]]] = defaultdict(lambda: defaultdict(dict))
-    for (dataset, split, share), table in sorted(tables.items(), key=lambda item: (item[0][:2], -item[0][2])):
-        models = ", ".join(f"{model} ({count})" for model, count in table.not_run.items())
-        not_run += [f"- {table.title}: {models}"] if models else []
-        if not any(table.runs.values()):
+    for (dataset, split, share), table in tables.items():
+        is_here = any(table.runs.values())
+        if is_here or table.title not in sections:
+            not_run[table.title] = ", ".join(f"{model} ({count})" for model, count in table.not_run.items())
+        if not is_here:
             continue
         found = compare_all(table, num_resamples)
-        lines += [
-            f"## {table.title}\n",
-            *main_table(table, found),
-            "",
-            provenance(table),
-            "",
-            *settings_list(table),
-            "",
-        ]
+        lines = [*main_table(table, found), "", provenance(table), "", *settings_list(table)]
         if share == 1:
             picture = f"models-{dataset}-{split}.png"
             draw_models(table, found, output_dir / picture)
-            lines += [f"![{table.title}]({picture})\n", *slice_table(table), ""]
+            lines += ["", f"![{table.title}]({picture})\n", *slice_table(table)]
+        sections[table.title] = "\n".join(lines)
         for model, difference in found.items():
             if "recipe" in next(iter(table.runs[model].values())).spec["model"]:
                 gains[dataset, split][f"{model} over {table.against[model]}"][share] = difference
@@ -402,12 +421,15 @@ def write_report(study: Path, output_dir: Path, num_resamples: int) -> str:
         if curves:
             picture, title = f"gain-{dataset}-{split}.png", f"{dataset}, {split} split: what stage 1 gives"
             draw_gains(curves, title, output_dir / picture)
-            lines += [f"## {title}, by share of the labels\n", f"![{title}]({picture})\n"]
+            sections[f"{title}, by share of the labels"] = f"![{title}]({picture})"
     if stages:
-        lines += ["## Stage 1, on validation rows\n", *stage_table(stages), ""]
-    lines += ["## Not run\n", *(not_run or ["Nothing: the grid is complete."])]
-    lines += [f"- failed: {path}" for path in failed]
-    text = "\n".join(lines) + "\n"
+        sections[STAGES] = with_lines(sections.get(STAGES, ""), stage_table(stages), " | ")
+    missing = [
+        f"- {title}: {models}" for title, models in sorted(not_run.items(), key=lambda item: place(item[0])) if models
+    ]
+    missing += [f"- failed: {path}" for path in failed]
+    sections[NOT_RUN] = "\n".join(missing) or "Nothing: the grid is complete."
+    text = PREFACE + "".join(f"\n## {heading}\n\n{sections[heading]}\n" for heading in sorted(sections, key=place))
     (output_dir / "RESULTS.md").write_text(text, encoding="utf-8")
     return text
 
