@@ -17,8 +17,7 @@ from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_flip import FlipConfig
-from .pulling_flip import HUB_ARGUMENTS, check_sums, hub_arguments, weight_names, workshop, write_sums
-from .tabular_layers_flip import renumbered
+from .pulling_flip import HUB_ARGUMENTS, check_sums, check_weight_files, hub_arguments, workshop, write_sums
 from .text_tower_flip import (
     add_adapter,
     cast_language_model,
@@ -254,7 +253,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_dtype = None if config.text_config is None or asks_for_dtype else config.text_config.dtype
         kwargs |= {"config": config, "output_loading_info": True}
         try:
-            kwargs.setdefault("key_mapping", renumbered(weight_names(name, where)))
+            check_weight_files(name, where)
             with quiet_loading():
                 model, info = super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:

@@ -11,8 +11,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 
 # arguments of from_pretrained that say where files come from, not what is loaded
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
@@ -78,26 +76,14 @@ def check_sums(name: str, where: dict[str, Any], *patterns: str) -> None:
             raise ValueError(f"{problem}: copy or download it again (or, if you changed it, take its line out there)")
 
 
-def weight_names(name: str, where: dict[str, Any]) -> list[str]:
-    """Names of a model's weights. Raises `ValueError` if an index of several files leads out of the folder, or to a
-    pickle."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
-    where = {**where, "_raise_exceptions_for_missing_entries": False}
-    index = fetch(name, SAFE_WEIGHTS_INDEX_NAME, where)
-    if index is None:
-        path = fetch(name, SAFE_WEIGHTS_NAME, where)
-        if path is None:
-            return []
-        with safe_open(path, framework="pt") as weights:
-            return list(weights.keys())
-    with open(index, encoding="utf-8") as file:
-        shards = json.load(file)["weight_map"]
+def check_weight_files(name: str, where: dict[str, Any]) -> None:
+    """Raises `ValueError` if an index of several files of weights leads out of the folder, or to a pickle."""
+    index = fetch(name, "model.safetensors.index.json", {**where, "_raise_exceptions_for_missing_entries": False})
+    shards = {} if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     for shard in sorted(set(shards.values())):
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
             problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
             raise ValueError(f"{problem}: do not load it")
-    return list(shards)
 
 
 def workshop(name: str) -> Any:

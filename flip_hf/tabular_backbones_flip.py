@@ -1,72 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bodies of the ID tower, one class and one paper each: embeddings of a row's fields -> its vector v.
+"""The bodies of the ID tower, one paper each, with their layers: embeddings of a row's fields -> its vector v.
 
 A body is a [`Backbone`] with `__init__(config, **hyper_parameters)`, named as the paper and FuxiCTR name them, and an
-entry in `TABULAR_BACKBONES`. The tower around it ([`FlipTabularModel`]) adds first-order term and logit.
-
-Letters: B rows, F fields that have slots, D size of one field's embedding, X = F x D, d_v size of the vector. Of the
+entry in `TABULAR_BACKBONES`. The tower around it ([`FlipTabularModel`]) adds first-order term and logit. Of the
 hyper-parameters, `dnn_hidden_units` and `dnn_dropout` are those of the DNN, a [`MultiLayerPerceptron`] of the
-embeddings unless a class says otherwise, whose output is called dnn.
+embeddings unless a class says otherwise, whose output is called dnn. No layer loops over fields or experts. Letters:
+as in `tabular_layers_flip`.
 """
 
 import inspect
-from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
-from .gating_layers_flip import (
-    BilinearFusion,
-    BilinearInteraction,
-    ContextGate,
-    FieldLayerNorm,
-    GatedCrossLayer,
-    MaskBlock,
-    SqueezeExcitation,
-)
-from .tabular_layers_flip import (
-    AttentionalPooling,
-    CompressedInteractionNetwork,
-    CrossLayer,
-    CrossMixtureLayer,
-    CrossNetwork,
-    FieldSelfAttention,
-    InnerProducts,
-    LogarithmicLayer,
-    MultiLayerPerceptron,
-    OuterProducts,
-    VectorCrossNetwork,
-    check_choice,
-    pair_sums,
-)
-
-
-Units = Sequence[int]  # sizes of hidden layers
-DNN = (300, 300, 128)
-
-
-class Backbone(nn.Module):
-    """
-    `forward(embeddings (B, F, D), first_order (B, F) or None)` -> v `(B, d_v)`, first_order being the fields' own
-    weights; `hidden_size` is d_v.
-    """
-
-    vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
-    vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)
-    vector_starts_with_logit = False  # a whole part's, on which Linear(v) starts with the paper's weight, 1
-    reads_embeddings = True  # if not, the tower does without them
-    needs_pairs = False  # it is products of pairs of fields and nothing else
-    norms_batches = False  # in training a row's v depends on the rows beside it
-    hidden_size: int
-
-    def __init__(self, config: FlipConfig):
-        super().__init__()
-        self.num_fields, self.size = len(config.tabular_fields), config.feature_embedding_size
-        self.flat_size = self.num_fields * self.size
-        if self.needs_pairs and self.num_fields < 2:
-            name = config.backbone
-            raise ValueError(f"backbone={name!r} multiplies pairs of fields, and there is one with ids: use 'lr'")
+from .gated_backbones_flip import AFM, GDCN, AutoInt, FiBiNET, FinalMLP, MaskNet
+from .tabular_layers_flip import DNN, Backbone, CrossNetwork, Layer, MultiLayerPerceptron, Units, check_choice
 
 
 class LogisticRegression(Backbone):
@@ -82,6 +33,12 @@ class LogisticRegression(Backbone):
 
     def forward(self, embeddings: torch.Tensor | None, first_order: torch.Tensor) -> torch.Tensor:
         return first_order
+
+
+def pair_sums(embeddings: torch.Tensor) -> torch.Tensor:
+    """Products of all pairs of fields, summed in linear time: sum_{i<j} e_i * e_j = ((sum_i e_i)^2 - sum_i e_i^2) / 2
+    (Rendle 2010, lemma 3.1, before its sum over dimensions). `(B, F, D)` -> `(B, D)`."""
+    return (embeddings.sum(1).square() - embeddings.square().sum(1)) / 2
 
 
 class FM(Backbone):
@@ -116,6 +73,110 @@ class WideDeep(Backbone):
         return self.dnn(embeddings.flatten(1))
 
 
+class DeepFM(Backbone):
+    """
+    DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
+
+    The paper's logit is y_FM + y_DNN, y_DNN linear in the last DNN layer. y_FM, which holds the first-order term, is
+    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w
+    that starts at 1.
+    """
+
+    vector_holds_first_order = True
+    vector_starts_with_logit = True
+
+    def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
+        super().__init__(config)
+        self.dnn = MultiLayerPerceptron(self.flat_size, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = 1 + self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        fm_logit = first_order.sum(1) + pair_sums(embeddings).sum(1)  # (B,)
+        return torch.cat([fm_logit[:, None], self.dnn(embeddings.flatten(1))], dim=1)
+
+
+class InnerProducts(nn.Module):
+    """PNN's <e_i, e_j> (section III.A). The paper's p has the squares i = j too; its authors' code leaves them out.
+    `(B, F, D)` -> `(B, P)`."""
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        num_fields = embeddings.shape[1]
+        left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)
+        products = embeddings @ embeddings.transpose(1, 2)  # (B, F, F)
+        return products.flatten(1).index_select(1, left * num_fields + right)
+
+
+class OuterProducts(Layer):
+    """PNN's e_i e_j^T (section III.B), each weighted by a kernel of its pair and summed: <W_ij, e_i e_j^T> =
+    e_i^T W_ij e_j. This is the kernel product of the authors' code, in place of the paper's superposition
+    (sum_i e_i) (sum_i e_i)^T, which no longer knows its fields. `(B, F, D)` -> `(B, P)`."""
+
+    def __init__(self, num_fields: int, size: int):
+        super().__init__()
+        self.kernel = self.normal(size**-0.5, num_fields * (num_fields - 1) // 2, size, size)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        num_fields = embeddings.shape[1]
+        left, right = torch.triu_indices(num_fields, num_fields, 1, device=embeddings.device)
+        by_field = embeddings.transpose(0, 1).contiguous()  # (F, B, D): picking a field copies one block
+        weighted = by_field.index_select(0, left) @ self.kernel  # (P, B, D)
+        return (weighted * by_field.index_select(0, right)).sum(-1).T
+
+
+class PNN(Backbone):
+    """
+    Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
+    d_v = dnn_hidden_units[-1]. `product_type` is "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both"
+    (PNN*). The paper's logit has no first-order term: set the configuration's `use_first_order`.
+    """
+
+    needs_pairs = True
+
+    def __init__(
+        self, config: FlipConfig, product_type: str = "inner", dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0
+    ):
+        super().__init__(config)
+        check_choice("product_type", product_type, "inner", "outer", "both")
+        self.products = nn.ModuleList()
+        if product_type != "outer":
+            self.products.append(InnerProducts())
+        if product_type != "inner":
+            self.products.append(OuterProducts(self.num_fields, self.size))
+        num_products = len(self.products) * self.num_fields * (self.num_fields - 1) // 2
+        self.dnn = MultiLayerPerceptron(self.flat_size + num_products, dnn_hidden_units, dnn_dropout)
+        self.hidden_size = self.dnn.output_size
+
+    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
+        products = [product(embeddings) for product in self.products]  # (B, F (F - 1) / 2) each
+        return self.dnn(torch.cat([embeddings.flatten(1), *products], dim=1))
+
+
+class VectorCrossNetwork(Layer):
+    """
+    DCN's cross network (eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l. `(B, X)` x_0 -> `(B, X)` x_L.
+
+    Every x_l is c_l x_0 + (b_0 + ... + b_{l-1}) with one number c_l a row: c_0 = 1 and c_{l+1} = c_l +
+    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and L numbers a row are enough.
+    """
+
+    def __init__(self, size: int, num_layers: int):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_cross_layers={num_layers} leaves no cross layer: give one at least")
+        self.weight = self.normal((2 / (size + 1)) ** 0.5, num_layers, size)
+        self.bias = self.normal(0, num_layers, size)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        products = F.linear(inputs, self.weight)  # x_0 . w_l of every layer (B, L)
+        sums = self.bias.cumsum(0)  # row l: b_0 + ... + b_l
+        scale = torch.ones_like(products[:, :1])  # c_l (B, 1)
+        for layer, weight in enumerate(self.weight):
+            scale = scale + scale * products[:, layer, None]
+            if layer:
+                scale = scale + sums[layer - 1] @ weight
+        return torch.addcmul(sums[-1], scale, inputs)
+
+
 class DCN(Backbone):
     """
     Deep & Cross (arXiv 1708.05123): cross layers with one vector of weights each, parallel to the DNN,
@@ -133,6 +194,47 @@ class DCN(Backbone):
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         flat = embeddings.flatten(1)  # (B, X)
         return torch.cat([self.cross(flat), self.dnn(flat)], dim=1)
+
+
+class CrossLayer(nn.Linear):
+    """DCN-V2's cross layer with a full matrix (eq. 1): x_{l+1} = x_0 * (W x_l + b) + x_l. `(B, X)` x_l and x_0."""
+
+    def __init__(self, size: int):
+        super().__init__(size, size)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        init.xavier_normal_(self.weight)
+        init.zeros_(self.bias)
+
+    def forward(self, crossed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return inputs * super().forward(crossed) + crossed
+
+
+class CrossMixtureLayer(Layer):
+    """
+    DCN-V2's mixture of low-rank experts (eq. 3 and 4): x_{l+1} = sum_i softmax_i(G x_l) E_i(x_l) + x_l, where
+    E_i(x_l) = x_0 * (U_i tanh(C_i tanh(V_i^T x_l)) + b). `(B, X)` x_l and x_0 -> `(B, X)`.
+
+    The experts share x_0 and b and their gates sum to 1, so their sum is taken before the product with x_0:
+    sum_i g_i E_i = x_0 * (U [g_1 h_1 ; ... ; g_K h_K] + b), one matrix product for all experts.
+    """
+
+    def __init__(self, size: int, low_rank: int, num_experts: int):
+        super().__init__()
+        std = (2 / (size + low_rank)) ** 0.5
+        self.down = self.normal(std, num_experts * low_rank, size)  # V^T of all experts
+        self.core = self.normal(low_rank**-0.5, num_experts, low_rank, low_rank)  # C
+        self.up = self.normal(std, size, num_experts * low_rank)  # U of all experts
+        self.bias = self.normal(0, size)
+        self.gate = self.normal((2 / (size + num_experts)) ** 0.5, num_experts, size)  # G
+
+    def forward(self, crossed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(F.linear(crossed, self.down)).unflatten(-1, self.core.shape[:2])  # (B, K, R)
+        hidden = torch.tanh(torch.einsum("bkr,ksr->bks", hidden, self.core))  # (B, K, R)
+        gates = F.linear(crossed, self.gate).softmax(-1)  # (B, K)
+        weighted = (gates[..., None] * hidden).flatten(1)  # (B, K x R)
+        return inputs * F.linear(weighted, self.up, self.bias) + crossed
 
 
 class DCNv2(Backbone):
@@ -168,51 +270,75 @@ class DCNv2(Backbone):
         return torch.cat([self.cross(flat), self.dnn(flat)], dim=1)
 
 
-class AutoInt(Backbone):
+class CompressedInteractionLayer(Layer):
+    """xDeepFM, eq. 6: X^k_h = sum_{i,j} W^{k,h}_ij (X^{k-1}_i * X^0_j). Fields and feature maps come first here, so
+    that all rows are one matrix product: `(H_{k-1}, B, D)` X^{k-1} and `(F, B, D)` X^0 -> `(H_k, B, D)`."""
+
+    def __init__(self, num_fields: int, num_maps_in: int, num_maps: int):
+        super().__init__()
+        # a sum of the size of one product
+        self.weight = self.normal((num_maps_in * num_fields) ** -0.5, num_maps, num_maps_in, num_fields)
+
+    def forward(self, maps: torch.Tensor, inputs: torch.Tensor, num_first: int | None = None) -> torch.Tensor:
+        """The first `num_first` feature maps, by default all of them."""
+        weight = self.weight[:num_first]
+        if maps is inputs:  # the first layer: X_i * X_j = X_j * X_i is made once
+            i, j = torch.triu_indices(len(inputs), len(inputs), device=inputs.device).unbind()
+            weight = weight[:, i, j] + torch.where(i == j, 0, weight[:, j, i])
+            products = inputs.index_select(0, i) * inputs.index_select(0, j)  # (F (F + 1) / 2, B, D)
+        else:
+            weight = weight.flatten(1)
+            products = (maps[:, None] * inputs).flatten(0, 1)  # (H_{k-1} x F, B, D)
+        return (weight @ products.flatten(1)).unflatten(1, inputs.shape[1:])
+
+    def pooled(self, maps: torch.Tensor, inputs: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Sums over D of the feature maps from `start` on, `(B, H_k - start)` (eq. 7), without the maps themselves:
+        sum_d X^k_hd = sum_{i,j} W^{k,h}_ij <X^{k-1}_i, X^0_j>, D times less work."""
+        products = maps.transpose(0, 1) @ inputs.permute(1, 2, 0)  # (B, H_{k-1}, F)
+        return F.linear(products.flatten(1), self.weight[start:].flatten(1))
+
+
+class CompressedInteractionNetwork(nn.Module):
     """
-    AutoInt+ (arXiv 1810.11921): self-attention over fields parallel to the DNN, v = [attention output ; dnn],
-    d_v = X + dnn_hidden_units[-1].
+    xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6 to 8): layer by layer the feature maps of the
+    layer before are multiplied with the fields, and all maps are summed over D. `(B, F, D)` -> `(B, output_size)`.
+
+    `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
+    its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
+    "linear" best (section 4.4.3).
     """
 
-    def __init__(
-        self,
-        config: FlipConfig,
-        attention_layers: int = 3,
-        num_heads: int = 2,
-        use_residual: bool = True,
-        dnn_hidden_units: Units = DNN,
-        dnn_dropout: float = 0.0,
-    ):
-        super().__init__(config)
-        layers = (FieldSelfAttention(self.size, num_heads, use_residual) for _ in range(attention_layers))
-        self.attention = nn.Sequential(*layers)
-        self.dnn = MultiLayerPerceptron(self.flat_size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = self.flat_size + self.dnn.output_size
+    def __init__(self, num_fields: int, hidden_units: Units, split_half: bool = False, activation: str = "linear"):
+        super().__init__()
+        if not hidden_units:
+            raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
+        check_choice("cin_activation", activation, "linear", "relu")
+        if split_half and any(units % 2 for units in hidden_units[:-1]):
+            raise ValueError(f"cin_split_half=True cannot halve cin_hidden_units={list(hidden_units)}: one is odd")
+        self.activation = activation
+        # of each layer, how many maps go on to the next, and where those that are summed start
+        self.num_passed = [units // 2 if split_half else units for units in hidden_units[:-1]] + [0]
+        self.pooled_from = [passed if split_half else 0 for passed in self.num_passed]
+        self.layers = nn.ModuleList(
+            CompressedInteractionLayer(num_fields, num_in, units)
+            for num_in, units in zip([num_fields, *self.num_passed], hidden_units, strict=False)
+        )
+        self.output_size = sum(hidden_units) - sum(self.pooled_from)
 
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        return torch.cat([self.attention(embeddings).flatten(1), self.dnn(embeddings.flatten(1))], dim=1)
-
-
-class DeepFM(Backbone):
-    """
-    DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
-
-    The paper's logit is y_FM + y_DNN, y_DNN linear in the last DNN layer. y_FM, which holds the first-order term, is
-    part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w
-    that starts at 1.
-    """
-
-    vector_holds_first_order = True
-    vector_starts_with_logit = True
-
-    def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
-        super().__init__(config)
-        self.dnn = MultiLayerPerceptron(self.flat_size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = 1 + self.dnn.output_size
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        fm_logit = first_order.sum(1) + pair_sums(embeddings).sum(1)  # (B,)
-        return torch.cat([fm_logit[:, None], self.dnn(embeddings.flatten(1))], dim=1)
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        inputs = embeddings.transpose(0, 1).contiguous()  # (F, B, D)
+        maps, sums = inputs, []
+        for layer, num_passed, start in zip(self.layers, self.num_passed, self.pooled_from, strict=True):
+            if self.activation == "relu":
+                made = F.relu(layer(maps, inputs))  # (H_k, B, D)
+                sums.append(made[start:].sum(-1).T)
+                maps = made[:num_passed]
+            else:  # only what goes on is made; what is summed and does not go on is summed without
+                made = layer(maps, inputs, num_passed) if num_passed else None
+                goes_on = made is not None and not start
+                sums.append(made.sum(-1).T if goes_on else layer.pooled(maps, inputs, start))
+                maps = made
+        return torch.cat(sums, dim=1)
 
 
 class XDeepFM(Backbone):
@@ -240,52 +366,26 @@ class XDeepFM(Backbone):
         return torch.cat([self.cin(embeddings), self.dnn(embeddings.flatten(1))], dim=1)
 
 
-class PNN(Backbone):
+class LogarithmicLayer(Layer):
     """
-    Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
-    d_v = dnn_hidden_units[-1]. `product_type` is "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both"
-    (PNN*). The paper's logit has no first-order term: set the configuration's `use_first_order`.
-    """
+    AFN's logarithmic transformation (eq. 6): neuron h gives, in each dimension of the embeddings, a product of powers
+    that it has learnt, exp(sum_i w_hi ln |e_i| + b_h) = exp(b_h) prod_i |e_i|^w_hi. `(B, F, D)` -> `(B, D x H)`.
 
-    needs_pairs = True
-
-    def __init__(
-        self, config: FlipConfig, product_type: str = "inner", dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0
-    ):
-        super().__init__(config)
-        check_choice("product_type", product_type, "inner", "outer", "both")
-        self.products = nn.ModuleList()
-        if product_type != "outer":
-            self.products.append(InnerProducts())
-        if product_type != "inner":
-            self.products.append(OuterProducts(self.num_fields, self.size))
-        num_products = len(self.products) * self.num_fields * (self.num_fields - 1) // 2
-        self.dnn = MultiLayerPerceptron(self.flat_size + num_products, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = self.dnn.output_size
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        products = [product(embeddings) for product in self.products]  # (B, F (F - 1) / 2) each
-        return self.dnn(torch.cat([embeddings.flatten(1), *products], dim=1))
-
-
-class AFM(Backbone):
-    """
-    Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
-    tower's Linear(v) is the paper's p^T v. `attention_dim` is the size of the attention network's hidden layer,
-    `attention_dropout` of the attention weights and of v.
+    Embeddings are made positive by their absolute values, those below 1e-7 raised to it. With `batch_norm` the
+    logarithms and what exp gives are normalised, each dimension over rows and fields (or neurons).
     """
 
-    needs_pairs = True
+    def __init__(self, num_fields: int, size: int, num_neurons: int, batch_norm: bool = True):
+        super().__init__()
+        self.weight = self.normal(0.1, num_neurons, num_fields)  # products of many small numbers stay within range
+        self.bias = self.normal(0, num_neurons)
+        self.log_norm, self.exp_norm = (nn.BatchNorm1d(size) if batch_norm else nn.Identity() for _ in range(2))
 
-    def __init__(
-        self, config: FlipConfig, attention_dim: int = 10, attention_dropout: tuple[float, float] = (0.0, 0.0)
-    ):
-        super().__init__(config)
-        self.attention = AttentionalPooling(self.size, attention_dim, *attention_dropout)
-        self.hidden_size = self.size
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        return self.attention(embeddings)
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        logarithms = self.log_norm(embeddings.transpose(1, 2).abs().clamp(min=1e-7).log())  # (B, D, F)
+        # with the weight in this layout the product of its gradient is the fast one of the two
+        crosses = torch.addmm(self.bias, logarithms.flatten(0, 1), self.weight.T.contiguous()).exp_()  # (B x D, H)
+        return self.exp_norm(crosses.unflatten(0, logarithms.shape[:2])).flatten(1)
 
 
 class AFN(Backbone):
@@ -311,166 +411,6 @@ class AFN(Backbone):
 
     def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
         return self.dnn(self.logarithmic(embeddings))
-
-
-class FiBiNET(Backbone):
-    """
-    FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
-    SENET weighs them, each with matrices of its own, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1]. For the
-    other options see [`SqueezeExcitation`] and [`BilinearInteraction`].
-    """
-
-    needs_pairs = True
-
-    def __init__(
-        self,
-        config: FlipConfig,
-        reduction_ratio: int = 3,
-        excitation_activation: str = "relu",
-        bilinear_type: str = "field_interaction",
-        dnn_hidden_units: Units = DNN,
-        dnn_dropout: float = 0.0,
-    ):
-        super().__init__(config)
-        num_fields, size, std = self.num_fields, self.size, config.tabular_initializer_range
-        self.senet = SqueezeExcitation(num_fields, size, reduction_ratio, excitation_activation, std)
-        self.bilinear = BilinearInteraction(num_fields, size, bilinear_type, num_groups=2)
-        self.dnn = MultiLayerPerceptron(num_fields * (num_fields - 1) * size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = self.dnn.output_size
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        groups = torch.stack([embeddings, self.senet(embeddings)], dim=1)  # (B, 2, F, D)
-        return self.dnn(self.bilinear(groups).flatten(1))
-
-
-class FinalMLP(Backbone):
-    """
-    FinalMLP (arXiv 2304.00902): two DNNs on differently gated embeddings, and their bilinear product,
-    v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
-
-    The paper's logit is b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2. The bilinear term is part of v, so that stage 1 trains it
-    already, and Linear(v) is that logit with a learnable weight on the term. Gates read the tower's embeddings, where
-    the authors' code has a second table.
-
-    Args:
-        use_fs, fs_hidden_units: the streams' inputs are gated (feature selection), by DNNs of these hidden layers.
-        fs1_context, fs2_context: fields that either gate looks at; none: a learnt vector.
-        num_heads: A, parts that the streams are cut into for the bilinear term.
-    """
-
-    def __init__(
-        self,
-        config: FlipConfig,
-        mlp1_hidden_units: Units = DNN,
-        mlp2_hidden_units: Units = DNN,
-        mlp1_dropout: float = 0.0,
-        mlp2_dropout: float = 0.0,
-        use_fs: bool = True,
-        fs_hidden_units: Units = (64,),
-        fs1_context: Sequence[str] = (),
-        fs2_context: Sequence[str] = (),
-        num_heads: int = 1,
-    ):
-        super().__init__(config)
-        names = [config.field_names[index] for index in config.tabular_fields]
-        self.gates = nn.ModuleList()
-        for key, context in (("fs1_context", fs1_context), ("fs2_context", fs2_context)):
-            if context and not use_fs:
-                raise ValueError(f"{key}={context} is of the gates, and use_fs=False: leave it out")
-            for name in context:
-                check_choice(key, name, *names)
-            sizes = self.num_fields, self.size, [names.index(name) for name in context], fs_hidden_units
-            self.gates.append(ContextGate(*sizes, config.tabular_initializer_range) if use_fs else nn.Flatten())
-        self.mlp1 = MultiLayerPerceptron(self.flat_size, mlp1_hidden_units, mlp1_dropout)
-        self.mlp2 = MultiLayerPerceptron(self.flat_size, mlp2_hidden_units, mlp2_dropout)
-        self.fusion = BilinearFusion(self.mlp1.output_size, self.mlp2.output_size, num_heads)
-        self.hidden_size = self.mlp1.output_size + self.mlp2.output_size + 1
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        gated_1, gated_2 = (gate(embeddings) for gate in self.gates)  # (B, X) each
-        first, second = self.mlp1(gated_1), self.mlp2(gated_2)
-        return torch.cat([first, second, self.fusion(first, second)[:, None]], dim=1)
-
-
-class MaskNet(Backbone):
-    """
-    MaskNet (arXiv 2102.07619): blocks that multiply their input with a mask made of the row's embeddings, one behind
-    the other (v = the last block, d_v = dnn_hidden_units[-1]) or side by side with a DNN behind them (v = dnn).
-
-    Args:
-        model_type: "SerialMaskNet", with one block for each of `dnn_hidden_units`, or "ParallelMaskNet".
-        parallel_num_blocks, parallel_block_dim: blocks side by side and the size of each; 1 and 64 by default.
-        reduction_ratio: size of the masks' hidden layers over that of what they mask.
-        emb_layernorm, net_layernorm: normalise each field's embedding, and each block's output.
-        dnn_dropout: of the blocks, and of the DNN behind parallel ones.
-    """
-
-    def __init__(
-        self,
-        config: FlipConfig,
-        model_type: str = "SerialMaskNet",
-        parallel_num_blocks: int | None = None,
-        parallel_block_dim: int | None = None,
-        reduction_ratio: float = 1.0,
-        emb_layernorm: bool = True,
-        net_layernorm: bool = True,
-        dnn_hidden_units: Units = DNN,
-        dnn_dropout: float = 0.0,
-    ):
-        super().__init__(config)
-        check_choice("model_type", model_type, "SerialMaskNet", "ParallelMaskNet")
-        is_parallel = model_type == "ParallelMaskNet"
-        if not is_parallel and (parallel_num_blocks is not None or parallel_block_dim is not None):
-            raise ValueError(f"a SerialMaskNet has no {parallel_num_blocks=}, {parallel_block_dim=}: leave them out")
-        if not dnn_hidden_units:
-            raise ValueError(f"dnn_hidden_units={dnn_hidden_units!r} has no layer: name one size at least")
-        flat = self.flat_size
-        self.norm = FieldLayerNorm(self.num_fields, self.size) if emb_layernorm else nn.Identity()
-        self.dnn = None
-        sizes = list(zip([flat, *dnn_hidden_units], dnn_hidden_units, strict=False))
-        if is_parallel:
-            sizes = [(flat, parallel_block_dim or 64)] * (parallel_num_blocks or 1)
-            self.dnn = MultiLayerPerceptron(sum(out for _, out in sizes), dnn_hidden_units, dnn_dropout)
-        self.blocks = nn.ModuleList(
-            MaskBlock(flat, *size, reduction_ratio, net_layernorm, dnn_dropout) for size in sizes
-        )
-        self.hidden_size = int(dnn_hidden_units[-1])
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        flat, hidden = embeddings.flatten(1), self.norm(embeddings).flatten(1)  # (B, X) each
-        if self.dnn is not None:
-            return self.dnn(torch.cat([block(flat, hidden) for block in self.blocks], dim=1))
-        for block in self.blocks:
-            hidden = block(flat, hidden)
-        return hidden
-
-
-class GDCN(Backbone):
-    """
-    GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
-    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1].
-    """
-
-    def __init__(
-        self,
-        config: FlipConfig,
-        model_structure: str = "parallel",
-        num_cross_layers: int = 3,
-        dnn_hidden_units: Units = DNN,
-        dnn_dropout: float = 0.0,
-    ):
-        super().__init__(config)
-        check_choice("model_structure", model_structure, "parallel", "stacked")
-        size = self.flat_size
-        self.is_parallel = model_structure == "parallel"
-        self.cross = CrossNetwork(GatedCrossLayer(size) for _ in range(num_cross_layers))
-        self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = self.dnn.output_size + (size if self.is_parallel else 0)
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        flat = embeddings.flatten(1)  # (B, X)
-        crossed = self.cross(flat)
-        return torch.cat([crossed, self.dnn(flat)], dim=1) if self.is_parallel else self.dnn(crossed)
 
 
 TABULAR_BACKBONES: dict[str, type[nn.Module]] = {

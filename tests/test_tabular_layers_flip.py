@@ -9,8 +9,8 @@ import pytest
 import torch
 from equations import affine, assert_equal, dot, flat, powers, product, random, relu, with_random_weights
 
-from flip_hf import gating_layers_flip as gating
-from flip_hf import tabular_layers_flip as layers
+from flip_hf import gated_backbones_flip as gating
+from flip_hf import tabular_backbones_flip as layers
 
 
 B, F, D = 4, 3, 6
@@ -28,12 +28,12 @@ def test_layers_have_the_parts_and_sizes_that_are_asked_for():
 def test_dropout_of_attentional_pooling_drops_pairs_and_dimensions_in_training_alone():
     torch.manual_seed(0)
     x = random(64, 2, D)  # a single pair, whose weight is 1
-    layer = layers.AttentionalPooling(D, 4, weight_dropout=0.5).double()
-    whole = layers.AttentionalPooling(D, 4).double()(x).detach()
+    layer = gating.AttentionalPooling(D, 4, weight_dropout=0.5).double()
+    whole = gating.AttentionalPooling(D, 4).double()(x).detach()
     ratio = (layer(x).detach() / whole).round(decimals=6)
     assert {float(value) for value in ratio.unique()} == {0.0, 2.0}
     assert (ratio == ratio[:, :1]).all()  # the pair, in all dimensions
-    ratio = (layers.AttentionalPooling(D, 4, sum_dropout=0.5).double()(x).detach() / whole).round(decimals=6)
+    ratio = (gating.AttentionalPooling(D, 4, sum_dropout=0.5).double()(x).detach() / whole).round(decimals=6)
     assert {float(value) for value in ratio.unique()} == {0.0, 2.0}
     assert not (ratio == ratio[:, :1]).all()
     torch.testing.assert_close(layer.eval()(x).detach(), whole)
@@ -100,8 +100,8 @@ def test_logarithms_and_products_are_normalised_in_each_dimension_and_its_runnin
 
 
 def test_attention_without_a_residual_is_that_with_a_residual_of_zeros():
-    plain, x = with_random_weights(layers.FieldSelfAttention(D, 2, False)), random(B, F, D)
-    whole = layers.FieldSelfAttention(D, 2).double()
+    plain, x = with_random_weights(gating.FieldSelfAttention(D, 2, False)), random(B, F, D)
+    whole = gating.FieldSelfAttention(D, 2).double()
     whole.projection.data = torch.cat([plain.projection, torch.zeros(D, D, dtype=torch.float64)])
     torch.testing.assert_close(plain(x), whole(x).detach())
 
@@ -121,8 +121,8 @@ def test_bilinear_products_of_many_rows_which_a_cpu_takes_in_blocks_are_those_of
         (lambda: layers.CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
         (lambda: layers.CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of"),
         (lambda: layers.CompressedInteractionNetwork(F, [4, 5, 3], True), r"halve cin_hidden_units=\[4, 5, 3\]"),
-        (lambda: layers.FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
-        (lambda: layers.FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
+        (lambda: gating.FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
+        (lambda: gating.FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(build, message):
@@ -138,11 +138,11 @@ def test_layers_that_cannot_be_are_refused(build, message):
         (lambda: layers.CrossMixtureLayer(200, 30, 4), "up", math.sqrt(2 / 230)),
         (lambda: layers.CrossMixtureLayer(200, 30, 4), "core", math.sqrt(2 / 60)),
         (lambda: layers.CrossMixtureLayer(200, 30, 4), "gate", math.sqrt(2 / 204)),
-        (lambda: layers.FieldSelfAttention(64, 2), "projection", math.sqrt(2 / 128)),
+        (lambda: gating.FieldSelfAttention(64, 2), "projection", math.sqrt(2 / 128)),
         (lambda: layers.VectorCrossNetwork(1000, 2), "weight", math.sqrt(2 / 1001)),
         (lambda: layers.OuterProducts(8, 32), "kernel", math.sqrt(2 / 64)),
-        (lambda: layers.AttentionalPooling(64, 60), "weight", math.sqrt(2 / 124)),
-        (lambda: layers.AttentionalPooling(64, 600), "query", 1.0),
+        (lambda: gating.AttentionalPooling(64, 60), "weight", math.sqrt(2 / 124)),
+        (lambda: gating.AttentionalPooling(64, 600), "query", 1.0),
         (lambda: layers.CompressedInteractionLayer(8, 16, 32), "weight", math.sqrt(1 / 128)),
         (lambda: layers.LogarithmicLayer(26, 32, 100), "weight", 0.1),
         # 10 = sqrt(6 / 0.06)

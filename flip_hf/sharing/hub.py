@@ -30,7 +30,7 @@ from ..configuration_flip import FlipConfig
 from ..feature_encoding_flip import VOCABULARY_NAME
 from ..modeling_flip_base import MODEL_FILES
 from ..processing_flip import FlipProcessor
-from ..pulling_flip import SUMS_NAME, check_sums, sha256, weight_names
+from ..pulling_flip import SUMS_NAME, check_sums, check_weight_files, sha256
 from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
 from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
@@ -153,7 +153,7 @@ def _model_files(folder: Path) -> set[str]:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: a pickle runs code when it is read; take it out")
     shards = {_WEIGHTS}
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        weight_names(str(folder), {})
+        check_weight_files(str(folder), {})
         shards = {_INDEX, *json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
     for name in sorted(shards):
         if not (folder / name).is_file():
