@@ -29,19 +29,16 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
     fitted_for = calibration.get("positive_weight", 1.0)
     if fitted_for != positive_weight:
-        problem = (
-            f"the calibration was fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}"
-        )
-        raise ValueError(f"{problem}: fit_calibration(..., positive_weight=model.config.positive_weight)")
+        problem = f"fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}"
+        raise ValueError(f"the calibration was {problem}: fit_calibration(..., positive_weight={positive_weight!r})")
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
-        if not logits or len(logits) != len(probabilities):
-            knots = f"{len(logits)} logits and {len(probabilities)} probabilities"
-            raise ValueError(f"the isotonic calibration has {knots}: each knot has one of both")
-        if sorted(set(logits)) != logits or sorted(probabilities) != probabilities:
-            raise ValueError("the knots of the isotonic calibration do not ascend: the order of the rows would change")
-        if not 0.0 <= probabilities[0] <= probabilities[-1] <= 1.0:
-            raise ValueError("a probability of the isotonic calibration is outside [0, 1]")
+        ascend = sorted(set(logits)) == logits and sorted(probabilities) == probabilities
+        if not (
+            0 < len(logits) == len(probabilities) and ascend and 0.0 <= probabilities[0] <= probabilities[-1] <= 1
+        ):
+            knots = "as many logits as probabilities, both ascending, the probabilities within [0, 1]"
+            raise ValueError(f"the isotonic calibration has to have {knots}: flip_hf.fit_calibration makes them so")
         return
     for key in _SETTINGS[method]:
         low, problem = (-math.inf, "no finite number") if key == "bias" else (0.0, "not above 0 and finite")

@@ -18,18 +18,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from .configuration_flip import FlipConfig
 from .pulling_flip import HUB_ARGUMENTS, check_sums, check_weight_files, hub_arguments, workshop, write_sums
-from .text_tower_flip import (
-    add_adapter,
-    cast_language_model,
-    copy_language_model,
-    freeze,
-    language_model_digest,
-    language_model_weights,
-    load_text_model,
-    merge_adapter,
-    quiet_loading,
-    save_adapter,
-)
+from .text_tower_flip import TextTowerMixin, load_text_model, quiet_loading, save_adapter
 
 
 logger = logging.get_logger(__name__)
@@ -52,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class FlipPreTrainedModel(PreTrainedModel):
+class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
     """Base of all FLIP models."""
 
     config_class = FlipConfig
@@ -75,11 +64,6 @@ class FlipPreTrainedModel(PreTrainedModel):
     def fresh_parameter_names(self) -> set[str]:
         """Names of the weights that a folder of another class may lack, because that class has no use for them."""
         return set()
-
-    @property
-    def text_tower(self) -> PreTrainedModel | None:
-        """The language model, `None` in a model of ids alone."""
-        return getattr(getattr(self, "flip", self), "text", None)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """With the digests of its files in `SHA256SUMS`, for `from_pretrained`. With an adapter: without the language
@@ -113,82 +97,6 @@ class FlipPreTrainedModel(PreTrainedModel):
         in_text = set() if text_model is None else {id(p) for p in text_model.parameters()}
         others = (p.dtype for p in self.parameters() if p.is_floating_point() and id(p) not in in_text)
         return next(others, None) or (torch.float32 if text_model is None else text_model.dtype)
-
-    def _need_text_tower(self) -> PreTrainedModel:
-        if self.text_tower is None:
-            raise ValueError(f"this {type(self).__name__} has no text tower (mode {self.config.mode!r})")
-        return self.text_tower
-
-    def freeze_text(self, parts: str | int) -> int:
-        """
-        Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
-        weights are frozen: `"all"`; `"embeddings"`, all that stands before the layers; or those and the k lowest
-        layers (not where layers share weights: ALBERT).
-        """
-        return freeze(self._need_text_tower(), parts)
-
-    def add_text_adapter(self, adapter: Any) -> None:
-        """
-        Puts LoRA (arXiv 2106.09685) into the text tower, with the library peft (`pip install flip_hf[lora]`).
-
-        The language model is frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves the language
-        model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its argument
-        `text_model`. [`merge_text_adapter`] makes a whole model of it again.
-
-        Args:
-            adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`; no setting that trains or changes
-                the language model itself (`bias`, `modules_to_save`, ...). Without `target_modules`, those that peft
-                has for the architecture, or else all linear layers.
-        """
-        text_model = self._need_text_tower()
-        if text_model._hf_peft_config_loaded:
-            raise ValueError("the text tower has an adapter: merge it first (merge_text_adapter())")
-        digest = language_model_digest(text_model)
-        self.config.text_adapter = add_adapter(text_model, adapter)
-        self.config.text_model_digest = digest or self.config.text_model_digest
-
-    def merge_text_adapter(self) -> None:
-        """
-        Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
-        peft, all weights trainable, and saved whole. Optimisers have to be made anew.
-        """
-        text_model = self._need_text_tower()
-        if not text_model._hf_peft_config_loaded:
-            raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")
-        merge_adapter(text_model)
-        self.config.text_adapter = self.config.text_model_digest = None
-
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str]:
-        """Weights that a folder with an adapter lacks: read by `save_pretrained`, and by Trainer when it resumes."""
-        text_model = self.text_tower
-        if text_model is None or self.config.text_adapter is None:
-            return set()
-        prefix = next(name for name, module in self.named_modules() if module is text_model)
-        return {f"{prefix}.{name}" for name in language_model_weights(text_model)}
-
-    @_keys_to_ignore_on_save.setter
-    def _keys_to_ignore_on_save(self, keys: Any) -> None:
-        """Set by transformers from what it has just read."""
-
-    def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
-        """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
-        config, source = self.config, text_model
-        remedy = "pass text_model=<folder or name on the Hub>"
-        if not isinstance(text_model, PreTrainedModel):
-            source = config.text_model_name_or_path if text_model is None else str(text_model)
-            try:
-                source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
-            except (OSError, ValueError) as error:
-                problem = f"{name} holds an adapter without its language model, which cannot be loaded from {source!r}"
-                raise ValueError(f"{problem} ({str(error).splitlines()[0]}): {remedy}") from error
-        copy_language_model(self.text_tower, source)
-        digest = language_model_digest(self.text_tower)
-        if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
-            raise ValueError(
-                f"{name} holds an adapter of {config.text_model_name_or_path}, and {text_model or 'that name'} gives "
-                f"a language model with other weights: {remedy}, or the one it was trained with (model.text_tower)"
-            )
 
     @classmethod
     def _prepare_config(cls, config: FlipConfig, source: str | None, mode: str | None) -> FlipConfig:
@@ -260,7 +168,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             problem = f"the weights of {name} are cut off or corrupt ({error})"
             raise ValueError(f"{problem}: copy or download them again") from error
         if text_dtype is not None and model.text_tower is not None:
-            cast_language_model(model.text_tower, text_dtype)
+            model._cast_language_model(text_dtype)
         missing, elsewhere = set(info["missing_keys"]), model._keys_to_ignore_on_save
         if elsewhere and elsewhere <= missing:
             where = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}

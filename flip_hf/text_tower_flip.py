@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text tower: where a language model comes from, how many of its layers are used, which of its weights learn."""
+"""The text tower: where a language model comes from, how many of its layers are used, which of its weights learn, and
+its LoRA adapter (arXiv 2106.09685)."""
 
 import contextlib
 import copy
@@ -122,20 +123,6 @@ def mlm_activation(text_config: Any) -> str:
     return next((name for name in names if isinstance(name, str) and name in ACT2FN), "gelu")
 
 
-def freeze(text_model: PreTrainedModel, parts: str | int) -> int:
-    """As [`FlipPreTrainedModel.freeze_text`] says; the number of weights (numbers, not tensors) that it freezes."""
-    if isinstance(parts, str) and parts.isdigit():  # from a command line
-        parts = int(parts)
-    lowest = 0 if parts == "embeddings" else parts
-    if parts != "all" and (not isinstance(lowest, int) or isinstance(lowest, bool) or lowest < 0):
-        raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
-    learning = set() if isinstance(lowest, str) else _above(text_model, lowest, parts)
-    frozen = [parameter for parameter in text_model.parameters() if parameter not in learning]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return sum(parameter.numel() for parameter in frozen)
-
-
 def _above(text_model: PreTrainedModel, lowest: int, parts: str | int) -> set[nn.Parameter]:
     """Weights of the layers from `lowest` on and of what follows them, the last norm of ModernBERT and of decoders."""
     kind, groups = text_model.config.model_type, getattr(text_model.config, "num_hidden_groups", None)  # of ALBERT
@@ -159,7 +146,7 @@ def _above(text_model: PreTrainedModel, lowest: int, parts: str | int) -> set[nn
     return {parameter for module in modules for parameter in module.parameters()}
 
 
-# what LoRA (arXiv 2106.09685) in peft offers beside an adapter, and values that leave the language model alone
+# what LoRA in peft offers beside an adapter, and values that leave the language model alone
 _LORA_LEAVES_ALONE = {
     "init_lora_weights": (True, False, "gaussian"),  # PiSSA and others start by changing the weights
     "bias": ("none",),
@@ -177,81 +164,6 @@ def language_model_weights(text_model: PreTrainedModel) -> dict[str, str]:
     return {name: name.replace(".base_layer.", ".") for name in text_model.state_dict() if not is_adapter_weight(name)}
 
 
-def add_adapter(text_model: PreTrainedModel, adapter: Any) -> dict[str, Any]:
-    """
-    Puts LoRA layers into a text tower, which is then a transformers model with a PEFT adapter, and freezes all else.
-    Gives `FlipConfig.text_adapter`: the settings that differ from peft's defaults, and the modules that were found.
-    """
-    requires_backends(add_adapter, "peft")
-    peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
-    lora_config = peft.LoraConfig(**adapter) if isinstance(adapter, dict) else copy.copy(adapter)
-    if not isinstance(lora_config, peft.LoraConfig):
-        raise TypeError(
-            f"text_adapter is a {type(adapter).__name__}: pass a peft.LoraConfig, or a dict of its settings"
-        )
-    for name, allowed in _LORA_LEAVES_ALONE.items():
-        value = getattr(lora_config, name)
-        if value not in allowed:
-            raise ValueError(
-                f"{name}={value!r} trains or changes weights of the language model itself, which no adapter saves"
-            )
-    lora_config.base_model_name_or_path, lora_config.inference_mode = None, False  # of an adapter read from a folder
-    if lora_config.target_modules is None:
-        known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        lora_config.target_modules = known.get(text_model.config.model_type, "all-linear")
-    before = set(text_model.modules())
-    peft.inject_adapter_in_model(lora_config, text_model)
-    text_model._hf_peft_config_loaded = True  # to transformers; its add_adapter leaves traces of one that fails
-    for module in set(text_model.modules()) - before:
-        module._is_hf_initialized = True  # starts as peft says, not as the language model starts its layers
-    for name, parameter in text_model.named_parameters():
-        if is_adapter_weight(name):  # steps of an adapter are too small for 8 bits of mantissa
-            parameter.data = parameter.data.float()
-    plain = peft.LoraConfig().to_dict()
-    changed = {name: value for name, value in lora_config.to_dict().items() if value != plain[name]}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
-
-
-def save_adapter(text_model: PreTrainedModel, folder: str, name: str | None) -> None:
-    """Writes an adapter as peft does, with the name of the language model that it belongs to."""
-    text_model.save_pretrained(folder)
-    lora_config = copy.copy(text_model.peft_config["default"])
-    lora_config.base_model_name_or_path = name  # which in the model makes peft ask the Hub at every save
-    lora_config.save_pretrained(folder)
-
-
-def cast_language_model(text_model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Brings the weights of the language model, not of its adapter, into a type."""
-    for name, parameter in text_model.named_parameters():
-        if parameter.is_floating_point() and not is_adapter_weight(name):
-            parameter.data = parameter.data.to(dtype)
-    text_model.config.dtype = dtype
-
-
-def merge_adapter(text_model: PreTrainedModel) -> None:
-    """Adds what an adapter has learnt to the weights beside it, takes it out, and lets all of them learn."""
-    layer_class = importlib.import_module("peft.tuners.tuners_utils").BaseTunerLayer
-    for name, module in list(text_model.named_modules()):
-        if isinstance(module, layer_class):
-            module.merge()
-            text_model.set_submodule(name, module.get_base_layer())
-    text_model.delete_adapter("default")
-    text_model.requires_grad_(True)
-
-
-def copy_language_model(text_model: PreTrainedModel, source: PreTrainedModel) -> None:
-    """Fills a tower that has an adapter with the language model of another, with or without one, and freezes it."""
-    state = source.state_dict()
-    found = {plain: state[name] for name, plain in language_model_weights(source).items()}
-    try:
-        weights = {name: found[plain] for name, plain in language_model_weights(text_model).items()}
-        text_model.load_state_dict(weights, strict=False)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the language model does not fit the adapter: {error}") from error
-    for name, parameter in text_model.named_parameters():
-        parameter.requires_grad_(is_adapter_weight(name))
-
-
 def language_model_digest(text_model: PreTrainedModel) -> str | None:
     """
     Tells the language model of an adapter from others, by the first numbers of each weight, in bfloat16, so that the
@@ -267,3 +179,153 @@ def language_model_digest(text_model: PreTrainedModel) -> str | None:
             first = weight.flatten()[:256].to("cpu", torch.bfloat16)
             digest.update(plain.encode() + first.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_adapter(text_model: PreTrainedModel, folder: str, name: str | None) -> None:
+    """Writes an adapter as peft does, with the name of the language model that it belongs to."""
+    text_model.save_pretrained(folder)
+    lora_config = copy.copy(text_model.peft_config["default"])
+    lora_config.base_model_name_or_path = name  # which in the model makes peft ask the Hub at every save
+    lora_config.save_pretrained(folder)
+
+
+class TextTowerMixin:
+    """What every FLIP model can do with its language model."""
+
+    config: Any
+
+    @property
+    def text_tower(self) -> PreTrainedModel | None:
+        """The language model, `None` in a model of ids alone."""
+        return getattr(getattr(self, "flip", self), "text", None)
+
+    def _need_text_tower(self) -> PreTrainedModel:
+        if self.text_tower is None:
+            raise ValueError(f"this {type(self).__name__} has no text tower (mode {self.config.mode!r})")
+        return self.text_tower
+
+    def freeze_text(self, parts: str | int) -> int:
+        """
+        Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
+        weights (numbers, not tensors) are frozen: `"all"`; `"embeddings"`, all that stands before the layers; or those
+        and the k lowest layers (not where layers share weights: ALBERT).
+        """
+        text_model = self._need_text_tower()
+        if isinstance(parts, str) and parts.isdigit():  # from a command line
+            parts = int(parts)
+        lowest = 0 if parts == "embeddings" else parts
+        if parts != "all" and (not isinstance(lowest, int) or isinstance(lowest, bool) or lowest < 0):
+            raise ValueError(f'freeze_text={parts!r} is not "all", "embeddings" or a number of layers')
+        learning = set() if isinstance(lowest, str) else _above(text_model, lowest, parts)
+        frozen = [parameter for parameter in text_model.parameters() if parameter not in learning]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return sum(parameter.numel() for parameter in frozen)
+
+    def add_text_adapter(self, adapter: Any) -> None:
+        """
+        Puts LoRA into the text tower, with the library peft (`pip install flip_hf[lora]`).
+
+        The language model is frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves the language
+        model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its argument
+        `text_model`. [`merge_text_adapter`] makes a whole model of it again.
+
+        Args:
+            adapter (`peft.LoraConfig` or `dict`): e.g. `{"r": 8, "lora_alpha": 16}`; no setting that trains or changes
+                the language model itself (`bias`, `modules_to_save`, ...). Without `target_modules`, those that peft
+                has for the architecture, or else all linear layers.
+        """
+        text_model = self._need_text_tower()
+        if text_model._hf_peft_config_loaded:
+            raise ValueError("the text tower has an adapter: merge it first (merge_text_adapter())")
+        requires_backends(self, "peft")
+        peft = importlib.import_module("peft")  # an import statement would make it a requirement of every saved folder
+        lora_config = peft.LoraConfig(**adapter) if isinstance(adapter, dict) else copy.copy(adapter)
+        if not isinstance(lora_config, peft.LoraConfig):
+            kind = type(adapter).__name__
+            raise TypeError(f"text_adapter is a {kind}: pass a peft.LoraConfig, or a dict of its settings")
+        for name, allowed in _LORA_LEAVES_ALONE.items():
+            if (value := getattr(lora_config, name)) not in allowed:
+                problem = "trains or changes weights of the language model itself, which no adapter saves"
+                raise ValueError(f"{name}={value!r} {problem}")
+        lora_config.base_model_name_or_path, lora_config.inference_mode = None, False  # of one that a folder held
+        if lora_config.target_modules is None:
+            known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            lora_config.target_modules = known.get(text_model.config.model_type, "all-linear")
+        digest, before = language_model_digest(text_model), set(text_model.modules())
+        peft.inject_adapter_in_model(lora_config, text_model)
+        text_model._hf_peft_config_loaded = True  # to transformers; its add_adapter leaves traces of one that fails
+        for module in set(text_model.modules()) - before:
+            module._is_hf_initialized = True  # starts as peft says, not as the language model starts its layers
+        for name, parameter in text_model.named_parameters():
+            if is_adapter_weight(name):  # steps of an adapter are too small for 8 bits of mantissa
+                parameter.data = parameter.data.float()
+        plain = peft.LoraConfig().to_dict()
+        changed = {name: value for name, value in lora_config.to_dict().items() if value != plain[name]}
+        settings = {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
+        self.config.text_adapter = settings
+        self.config.text_model_digest = digest or self.config.text_model_digest
+
+    def merge_text_adapter(self) -> None:
+        """
+        Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
+        peft, all weights trainable, and saved whole. Optimisers have to be made anew.
+        """
+        text_model = self._need_text_tower()
+        if not text_model._hf_peft_config_loaded:
+            raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")
+        layer_class = importlib.import_module("peft.tuners.tuners_utils").BaseTunerLayer
+        for name, module in list(text_model.named_modules()):
+            if isinstance(module, layer_class):
+                module.merge()
+                text_model.set_submodule(name, module.get_base_layer())
+        text_model.delete_adapter("default")
+        text_model.requires_grad_(True)
+        self.config.text_adapter = self.config.text_model_digest = None
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """Weights that a folder with an adapter lacks: read by `save_pretrained`, and by Trainer when it resumes."""
+        text_model = self.text_tower
+        if text_model is None or self.config.text_adapter is None:
+            return set()
+        prefix = next(name for name, module in self.named_modules() if module is text_model)  # type: ignore[attr-defined]
+        return {f"{prefix}.{name}" for name in language_model_weights(text_model)}
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, keys: Any) -> None:
+        """Set by transformers from what it has just read."""
+
+    def _cast_language_model(self, dtype: torch.dtype) -> None:
+        """Brings the weights of the language model, not of its adapter, into a type."""
+        for name, parameter in self.text_tower.named_parameters():
+            if parameter.is_floating_point() and not is_adapter_weight(name):
+                parameter.data = parameter.data.to(dtype)
+        self.text_tower.config.dtype = dtype
+
+    def _load_language_model(self, name: str, text_model: Any, **kwargs: Any) -> None:
+        """Fills a model that was loaded from the folder `name`, which holds an adapter, with the language model."""
+        config, tower, source = self.config, self._need_text_tower(), text_model
+        remedy = "pass text_model=<folder or name on the Hub>"
+        if not isinstance(text_model, PreTrainedModel):
+            source = config.text_model_name_or_path if text_model is None else str(text_model)
+            try:
+                source = load_text_model(source, config.text_config.num_hidden_layers, **kwargs)
+            except (OSError, ValueError) as error:
+                problem = f"{name} holds an adapter without its language model, which cannot be loaded from {source!r}"
+                raise ValueError(f"{problem} ({str(error).splitlines()[0]}): {remedy}") from error
+        state = source.state_dict()
+        found = {plain: state[key] for key, plain in language_model_weights(source).items()}
+        try:
+            weights = {key: found[plain] for key, plain in language_model_weights(tower).items()}
+            tower.load_state_dict(weights, strict=False)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the language model does not fit the adapter: {error}") from error
+        for key, parameter in tower.named_parameters():
+            parameter.requires_grad_(is_adapter_weight(key))
+        digest = language_model_digest(tower)
+        if None not in (digest, config.text_model_digest) and digest != config.text_model_digest:
+            raise ValueError(
+                f"{name} holds an adapter of {config.text_model_name_or_path}, and {text_model or 'that name'} gives "
+                f"a language model with other weights: {remedy}, or the one it was trained with (model.text_tower)"
+            )
