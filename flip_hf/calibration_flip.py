@@ -34,9 +34,7 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
         ascend = sorted(set(logits)) == logits and sorted(probabilities) == probabilities
-        if not (
-            0 < len(logits) == len(probabilities) and ascend and 0.0 <= probabilities[0] <= probabilities[-1] <= 1
-        ):
+        if not (ascend and 0 < len(logits) == len(probabilities) and 0 <= probabilities[0] <= probabilities[-1] <= 1):
             knots = "as many logits as probabilities, both ascending, the probabilities within [0, 1]"
             raise ValueError(f"the isotonic calibration has to have {knots}: flip_hf.fit_calibration makes them so")
         return
