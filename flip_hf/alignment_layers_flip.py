@@ -43,14 +43,12 @@ class StartedLayerNorm(nn.LayerNorm):
 
 
 class FlipMLMHead(nn.Module):
-    """
-    Masked tokens recovered with the help of the complete tabular view (FLIP, masked language modelling).
+    """Masked tokens recovered with the help of the complete tabular view (FLIP, masked language modelling).
 
     z = [w~_l ; v] -> Linear(d_w + d_v, d) -> tanh -> dropout -> Linear(d, V), at the masked positions alone, d being
     d_w unless `config.mlm_transform_config` says otherwise. With `config.mlm_transform="text_model"` an activation and
     LayerNorm stand in place of tanh, as in the heads of BERT and its kin, so that such a head can be taken over. The
-    decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone.
-    """
+    decoder is never tied to the word embeddings: what stage 1 teaches one leaves the other alone."""
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
@@ -75,11 +73,9 @@ class FlipMLMHead(nn.Module):
     def loss(
         self, states: torch.Tensor, vectors: torch.Tensor, input_ids: torch.Tensor, places: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """
-        W~ `(B, T, d_w)`, v `(B, d_v)`, tokens `(B, T)`, row and position of the masked ones `(M,)` each ->
+        """W~ `(B, T, d_w)`, v `(B, d_v)`, tokens `(B, T)`, row and position of the masked ones `(M,)` each ->
         cross-entropy summed over masked tokens `()`, how many these are `()`, and in evaluation mode what
-        [`FlipForPreTrainingOutput`] says of them.
-        """
+        [`FlipForPreTrainingOutput`] says of them."""
         row, position = places
         asked = (states[row, position], vectors[row], input_ids[row, position])  # (M, d_w), (M, d_v), (M,)
         chunks = list(zip(*(tensor.split(MAX_TOKENS_SCORED) for tensor in asked), strict=True))
@@ -101,8 +97,7 @@ class FlipMLMHead(nn.Module):
 
 
 class FlipMTMHead(nn.Module):
-    """
-    Masked features recovered with the help of the complete text (FLIP, masked tabular modelling).
+    """Masked features recovered with the help of the complete text (FLIP, masked tabular modelling).
 
     The masked row asks the text, one attention with unscaled scores: q = LayerNorm(Linear(v~)), c = softmax(q W^T) W
     over real tokens. Then h = Linear([v~ ; c]) has one row of size E for each field, and feature j scores
@@ -110,8 +105,7 @@ class FlipMTMHead(nn.Module):
     scores are the log frequencies of the training rows.
 
     The frequencies (`feature_counts`) and each feature's field (`feature_fields`) are buffers of the checkpoint; log p
-    and the distribution that noise is drawn from are computed when first needed.
-    """
+    and the distribution that noise is drawn from are computed when first needed."""
 
     sparse_bias = False  # whether its gradient is one of the rows read, as `feature_embeddings.sparse` says of theirs
 
@@ -139,10 +133,8 @@ class FlipMTMHead(nn.Module):
     def set_feature_counts(
         self, counts: np.ndarray | torch.Tensor, fields: np.ndarray | torch.Tensor, num_known: int = 0
     ) -> None:
-        """
-        Takes over how often each feature occurs in the training rows `(N,)`, and the field of each, -1 for pad and
-        mask `(N,)`. The output bias starts from them; that of the first `num_known` features stays.
-        """
+        """Takes over how often each feature occurs in the training rows `(N,)`, and the field of each, -1 for pad and
+        mask `(N,)`. The output bias starts from them; that of the first `num_known` features stays."""
         if len(counts) != self.config.num_features or len(fields) != self.config.num_features:
             remedy = "build its configuration from the same processor (FlipConfig.from_processor)"
             raise ValueError(
@@ -155,11 +147,9 @@ class FlipMTMHead(nn.Module):
         bias.data, bias.grad = torch.cat([bias[:num_known], start[num_known:]]), None
 
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64,
+        """Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64,
         and the F + 1 borders of the fields in it. p is floored at 1e-10 and renormalised, over all features
-        (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask have p = 0.
-        """
+        (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask have none."""
         if self._noise is not None and self._noise[0].device == self.feature_counts.device:
             return self._noise
         num_fields, device = self.config.num_fields, self.feature_counts.device
@@ -299,12 +289,10 @@ class FlipMTMHead(nn.Module):
         places: tuple[torch.Tensor, ...],
         seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """
-        v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, row and
-        slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
+        """v~ `(B, d_v)`, W `(B, T, d_w)` and its mask `(B, T)`, ids `(B, S)`, which slots are asked for `(B, S)`, row
+        and slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
         [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean
-        over its values.
-        """
+        over its values."""
         num_values = self.slots_per_field(slots)  # (B, F)
         row, slot = places
         fields = self.slot_fields[slot]  # (M,)
@@ -355,13 +343,11 @@ class FlipProjectionHead(nn.Module):
 
 
 class FlipICLHead(nn.Module):
-    """
-    Instance contrast (FLIP, instance-level contrast): S = G_id G_text^T / tau, cross-entropy against the diagonal,
+    """Instance contrast (FLIP, instance-level contrast): S = G_id G_text^T / tau, cross-entropy against the diagonal,
     mean of both directions.
 
     With several processes every rank scores its rows against the rows of all ranks, and its loss is weighted by its
-    share of the rows: the averaged gradient is the one of a single process on the joined batch.
-    """
+    share of the rows: the averaged gradient is the one of a single process on the joined batch."""
 
     def __init__(self, config: FlipConfig, tabular_size: int):
         super().__init__()
@@ -464,10 +450,8 @@ class FlipFusion(nn.Module):
     def forward(
         self, vector: torch.Tensor, text_vector: torch.Tensor, tabular_logits: torch.Tensor, text_logits: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        v `(B, d_v)`, w `(B, d_w)` and the towers' logits `(B,)` -> the joint logit `(B,)`, and the weight of the
-        tabular one in it `(B,)` (`None` for a stack).
-        """
+        """v `(B, d_v)`, w `(B, d_w)` and the towers' logits `(B,)` -> the joint logit `(B,)`, and the weight of the
+        tabular one in it `(B,)` (`None` for a stack)."""
         if self.config.fusion == "alpha":
             weights = self.alpha.expand_as(tabular_logits)
         else:

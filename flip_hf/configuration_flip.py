@@ -47,15 +47,13 @@ def within(allowed: str | tuple, default: Any) -> Any:
 
 
 class FlipConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`]: its fields stand
-    below, with their range, their default and what they say. Any other value raises `ValueError`, naming what is
+    r"""Configuration of [`FlipModel`], [`FlipForPreTraining`], [`FlipForCTR`] and [`FlipTabularModel`]: its fields
+    stand below, with their range, their default and what they say. Any other value raises `ValueError`, naming what is
     allowed.
 
     The global feature id space (one embedding table for all fields) is laid out so that no id ever moves:
     `0` pad, `1` mask, then for field `f` the ids `2 + 2f` (unseen value) and `3 + 2f` (missing value), then the real
-    features from `2 + 2F` on.
-    """
+    features from `2 + 2F` on."""
 
     model_type = "flip"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}

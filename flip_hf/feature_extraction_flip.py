@@ -17,12 +17,10 @@ EXTRACTOR_FILES = ("preprocessor_config.json", VOCABULARY_NAME)
 
 
 class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
-    r"""
-    Fitted fields of a table: `extractor(rows)` gives `feature_ids`, as [`FeatureEncoder`] says.
+    r"""Fitted fields of a table: `extractor(rows)` gives `feature_ids`, as [`FeatureEncoder`] says.
 
     Build one with [`FlipFeatureExtractor.fit`], [`FlipFeatureExtractor.from_counts`] or
-    [`FlipFeatureExtractor.from_pretrained`].
-    """
+    [`FlipFeatureExtractor.from_pretrained`]."""
 
     model_input_names = ["feature_ids"]
 
@@ -78,14 +76,12 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
         return extractor
 
     def extend(self, rows: Any) -> dict[str, int]:
-        """
-        Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves. Returns
-        for each field that grew the number of its new features.
+        """Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves.
+        Returns for each field that grew the number of its new features.
 
         Frequencies of values that are known grow by those of the new rows; labels are not read. Buckets, statistics
         and fields that are hashed stay what they are, and so does a vocabulary that its `vocabulary_size` caps. The
-        model has to grow as well: `model.resize_feature_embeddings(extractor)`.
-        """
+        model has to grow as well: `model.resize_feature_embeddings(extractor)`."""
         arrays, grown = workshop("fitting.building").extended(self, rows)
         self._set_arrays(**arrays)
         return grown

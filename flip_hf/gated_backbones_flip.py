@@ -22,11 +22,9 @@ from .tabular_layers_flip import (
 
 
 class AttentionalPooling(Layer):
-    """
-    AFM's sum_{i<j} a_ij e_i * e_j, a_ij = softmax_{i<j}(h^T ReLU(W (e_i * e_j) + b)) (eq. 4 to 6). `(B, F, D)` ->
+    """AFM's sum_{i<j} a_ij e_i * e_j, a_ij = softmax_{i<j}(h^T ReLU(W (e_i * e_j) + b)) (eq. 4 to 6). `(B, F, D)` ->
     `(B, D)`. As the authors' code does, `weight_dropout` drops attention weights and `sum_dropout` dimensions of the
-    sum, which is made as sum_i e_i * (sum_j a_ij e_j): this does not go over the products once more.
-    """
+    sum, which is made as sum_i e_i * (sum_j a_ij e_j): this does not go over the products once more."""
 
     def __init__(self, size: int, attention_dim: int, weight_dropout: float = 0.0, sum_dropout: float = 0.0):
         super().__init__()
@@ -48,11 +46,9 @@ class AttentionalPooling(Layer):
 
 
 class AFM(Backbone):
-    """
-    Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
+    """Attentional factorization machine (arXiv 1708.04617, eq. 4 to 7): v = sum_{i<j} a_ij e_i * e_j, d_v = D. The
     tower's Linear(v) is the paper's p^T v. `attention_dim` is the size of the attention network's hidden layer,
-    `attention_dropout` of the attention weights and of v.
-    """
+    `attention_dropout` of the attention weights and of v."""
 
     needs_pairs = True
 
@@ -68,11 +64,9 @@ class AFM(Backbone):
 
 
 class FieldSelfAttention(Layer):
-    """
-    AutoInt's interacting layer (eq. 5 to 8). In each of A heads of size D / A a field m attends to
+    """AutoInt's interacting layer (eq. 5 to 8). In each of A heads of size D / A a field m attends to
     all fields k with weights a_mk = softmax_k(<W_q e_m, W_k e_k>), unscaled; the sums over k of a_mk W_v e_k of all
-    heads are joined, and the layer gives ReLU(joined + W_res e_m). `(B, F, D)` -> `(B, F, D)`.
-    """
+    heads are joined, and the layer gives ReLU(joined + W_res e_m). `(B, F, D)` -> `(B, F, D)`."""
 
     def __init__(self, size: int, num_heads: int, use_residual: bool = True):
         super().__init__()
@@ -98,10 +92,8 @@ class FieldSelfAttention(Layer):
 
 
 class AutoInt(Backbone):
-    """
-    AutoInt+ (arXiv 1810.11921): self-attention over fields parallel to the DNN, v = [attention output ; dnn],
-    d_v = X + dnn_hidden_units[-1].
-    """
+    """AutoInt+ (arXiv 1810.11921): self-attention over fields parallel to the DNN, v = [attention output ; dnn],
+    d_v = X + dnn_hidden_units[-1]."""
 
     def __init__(
         self,
@@ -123,15 +115,13 @@ class AutoInt(Backbone):
 
 
 class SqueezeExcitation(nn.Module):
-    """
-    FiBiNET's SENET layer (section 3.2): z_f = mean of e_f, a = s(W_2 ReLU(W_1 z)), v_f = a_f e_f, with s = ReLU in the
-    paper; W_1 has max(1, F // reduction_ratio) rows. `(B, F, D)` -> `(B, F, D)`.
+    """FiBiNET's SENET layer (section 3.2): z_f = mean of e_f, a = s(W_2 ReLU(W_1 z)), v_f = a_f e_f, with s = ReLU in
+    the paper; W_1 has max(1, F // reduction_ratio) rows. `(B, F, D)` -> `(B, F, D)`.
 
     W_1 starts Xavier normal, W_2 as the positive half of Xavier uniform: its inputs are positive, and a field whose
     weights all start negative would be switched off for good by the ReLU. Both times `scale`, which brings the fields'
     weights to the order of 1: z, the mean of D numbers of standard deviation `std` (with which embeddings start), is
-    of size std / sqrt(D), and weights of that size would leave this layer no gradient.
-    """
+    of size std / sqrt(D), and weights of that size would leave this layer no gradient."""
 
     def __init__(self, num_fields: int, size: int, reduction_ratio: int, activation: str = "relu", std: float = 0.05):
         if reduction_ratio < 1:
@@ -156,11 +146,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class BilinearInteraction(Layer):
-    """
-    FiBiNET's bilinear interaction (section 3.3): p_ij = (v_i W) * v_j of all pairs i < j, with one W for all
+    """FiBiNET's bilinear interaction (section 3.3): p_ij = (v_i W) * v_j of all pairs i < j, with one W for all
     (`"field_all"`), one for each left field (`"field_each"`) or one for each pair (`"field_interaction"`). G groups of
-    embeddings, each with its own W, are crossed at once. `(B, G, F, D)` -> `(B, G, P, D)`.
-    """
+    embeddings, each with its own W, are crossed at once. `(B, G, F, D)` -> `(B, G, P, D)`."""
 
     def __init__(self, num_fields: int, size: int, bilinear_type: str = "field_interaction", num_groups: int = 1):
         super().__init__()
@@ -189,11 +177,9 @@ class BilinearInteraction(Layer):
 
 
 class FiBiNET(Backbone):
-    """
-    FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
+    """FiBiNET (arXiv 1905.09433): the bilinear products of all pairs of fields, of the embeddings as they are and as
     SENET weighs them, each with matrices of its own, go through a DNN. v = dnn, d_v = dnn_hidden_units[-1]. For the
-    other options see [`SqueezeExcitation`] and [`BilinearInteraction`].
-    """
+    other options see [`SqueezeExcitation`] and [`BilinearInteraction`]."""
 
     needs_pairs = True
 
@@ -219,11 +205,9 @@ class FiBiNET(Backbone):
 
 
 class ContextGate(Layer):
-    """
-    Stream-specific feature selection: x -> 2 sigmoid(MLP(context)) * x, the context being the embeddings of some
+    """Stream-specific feature selection: x -> 2 sigmoid(MLP(context)) * x, the context being the embeddings of some
     fields, or one learnt vector where none are named, which starts as an embedding does: from zeros the MLP's first
-    matrix would get no gradient. `(B, F, D)` -> `(B, X)`.
-    """
+    matrix would get no gradient. `(B, F, D)` -> `(B, X)`."""
 
     def __init__(self, num_fields: int, size: int, context: Sequence[int], hidden_units: Sequence[int], std: float):
         super().__init__()
@@ -322,11 +306,9 @@ class FieldLayerNorm(nn.Module):
 
 
 class MaskBlock(nn.Module):
-    """
-    MaskNet's MaskBlock: the instance-guided mask m = W_d2 ReLU(W_d1 e + b_d1) + b_d2 of the row's embeddings e
+    """MaskNet's MaskBlock: the instance-guided mask m = W_d2 ReLU(W_d1 e + b_d1) + b_d2 of the row's embeddings e
     multiplies the block's input h, and the block gives ReLU(LN(W (m * h))). W_d1 has `reduction_ratio` times the size
-    of h rows. `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`.
-    """
+    of h rows. `(B, X)` e and `(B, size_in)` h -> `(B, size_out)`."""
 
     def __init__(
         self,
@@ -419,10 +401,8 @@ class GatedCrossLayer(Layer):
 
 
 class GDCN(Backbone):
-    """
-    GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
-    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1].
-    """
+    """GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
+    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1]."""
 
     def __init__(
         self,

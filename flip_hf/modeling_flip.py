@@ -56,11 +56,9 @@ class FlipForPreTrainingOutput(ModelOutput):
 
 @dataclass
 class FlipForCTROutput(ModelOutput):
-    """
-    Logits `(B,)` are log-odds of a click, among rows sampled as those of the training;
+    """Logits `(B,)` are log-odds of a click, among rows sampled as those of the training;
     `model.predict_probabilities(logits)` makes calibrated probabilities of them. Those of the towers, and the weight
-    of the tabular one in the joint logit (that of the text's is what is left of 1), come in mode `"joint"`.
-    """
+    of the tabular one in the joint logit (that of the text's is what is left of 1), come in mode `"joint"`."""
 
     loss: torch.FloatTensor | None = None  # binary cross-entropy in nats, with `labels` alone; L2 in training
     logits: torch.FloatTensor | None = None
@@ -177,12 +175,10 @@ class FlipModel(FlipPreTrainedModel):
 
 
 class FlipForPreTraining(FlipPreTrainedModel):
-    """
-    Stage 1 (FLIP, arXiv 2310.19453, modality alignment pre-training): masked language modelling with the help of the
-    ids, masked tabular modelling with the help of the text, and instance contrast, in two passes of each tower: the
-    clean rows and the masked rows. With `config.text_passes=1` (not of the paper) the text tower reads the masked text
-    alone. A loss whose weight is 0 is not computed, nor is a pass that nothing needs.
-    """
+    """Stage 1 (FLIP, arXiv 2310.19453, modality alignment pre-training): masked language modelling with the help of
+    the ids, masked tabular modelling with the help of the text, and instance contrast, in two passes of each tower:
+    the clean rows and the masked rows. With `config.text_passes=1` (not of the paper) the text tower reads the masked
+    text alone. A loss whose weight is 0 is not computed, nor is a pass that nothing needs."""
 
     accepts_loss_kwargs = False  # the trainer divides stage 1's losses by their own counts
 
@@ -211,12 +207,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
         init_mlm_head_from_text_model: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """
-        As [`FlipPreTrainedModel.from_text_pretrained`]. With `init_mlm_head_from_text_model` the MLM head starts from
-        the one that the language model was pre-trained with (`config.mlm_transform="text_model"`), blind to the ids at
-        first: the logits are the language model's own. A checkpoint that brings no such head gives its word embeddings
-        as the decoder of the release's head, with a warning. No weights are tied afterwards.
-        """
+        """As [`FlipPreTrainedModel.from_text_pretrained`]. With `init_mlm_head_from_text_model` the MLM head starts
+        from the one that the language model was pre-trained with (`config.mlm_transform="text_model"`), blind to the
+        ids at first: the logits are the language model's own. A checkpoint that brings no such head gives its word
+        embeddings as the decoder of the release's head, with a warning. No weights are tied afterwards."""
         build = super().from_text_pretrained
         if init_mlm_head_from_text_model:
             build = partial(workshop("training.text_mlm_head").build_with_mlm_head, build)
@@ -256,10 +250,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return start(self, processor, rows, features, into, max_rows, batch_size)
 
     def explain_alignment(self, row: Any, processor: Any, top_k: int = 5, fields: Sequence[str] | None = None) -> Any:
-        """
-        What the model would put into each field of one raw row (`dict`), or into `fields` alone, `top_k` guesses for
-        each, and where it looks: an [`AlignmentExplanation`], see `flip_hf/analysis/explain.py`.
-        """
+        """What the model would put into each field of one raw row (`dict`), or into `fields` alone, `top_k` guesses
+        for each, and where it looks: an [`AlignmentExplanation`], see `flip_hf/analysis/explain.py`."""
         return workshop("analysis.explain").explain(self, processor, row, top_k, fields)
 
     @can_return_tuple
@@ -397,10 +389,8 @@ class FlipForCTR(FlipPreTrainedModel):
         return config
 
     def set_calibration(self, calibration: dict[str, Any] | None) -> None:
-        """
-        Stores what [`fit_calibration`] returns for this model's logits in its configuration, for the mode that the
-        model has now: a model of another mode loaded from the same folder leaves it aside. `None` takes it out.
-        """
+        """Stores what [`fit_calibration`] returns for this model's logits in its configuration, for the mode that the
+        model has now: a model of another mode loaded from the same folder leaves it aside. `None` takes it out."""
         check_calibration(calibration, self.config.positive_weight)
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
 
@@ -415,11 +405,10 @@ class FlipForCTR(FlipPreTrainedModel):
         return logits, text_logits, weights
 
     def predict_probabilities(self, logits: torch.Tensor, calibrated: bool = True) -> torch.Tensor:
-        """
-        Logits of this model, of any shape -> probabilities of a click, of the same shape, float64 (float32 on a device
-        without it): corrected for `config.negative_sampling_rate` and `config.positive_weight` first, then by
-        `config.calibration`, if there is one of this mode. `calibrated=False` leaves that out: for logits of a tower.
-        """
+        """Logits of this model, of any shape -> probabilities of a click, of the same shape, float64 (float32 on a
+        device without it): corrected for `config.negative_sampling_rate` and `config.positive_weight` first, then by
+        `config.calibration`, if there is one of this mode. `calibrated=False` leaves that out: for logits of a
+        tower."""
         config, calibration = self.config, self.config.calibration if calibrated else None
         settings = config.negative_sampling_rate, config.positive_weight, config.mode
         found = predict_probabilities(logits.detach().cpu().double().numpy(), calibration, *settings)

@@ -37,11 +37,9 @@ class _Lookup(torch.autograd.Function):
 
 
 class FeatureEmbedding(nn.Embedding):
-    """
-    The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
+    """The rows of one table for the ids of all fields, `(B, S)` -> `(B, S, D)`; padding is 0 and learns nothing.
 
-    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; `sparse`, as that.
-    """
+    As `nn.Embedding`, whose backward is slow on a CPU, most of all with rows of a single number; `sparse`, as that."""
 
     def __init__(self, num_features: int, size: int):
         super().__init__(num_features, size, padding_idx=PAD_FEATURE_ID)
@@ -56,10 +54,8 @@ class FeatureEmbedding(nn.Embedding):
 
 
 class IdDropout(nn.Module):
-    """
-    In training, replaces a share of the ids by their field's id for unseen values, so that this id means something
-    when a value is new: `(B, S)` -> `(B, S)`. Numbers, statistics and hashed values are never unseen, and stay.
-    """
+    """In training, replaces a share of the ids by their field's id for unseen values, so that this id means something
+    when a value is new: `(B, S)` -> `(B, S)`. Numbers, statistics and hashed values are never unseen, and stay."""
 
     def __init__(self, config: FlipConfig):
         super().__init__()
@@ -85,11 +81,9 @@ class IdDropout(nn.Module):
 
 
 class SlotPooling(nn.Module):
-    """
-    Several slots of a multivalued field -> one embedding, padding left out: their mean, their sum, or their mean with
-    weights softmax_s(<e_s, q_f> / sqrt(D)) and a query q_f learnt for the field. A field of one slot is that slot; a
-    field whose slots are all padding is 0.
-    """
+    """Several slots of a multivalued field -> one embedding, padding left out: their mean, their sum, or their mean
+    with weights softmax_s(<e_s, q_f> / sqrt(D)) and a query q_f learnt for the field. A field of one slot is that
+    slot; a field whose slots are all padding is 0."""
 
     def __init__(self, config: FlipConfig):
         super().__init__()

@@ -47,10 +47,9 @@ def register() -> None:
 
 
 class _WhenImported:
-    """
-    Finds transformers and our own modules where the other finders do, and registers behind the last of such imports
-    that are under way, in whatever thread: a module of ours that imports transformers is half there when that is done.
-    """
+    """Finds transformers and our own modules where the other finders do, and registers behind the last of such imports
+    that are under way, in whatever thread: a module of ours that imports transformers is half there when that is
+    done."""
 
     def __init__(self) -> None:
         self.under_way: list[ModuleType] = []

@@ -42,10 +42,8 @@ def pair_sums(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 class FM(Backbone):
-    """
-    Factorization machine (Rendle, Factorization Machines, ICDM 2010, eq. 1): v = sum_{i<j} e_i * e_j, d_v = D. The
-    logit is the first-order term, the sum of v, which is sum_{i<j} <e_i, e_j>, and a bias.
-    """
+    """Factorization machine (Rendle, Factorization Machines, ICDM 2010, eq. 1): v = sum_{i<j} e_i * e_j, d_v = D. The
+    logit is the first-order term, the sum of v, which is sum_{i<j} <e_i, e_j>, and a bias."""
 
     needs_pairs = True
     vector_sums_to_logit = True
@@ -59,10 +57,8 @@ class FM(Backbone):
 
 
 class WideDeep(Backbone):
-    """
-    Wide & Deep (arXiv 1606.07792, eq. 3): v = dnn, d_v = dnn_hidden_units[-1]. The wide part is the first-order term
-    of the tower's logit; crosses of columns, which the paper makes by hand, are columns of the data here.
-    """
+    """Wide & Deep (arXiv 1606.07792, eq. 3): v = dnn, d_v = dnn_hidden_units[-1]. The wide part is the first-order
+    term of the tower's logit; crosses of columns, which the paper makes by hand, are columns of the data here."""
 
     def __init__(self, config: FlipConfig, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0):
         super().__init__(config)
@@ -74,13 +70,11 @@ class WideDeep(Backbone):
 
 
 class DeepFM(Backbone):
-    """
-    DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
+    """DeepFM (arXiv 1703.04247, eq. 1 to 4): v = [first-order + FM ; dnn], d_v = 1 + dnn_hidden_units[-1].
 
     The paper's logit is y_FM + y_DNN, y_DNN linear in the last DNN layer. y_FM, which holds the first-order term, is
     part of v, so that stage 1 trains its weights already: the tower's Linear(v) is w y_FM + y_DNN, with a learnable w
-    that starts at 1.
-    """
+    that starts at 1."""
 
     vector_holds_first_order = True
     vector_starts_with_logit = True
@@ -124,11 +118,9 @@ class OuterProducts(Layer):
 
 
 class PNN(Backbone):
-    """
-    Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
+    """Product-based neural network (arXiv 1611.00144): v = dnn of [embeddings ; products of pairs of fields],
     d_v = dnn_hidden_units[-1]. `product_type` is "inner" (IPNN), "outer" (OPNN, with a kernel for each pair) or "both"
-    (PNN*). The paper's logit has no first-order term: set the configuration's `use_first_order`.
-    """
+    (PNN*). The paper's logit has no first-order term: set the configuration's `use_first_order`."""
 
     needs_pairs = True
 
@@ -152,12 +144,10 @@ class PNN(Backbone):
 
 
 class VectorCrossNetwork(Layer):
-    """
-    DCN's cross network (eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l. `(B, X)` x_0 -> `(B, X)` x_L.
+    """DCN's cross network (eq. 3): x_{l+1} = x_0 (x_l . w_l) + b_l + x_l. `(B, X)` x_0 -> `(B, X)` x_L.
 
     Every x_l is c_l x_0 + (b_0 + ... + b_{l-1}) with one number c_l a row: c_0 = 1 and c_{l+1} = c_l +
-    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and L numbers a row are enough.
-    """
+    c_l (x_0 . w_l) + (b_0 + ... + b_{l-1}) . w_l. So one product with all w_l and L numbers a row are enough."""
 
     def __init__(self, size: int, num_layers: int):
         super().__init__()
@@ -178,10 +168,8 @@ class VectorCrossNetwork(Layer):
 
 
 class DCN(Backbone):
-    """
-    Deep & Cross (arXiv 1708.05123): cross layers with one vector of weights each, parallel to the DNN,
-    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1].
-    """
+    """Deep & Cross (arXiv 1708.05123): cross layers with one vector of weights each, parallel to the DNN,
+    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]."""
 
     def __init__(
         self, config: FlipConfig, num_cross_layers: int = 3, dnn_hidden_units: Units = DNN, dnn_dropout: float = 0.0
@@ -212,13 +200,11 @@ class CrossLayer(nn.Linear):
 
 
 class CrossMixtureLayer(Layer):
-    """
-    DCN-V2's mixture of low-rank experts (eq. 3 and 4): x_{l+1} = sum_i softmax_i(G x_l) E_i(x_l) + x_l, where
+    """DCN-V2's mixture of low-rank experts (eq. 3 and 4): x_{l+1} = sum_i softmax_i(G x_l) E_i(x_l) + x_l, where
     E_i(x_l) = x_0 * (U_i tanh(C_i tanh(V_i^T x_l)) + b). `(B, X)` x_l and x_0 -> `(B, X)`.
 
     The experts share x_0 and b and their gates sum to 1, so their sum is taken before the product with x_0:
-    sum_i g_i E_i = x_0 * (U [g_1 h_1 ; ... ; g_K h_K] + b), one matrix product for all experts.
-    """
+    sum_i g_i E_i = x_0 * (U [g_1 h_1 ; ... ; g_K h_K] + b), one matrix product for all experts."""
 
     def __init__(self, size: int, low_rank: int, num_experts: int):
         super().__init__()
@@ -238,11 +224,9 @@ class CrossMixtureLayer(Layer):
 
 
 class DCNv2(Backbone):
-    """
-    DCN-V2 (arXiv 2008.13535), cross layers parallel to the DNN: v = [cross ; dnn], d_v = X + dnn_hidden_units[-1].
+    """DCN-V2 (arXiv 2008.13535), cross layers parallel to the DNN: v = [cross ; dnn], d_v = X + dnn_hidden_units[-1].
     With `use_low_rank_mixture` each cross layer is a mixture of `num_experts` (4) of rank `low_rank` (32), the paper's
-    DCN-Mix, else one full matrix.
-    """
+    DCN-Mix, else one full matrix."""
 
     def __init__(
         self,
@@ -299,14 +283,12 @@ class CompressedInteractionLayer(Layer):
 
 
 class CompressedInteractionNetwork(nn.Module):
-    """
-    xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6 to 8): layer by layer the feature maps of the
+    """xDeepFM's compressed interaction network (arXiv 1803.05170, eq. 6 to 8): layer by layer the feature maps of the
     layer before are multiplied with the fields, and all maps are summed over D. `(B, F, D)` -> `(B, output_size)`.
 
     `split_half` and `activation` are of the authors' code: every layer but the last hands its first half on and gives
     its other half to the output, in place of both of all; and "relu" on the feature maps, where the paper finds
-    "linear" best (section 4.4.3).
-    """
+    "linear" best (section 4.4.3)."""
 
     def __init__(self, num_fields: int, hidden_units: Units, split_half: bool = False, activation: str = "linear"):
         super().__init__()
@@ -342,10 +324,8 @@ class CompressedInteractionNetwork(nn.Module):
 
 
 class XDeepFM(Backbone):
-    """
-    xDeepFM (arXiv 1803.05170, eq. 9): v = [cin ; dnn], d_v = sum of cin_hidden_units (less what is split off) +
-    dnn_hidden_units[-1]. For `cin_...` see [`CompressedInteractionNetwork`].
-    """
+    """xDeepFM (arXiv 1803.05170, eq. 9): v = [cin ; dnn], d_v = sum of cin_hidden_units (less what is split off) +
+    dnn_hidden_units[-1]. For `cin_...` see [`CompressedInteractionNetwork`]."""
 
     def __init__(
         self,
@@ -367,13 +347,12 @@ class XDeepFM(Backbone):
 
 
 class LogarithmicLayer(Layer):
-    """
-    AFN's logarithmic transformation (eq. 6): neuron h gives, in each dimension of the embeddings, a product of powers
-    that it has learnt, exp(sum_i w_hi ln |e_i| + b_h) = exp(b_h) prod_i |e_i|^w_hi. `(B, F, D)` -> `(B, D x H)`.
+    """AFN's logarithmic transformation (eq. 6): neuron h gives, in each dimension of the embeddings, a product of
+    powers that it has learnt, exp(sum_i w_hi ln |e_i| + b_h) = exp(b_h) prod_i |e_i|^w_hi. `(B, F, D)` -> `(B, D x
+    H)`.
 
     Embeddings are made positive by their absolute values, those below 1e-7 raised to it. With `batch_norm` the
-    logarithms and what exp gives are normalised, each dimension over rows and fields (or neurons).
-    """
+    logarithms and what exp gives are normalised, each dimension over rows and fields (or neurons)."""
 
     def __init__(self, num_fields: int, size: int, num_neurons: int, batch_norm: bool = True):
         super().__init__()
@@ -389,11 +368,9 @@ class LogarithmicLayer(Layer):
 
 
 class AFN(Backbone):
-    """
-    Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of `logarithmic_neurons` products of learnt
-    powers of the embeddings, d_v = afn_hidden_units[-1]. With `batch_norm`, of logarithms, products and the DNN's
-    layers, a batch of training needs two rows.
-    """
+    """Adaptive factorization network (arXiv 1909.03276, eq. 5 to 8): v = DNN of `logarithmic_neurons` products of
+    learnt powers of the embeddings, d_v = afn_hidden_units[-1]. With `batch_norm`, of logarithms, products and the
+    DNN's layers, a batch of training needs two rows."""
 
     def __init__(
         self,

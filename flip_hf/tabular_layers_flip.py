@@ -28,10 +28,9 @@ def check_choice(name: str, value: str, *allowed: str) -> None:
 
 
 def in_parts(function: Callable[..., torch.Tensor], num_rows: int, *rows: torch.Tensor | None) -> torch.Tensor:
-    """
-    `function(*rows)`, on a CPU of `num_rows` a thread at a time: what it makes on its way stays in the cache and needs
-    no new memory, and products of fewer rows are the faster ones in some sizes (300). In a graph, all rows at once.
-    """
+    """`function(*rows)`, on a CPU of `num_rows` a thread at a time: what it makes on its way stays in the cache and
+    needs no new memory, and products of fewer rows are the faster ones in some sizes (300). In a graph, all rows at
+    once."""
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if in_graph or rows[0].device.type != "cpu" or len(rows[0]) <= num_rows * torch.get_num_threads():
         return function(*rows)
@@ -41,10 +40,9 @@ def in_parts(function: Callable[..., torch.Tensor], num_rows: int, *rows: torch.
 
 
 class Layer(nn.Module):
-    """
-    A layer whose matrices multiply one another, so that one small standard deviation for all of them would leave no
-    gradient. transformers starts only modules that own parameters themselves: these do, without `nn.Linear` children.
-    """
+    """A layer whose matrices multiply one another, so that one small standard deviation for all of them would leave no
+    gradient. transformers starts only modules that own parameters themselves: these do, without `nn.Linear`
+    children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +63,8 @@ def start(parameter: nn.Parameter, std: float) -> nn.Parameter:
 
 
 class MultiLayerPerceptron(nn.Sequential):
-    """
-    Linear (-> batch norm) -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l) (DeepFM,
-    arXiv 1703.04247, eq. 4). `(B, input_size)` -> `(B, output_size)`, the last of `hidden_units`.
-    """
+    """Linear (-> batch norm) -> ReLU -> dropout, once for each of `hidden_units`: a_{l+1} = ReLU(W_l a_l + b_l)
+    (DeepFM, arXiv 1703.04247, eq. 4). `(B, input_size)` -> `(B, output_size)`, the last of `hidden_units`."""
 
     def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
         if not hidden_units:
@@ -113,10 +109,8 @@ class CrossNetwork(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """
-    `forward(embeddings (B, F, D), first_order (B, F) or None)` -> v `(B, d_v)`, first_order being the fields' own
-    weights; `hidden_size` is d_v.
-    """
+    """`forward(embeddings (B, F, D), first_order (B, F) or None)` -> v `(B, d_v)`, first_order being the fields' own
+    weights; `hidden_size` is d_v."""
 
     vector_holds_first_order = False  # v is made of `first_order`, which the tower's logit then does not add again
     vector_sums_to_logit = False  # the logit is the sum of v, not Linear(v)

@@ -11,7 +11,6 @@ is tried out, not assumed.
 
 import array
 import bisect
-import copy
 import itertools
 import logging
 import operator
@@ -91,18 +90,16 @@ def _text(row: Sequence[_Sentence]) -> str:
 
 
 class _TextEncoder:
-    """
-    Columns -> tokens, by pieces where the tokenizer may be cut, and else by whole rows.
+    """Columns -> tokens, by pieces where the tokenizer may be cut, and else by whole rows.
 
     A piece is the tokens of a sentence, and how many of them stand before, spell and follow the value: both as bytes,
     int32, so that those of a batch are joined fast. `pieces[f]` has the piece of each value of field f so far. Threads
-    share it: it only grows. By its `settings`, wording, tokenizer and its size, a processor knows that it is its own.
-    """
+    share it: it only grows. By its `settings`, wording, tokenizer and its size, a processor knows that it is its
+    own."""
 
-    can_be_cut: bool | None = None  # not tried yet
-
-    def __init__(self, settings: tuple[_Wording, Tokenizer, int]):
+    def __init__(self, settings: tuple[_Wording, Tokenizer, int], can_be_cut: bool | None = None):
         self.settings, self.wording = settings, settings[0]
+        self.can_be_cut = can_be_cut  # `None`: not tried yet
         self.fields = self.wording.extractor.text_fields
         self.backend = backend = _private_copy(settings[1])
         # what the tokenizer puts before and after a text is found out by asking it
@@ -111,16 +108,8 @@ class _TextEncoder:
         if not starts:
             raise ValueError("the tokenizer changes a text when it adds special tokens: it cannot be used here")
         self.around = _piece(whole[: starts[0]], 0, 0), _piece(whole[starts[0] + len(plain) :], 0, 0)
-        self._empty()
-
-    def _empty(self) -> None:
         self.pieces: dict[int, dict[Any, tuple[bytes, bytes]]] = {field: {} for field in self.fields}
         self.num_bytes = 0
-
-    def emptied(self) -> "_TextEncoder":
-        other = copy.copy(self)
-        other._empty()
-        return other
 
     def add(self, field: int, pieces: Mapping[Any, tuple[bytes, bytes]]) -> None:
         self.pieces[field].update(pieces)
@@ -202,8 +191,8 @@ class _TextEncoder:
             first = [column.values[number] for number in column.indices[:_NUM_PROBE_ROWS].tolist()]
             turn = 3 * len(probes) % len(_PROBE_VALUES)
             probes.append(code_values([*_PROBE_VALUES[turn:], *_PROBE_VALUES[:turn], *first]))
-        # what is made up does not stay
-        if not all(map(np.array_equal, self.emptied().by_pieces(probes, NO_LIMIT), self.by_rows(probes, NO_LIMIT))):
+        by_pieces = _TextEncoder(self.settings).by_pieces(probes, NO_LIMIT)  # what is made up does not stay
+        if not all(map(np.array_equal, by_pieces, self.by_rows(probes, NO_LIMIT))):
             return False
         rows = self.wording.rows(probes)
         for row, encoding in zip(rows, self._encodings(map(_text, rows)), strict=True):
@@ -275,10 +264,8 @@ class EncodedRows(NamedTuple):
 
 
 class RowEncoder:
-    """
-    Rows -> feature ids and tokens: what [`FlipProcessor`] does, whose arguments these are. Of the tokenizer,
-    `backend_tokenizer` (of the library tokenizers) and `pad_token_id` are read.
-    """
+    """Rows -> feature ids and tokens: what [`FlipProcessor`] does, whose arguments these are. Of the tokenizer,
+    `backend_tokenizer` (of the library tokenizers) and `pad_token_id` are read."""
 
     _pieces: _TextEncoder | None = None
 
@@ -330,11 +317,9 @@ class RowEncoder:
             with _LOCK:  # of threads that try at once, one whose rows cannot be cut is enough
                 encoder.can_be_cut = can_be_cut and encoder.can_be_cut is not False
             if not can_be_cut:
-                logger.warning(
-                    f"{type(self.tokenizer).__name__} cannot be cut at the borders of fields with template "
-                    f"{self.template!r} and separator {self.separator!r}: whole rows are tokenised, which is right "
-                    "and several times slower"
-                )
+                problem = f"with template {self.template!r} and separator {self.separator!r}: whole rows are tokenised"
+                kind = type(self.tokenizer).__name__
+                logger.warning(f"{kind} cannot be cut at the borders of fields {problem}, several times slower")
         return (encoder.by_pieces if encoder.can_be_cut else encoder.by_rows)(columns, max_length)
 
     def render(self, rows: Any) -> list[str]:
@@ -365,7 +350,7 @@ class RowEncoder:
             if encoder is None or encoder.settings != settings:
                 encoder = _TextEncoder(settings)
             elif encoder.num_bytes > _MAX_STORED_BYTES:
-                encoder = encoder.emptied()
+                encoder = _TextEncoder(settings, encoder.can_be_cut)
             self._pieces = encoder
         return encoder
 

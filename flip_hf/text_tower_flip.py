@@ -165,10 +165,8 @@ def language_model_weights(text_model: PreTrainedModel) -> dict[str, str]:
 
 
 def language_model_digest(text_model: PreTrainedModel) -> str | None:
-    """
-    Tells the language model of an adapter from others, by the first numbers of each weight, in bfloat16, so that the
-    type it is loaded with does not matter; `None` where that cannot be said (float16, meta).
-    """
+    """Tells the language model of an adapter from others, by the first numbers of each weight, in bfloat16, so that
+    the type it is loaded with does not matter; `None` where that cannot be said (float16, meta)."""
     state = text_model.state_dict()
     digest = hashlib.blake2b(digest_size=16)
     for name, plain in sorted(language_model_weights(text_model).items(), key=lambda pair: pair[1]):
@@ -205,11 +203,9 @@ class TextTowerMixin:
         return self.text_tower
 
     def freeze_text(self, parts: str | int) -> int:
-        """
-        Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
+        """Takes the text tower, or the lower part of it, out of training, its dropout excepted, and returns how many
         weights (numbers, not tensors) are frozen: `"all"`; `"embeddings"`, all that stands before the layers; or those
-        and the k lowest layers (not where layers share weights: ALBERT).
-        """
+        and the k lowest layers (not where layers share weights: ALBERT)."""
         text_model = self._need_text_tower()
         if isinstance(parts, str) and parts.isdigit():  # from a command line
             parts = int(parts)
@@ -267,10 +263,8 @@ class TextTowerMixin:
         self.config.text_model_digest = digest or self.config.text_model_digest
 
     def merge_text_adapter(self) -> None:
-        """
-        Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
-        peft, all weights trainable, and saved whole. Optimisers have to be made anew.
-        """
+        """Adds what the adapter has learnt to the language model's weights and takes it out: the same logits without
+        peft, all weights trainable, and saved whole. Optimisers have to be made anew."""
         text_model = self._need_text_tower()
         if not text_model._hf_peft_config_loaded:
             raise ValueError("the text tower has no adapter to merge: add_text_adapter puts one in")

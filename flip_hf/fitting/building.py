@@ -28,10 +28,8 @@ _LATEST_HOUR = 1_148_328
 
 
 def most_frequent(counts: Counts, least: int, most: int | None = None) -> tuple[list[bytes], np.ndarray]:
-    """
-    Values that occur at least `least` times, and how often each does, int64 `(n,)`: the frequent ones first, equally
-    frequent ones in the order of their bytes, so that the order of the rows does not matter.
-    """
+    """Values that occur at least `least` times, and how often each does, int64 `(n,)`: the frequent ones first,
+    equally frequent ones in the order of their bytes, so that the order of the rows does not matter."""
     is_frequent = counts.sums >= least
     if None in counts.rows:
         is_frequent[counts.rows[None]] = False

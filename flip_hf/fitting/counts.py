@@ -187,11 +187,9 @@ def choose_fields(
     classes: Mapping[str, Sequence[str]] | None = None,
     statistics: str | None = None,
 ) -> list[Field]:
-    """
-    The schema of a table, of which `heads` are the first batches: named fields (or all columns but the label and
+    """The schema of a table, of which `heads` are the first batches: named fields (or all columns but the label and
     `exclude`), type and kind of each from `field_options`, from its values or the names of its `classes`. What was
-    decided, and why, is logged.
-    """
+    decided, and why, is logged."""
     if isinstance(fields, str):
         raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
     options, names, are_named = field_options or {}, list(heads[0]), fields is not None

@@ -126,12 +126,10 @@ def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None)
 
 
 def expand_field(name: str, options: Mapping[str, Any]) -> tuple[list[Field], list[Field]]:
-    """
-    One column with its options -> its fields, and the statistics of it, which stand after all other fields.
+    """One column with its options -> its fields, and the statistics of it, which stand after all other fields.
 
     `kind="datetime"` becomes a field for each of `parts` (the age with `reference`), `statistics=[...]` of a
-    categorical field a `StatisticField` for each, with `smoothing` and `num_buckets`.
-    """
+    categorical field a `StatisticField` for each, with `smoothing` and `num_buckets`."""
     rest: dict[str, Any] = {"kind": "categorical", **options}
     if rest["kind"] == "datetime":
         parts = rest.get("parts", ["hour", "weekday", "age"])
