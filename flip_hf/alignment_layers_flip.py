@@ -149,7 +149,7 @@ class FlipMTMHead(nn.Module):
     def noise_distribution(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns log p `(N,)` float32, features ordered by field `(N,)`, their cumulative probability `(N,)` float64,
         and the F + 1 borders of the fields in it. p is floored at 1e-10 and renormalised, over all features
-        (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask have none."""
+        (`mtm_noise="global"`) or within each field (`"field"`); reserved ids keep the floor, pad and mask are 0."""
         if self._noise is not None and self._noise[0].device == self.feature_counts.device:
             return self._noise
         num_fields, device = self.config.num_fields, self.feature_counts.device

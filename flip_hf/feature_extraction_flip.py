@@ -70,9 +70,9 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
     def from_counts(cls, counts: Any, min_frequency: int = 1) -> "FlipFeatureExtractor":
         """Builds an extractor from [`FeatureCounts`] of training rows, merged from parts perhaps. Raises `ValueError`
         if a field has no value in any row."""
-        specs, arrays = workshop("fitting.building").build(counts, min_frequency)
-        extractor = cls(specs, counts.label, min_frequency)
-        extractor._set_arrays(**arrays)
+        builder = workshop("fitting.building").FeatureBuilder(counts, min_frequency)
+        extractor = cls([field.to_dict() for field in builder.fields], counts.label, min_frequency)
+        extractor._set_arrays(**builder.arrays())
         return extractor
 
     def extend(self, rows: Any) -> dict[str, int]:

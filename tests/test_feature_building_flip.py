@@ -89,7 +89,7 @@ def test_ages_count_from_the_newest_training_row_and_recent_days_are_told_apart(
     times = [1_700_000_000 + 3600 * hour for hour in range(24)]
     extractor = FlipFeatureExtractor.fit({"seen": times}, field_options=options)
     assert len(set(extractor({"seen": times})[:, 0].tolist())) == 24, "hours are told apart"
-    message = "field 'seen_age': ages are counted to the newest .* in the year 10000: make"
+    message = "field 'seen_age': ages are counted to the newest .* of the year 10000: make"
     with pytest.raises(ValueError, match=message):
         FlipFeatureExtractor.fit({"seen": ["2024-05-01", "9999-12-31"]}, field_options=options)
     # an age in the text alone knows the newest row too

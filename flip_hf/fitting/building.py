@@ -40,12 +40,6 @@ def most_frequent(counts: Counts, least: int, most: int | None = None) -> tuple[
     return [values[number] for number in order.tolist()], occurrences[order]
 
 
-def build(counts: FeatureCounts, min_frequency: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Counts -> what an extractor is made of: the fields' specs, and its arrays."""
-    builder = FeatureBuilder(counts, min_frequency)
-    return [field.to_dict() for field in builder.fields], builder.arrays()
-
-
 def extended(extractor: Any, rows: Any) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """[`FlipFeatureExtractor.extend`]: the arrays that change, and for each field that grew its new features."""
     if not isinstance(extractor, FlipFeatureExtractor):  # but of a folder's own code
@@ -113,7 +107,7 @@ class FeatureList:
 
 
 class FeatureBuilder:
-    """Counts of training rows, field by field -> the arrays of an extractor."""
+    """Counts of training rows, field by field -> the `fields` of an extractor, and its `arrays`."""
 
     def __init__(self, counts: FeatureCounts, min_frequency: int):
         self.fields, self.counts, self.min_frequency = list(counts.fields), counts, min_frequency
@@ -178,19 +172,15 @@ class FeatureBuilder:
     def _add_numbers(self, index: int, field: NumericField, counts: Counts) -> None:
         self.reserved[unseen_id(index)] = num_unreadable = counts.of([UNREADABLE])[0]
         if num_unreadable:
-            logger.warning(
-                f"field {field.name!r}: {num_unreadable} of {self.counts.num_rows} rows hold no number: they take the "
-                "id of unseen values"
-            )
+            share = f"{num_unreadable} of {self.counts.num_rows} rows"
+            logger.warning(f"field {field.name!r}: {share} hold no number: they take the id of unseen values")
         bins, occurrences = counts.bins()
         if isinstance(field, AgeField) and field.reference is None:
             self._check_any(index, len(bins))
             self.references[index] = newest = counts.largest
             if newest > _LATEST_HOUR:
-                raise ValueError(
-                    f"field {field.name!r}: ages are counted to the newest time of the training rows, and that is in "
-                    f"the year {1970 + newest / 8_765.8:.0f}: make times that stand for none missing (None)"
-                )
+                problem = f"ages are counted to the newest training row, of the year {1970 + newest / 8_765.8:.0f}"
+                raise ValueError(f"field {field.name!r}: {problem}: make times that stand for none missing (None)")
             if not field.num_slots:
                 return
             bins, occurrences = binned(field, field.ages(bin_starts(bins, HOUR_BITS), newest), occurrences)

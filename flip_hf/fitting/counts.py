@@ -324,10 +324,8 @@ class FeatureCounts:
                 start, counting goes on behind the rows it holds, which have to be the first rows of `dataset`.
         """
         if is_split(dataset):
-            raise ValueError(
-                f"vocabularies come from training rows alone and this has the splits {list(dataset)}: "
-                "FlipFeatureExtractor.fit(splits['train'])"
-            )
+            problem = f"vocabularies come from training rows alone and this has the splits {list(dataset)}"
+            raise ValueError(f"{problem}: FlipFeatureExtractor.fit(splits['train'])")
         if checkpoint is not None and not hasattr(dataset, "skip"):
             kind = type(dataset).__name__
             raise TypeError(f"a {kind} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset")
@@ -364,15 +362,11 @@ class FeatureCounts:
     def _read_checkpoint(self, path: str | os.PathLike, dataset: Any) -> "FeatureCounts":
         saved = FeatureCounts.load(path)
         num_rows = len(dataset) if hasattr(dataset, "__len__") else saved.num_rows  # a stream does not know
-        other = ""
-        if (saved.fields, saved.label) != (self.fields, self.label):
-            other = f"counts of other fields or options ({', '.join(saved.field_names)})"
-        elif saved.num_rows > num_rows:
-            other = f"the counts of {saved.num_rows} rows and the table has {num_rows}"
-        elif saved.first_rows != self.first_rows:
-            other = "counts of a table that begins with other rows"
-        if other:
-            raise ValueError(f"{path} holds {other}: delete it to count from the start")
+        is_same = (saved.fields, saved.label, saved.first_rows) == (self.fields, self.label, self.first_rows)
+        if not is_same or saved.num_rows > num_rows:
+            other = f"of {saved.num_rows} rows and the fields {', '.join(saved.field_names)}"
+            remedy = "delete it to count from the start"
+            raise ValueError(f"{path} holds counts {other}, with other options or of other rows than these: {remedy}")
         return saved
 
     def add(self, rows: Any, codes: Callable[[str], Mapping[Any, str]] | None = None) -> None:
@@ -420,10 +414,10 @@ class FeatureCounts:
             raise ValueError("there is nothing to merge: the list is empty")
         merged = cls(parts[0].fields, parts[0].label)
         for part in parts:
-            for mine, other in [*itertools.zip_longest(merged.fields, part.fields), (merged.label, part.label)]:
-                if mine != other:
-                    problem = f"the parts have different fields, so they do not add up: {mine!r} and {other!r}"
-                    raise ValueError(f"{problem}; count the others with fields=counts.fields of the first")
+            pairs = [*itertools.zip_longest(merged.fields, part.fields), (merged.label, part.label)]
+            for mine, other in (pair for pair in pairs if pair[0] != pair[1]):
+                problem = f"the parts have different fields, so they do not add up: {mine!r} and {other!r}"
+                raise ValueError(f"{problem}; count the others with fields=counts.fields of the first")
             merged.num_rows += part.num_rows
             for (_, counts), (_, others) in zip(merged._counts(), part._counts(), strict=True):
                 counts.add(others.rows, others.sums, others.largest)
@@ -459,9 +453,7 @@ class FeatureCounts:
         except SafetensorError as error:
             raise ValueError(f"{path} is cut off or holds no feature counts ({error})") from error
         if state is None:
-            raise ValueError(
-                f"{path} holds no feature counts, or those of an older flip_hf: delete it and count again"
-            )
+            raise ValueError(f"{path} holds no counts, or those of an older flip_hf: delete it and count again")
         saved = json.loads(state)
         loaded = cls([field_from_dict(spec) for spec in saved["fields"]], saved["label"])
         loaded.num_rows, loaded.first_rows = int(arrays["num_rows"][0]), saved["first_rows"]
