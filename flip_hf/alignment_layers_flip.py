@@ -136,10 +136,8 @@ class FlipMTMHead(nn.Module):
         """Takes over how often each feature occurs in the training rows `(N,)`, and the field of each, -1 for pad and
         mask `(N,)`. The output bias starts from them; that of the first `num_known` features stays."""
         if len(counts) != self.config.num_features or len(fields) != self.config.num_features:
-            remedy = "build its configuration from the same processor (FlipConfig.from_processor)"
-            raise ValueError(
-                f"{len(counts)} feature counts for a model of {self.config.num_features} features: {remedy}"
-            )
+            problem = f"{len(counts)} feature counts for a model of {self.config.num_features} features"
+            raise ValueError(f"{problem}: build its configuration from the same processor (FlipConfig.from_processor)")
         bias, self._noise = self.feature_bias, None
         self.feature_counts = torch.as_tensor(counts).long().to(bias.device)
         self.feature_fields = torch.as_tensor(fields).long().to(bias.device)
@@ -227,11 +225,6 @@ class FlipMTMHead(nn.Module):
         """Which slots `(B, S)` are asked for: those that are masked and whose value is known."""
         return (masked_feature_ids == MASK_FEATURE_ID) & (feature_ids >= self.config.num_reserved_features)
 
-    def slots_per_field(self, slots: torch.Tensor) -> torch.Tensor:
-        """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
-        counts = slots.new_zeros(len(slots), self.config.num_fields, dtype=torch.long)
-        return counts.index_add(1, self.slot_fields, slots.long())
-
     def losses(
         self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor | None
     ) -> torch.Tensor:
@@ -293,7 +286,8 @@ class FlipMTMHead(nn.Module):
         and slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
         [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean
         over its values."""
-        num_values = self.slots_per_field(slots)  # (B, F)
+        num_values = slots.new_zeros(len(slots), self.config.num_fields, dtype=torch.long)
+        num_values = num_values.index_add(1, self.slot_fields, slots.long())  # (B, F), slots asked for of each field
         row, slot = places
         fields = self.slot_fields[slot]  # (M,)
         weights = 1.0 / num_values[row, fields]

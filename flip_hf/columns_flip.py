@@ -243,10 +243,8 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
         if all(isinstance(row, Mapping) for row in rows):
             names = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in names}
-    raise TypeError(
-        f"rows are a {type(rows).__name__}: pass a dict of lists, a list of dicts, one dict, a datasets.Dataset, an "
-        "Arrow table, or a frame of pandas or polars"
-    )
+    known = "a dict of lists, a list of dicts, one dict, a datasets.Dataset, an Arrow table, a pandas or polars frame"
+    raise TypeError(f"rows are a {type(rows).__name__}: pass {known}")
 
 
 def _by_name(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
@@ -390,8 +388,6 @@ def read_labels(column: Any, name: str) -> np.ndarray:
     wrong = np.flatnonzero((labels != 0) & (labels != 1))
     if len(wrong):
         label, row = as_list(column)[int(wrong[0])], int(wrong[0])
-        raise ValueError(
-            f"label {label!r} in row {row} of column {name!r} is neither 0 nor 1: make it so (label_map or "
-            "label_threshold of load_ctr_dataset), or leave the column out to predict"
-        )
+        remedy = "make it so (label_map or label_threshold of load_ctr_dataset), or leave the column out to predict"
+        raise ValueError(f"label {label!r} in row {row} of column {name!r} is neither 0 nor 1: {remedy}")
     return labels.astype(np.float32)

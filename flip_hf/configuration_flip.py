@@ -35,10 +35,8 @@ def check_masks(settings: Any) -> None:
         option = "share_field_masks" if share else "hide_target_in_text"
         raise ValueError(f'text_mask_level="token" hides no whole fields: for {option} take text_mask_level="field"')
     if settings.text_passes == 1 and share and not hide:
-        raise ValueError(
-            "text_passes=1 asks for no field that the text hides, and share_field_masks hides the same ones in both: "
-            "nothing would be asked. Take text_passes=2, or hide_target_in_text=True"
-        )
+        problem = "text_passes=1 asks for no field that the text hides, and share_field_masks hides the same in both"
+        raise ValueError(f"{problem}: nothing would be asked. Take text_passes=2, or hide_target_in_text=True")
 
 
 def within(allowed: str | tuple, default: Any) -> Any:
@@ -266,9 +264,7 @@ class FlipConfig(PreTrainedConfig):
         elif pad_id is not None and tokenizer.pad_token_id not in (None, pad_id):
             problem = f"its tokenizer pads with {tokenizer.pad_token_id}, and this {kind} knows pads by {pad_id}"
         elif limit is not None and processor.max_length > limit:
-            problem = (
-                f"its rows may have max_length={processor.max_length} tokens, this {kind} has positions for {limit}"
-            )
+            problem = f"its rows have max_length={processor.max_length} tokens, this {kind} has positions for {limit}"
             remedy = f"build the processor with max_length={limit} or less"
         return problem and f"{problem}; {remedy}"
 

@@ -313,17 +313,11 @@ class FeatureEncoder:
             folds = workshop("fitting.counts").row_folds(self.fields, columns)
         slot = 0
         for index, (field, column) in enumerate(zip(self.fields, columns, strict=True)):
-            if not field.num_slots:
-                continue
-            if isinstance(field, StatisticField):
-                ids[:, slot] = self._statistic_ids(index, field, column.values)[column.indices, folds]
-            elif isinstance(field, MultivaluedField):
-                ids[:, slot : slot + field.num_slots] = self._list_ids(index, field, column.values)[column.indices]
-            elif isinstance(field, NumericField):
-                ids[:, slot] = self._number_ids(index, field, column.values)[column.indices]
-            else:
-                ids[:, slot] = self._lookup(index, column.values)[column.indices]
-            slot += field.num_slots
+            if field.num_slots:
+                rows = (column.indices, folds) if isinstance(field, StatisticField) else column.indices
+                found = self._ids(index, field, column.values)[rows].reshape(len(ids), field.num_slots)
+                ids[:, slot : slot + field.num_slots] = found
+                slot += field.num_slots
         return ids
 
     def _lookup(self, index: int, values: Sequence[Any]) -> np.ndarray:
@@ -334,15 +328,23 @@ class FeatureEncoder:
         buckets = hash_buckets(values, num_buckets)
         return np.where(buckets == num_buckets, missing_id(index), self.vocabulary.first_features[index] + buckets)
 
-    def _number_ids(self, index: int, field: NumericField, values: Sequence[Any]) -> np.ndarray:
-        """What a numeric field read -> ids `(n,)`."""
-        numbers, unreadable = field.numbers(values)
-        if isinstance(field, AgeField):
-            numbers = field.ages(numbers, self.vocabulary["references"][index])
-        return np.where(unreadable, unseen_id(index), self.vocabulary.bucket_ids(index, numbers))
-
-    def _list_ids(self, index: int, field: MultivaluedField, values: Sequence[Any]) -> np.ndarray:
-        """Distinct lists of a multivalued field -> ids `(n, num_slots)`, padded at the end."""
+    def _ids(self, index: int, field: Field, values: Sequence[Any]) -> np.ndarray:
+        """Distinct values that field number `index` read -> ids `(n,)`; of lists `(n, num_slots)`, padded at the end;
+        of a statistic `(n, K + 1)`, for rows of each fold and for rows of none."""
+        vocabulary = self.vocabulary
+        if isinstance(field, StatisticField):
+            source = self.statistic_sources[index]
+            ids = self._lookup(source, values)
+            numbers = statistics(field, vocabulary.label_sums(ids), vocabulary["label_totals"][source])
+            buckets = vocabulary.bucket_ids(index, numbers)
+            return np.where((ids == missing_id(source))[:, None], missing_id(index), buckets)
+        if isinstance(field, NumericField):
+            numbers, unreadable = field.numbers(values)
+            if isinstance(field, AgeField):
+                numbers = field.ages(numbers, vocabulary["references"][index])
+            return np.where(unreadable, unseen_id(index), vocabulary.bucket_ids(index, numbers))
+        if not isinstance(field, MultivaluedField):
+            return self._lookup(index, values)
         lists = [field.elements(value) for value in values]
         lengths = np.array(list(map(len, lists)))
         elements = code_values(list(itertools.chain.from_iterable(lists)))
@@ -350,13 +352,6 @@ class FeatureEncoder:
         ids[np.arange(field.num_slots) < lengths[:, None]] = self._lookup(index, elements.values)[elements.indices]
         ids[lengths == 0, 0] = missing_id(index)
         return ids
-
-    def _statistic_ids(self, index: int, field: StatisticField, values: Sequence[Any]) -> np.ndarray:
-        """Distinct values of the source -> ids `(n, K + 1)`, for rows of each fold and for rows of none."""
-        source, vocabulary = self.statistic_sources[index], self.vocabulary
-        ids = self._lookup(source, values)
-        numbers = statistics(field, vocabulary.label_sums(ids), vocabulary["label_totals"][source])
-        return np.where((ids == missing_id(source))[:, None], missing_id(index), vocabulary.bucket_ids(index, numbers))
 
     def decode(self, feature_ids: Any) -> list[str]:
         """Ids -> values, and of buckets their names; reserved ids as `"[PAD]"`, `"[MASK]"`, `"[UNSEEN]"`,

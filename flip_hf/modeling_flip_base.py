@@ -152,10 +152,8 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             kwargs = {**where, **kwargs}
         source = (config.architectures or [None])[0]
         if source not in (None, cls.__name__, *cls._reads_folders_of):
-            raise ValueError(
-                f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: use {source}.from_pretrained, "
-                f"or its Auto class in {CONFIG_NAME}: {getattr(config, 'auto_map', None)}"
-            )
+            remedy = f"use {source}.from_pretrained, or its Auto class in {CONFIG_NAME}"
+            raise ValueError(f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: {remedy}")
         config = cls._prepare_config(config, source, mode)
         # a language model may be stored in another type than the rest, which transformers would make one
         text_dtype = None if config.text_config is None or asks_for_dtype else config.text_config.dtype
@@ -178,10 +176,9 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             raise ValueError(f"text_model={text_model}: {name} holds the language model itself; leave text_model out")
         fresh = model.fresh_parameter_names() if source != cls.__name__ else set()
         if absent := sorted(missing - fresh):
-            raise ValueError(
-                f"{name} lacks {len(absent)} weights of a {cls.__name__} with mode={config.mode!r}, among them "
-                f"{absent[0]}: the folder is incomplete, or was saved by another class or mode"
-            )
+            problem = f"{name} lacks {len(absent)} weights of a {cls.__name__} with mode={config.mode!r}"
+            remedy = "the folder is incomplete, or was saved by another class or mode"
+            raise ValueError(f"{problem}, among them {absent[0]}: {remedy}")
         for key, weight in model.state_dict().items():
             # float8 has no isfinite
             has_values = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta

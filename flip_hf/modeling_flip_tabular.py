@@ -226,10 +226,8 @@ class FlipTabularModel(FlipPreTrainedModel):
                 first_order = self.first_order(feature_ids).squeeze(-1)  # (B, S)
         except IndexError as error:  # raised on the CPU alone; on an accelerator a check would wait for the device
             outside = feature_ids[(feature_ids < 0) | (feature_ids >= self.config.num_features)]
-            raise ValueError(
-                f"feature id {int(outside[0])} is outside the model's {self.config.num_features} features: the "
-                "processor does not fit the model; load it from the model's own folder"
-            ) from error
+            problem = f"feature id {int(outside[0])} is outside the model's {self.config.num_features} features"
+            raise ValueError(f"{problem}: load the processor from the model's own folder") from error
         if self.slot_pooling is not None:
             embeddings, first_order = self.slot_pooling(embeddings, first_order, feature_ids)  # (B, F, D), (B, F)
         if embeddings is None or (self.training and self.backbone.norms_batches):
@@ -261,7 +259,5 @@ class FlipTabularModel(FlipPreTrainedModel):
         if kind not in (torch.int64, torch.int32):  # floats are exact only below 2^24
             raise TypeError(f'feature_ids are {kind}, not torch.int64: encode rows with return_tensors="pt"')
         if feature_ids.dim() != 2 or feature_ids.shape[1] != self.config.num_slots:
-            raise ValueError(
-                f"feature_ids have shape {tuple(feature_ids.shape)}, the model reads (batch_size, "
-                f"{self.config.num_slots}): encode rows with the processor of this model"
-            )
+            shapes = f"{tuple(feature_ids.shape)}, the model reads (batch_size, {self.config.num_slots})"
+            raise ValueError(f"feature_ids have shape {shapes}: encode rows with the processor of this model")

@@ -62,10 +62,8 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
             kind = type(feature_extractor).__name__
             raise TypeError(f"feature_extractor is a {kind}: pass a FlipFeatureExtractor first, the tokenizer second")
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field: use "
-                "the tokenizer that AutoTokenizer loads, backed by the tokenizers library"
-            )
+            problem = f"{type(tokenizer).__name__} gives no character offsets, which say what token spells which field"
+            raise ValueError(f"{problem}: use the tokenizer that AutoTokenizer loads, of the library tokenizers")
         # not by way of ProcessorMixin, which refuses a processor without a tokenizer
         RowEncoder.__init__(self, feature_extractor, tokenizer, max_length, template, separator, missing_text)
         self.chat_template = None
@@ -74,9 +72,7 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
     def _checked_length(self, max_length: int) -> int:
         limit = math.inf if self.tokenizer is None else self.tokenizer.model_max_length
         if max_length > limit:
-            raise ValueError(
-                f"max_length={max_length} is more than the {limit} tokens that the tokenizer's model takes"
-            )
+            raise ValueError(f"max_length={max_length} is more than the {limit} tokens of the tokenizer's model")
         return max_length
 
     def __call__(

@@ -216,10 +216,8 @@ def _fit(lengths: np.ndarray, fixed: np.ndarray, max_length: int) -> np.ndarray:
     fits, as [`FlipProcessor`] says."""
     budget = max_length - fixed
     if (budget < 0).any():
-        raise ValueError(
-            f"max_length={max_length} does not even hold the template and the names of the fields: it has to be at "
-            f"least {fixed.max()}"
-        )
+        problem = f"max_length={max_length} does not even hold the template and the names of the fields"
+        raise ValueError(f"{problem}: it has to be at least {fixed.max()}")
     ascending = np.sort(lengths, axis=1)
     num_fields = lengths.shape[1]
     spent = np.cumsum(ascending, axis=1) - ascending  # on the shorter ones, kept whole
@@ -330,10 +328,8 @@ class RowEncoder:
     def pad_token_id(self) -> int:
         """The tokenizer's. Raises `ValueError` if it has none."""
         if self.tokenizer.pad_token_id is None:
-            raise ValueError(
-                f"{type(self.tokenizer).__name__} has no pad token, so rows of different lengths cannot be padded: "
-                "set one, for instance tokenizer.pad_token = tokenizer.eos_token"
-            )
+            problem = f"{type(self.tokenizer).__name__} has no pad token for rows of different lengths"
+            raise ValueError(f"{problem}: set one, for instance tokenizer.pad_token = tokenizer.eos_token")
         return self.tokenizer.pad_token_id
 
     @property

@@ -38,9 +38,8 @@ def is_causal(text_config: Any) -> bool:
 def check_text_pooling(text_config: Any, text_pooling: str) -> None:
     """Raises `ValueError` if the first token of a decoder, which has seen no other, is to stand for the row."""
     if text_pooling == "cls" and is_causal(text_config):
-        raise ValueError(
-            f'in a {text_config.model_type}, a decoder, the first token sees itself alone: take text_pooling="last"'
-        )
+        problem = f"in a {text_config.model_type}, a decoder, the first token sees itself alone"
+        raise ValueError(f'{problem}: take text_pooling="last"')
 
 
 def _without_pooler(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -74,10 +73,8 @@ def load_text_model(
         model, info = _without_pooler(AutoModel.from_pretrained, name_or_path, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
-        raise ValueError(
-            f"{name_or_path} lacks {len(missing)} weights of a {text_config.model_type} with "
-            f"{text_config.num_hidden_layers} layers, among them {missing[0]}: it holds another model, or fewer layers"
-        )
+        whole = f"a {text_config.model_type} with {text_config.num_hidden_layers} layers, among them {missing[0]}"
+        raise ValueError(f"{name_or_path} lacks {len(missing)} weights of {whole}: it holds another, or fewer layers")
     return model
 
 
@@ -127,9 +124,8 @@ def _above(text_model: PreTrainedModel, lowest: int, parts: str | int) -> set[nn
     """Weights of the layers from `lowest` on and of what follows them, the last norm of ModernBERT and of decoders."""
     kind, groups = text_model.config.model_type, getattr(text_model.config, "num_hidden_groups", None)  # of ALBERT
     if groups and parts != "embeddings":
-        raise ValueError(
-            f'freeze_text={parts}: the layers of a {kind} share their weights: take "all" or "embeddings"'
-        )
+        problem = f"the layers of a {kind} share their weights"
+        raise ValueError(f'freeze_text={parts}: {problem}: take "all" or "embeddings"')
     total = groups or text_model.config.num_hidden_layers
     lists = ((n, m) for n, m in text_model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
     name, layers = next(lists, ("", None))
