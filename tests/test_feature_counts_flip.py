@@ -16,6 +16,7 @@ from flip_hf.columns_flip import as_columns
 from flip_hf.fields_flip import CategoricalField, MultivaluedField, NumericField
 from flip_hf.fitting import counts as counting
 from flip_hf.fitting.counts import Counts, FeatureCounts
+from flip_hf.fitting.schema import choose_fields
 
 
 # every kind of field, every way to count
@@ -178,7 +179,7 @@ def test_a_schema_that_cannot_be_says_why(options, message):
     columns = {"a": ["x"], "when": ["2024-05-31"], "when_hour": ["3"], "label": [1]}
     arguments = {"fields": None, "label": "label", "exclude": (), "field_options": None, **options}
     with pytest.raises(ValueError, match=message):
-        counting.choose_fields([columns], **arguments)
+        choose_fields([columns], **arguments)
 
 
 def test_label_means_need_labels_and_frequencies_do_not(rows):

@@ -7,12 +7,10 @@ that are fixed beforehand, and the fold of a row follows from its content.
 Letters: B rows, n distinct keys, K folds (`NUM_FOLDS`).
 """
 
-import collections
 import hashlib
 import itertools
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,11 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import VALUE_TYPES, CodedColumn, as_columns, class_names, code_scalars, is_code, read_labels
+from ..columns_flip import CodedColumn, as_columns, class_names, is_code, read_labels
 from ..feature_encoding_flip import NUM_FOLDS, hash_buckets
 from ..feature_extraction_flip import NO_FIELDS
 from ..fields_flip import (
-    STATISTICS,
     AgeField,
     Field,
     MultivaluedField,
@@ -35,7 +32,7 @@ from ..fields_flip import (
     code_columns,
     field_from_dict,
 )
-from .schema import BATCH_SIZE, KIND_OF_OPTION, KIND_OF_TYPE, batches, expand_field, infer_column, is_split
+from .schema import BATCH_SIZE, batches, choose_fields, is_split
 
 
 logger = logging.get_logger(__name__)
@@ -46,8 +43,6 @@ NUMBER_BITS = 10
 HOUR_BITS = 20
 # the key of what is no number, beside the bins of numbers; that of a missing value is `None`
 UNREADABLE = "unreadable"
-# what pandas calls the index that it wrote
-_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 # of the file of counts: what an older one holds is named otherwise
 _FORMAT = "feature_counts_2"
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
@@ -170,104 +165,6 @@ def _count_column(field: Any, column: CodedColumn, counts: Counts) -> None:
     elif is_age_of_newest(field):
         largest = max((hour for hour in values if hour is not None), default=largest)
     counts.add(_keys(field, values), occurrences, largest)
-
-
-def _check_names(argument: str, asked: Iterable[str], names: Sequence[str], owner: str = "the table has") -> None:
-    unknown = [repr(name) for name in asked if name not in names]
-    if unknown:
-        raise ValueError(f"{argument} has {', '.join(unknown)}, and {owner} {', '.join(names)}")
-
-
-def choose_fields(
-    heads: Sequence[Mapping[str, Any]],
-    fields: Sequence[str] | None,
-    label: str,
-    exclude: Sequence[str],
-    field_options: Mapping[str, Mapping[str, Any]] | None,
-    classes: Mapping[str, Sequence[str]] | None = None,
-    statistics: str | None = None,
-) -> list[Field]:
-    """The schema of a table, of which `heads` are the first batches: named fields (or all columns but the label and
-    `exclude`), type and kind of each from `field_options`, from its values or the names of its `classes`. What was
-    decided, and why, is logged."""
-    if isinstance(fields, str):
-        raise TypeError(f"fields={fields!r} is one string: pass a list of column names, [{fields!r}]")
-    options, names, are_named = field_options or {}, list(heads[0]), fields is not None
-    if label != "label":  # misspelt, and the real one would be a field
-        _check_names("label", [label], names)
-    if fields is None:
-        no_fields = {name for name in names if name in exclude or _INDEX.fullmatch(name)}
-        fields = [name for name in names if name != label and (name not in no_fields or name in options)]
-    _check_names("fields", fields, names)
-    _check_names("exclude", set(exclude) - set(NO_FIELDS), names)
-    _check_names("field_options", options, fields, "the fields are")
-    if label in fields:
-        raise ValueError(f"the label column {label!r} cannot be a field: the model would read the answer")
-    if statistics not in (None, "auto"):
-        raise ValueError(f"statistics={statistics!r} is not 'auto': those of one field are an option of the field")
-    chosen: list[Field] = []
-    of_chosen: list[Field] = []
-    said = []
-    for name in fields:
-        pieces = [head[name] for head in heads if name in head]
-        asked = options.get(name, {})
-        kind, options_of_kind, why = _choose_kind(name, pieces, asked, (classes or {}).get(name))
-        if kind == "datetime" and not asked and not are_named:
-            example = f'{{{name!r}: {{"kind": "datetime", "parts": ["hour", "weekday", "age"]}}}}'
-            said.append(f"{name}: {why}, left out; for its parts field_options={example}")
-            continue
-        why += f", {kind}{' as asked' if 'kind' in asked else ''}"
-        has_ids = kind == "categorical" and options_of_kind.get("view") != "text"
-        if statistics and has_ids and "statistics" not in options_of_kind and _has_many_values(name, pieces):
-            options_of_kind["statistics"] = STATISTICS
-            why += f" with {' and '.join(STATISTICS)}"
-        columns, of_column = expand_field(name, {"kind": kind, **options_of_kind})
-        chosen += columns
-        of_chosen += of_column
-        said.append(f"{name}: {why}")
-    left_out = [name for name in names if name not in fields and name != label]
-    if left_out:
-        said.append(f"no fields: {', '.join(left_out)}")
-    logger.warning("the fields, by what their values are (field_options says otherwise):\n  " + "\n  ".join(said))
-    chosen += of_chosen
-    if not chosen:
-        raise ValueError(f"no field is left: the table has {', '.join(names) or 'no columns'}")
-    (name, number), *_ = collections.Counter(field.name for field in chosen).most_common(1)
-    if number > 1:
-        raise ValueError(f"there are two fields {name!r}, named or made of a column: rename one, or name it once")
-    return chosen
-
-
-def _has_many_values(name: str, pieces: Sequence[Any]) -> bool:
-    """Whether statistics of its values are worth their fields: those of MovieLens-100K, of 795 to 1,652 values, gave
-    nothing, and those of BookCrossing, of 2,016 to 45,490 values, 0.01 of AUC."""
-    return len({value for piece in pieces for value in code_scalars(piece, name).values}) > 2_000
-
-
-def _choose_kind(
-    name: str, pieces: Sequence[Any], options: Mapping[str, Any], classes: Sequence[str] | None
-) -> tuple[str, dict[str, Any], str]:
-    """The first rows of a column, and what was asked -> the kind of its field, options for it, and why, in words."""
-    options = dict(options)
-    is_list, value_type, why = infer_column(pieces, name, options.get("separator"))
-    is_asked = "type" in options
-    if is_asked:
-        value_type, why = options.pop("type"), "as asked"
-    kind = "multivalued" if is_list else KIND_OF_TYPE.get(value_type, "categorical")
-    for option in options:  # statistics is the last word: it has buckets, too
-        asked = KIND_OF_OPTION.get(option, kind)
-        if "statistics" not in options and not (asked == "categorical" and is_list):
-            kind = asked
-    if kind == "datetime" and set(options) == {"view"}:  # the date itself, as a text reads it
-        kind = "categorical"
-    kind = options.pop("kind", kind)
-    types = {"numeric": ("integer", "number"), "datetime": ("time",)}.get(kind, VALUE_TYPES)
-    if is_asked and value_type not in types:
-        raise ValueError(f"field {name!r}: kind={kind!r} reads {' or '.join(types)}, not type={value_type!r}")
-    if kind in ("categorical", "multivalued"):
-        of_type = {"type": value_type} if classes is None else {"type": "text", "classes": classes}
-        options = of_type | options
-    return kind, options, f"{value_type} ({why})"
 
 
 class FeatureCounts:
