@@ -124,6 +124,3 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
 
 
 FlipFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-
-
-__all__ = ["FlipFeatureExtractor"]

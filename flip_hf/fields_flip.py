@@ -36,7 +36,6 @@ from .columns_flip import (
 )
 
 
-POOLINGS = ("mean", "sum", "attention")
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = "January February March April May June July August September October November December".split()
 DATE_PARTS = {
@@ -52,7 +51,7 @@ _CHOICES = {
     "part": tuple(DATE_PARTS),
     "bucketing": ("quantile", "log", "fixed"),
     "statistic": STATISTICS,
-    "pooling": POOLINGS,
+    "pooling": ("mean", "sum", "attention"),
 }
 _SIZES = ("min_frequency", "vocabulary_size", "hash_buckets", "num_buckets", "max_values")
 

@@ -200,6 +200,3 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
 
 
 FlipProcessor.register_for_auto_class("AutoProcessor")
-
-
-__all__ = ["FlipProcessor"]

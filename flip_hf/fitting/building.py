@@ -30,11 +30,12 @@ _LATEST_HOUR = 1_148_328
 def most_frequent(counts: Counts, least: int, most: int | None = None) -> tuple[list[bytes], np.ndarray]:
     """Values that occur at least `least` times, and how often each does, int64 `(n,)`: the frequent ones first,
     equally frequent ones in the order of their bytes, so that the order of the rows does not matter."""
-    is_frequent = counts.sums >= least
+    occurrences = counts.occurrences()
+    is_frequent = occurrences >= least
     if None in counts.rows:
         is_frequent[counts.rows[None]] = False
     values = [value.encode() for value in itertools.compress(counts.rows, is_frequent.tolist())]
-    occurrences = counts.sums[is_frequent]
+    occurrences = occurrences[is_frequent]
     order = np.array(sorted(range(len(values)), key=values.__getitem__), np.int64)
     order = order[np.argsort(-occurrences[order], kind="stable")][:most]
     return [values[number] for number in order.tolist()], occurrences[order]
@@ -130,7 +131,7 @@ class FeatureBuilder:
         self.label_totals = np.zeros((num_fields, NUM_FOLDS, 2), np.int64)
         for index, (field, of_field) in enumerate(zip(counts.fields, counts.of_field, strict=True)):
             if of_field is not None:
-                self.reserved[missing_id(index)] = of_field.of([None])[0]
+                self.reserved[missing_id(index)] = of_field.occurrences([None])[0]
             if isinstance(field, StatisticField):
                 self._add_statistic(index, field)
             elif isinstance(field, NumericField) and of_field is not None:
@@ -150,7 +151,7 @@ class FeatureBuilder:
         keys: list[Any]
         if field.hash_buckets:
             keys = list(range(field.hash_buckets))
-            names, occurrences = [b"hash %d" % key for key in keys], counts.of(keys)
+            names, occurrences = [b"hash %d" % key for key in keys], counts.occurrences(keys)
         else:
             values = counts.rows.keys() - {None}
             self._check_any(index, len(values))
@@ -161,13 +162,12 @@ class FeatureBuilder:
             names, occurrences = most_frequent(counts, least, field.vocabulary_size)
             keys = [name.decode() for name in names]
             known = occurrences.sum() + self.reserved[missing_id(index)]
-            self.reserved[unseen_id(index)] = counts.sums.sum() - known
+            self.reserved[unseen_id(index)] = counts.occurrences().sum() - known
         ids = self.features.add(index, names, occurrences, can_be_found=not field.hash_buckets)
-        source = self.counts.of_source.get(field.name)
-        if source is not None:
+        if counts.sums.ndim > 1:  # a source of statistics
             self.label_features.append(ids)
-            self.label_sums[index] = source.of(keys)
-            self.label_totals[index] = source.sums.sum(0)
+            self.label_sums[index] = counts.of(keys)
+            self.label_totals[index] = counts.sums.sum(0)
 
     def _add_numbers(self, index: int, field: NumericField, counts: Counts) -> None:
         self.reserved[unseen_id(index)] = num_unreadable = counts.of([UNREADABLE])[0]
@@ -190,7 +190,7 @@ class FeatureBuilder:
         """Buckets of what training rows will read, which follows from the counts: no second pass."""
         source = self.counts.field_names.index(field.source)
         sums, totals = self.label_sums[source], self.label_totals[source]
-        missing = self.counts.of_source[field.source].of([None])[0]
+        missing = self.counts.of_field[source].of([None])[0]
         # values that are too rare for the vocabulary are read as unseen
         num_rows = np.vstack([sums, (totals - sums.sum(0) - missing)[None]])[:, :, 0]
         numbers = statistics(field, np.vstack([sums, np.zeros_like(missing)[None]]), totals)[:, :NUM_FOLDS]

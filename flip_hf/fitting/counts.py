@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ HOUR_BITS = 20
 # the key of what is no number, beside the bins of numbers; that of a missing value is `None`
 UNREADABLE = "unreadable"
 # of the file of counts: what an older one holds is named otherwise
-_FORMAT = "feature_counts_2"
+_FORMAT = "feature_counts_3"
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 LOG_EDGES = (*(-(2.0**power) for power in range(63, -21, -1)), 0.0, *(2.0**power for power in range(-20, 64)))
@@ -124,6 +124,11 @@ class Counts:
         np.add.at(self._sums, rows, sums)
         self.largest = max(self.largest, largest)
 
+    def occurrences(self, keys: Sequence[Any] | None = None) -> np.ndarray:
+        """How many rows there are of each of `keys`, by default of all, in all folds `(n,)`."""
+        sums = self.sums if keys is None else self.of(keys)
+        return sums if sums.ndim == 1 else sums[:, :, 0].sum(1)
+
     def of(self, keys: Sequence[Any]) -> np.ndarray:
         """Keys -> what is under them `(n, *shape)`, zeros for keys that are not there."""
         rows = np.array([self.rows.get(key, -1) for key in keys], np.int64)
@@ -155,18 +160,6 @@ def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
-def _count_column(field: Any, column: CodedColumn, counts: Counts) -> None:
-    values, occurrences, largest = column.values, column.counts(), -np.inf
-    if isinstance(field, MultivaluedField):
-        lists = [field.elements(value) or (None,) for value in values]
-        lengths = list(map(len, lists))
-        values, occurrences = list(itertools.chain.from_iterable(lists)), occurrences.repeat(lengths)
-        largest = max(lengths, default=largest)
-    elif is_age_of_newest(field):
-        largest = max((hour for hour in values if hour is not None), default=largest)
-    counts.add(_keys(field, values), occurrences, largest)
-
-
 class FeatureCounts:
     """
     Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
@@ -177,21 +170,20 @@ class FeatureCounts:
     Attributes:
         fields (`list[Field]`): the schema (`choose_fields`).
         num_rows (`int`): rows counted so far.
-        of_field (`list[Counts]`): of each field; `None` where there is nothing to count.
-        of_source (`dict[str, Counts]`): of each field with statistics the rows and clicks in each fold `(K, 2)`.
+        of_field (`list[Counts]`): of each field; `None` where there is nothing to count. Of a field with statistics
+            rows and clicks in each fold `(K, 2)`.
     """
 
     def __init__(self, fields: Sequence[Field], label: str = "label"):
         self.fields = list(fields)
         self.label, self.num_rows = label, 0
         self.of_field: list[Counts | None] = []
-        self.of_source: dict[str, Counts] = {}
+        sources = {field.source for field in self.fields if isinstance(field, StatisticField)}
         for field in self.fields:
             # statistics follow from counts of their sources, and text needs none; an age has to know the newest row
-            if isinstance(field, StatisticField):
-                self.of_source[field.source] = Counts(NUM_FOLDS, 2)
             is_counted = field.num_slots and not isinstance(field, StatisticField)
-            self.of_field.append(Counts() if is_counted or is_age_of_newest(field) else None)
+            shape = (NUM_FOLDS, 2) if field.name in sources else ()
+            self.of_field.append(Counts(*shape) if is_counted or is_age_of_newest(field) else None)
         self.first_rows = ""  # a digest, by which a checkpoint knows the table that it is of
         self._warned_of: set[str] = set()
 
@@ -270,27 +262,30 @@ class FeatureCounts:
         """Counts rows, in any form that `extractor(rows)` takes; `codes` as for `code_columns`."""
         rows = as_columns(rows, self.label)
         coded = code_columns(self.fields, rows, self.num_rows, codes)
-        for field, column, counts in zip(self.fields, coded, self.of_field, strict=True):
-            self._warn_of_codes(field, column)
-            if counts is not None:
-                _count_column(field, column, counts)
-        if self.of_source:
-            self._count_labels(rows, coded)
-        self.num_rows += coded[0].num_rows
-
-    def _count_labels(self, rows: Mapping[str, Any], coded: Sequence[CodedColumn]) -> None:
+        statistics = {field.statistic for field in self.fields if isinstance(field, StatisticField)}
+        folds = row_folds(self.fields, coded) if statistics else None
         labels: Any = np.zeros(coded[0].num_rows)
-        if any(isinstance(field, StatisticField) and field.statistic == "label_mean" for field in self.fields):
+        if "label_mean" in statistics:
             if self.label not in rows:
                 found = ", ".join(map(str, rows))
                 raise ValueError(f"label_mean needs the label column {self.label!r}; the rows have {found}")
             labels = read_labels(rows[self.label], self.label)
-        folds = row_folds(self.fields, coded)
-        for source, counts in self.of_source.items():
-            number = self.field_names.index(source)
-            values, indices, _ = coded[number]
-            sums = rows_and_clicks(indices, len(values), folds, labels)
-            counts.add(_keys(self.fields[number], values), sums)
+        for field, column, counts in zip(self.fields, coded, self.of_field, strict=True):
+            self._warn_of_codes(field, column)
+            if counts is None:
+                continue
+            values, sums, largest = column.values, column.counts(), -np.inf
+            if counts.sums.ndim > 1:
+                sums = rows_and_clicks(column.indices, len(values), folds, labels)
+            elif isinstance(field, MultivaluedField):
+                lists = [field.elements(value) or (None,) for value in values]
+                lengths = list(map(len, lists))
+                values, sums = list(itertools.chain.from_iterable(lists)), sums.repeat(lengths)
+                largest = max(lengths, default=largest)
+            elif is_age_of_newest(field):
+                largest = max((hour for hour in values if hour is not None), default=largest)
+            counts.add(_keys(field, values), sums, largest)
+        self.num_rows += coded[0].num_rows
 
     def _warn_of_codes(self, field: Field, column: CodedColumn) -> None:
         if getattr(field, "type", "text") not in ("integer", "number") or field.name in self._warned_of:
@@ -316,25 +311,19 @@ class FeatureCounts:
                 problem = f"the parts have different fields, so they do not add up: {mine!r} and {other!r}"
                 raise ValueError(f"{problem}; count the others with fields=counts.fields of the first")
             merged.num_rows += part.num_rows
-            for (_, counts), (_, others) in zip(merged._counts(), part._counts(), strict=True):
-                counts.add(others.rows, others.sums, others.largest)
+            for counts, others in zip(merged.of_field, part.of_field, strict=True):
+                if counts is not None:
+                    counts.add(others.rows, others.sums, others.largest)
         return merged
-
-    def _counts(self) -> Iterator[tuple[str, Counts]]:
-        """Everything that adds up, by a name in a file."""
-        for number, counts in enumerate(self.of_field):
-            if counts is not None:
-                yield f"field.{number}", counts
-        for source, counts in self.of_source.items():
-            yield f"label.{self.field_names.index(source)}", counts
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a safetensors file, by way of a temporary one, so that no crash leaves half of it."""
         arrays = {"num_rows": np.array([self.num_rows])}
-        for name, counts in self._counts():
-            arrays[f"{name}.keys"] = np.frombuffer(json.dumps(list(counts.rows)).encode(), np.uint8)
-            arrays[f"{name}.sums"] = np.ascontiguousarray(counts.sums)
-            arrays[f"{name}.largest"] = np.array([counts.largest], np.float64)
+        for number, counts in enumerate(self.of_field):
+            if counts is not None:
+                arrays[f"{number}.keys"] = np.frombuffer(json.dumps(list(counts.rows)).encode(), np.uint8)
+                arrays[f"{number}.sums"] = np.ascontiguousarray(counts.sums)
+                arrays[f"{number}.largest"] = np.array([counts.largest], np.float64)
         fields = [field.to_dict() for field in self.fields]
         state = json.dumps({"fields": fields, "label": self.label, "first_rows": self.first_rows})
         save_file(arrays, f"{path}.tmp", metadata={_FORMAT: state})
@@ -354,7 +343,8 @@ class FeatureCounts:
         saved = json.loads(state)
         loaded = cls([field_from_dict(spec) for spec in saved["fields"]], saved["label"])
         loaded.num_rows, loaded.first_rows = int(arrays["num_rows"][0]), saved["first_rows"]
-        for name, counts in loaded._counts():
-            keys, sums, largest = (arrays[f"{name}.{part}"] for part in ("keys", "sums", "largest"))
-            counts.add(json.loads(keys.tobytes()), sums, float(largest[0]))
+        for number, counts in enumerate(loaded.of_field):
+            if counts is not None:
+                keys, sums, largest = (arrays[f"{number}.{part}"] for part in ("keys", "sums", "largest"))
+                counts.add(json.loads(keys.tobytes()), sums, float(largest[0]))
         return loaded
