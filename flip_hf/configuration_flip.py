@@ -162,10 +162,6 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
         check_calibration(self.calibration, self.positive_weight)
-        for key, value in self.backbone_config.items():
-            shares = value if isinstance(value, list | tuple) else [value]
-            if "dropout" in key and not all(_is_within(share, "[0, 1)", 0.0) for share in shares):
-                raise ValueError(f"backbone_config has {key}={value!r}, which is not in [0, 1)")
         num_fields, reserved = self.num_fields, self.num_reserved_features
         if self.num_features < reserved:
             raise ValueError(f"num_features={self.num_features} is too small: {num_fields} fields reserve {reserved}")

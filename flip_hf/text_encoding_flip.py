@@ -101,13 +101,11 @@ class _TextEncoder:
         self.settings, self.wording = settings, settings[0]
         self.can_be_cut = can_be_cut  # `None`: not tried yet
         self.fields = self.wording.extractor.text_fields
-        self.backend = backend = _private_copy(settings[1])
-        # what the tokenizer puts before and after a text is found out by asking it
-        plain, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
-        starts = [k for k in range(len(whole) - len(plain) + 1) if whole[k : k + len(plain)] == plain]
-        if not starts:
-            raise ValueError("the tokenizer changes a text when it adds special tokens: it cannot be used here")
-        self.around = _piece(whole[: starts[0]], 0, 0), _piece(whole[starts[0] + len(plain) :], 0, 0)
+        self.backend = _private_copy(settings[1])
+        # what the tokenizer puts before and after a text
+        whole = self.backend.encode("a")
+        start, after = whole.special_tokens_mask.index(0), whole.special_tokens_mask[::-1].index(0)
+        self.around = _piece(whole.ids[:start], 0, 0), _piece(whole.ids[len(whole) - after :], 0, 0)
         self.pieces: dict[int, dict[Any, tuple[bytes, bytes]]] = {field: {} for field in self.fields}
         self.num_bytes = 0
 

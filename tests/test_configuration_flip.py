@@ -69,17 +69,12 @@ def test_what_is_outside_of_a_range_is_refused_by_name_also_in_a_folder(tmp_path
         ({"mlm_weight": 0, "mtm_weight": 0, "icl_weight": 0.0}, "mlm_weight, mtm_weight and icl_weight are all 0"),
         ({"text_passes": 3}, "text_passes=3 is not one of 1, 2"),
         ({"fusion": "sum"}, "fusion='sum' is not one of alpha, gate, stack"),
-        *(
-            ({"backbone_config": {"dnn_dropout": value}}, "backbone_config has dnn_dropout=.*, which is not in ")
-            for value in (1.5, -0.1, math.nan, "0.1", [0.1, 1.0])
-        ),
         ({"fields": [{"name": "a"}], "num_features": 3}, "num_features=3 is too small: 1 fields reserve 4"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         FlipConfig(**settings)
-    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})
 
 
 def test_a_click_model_has_one_label_also_in_old_folders_and_fields_keep_their_order(processor, tmp_path):
