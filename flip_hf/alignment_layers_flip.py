@@ -225,6 +225,11 @@ class FlipMTMHead(nn.Module):
         """Which slots `(B, S)` are asked for: those that are masked and whose value is known."""
         return (masked_feature_ids == MASK_FEATURE_ID) & (feature_ids >= self.config.num_reserved_features)
 
+    def slots_per_field(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots that are asked for `(B, S)` -> how many of each field `(B, F)`."""
+        counts = slots.new_zeros(len(slots), self.config.num_fields, dtype=torch.long)
+        return counts.index_add(1, self.slot_fields, slots.long())
+
     def losses(
         self, hidden: torch.Tensor, fields: torch.LongTensor, targets: torch.LongTensor, noise: torch.LongTensor | None
     ) -> torch.Tensor:
@@ -286,8 +291,7 @@ class FlipMTMHead(nn.Module):
         and slot of these `(M,)` each, and what the noise of a row is drawn from in training `(B,)` -> as
         [`FlipMLMHead.loss`], of masked (row, field) pairs. A multivalued field counts as one, its loss is the mean
         over its values."""
-        num_values = slots.new_zeros(len(slots), self.config.num_fields, dtype=torch.long)
-        num_values = num_values.index_add(1, self.slot_fields, slots.long())  # (B, F), slots asked for of each field
+        num_values = self.slots_per_field(slots)  # (B, F)
         row, slot = places
         fields = self.slot_fields[slot]  # (M,)
         weights = 1.0 / num_values[row, fields]
