@@ -420,8 +420,7 @@ def share(hits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tens
 
 
 class FlipFusion(nn.Module):
-    """
-    The joint logit of stage 2, by `config.fusion`:
+    """The joint logit of stage 2, by `config.fusion`:
 
     - `"alpha"` (FLIP, arXiv 2310.19453, adaptive finetuning): alpha x logit_id + (1 - alpha) x logit_text, alpha one
       unconstrained scalar;

@@ -56,9 +56,8 @@ def predict_probabilities(
     positive_weight: float = 1.0,
     mode: str | None = None,
 ) -> np.ndarray:
-    """
-    Probabilities of a click. A training that kept a share w of the non-clicks, and multiplied the loss of a click by
-    c, made its odds c / w times as large: logits are corrected first, z + ln w - ln c (He et al., Practical lessons
+    """Probabilities of a click. A training that kept a share w of the non-clicks, and multiplied the loss of a click
+    by c, made its odds c / w times as large: logits are corrected first, z + ln w - ln c (He et al., Practical lessons
     from predicting clicks on ads at Facebook, 2014, section 6.3). Then comes the calibration, which was fitted on
     logits corrected in the same way.
 

@@ -218,8 +218,7 @@ def _mapped(path: str | os.PathLike, names: Sequence[str]) -> Iterator[np.ndarra
 
 
 class FeatureEncoder:
-    """
-    Fitted fields of a table: `encoder(rows)` gives `feature_ids`. What fits, saves and finds one is
+    """Fitted fields of a table: `encoder(rows)` gives `feature_ids`. What fits, saves and finds one is
     [`FlipFeatureExtractor`].
 
     Attributes:

@@ -36,8 +36,7 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
         checkpoint: str | os.PathLike | None = None,
         statistics: str | None = None,
     ) -> "FlipFeatureExtractor":
-        """
-        Builds vocabularies, buckets and statistics from training rows, in one pass, and from nothing else.
+        """Builds vocabularies, buckets and statistics from training rows, in one pass, and from nothing else.
 
         Args:
             dataset: training rows: a `Dataset` or a streamed `IterableDataset`, any form that `extractor(rows)` takes,

@@ -240,8 +240,7 @@ class BilinearFusion(Layer):
 
 
 class FinalMLP(Backbone):
-    """
-    FinalMLP (arXiv 2304.00902): two DNNs on differently gated embeddings, and their bilinear product,
+    """FinalMLP (arXiv 2304.00902): two DNNs on differently gated embeddings, and their bilinear product,
     v = [stream 1 ; stream 2 ; bilinear term], d_v = mlp1_hidden_units[-1] + mlp2_hidden_units[-1] + 1.
 
     The paper's logit is b + w_1 o_1 + w_2 o_2 + o_1 W_3 o_2. The bilinear term is part of v, so that stage 1 trains it
@@ -335,9 +334,8 @@ class MaskBlock(nn.Module):
 
 
 class MaskNet(Backbone):
-    """
-    MaskNet (arXiv 2102.07619): blocks that multiply their input with a mask made of the row's embeddings, one behind
-    the other (v = the last block, d_v = dnn_hidden_units[-1]) or side by side with a DNN behind them (v = dnn).
+    """MaskNet (arXiv 2102.07619): blocks that multiply their input with a mask made of the row's embeddings, one
+    behind the other (v = the last block, d_v = dnn_hidden_units[-1]) or side by side with a DNN behind them (v = dnn).
 
     Args:
         model_type: "SerialMaskNet", with one block for each of `dnn_hidden_units`, or "ParallelMaskNet".

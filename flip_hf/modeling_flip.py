@@ -68,8 +68,7 @@ class FlipForCTROutput(ModelOutput):
 
 
 class FlipModel(FlipPreTrainedModel):
-    """
-    The ID tower and the text tower side by side.
+    """The ID tower and the text tower side by side.
 
     Args:
         text_model (`PreTrainedModel`, *optional*): a loaded text tower; otherwise a fresh one from `text_config`.
@@ -231,8 +230,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         max_rows: int = 32,
         batch_size: int = 64,
     ) -> Any:
-        """
-        Gives new ids embeddings out of what this aligned model knows, before any training row has them: see
+        """Gives new ids embeddings out of what this aligned model knows, before any training row has them: see
         [`warm_start`] in `flip_hf/training/warm_start.py`. Pre-training with `hide_target_in_text` is what teaches the
         masked-feature head to answer from the rest of the text.
 
@@ -345,8 +343,7 @@ def _mean(total: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """
-    Stage 2 (FLIP, arXiv 2310.19453, adaptive finetuning): one pre-trained checkpoint finetuned into three click
+    """Stage 2 (FLIP, arXiv 2310.19453, adaptive finetuning): one pre-trained checkpoint finetuned into three click
     models, by `config.mode`:
 
     - `"tabular"`, FLIP_ID: the ID tower and its own logit; no text tower is built, loaded or saved.

@@ -117,8 +117,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """
-        Loads a model from a folder or from the Hub, and checks that it is whole.
+        """Loads a model from a folder or from the Hub, and checks that it is whole.
 
         Args:
             pretrained_model_name_or_path (`str`): folder, or `user/name` on the Hub.
@@ -204,8 +203,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
         text_model_name: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """
-        A model with a pretrained language model as its text tower and a fresh ID tower that fits a processor.
+        """A model with a pretrained language model as its text tower and a fresh ID tower that fits a processor.
 
         Args:
             text_model_name_or_path (`str`): any encoder that `AutoModel` loads, or a decoder (with
@@ -233,8 +231,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
         """Takes training frequencies over from a processor, where a model has a use for them: stage 1 has."""
 
     def resize_feature_embeddings(self, processor: Any, start: str = "unseen") -> int:
-        """
-        Grows every table that has a row per feature to the features of a processor that was extended
+        """Grows every table that has a row per feature to the features of a processor that was extended
         (`extractor.extend(new_rows)`), and returns how many are new. Old rows stay bit by bit what they are.
         Optimisers have to be made anew.
 

@@ -151,8 +151,7 @@ class FlipTabularOutput(NamedTuple):
 
 
 class FlipTabularModel(FlipPreTrainedModel):
-    """
-    The ID tower: embeddings of all fields from one table, a backbone, and the logit
+    """The ID tower: embeddings of all fields from one table, a backbone, and the logit
 
     - first-order term (the sum over fields of the features' own weights, several slots pooled as embeddings are) +
       Linear(v), whose bias is the only one; without the first-order term where `config.use_first_order` is off;

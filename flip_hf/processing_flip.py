@@ -25,8 +25,7 @@ PROCESSOR_FILES = (PROCESSOR_NAME, "tokenizer*")  # of a folder, and those of th
 
 
 class FlipProcessor(RowEncoder, ProcessorMixin):
-    r"""
-    Feature extractor, tokenizer and template in one: `processor(rows)` gives what `model(**inputs)` takes.
+    r"""Feature extractor, tokenizer and template in one: `processor(rows)` gives what `model(**inputs)` takes.
 
     Args:
         feature_extractor ([`FlipFeatureExtractor`]): fitted on the training rows.

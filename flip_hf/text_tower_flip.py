@@ -59,8 +59,7 @@ def build_text_model(text_config: Any) -> PreTrainedModel:
 def load_text_model(
     name_or_path: str, num_hidden_layers: int | None = None, text_dropout: float | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """
-    The `num_hidden_layers` lowest layers (by default all) of a pretrained language model, a folder or a name on the
+    """The `num_hidden_layers` lowest layers (by default all) of a pretrained language model, a folder or a name on the
     Hub; in float32 unless `dtype` says otherwise, and with `text_dropout` in place of its own dropout. `kwargs` go to
     `AutoModel.from_pretrained`.
 
@@ -215,8 +214,7 @@ class TextTowerMixin:
         return sum(parameter.numel() for parameter in frozen)
 
     def add_text_adapter(self, adapter: Any) -> None:
-        """
-        Puts LoRA into the text tower, with the library peft (`pip install flip_hf[lora]`).
+        """Puts LoRA into the text tower, with the library peft (`pip install flip_hf[lora]`).
 
         The language model is frozen; adapter, ID tower and heads learn. `save_pretrained` then leaves the language
         model out, and `from_pretrained` takes it from `config.text_model_name_or_path` or from its argument

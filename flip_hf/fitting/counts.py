@@ -161,8 +161,7 @@ def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
 
 
 class FeatureCounts:
-    """
-    Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
+    """Counts of training rows, from which [`FlipFeatureExtractor.from_counts`] builds a feature extractor.
 
     Parts of a table can be counted apart, on several machines, and merged (docs/fields.md has an example); the result
     is that of counting the whole. A count that was cut off goes on from its last checkpoint.
@@ -203,8 +202,7 @@ class FeatureCounts:
         checkpoint_rows: int = 5_000_000,
         statistics: str | None = None,
     ) -> "FeatureCounts":
-        """
-        Counts rows in one pass.
+        """Counts rows in one pass.
 
         Args:
             dataset, fields, label, exclude, field_options, statistics: as for [`FlipFeatureExtractor.fit`]; `fields`
