@@ -24,7 +24,7 @@ from .configuration_flip import FlipConfig
 from .modeling_flip_base import FlipPreTrainedModel
 from .modeling_flip_tabular import FlipTabularModel
 from .pulling_flip import workshop
-from .text_tower_flip import build_text_model, check_text_pooling, is_causal
+from .text_tower_flip import build_text_model, is_causal
 
 
 @dataclass
@@ -95,7 +95,9 @@ class FlipModel(FlipPreTrainedModel):
             if config.text_config is None:
                 remedy = 'take mode="tabular", or start from a language model with from_text_pretrained'
                 raise ValueError(f'mode "{towers}" needs a text tower and config.text_config is None: {remedy}')
-            check_text_pooling(config.text_config, config.text_pooling)
+            if config.text_pooling == "cls" and is_causal(config.text_config):
+                problem = f"in a {config.text_config.model_type}, a decoder, the first token sees itself alone"
+                raise ValueError(f'{problem}: take text_pooling="last"')
             self.text = build_text_model(config.text_config) if text_model is None else text_model
             # a decoder by itself counts positions from the left end, where there may be pads
             takes_positions = "position_ids" in signature(self.text.forward).parameters

@@ -35,13 +35,6 @@ def is_causal(text_config: Any) -> bool:
     return writes and not has_mlm_head(text_config) and getattr(text_config, "is_causal", None) is not False
 
 
-def check_text_pooling(text_config: Any, text_pooling: str) -> None:
-    """Raises `ValueError` if the first token of a decoder, which has seen no other, is to stand for the row."""
-    if text_pooling == "cls" and is_causal(text_config):
-        problem = f"in a {text_config.model_type}, a decoder, the first token sees itself alone"
-        raise ValueError(f'{problem}: take text_pooling="last"')
-
-
 def _without_pooler(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`build(...)` without the pooler that BERT-like models add and nothing here reads."""
     try:
