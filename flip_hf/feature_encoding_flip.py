@@ -16,11 +16,10 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .columns_flip import CodedColumn, as_columns, code_values, whole_number
@@ -191,12 +190,10 @@ class Vocabulary:
         """Maps the arrays of a file into memory. Raises `ValueError` if it is cut off, corrupt or of other fields."""
         again = "copy or download the folder again"
         try:
-            with safe_open(path, framework="np") as file:
-                checksum = (file.metadata() or {}).get("checksum")  # none in files of before
-                names = [name for name in ARRAYS if file.get_slice(name)]  # an error where one is not there
-        except SafetensorError as error:
+            arrays, checksum = _mapped(path)
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is cut off or no {VOCABULARY_NAME} ({error}): {again}") from error
-        vocabulary = cls(fields, dict(zip(names, _mapped(path, names), strict=True)))
+        vocabulary = cls(fields, arrays)
         if checksum not in (None, vocabulary.checksum):
             raise ValueError(f"{path} is corrupt (its checksum is another): {again}")
         num_features, num_fields = len(vocabulary["feature_counts"]), len(vocabulary["references"])
@@ -205,16 +202,17 @@ class Vocabulary:
         return vocabulary
 
 
-def _mapped(path: str | os.PathLike, names: Sequence[str]) -> Iterator[np.ndarray]:
-    """Arrays of a safetensors file, which is not read before they are (`safe_open` copies those of numpy): behind 8
-    bytes, the length of what follows, json says of each its type, shape, and place behind the json."""
+def _mapped(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str | None]:
+    """Arrays of a safetensors file, which is not read before they are (`safe_open` copies those of numpy), and their
+    checksum: behind 8 bytes, the length of what follows, json says of each its type, shape, and place behind it."""
     whole = np.memmap(path, np.uint8, mode="c").view(np.ndarray)
     start = 8 + int(whole[:8].view("<u8")[0])
-    header = json.loads(whole[8:start].tobytes())
-    for name in names:
+    header, arrays = json.loads(whole[8:start].tobytes()), {}
+    for name in ARRAYS:
         dtype, (first, last) = header[name]["dtype"], header[name]["data_offsets"]
         array = whole[start + first : start + last].view(f"<{dtype[0].lower()}{int(dtype[1:]) // 8}")
-        yield array.reshape(header[name]["shape"])
+        arrays[name] = array.reshape(header[name]["shape"])
+    return arrays, header.get("__metadata__", {}).get("checksum")  # none in files of before
 
 
 class FeatureEncoder:
