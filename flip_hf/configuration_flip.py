@@ -162,6 +162,9 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
         check_calibration(self.calibration, self.positive_weight)
+        known = ("hidden_size", "hidden_act", "layer_norm_eps")
+        for key in self.mlm_transform_config.keys() - known:
+            raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {known}")
         num_fields, reserved = self.num_fields, self.num_reserved_features
         if self.num_features < reserved:
             raise ValueError(f"num_features={self.num_features} is too small: {num_fields} fields reserve {reserved}")

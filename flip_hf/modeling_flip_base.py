@@ -151,7 +151,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             kwargs = {**where, **kwargs}
         source = (config.architectures or [None])[0]
         if source not in (None, cls.__name__, *cls._reads_folders_of):
-            remedy = f"use {source}.from_pretrained, or its Auto class in {CONFIG_NAME}"
+            remedy = f"use {source}.from_pretrained, or its Auto class: {getattr(config, 'auto_map', None)}"
             raise ValueError(f"{name} holds a {source}, which {cls.__name__} cannot be loaded from: {remedy}")
         config = cls._prepare_config(config, source, mode)
         # a language model may be stored in another type than the rest, which transformers would make one

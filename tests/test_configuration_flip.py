@@ -69,6 +69,7 @@ def test_what_is_outside_of_a_range_is_refused_by_name_also_in_a_folder(tmp_path
         ({"mlm_weight": 0, "mtm_weight": 0, "icl_weight": 0.0}, "mlm_weight, mtm_weight and icl_weight are all 0"),
         ({"text_passes": 3}, "text_passes=3 is not one of 1, 2"),
         ({"fusion": "sum"}, "fusion='sum' is not one of alpha, gate, stack"),
+        ({"mlm_transform_config": {"size": 3}}, "mlm_transform_config has 'size', which is not one of"),
         ({"fields": [{"name": "a"}], "num_features": 3}, "num_features=3 is too small: 1 fields reserve 4"),
     ],
 )
