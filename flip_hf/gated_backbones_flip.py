@@ -9,16 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
-from .tabular_layers_flip import (
-    DNN,
-    Backbone,
-    CrossNetwork,
-    Layer,
-    MultiLayerPerceptron,
-    Units,
-    check_choice,
-    in_parts,
-)
+from .tabular_layers_flip import DNN, Backbone, Layer, MultiLayerPerceptron, Units, check_choice, in_parts
 
 
 class AttentionalPooling(Layer):
@@ -383,42 +374,3 @@ class MaskNet(Backbone):
         for block in self.blocks:
             hidden = block(flat, hidden)
         return hidden
-
-
-class GatedCrossLayer(Layer):
-    """c_{l+1} = c_0 * (W_c c_l + b) * sigmoid(W_g c_l) + c_l. `(B, X)` c_l and c_0 -> `(B, X)`."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = self.normal(size**-0.5, 2 * size, size)  # W_c and W_g: one product
-        self.bias = self.normal(0, size)
-
-    def forward(self, crossed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        mapped, gate = F.linear(crossed, self.weight).chunk(2, dim=-1)  # (B, X) each
-        return torch.addcmul(crossed, inputs * (mapped + self.bias), torch.sigmoid(gate))
-
-
-class GDCN(Backbone):
-    """GDCN (arXiv 2311.04635): cross layers whose products pass a gate. Parallel to the DNN (the paper's GDCN-P)
-    v = [cross ; dnn], d_v = X + dnn_hidden_units[-1]; stacked (GDCN-S) v = dnn(cross), d_v = dnn_hidden_units[-1]."""
-
-    def __init__(
-        self,
-        config: FlipConfig,
-        model_structure: str = "parallel",
-        num_cross_layers: int = 3,
-        dnn_hidden_units: Units = DNN,
-        dnn_dropout: float = 0.0,
-    ):
-        super().__init__(config)
-        check_choice("model_structure", model_structure, "parallel", "stacked")
-        size = self.flat_size
-        self.is_parallel = model_structure == "parallel"
-        self.cross = CrossNetwork(GatedCrossLayer(size) for _ in range(num_cross_layers))
-        self.dnn = MultiLayerPerceptron(size, dnn_hidden_units, dnn_dropout)
-        self.hidden_size = self.dnn.output_size + (size if self.is_parallel else 0)
-
-    def forward(self, embeddings: torch.Tensor, first_order: torch.Tensor | None) -> torch.Tensor:
-        flat = embeddings.flatten(1)  # (B, X)
-        crossed = self.cross(flat)
-        return torch.cat([crossed, self.dnn(flat)], dim=1) if self.is_parallel else self.dnn(crossed)

@@ -98,16 +98,6 @@ class SumToLogit(Layer):
         return vectors.sum(-1, keepdim=True) + self.bias
 
 
-class CrossNetwork(nn.ModuleList):
-    """Cross layers one behind the other, each of which also reads x_0: `(B, X)` x_0 -> `(B, X)` x_L."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        crossed = inputs
-        for layer in self:
-            crossed = layer(crossed, inputs)
-        return crossed
-
-
 class Backbone(nn.Module):
     """`forward(embeddings (B, F, D), first_order (B, F) or None)` -> v `(B, d_v)`, first_order being the fields' own
     weights; `hidden_size` is d_v."""

@@ -150,7 +150,7 @@ def test_layers_that_cannot_be_are_refused(build, message):
         (lambda: gating.BilinearInteraction(12, 32, "field_interaction"), "weight", math.sqrt(2 / 64)),
         (lambda: gating.BilinearFusion(200, 300, 1), "weight", math.sqrt(2 / 500)),
         (lambda: gating.BilinearFusion(200, 300, 10), "weight", math.sqrt(2 / 50)),
-        (lambda: gating.GatedCrossLayer(200), "weight", math.sqrt(2 / 400)),
+        (lambda: layers.GatedCrossLayer(200), "weight", math.sqrt(2 / 400)),
         (lambda: gating.ContextGate(2, 5000, [], [3], std=0.3), "learnt_context", 0.3),
     ],
 )
