@@ -62,6 +62,7 @@ class Field:
 
     kind: ClassVar[str]
     has_vocabulary: ClassVar[bool] = False
+    reads_hours: ClassVar[bool] = False  # which become ages when the newest training row is known
     read_by: ClassVar[tuple[str, ...]] = ()  # options that decide what values stand for
     name: str  # also in the text
     view: str = "joint"  # ids and text; "tabular", ids alone, for a hash that says nothing; or "text", text alone
@@ -214,6 +215,10 @@ class AgeField(NumericField):
     read_by: ClassVar[tuple[str, ...]] = ("format",)
     reference: str | None = None  # column with the later time; default: the newest of training rows, in whole hours
     format: str | None = None  # of times without dashes, "%y%m%d%H" say
+
+    @property
+    def reads_hours(self) -> bool:  # type: ignore[override]
+        return self.reference is None
 
     @property
     def columns(self) -> tuple[str, ...]:

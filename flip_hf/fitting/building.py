@@ -175,7 +175,7 @@ class FeatureBuilder:
             share = f"{num_unreadable} of {self.counts.num_rows} rows"
             logger.warning(f"field {field.name!r}: {share} hold no number: they take the id of unseen values")
         bins, occurrences = counts.bins()
-        if isinstance(field, AgeField) and field.reference is None:
+        if isinstance(field, AgeField) and field.reads_hours:
             self._check_any(index, len(bins))
             self.references[index] = newest = counts.largest
             if newest > _LATEST_HOUR:

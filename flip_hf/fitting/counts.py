@@ -23,15 +23,7 @@ from transformers.utils import logging
 from ..columns_flip import CodedColumn, as_columns, class_names, is_code, read_labels
 from ..feature_encoding_flip import NUM_FOLDS, hash_buckets
 from ..feature_extraction_flip import NO_FIELDS
-from ..fields_flip import (
-    AgeField,
-    Field,
-    MultivaluedField,
-    NumericField,
-    StatisticField,
-    code_columns,
-    field_from_dict,
-)
+from ..fields_flip import Field, MultivaluedField, NumericField, StatisticField, code_columns, field_from_dict
 from .schema import BATCH_SIZE, batches, choose_fields, is_split
 
 
@@ -142,16 +134,11 @@ class Counts:
         return np.array(bins, np.int64), self.of(bins)
 
 
-def is_age_of_newest(field: Field) -> bool:
-    """Whether a field reads hours, which become ages when the newest training row is known."""
-    return isinstance(field, AgeField) and field.reference is None
-
-
 def _keys(field: Any, values: Sequence[Any]) -> Sequence[Any]:
     """What distinct values of a field are counted under: themselves, buckets of hashes, or bins of numbers."""
     if isinstance(field, NumericField):
         numbers, unreadable = field.numbers(values)
-        bins = number_bins(numbers, HOUR_BITS) if is_age_of_newest(field) else number_keys(field, numbers)
+        bins = number_bins(numbers, HOUR_BITS) if field.reads_hours else number_keys(field, numbers)
         found = zip(bins.tolist(), np.isnan(numbers).tolist(), unreadable.tolist(), strict=True)
         return [UNREADABLE if is_text else None if is_nan else key for key, is_nan, is_text in found]
     if field.hash_buckets:
@@ -182,7 +169,7 @@ class FeatureCounts:
             # statistics follow from counts of their sources, and text needs none; an age has to know the newest row
             is_counted = field.num_slots and not isinstance(field, StatisticField)
             shape = (NUM_FOLDS, 2) if field.name in sources else ()
-            self.of_field.append(Counts(*shape) if is_counted or is_age_of_newest(field) else None)
+            self.of_field.append(Counts(*shape) if is_counted or field.reads_hours else None)
         self.first_rows = ""  # a digest, by which a checkpoint knows the table that it is of
         self._warned_of: set[str] = set()
 
@@ -280,7 +267,7 @@ class FeatureCounts:
                 lengths = list(map(len, lists))
                 values, sums = list(itertools.chain.from_iterable(lists)), sums.repeat(lengths)
                 largest = max(lengths, default=largest)
-            elif is_age_of_newest(field):
+            elif field.reads_hours:
                 largest = max((hour for hour in values if hour is not None), default=largest)
             counts.add(_keys(field, values), sums, largest)
         self.num_rows += coded[0].num_rows
