@@ -15,14 +15,7 @@ from typing import Any
 
 def register() -> None:
     """Once per process; a second time changes nothing."""
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModel,
-        AutoModelForPreTraining,
-        AutoModelForSequenceClassification,
-        AutoProcessor,
-    )
+    import transformers as hf
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_flip import FlipConfig
@@ -31,19 +24,18 @@ def register() -> None:
     from .processing_flip import FlipProcessor
     from .serving.pipeline import TASK, ClickThroughRatePipeline
 
-    AutoConfig.register("flip", FlipConfig, exist_ok=True)
+    hf.AutoConfig.register("flip", FlipConfig, exist_ok=True)
     for auto_class, own in (
-        (AutoModel, FlipModel),
-        (AutoModelForPreTraining, FlipForPreTraining),
-        (AutoModelForSequenceClassification, FlipForCTR),
-        (AutoFeatureExtractor, FlipFeatureExtractor),
-        (AutoProcessor, FlipProcessor),
+        (hf.AutoModel, FlipModel),
+        (hf.AutoModelForPreTraining, FlipForPreTraining),
+        (hf.AutoModelForSequenceClassification, FlipForCTR),
+        (hf.AutoFeatureExtractor, FlipFeatureExtractor),
+        (hf.AutoProcessor, FlipProcessor),
     ):
         auto_class.register(FlipConfig, own, exist_ok=True)
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK, ClickThroughRatePipeline, pt_model=AutoModelForSequenceClassification, type="multimodal"
-        )
+        options = {"pt_model": hf.AutoModelForSequenceClassification, "type": "multimodal"}
+        PIPELINE_REGISTRY.register_pipeline(TASK, ClickThroughRatePipeline, **options)
 
 
 class _WhenImported:
