@@ -236,26 +236,22 @@ class FlipConfig(PreTrainedConfig):
     def check_processor(self, processor: Any) -> None:
         """Raises `ValueError` if a processor writes other ids, or another text, than a model of this kind reads."""
         extractor = getattr(processor, "feature_extractor", processor)
+        text_config, tokenizer = self.text_config, getattr(processor, "tokenizer", None)
         problem = ids_problem(extractor, self.fields, self.num_features, self.feature_digests)
-        problem = problem or self._text_problem(processor)
+        if problem is None and text_config is not None and tokenizer is not None:
+            kind, limit, pad_id = text_config.model_type, self.max_text_length, self._position_pad_id
+            remedy = f"take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
+            if len(tokenizer) > text_config.vocab_size:
+                sizes = f"{len(tokenizer)} tokens, the model embeds {text_config.vocab_size}"
+                problem = f"its tokenizer has {sizes}; {remedy}"
+            elif pad_id is not None and tokenizer.pad_token_id not in (None, pad_id):
+                pads = f"{tokenizer.pad_token_id}, and this {kind} knows pads by {pad_id}"
+                problem = f"its tokenizer pads with {pads}; {remedy}"
+            elif limit is not None and processor.max_length > limit:
+                longest = f"max_length={processor.max_length} tokens, this {kind} has positions for {limit}"
+                problem = f"its rows have {longest}; build the processor with max_length={limit} or less"
         if problem is not None:
             raise ValueError(f"the processor does not fit the model: {problem}")
-
-    def _text_problem(self, processor: Any) -> str | None:
-        """Why the text tower cannot read a processor's text."""
-        text_config, tokenizer = self.text_config, getattr(processor, "tokenizer", None)
-        if text_config is None or tokenizer is None:
-            return None
-        kind, limit, pad_id = text_config.model_type, self.max_text_length, self._position_pad_id
-        problem, remedy = None, f"take the tokenizer of {self.text_model_name_or_path or 'the same model'}"
-        if len(tokenizer) > text_config.vocab_size:
-            problem = f"its tokenizer has {len(tokenizer)} tokens, the model embeds {text_config.vocab_size}"
-        elif pad_id is not None and tokenizer.pad_token_id not in (None, pad_id):
-            problem = f"its tokenizer pads with {tokenizer.pad_token_id}, and this {kind} knows pads by {pad_id}"
-        elif limit is not None and processor.max_length > limit:
-            problem = f"its rows have max_length={processor.max_length} tokens, this {kind} has positions for {limit}"
-            remedy = f"build the processor with max_length={limit} or less"
-        return problem and f"{problem}; {remedy}"
 
 
 def _is_within(value: Any, interval: str, default: Any) -> bool:
