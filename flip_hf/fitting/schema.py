@@ -111,8 +111,9 @@ def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None)
         lists = [value for value in values if columns_flip.is_container(value)]
         if any(isinstance(value, Mapping) for value in lists):
             return False, "text", "not one value"
-        scalars: Sequence[Any] = [value for value in values if not columns_flip.is_container(value)]
-        if not lists:
+        if lists:
+            scalars: Sequence[Any] = [value for value in values if not columns_flip.is_container(value)]
+        else:
             scalars = columns_flip.code_scalars(piece, name).values
         has_lists |= bool(lists)
         has_scalars |= any(columns_flip.canonical_value(value) is not None for value in scalars)
