@@ -54,7 +54,7 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
-    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights"]
+    keys_to_ignore_at_inference = ["tabular_logits", "text_logits", "tabular_weights", "hidden_states", "attentions"]
 
     # in order, `name`, `kind` (as the extractor names it), `num_slots` (columns of `feature_ids`: none for text
     # alone), `pooling` of a multivalued field, `hash_buckets` of a hashed one

@@ -29,18 +29,23 @@ from .text_tower_flip import build_text_model, is_causal
 
 @dataclass
 class FlipModelOutput(ModelOutput):
-    """What the towers give, those that the model has."""
+    """What the towers give, those that the model has. Hidden states and attentions are the language model's."""
 
     tabular_vector: torch.FloatTensor | None = None  # v (B, d_v), the ID tower before its logit layer
     tabular_logits: torch.FloatTensor | None = None  # (B,), of the ID tower, where it has logit layers
     text_hidden_states: torch.FloatTensor | None = None  # W (B, T, d_w), one state per token
     text_vector: torch.FloatTensor | None = None  # (B, d_w), pooled W
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
 class FlipForPreTrainingOutput(ModelOutput):
-    """Scalars; losses are in nats. Counts and accuracies come with `model.eval()` only; an accuracy is a share of its
-    count."""
+    """
+    Scalars; losses are in nats. Counts and accuracies come with `model.eval()` only; an accuracy is a share of its
+    count. Hidden states and attentions are the language model's, of the texts that were read: the clean ones and then
+    the masked ones, unless the losses need one of the two alone.
+    """
 
     loss: torch.FloatTensor | None = None  # weighted sum of the three that have a weight
     mlm_loss: torch.FloatTensor | None = None  # cross-entropy per masked token
@@ -52,6 +57,8 @@ class FlipForPreTrainingOutput(ModelOutput):
     mtm_accuracy: torch.FloatTensor | None = None  # masked fields that outscore their K noise features, repeats aside
     mtm_field_accuracy: torch.FloatTensor | None = None  # masked fields that outscore the field's whole vocabulary
     icl_recall: torch.FloatTensor | None = None  # rows whose text scores highest with their ids (recall@1)
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -65,6 +72,8 @@ class FlipForCTROutput(ModelOutput):
     tabular_logits: torch.FloatTensor | None = None
     text_logits: torch.FloatTensor | None = None
     tabular_weights: torch.FloatTensor | None = None  # `None` with `fusion="stack"`
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -124,15 +133,28 @@ class FlipModel(FlipPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`(B, T)` twice -> states W `(B, T, d_w)`, pooled `(B, d_w)`."""
-        states = self.read_text(input_ids, attention_mask)
+        states = self.read_text(input_ids, attention_mask)[0]
         return states, self.pool_text(states, attention_mask)
 
-    def read_text(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> torch.Tensor:
-        """`(B, T)` twice -> W `(B, T, d_w)`."""
+    def read_text(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """`(B, T)` twice -> W `(B, T, d_w)`, and hidden states and attentions if asked for here or by `config`."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._counts_positions:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        return self.text(**inputs).last_hidden_state.to(self.state_dtype.dtype)
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        output = self.text(**inputs, **{name: True for name, value in asked.items() if value})
+        hidden_states, attentions = output.get("hidden_states"), output.get("attentions")
+        if asked["output_attentions"] and (not attentions or attentions[0] is None):
+            keeps_none = f"the attention implementation {self.text.config._attn_implementation!r} keeps no attentions"
+            raise ValueError(f'output_attentions: {keeps_none}: model.text_tower.set_attn_implementation("eager")')
+        return output.last_hidden_state.to(self.state_dtype.dtype), hidden_states, attentions
 
     def pool_text(self, states: torch.Tensor, attention_mask: torch.LongTensor) -> torch.Tensor:
         """W `(B, T, d_w)` -> `(B, d_w)`, by `config.text_pooling`."""
@@ -153,12 +175,16 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipModelOutput:
         """
         Args:
             feature_ids (`torch.LongTensor` of shape `(batch_size, num_slots)`): read by the ID tower.
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`): read by the text tower.
             token_field_ids, labels: not read; a processor's output can be passed whole.
+            output_hidden_states, output_attentions (`bool`, *optional*): those of the language model as well (which
+                for attentions needs the attention implementation `"eager"`); default: as `config` says.
             return_dict (`bool`, *optional*): `False` for a tuple of what is not `None`; default: as `config` says.
         """
         output = FlipModelOutput()
@@ -171,7 +197,11 @@ class FlipModel(FlipPreTrainedModel):
                 raise ValueError('the text tower needs input_ids: take return_text=True, or mode="tabular"')
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            output.text_hidden_states, output.text_vector = self.encode_text(input_ids, attention_mask)
+            states, hidden_states, attentions = self.read_text(
+                input_ids, attention_mask, output_hidden_states, output_attentions
+            )
+            output.text_hidden_states, output.text_vector = states, self.pool_text(states, attention_mask)
+            output.hidden_states, output.attentions = hidden_states, attentions
         return output
 
 
@@ -268,6 +298,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         num_micro_batches: int = 1,
         chunk_size: int | None = None,
         return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForPreTrainingOutput:
         """
         Args:
@@ -284,7 +316,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 of a step hold.
             chunk_size (`int`, *optional*): rows in memory at a time, as `flip_hf/training/gradient_cache.py` has it.
             return_loss (`bool`): always true; evaluation learns from it that no labels are needed.
-            return_dict: as [`FlipModel.forward`].
+            output_hidden_states, output_attentions, return_dict: as [`FlipModel.forward`].
         """
         batch = (input_ids, attention_mask, feature_ids, masked_input_ids, masked_feature_ids)
         if any(x is None for x in batch):
@@ -309,7 +341,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
         clean_text = not one_text and (has_icl or (has_mtm and not config.hide_target_in_text))
         masked_text = one_text or has_mlm or (has_mtm and config.hide_target_in_text)
         texts = [input_ids] * clean_text + [masked_input_ids] * masked_text
-        states = self.flip.read_text(torch.cat(texts), attention_mask.repeat(len(texts), 1))
+        states, found["hidden_states"], found["attentions"] = self.flip.read_text(
+            torch.cat(texts), attention_mask.repeat(len(texts), 1), output_hidden_states, output_attentions
+        )
         states, masked_states = states[:size], states[-size:]  # (B, T, d_w) each
         rows = [feature_ids] * (has_mlm or has_icl) + [masked_feature_ids] * has_mtm
         vectors, _ = self.flip.tabular(torch.cat(rows))
@@ -436,6 +470,8 @@ class FlipForCTR(FlipPreTrainedModel):
         token_field_ids: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FlipForCTROutput:
         """
         Args:
@@ -444,12 +480,19 @@ class FlipForCTR(FlipPreTrainedModel):
             token_field_ids: not read; a processor's output can be passed whole.
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 clicked, 0 not.
             num_items_in_batch (*optional*): what the summed loss is divided by, instead of the batch size.
-            return_dict: as [`FlipModel.forward`].
+            output_hidden_states, output_attentions, return_dict: as [`FlipModel.forward`].
         """
         config, mode = self.config, self.config.mode
         if self.training and config.newly_initialized and torch.is_grad_enabled():
             config.newly_initialized = None  # from the first training step on
-        towers = self.flip(feature_ids, input_ids, attention_mask, return_dict=True)
+        towers = self.flip(
+            feature_ids=feature_ids,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
         tabular_logits = towers.tabular_logits
         logits, text_logits, weights = self.combine(towers.tabular_vector, tabular_logits, towers.text_vector)
 
@@ -468,7 +511,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 total = total + len(labels) * config.l2_coefficient * self.flip.tabular.sum_of_squares()
             loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         parts = (tabular_logits, text_logits, weights) if mode == "joint" else (None, None, None)
-        return FlipForCTROutput(loss, logits, *parts)
+        return FlipForCTROutput(loss, logits, *parts, towers.hidden_states, towers.attentions)
 
 
 # a saved folder carries the code that reads it, for whoever has no flip_hf (trust_remote_code=True)

@@ -277,10 +277,11 @@ def test_l2_is_a_sum_over_the_tables_in_training_and_micro_batches_sum_to_the_wh
 
 
 @pytest.mark.parametrize("kind", ["stage1", "towers", *MODES])
-def test_outputs_are_tuples_on_demand(kind, stage_1, ctr, batch, masked_batch):
+def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(kind, stage_1, ctr, batch, masked_batch):
     given = masked_batch if kind == "stage1" else batch
     model = (stage_1() if kind == "stage1" else stage_1().flip if kind == "towers" else ctr(kind)).eval()
     plain = model(**given)
+    assert "hidden_states" not in plain and "attentions" not in plain
     as_tuple = model(**given, return_dict=False)
     assert type(as_tuple) is tuple
     torch.testing.assert_close(as_tuple, tuple(plain.values()), rtol=0, atol=0)
@@ -288,6 +289,24 @@ def test_outputs_are_tuples_on_demand(kind, stage_1, ctr, batch, masked_batch):
         assert torch.equal(as_tuple[0], plain.loss)
     model.config.return_dict = False
     assert type(model(**given)) is tuple
+    model.config.return_dict = True
+    if kind == "tabular":  # which reads no text
+        assert "hidden_states" not in model(**given, output_hidden_states=True, output_attentions=True)
+        return
+    with pytest.raises(ValueError, match="'sdpa' keeps no attentions.*set_attn_implementation"):
+        model(**given, output_attentions=True)
+    model.text_tower.set_attn_implementation("eager")
+    output = model(**given, output_hidden_states=True, output_attentions=True)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    if kind == "stage1":
+        ids, mask = torch.cat([ids, given["masked_input_ids"]]), mask.repeat(2, 1)
+    expected = model.text_tower(ids, mask, output_hidden_states=True, output_attentions=True)
+    for name, length in (("hidden_states", 3), ("attentions", 2)):
+        assert len(output[name]) == length
+        torch.testing.assert_close(output[name], expected[name], rtol=0, atol=0)
+    assert list(output) == [name for name in type(output).__dataclass_fields__ if name in output]
+    model.config.output_hidden_states = True
+    assert len(model(**given).hidden_states) == 3
 
 
 @pytest.mark.parametrize("stage", [1, 2])
