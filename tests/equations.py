@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equations of papers on lists of numbers, one row at a time, sharing no code with what is compared."""
 
-import itertools
 import math
 
 import torch
@@ -22,10 +21,6 @@ def with_random_weights(module: torch.nn.Module) -> torch.nn.Module:
 def assert_equal(actual: torch.Tensor, rows: list) -> None:
     expected = torch.tensor(rows, dtype=torch.float64)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def pairs(num_fields: int) -> list[tuple[int, int]]:
-    return list(itertools.combinations(range(num_fields), 2))
 
 
 def flat(lists) -> list[float]:
@@ -62,18 +57,6 @@ def dnn(layers, vector) -> list[float]:
         if isinstance(layer, torch.nn.Linear):
             vector = relu(affine(layer.weight, vector, layer.bias))
     return vector
-
-
-def kernel_products(kernels, fields) -> list[float]:
-    """PNN: e_i^T W_ij e_j of each pair."""
-    return [dot(affine(w.T, fields[i]), fields[j]) for w, (i, j) in zip(kernels, pairs(len(fields)), strict=True)]
-
-
-def attentional_pooling(layer, fields) -> list[float]:
-    """AFM, eq. 4 to 6."""
-    products = [product(fields[i], fields[j]) for i, j in pairs(len(fields))]
-    weights = softmax([dot(layer.query, relu(affine(layer.weight, p, layer.bias))) for p in products])
-    return [dot(weights, column) for column in zip(*products, strict=True)]
 
 
 def powers(layer, fields) -> list[float]:

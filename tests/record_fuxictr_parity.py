@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records what fuxictr's own layers make of given weights: tests/fixtures/fuxictr_parity.json, numbers only, which
-tests/test_fuxictr_parity.py compares the ID towers with. fuxictr brings ray and polars, hundreds of megabytes that no
+tests/test_parity.py compares the ID towers with. fuxictr brings ray and polars, hundreds of megabytes that no
 other test needs, so this runs in an environment of its own, and again only when a case is added:
 
     python -m venv fuxictr-venv
@@ -76,29 +76,28 @@ def dnn(input_dim: int, output_dim: int | None = 1, units: list[int] = UNITS) ->
     return layers.MLP_Block(input_dim=input_dim, hidden_units=units, output_dim=output_dim)
 
 
-def beside_dnn(name: str):
-    """A cross network (of the flat row) beside a DNN, then a linear layer of both."""
+def of(*names: str):
+    """Parts, one after another, of the embeddings, flat where a DNN or a cross network reads them."""
 
-    def join(parts, embeddings, ids):
-        flat = embeddings.flatten(1)
-        return parts["fc"](torch.cat([parts[name](flat), parts["dnn"](flat)], dim=1))
+    def values(parts, embeddings, ids):
+        for name in names:
+            embeddings = parts[name](embeddings.flatten(1) if name in ("dnn", "cross", "fc") else embeddings)
+        return embeddings
 
-    return join
+    return values
 
 
-def fibinet(bilinear: type[nn.Module], bilinear_type: str, activation: str = "ReLU") -> Model:
-    def join(parts, embeddings, ids):
-        products = [parts["bilinear1"](embeddings), parts["bilinear2"](parts["senet"](embeddings))]
-        return parts["dnn"](torch.cat(products, dim=1).flatten(1))
+def fm(parts, embeddings, ids):
+    return parts["fm"](ids, embeddings)
 
-    return Model(
-        join,
-        first_order=True,
-        senet=layers.SqueezeExcitation(len(FIELDS), 2, activation),
-        bilinear1=bilinear(len(FIELDS), SIZE, bilinear_type),
-        bilinear2=bilinear(len(FIELDS), SIZE, bilinear_type),
-        dnn=dnn(2 * PAIRS * SIZE),
-    )
+
+def added(*terms):
+    return lambda *given: sum(term(*given) for term in terms)
+
+
+def joined(name: str, *terms):
+    """One part of all terms beside one another."""
+    return lambda parts, *given: parts[name](torch.cat([term(parts, *given).flatten(1) for term in terms], dim=1))
 
 
 def finalmlp(context_1: list[str], context_2: list[str], num_heads: int) -> Model:
@@ -106,70 +105,40 @@ def finalmlp(context_1: list[str], context_2: list[str], num_heads: int) -> Mode
         first, second = parts["gates"](ids, embeddings.flatten(1))
         return parts["fusion"](parts["mlp1"](first), parts["mlp2"](second))
 
-    return Model(
-        join,
-        gates=FeatureSelection(feature_map(), FLAT, SIZE, [3], context_1, context_2),
-        mlp1=dnn(FLAT, None, [6, 4]),
-        mlp2=dnn(FLAT, None, [2]),
-        fusion=InteractionAggregation(4, 2, num_heads=num_heads),
-    )
+    gates = FeatureSelection(feature_map(), FLAT, SIZE, [3], context_1, context_2)
+    streams = {"mlp1": dnn(FLAT, None, [6, 4]), "mlp2": dnn(FLAT, None, [2])}
+    return Model(join, gates=gates, **streams, fusion=InteractionAggregation(4, 2, num_heads=num_heads))
 
 
-def fm_and_dnn(parts, embeddings, ids):
-    return parts["fm"](ids, embeddings) + parts["dnn"](embeddings.flatten(1))
-
-
-def attention_beside_dnn(parts, embeddings, ids):
-    attended = parts["second"](parts["first"](embeddings)).flatten(1)
-    return parts["fc"](attended) + parts["dnn"](embeddings.flatten(1))
-
-
-def products_into_dnn(parts, embeddings, ids):
-    return parts["dnn"](torch.cat([embeddings.flatten(1), parts["products"](embeddings)], dim=1))
+def fibinet(bilinear_type: str, activation: str = "ReLU") -> Model:
+    senet = layers.SqueezeExcitation(len(FIELDS), 2, activation)
+    products = {f"bilinear{k}": layers.BilinearInteractionV2(len(FIELDS), SIZE, bilinear_type) for k in (1, 2)}
+    join = joined("dnn", of("bilinear1"), of("senet", "bilinear2"))
+    return Model(join, first_order=True, senet=senet, **products, dnn=dnn(2 * PAIRS * SIZE))
 
 
 def cases() -> dict[str, Model]:
+    machine, cin = layers.FactorizationMachine(feature_map()), layers.CompressedInteractionNet(len(FIELDS), [3, 2])
+    inner = layers.InnerProductInteraction(len(FIELDS), output="inner_product")
+    attention = {"first": SelfAttention(2), "second": SelfAttention(2), "fc": nn.Linear(FLAT, 1)}
+    attended = added(of("first", "second", "fc"), of("dnn"))
     made = {
         "lr": Model(lambda parts, embeddings, ids: parts["lr"](ids), lr=layers.LogisticRegression(feature_map())),
-        "fm": Model(
-            lambda parts, embeddings, ids: parts["fm"](ids, embeddings), fm=layers.FactorizationMachine(feature_map())
-        ),
-        "wide_deep": Model(
-            lambda parts, embeddings, ids: parts["dnn"](embeddings.flatten(1)), first_order=True, dnn=dnn(FLAT)
-        ),
-        "deepfm": Model(fm_and_dnn, fm=layers.FactorizationMachine(feature_map()), dnn=dnn(FLAT)),
-        "xdeepfm": Model(
-            lambda parts, embeddings, ids: parts["cin"](embeddings) + parts["dnn"](embeddings.flatten(1)),
-            first_order=True,
-            cin=layers.CompressedInteractionNet(len(FIELDS), [3, 2]),
-            dnn=dnn(FLAT),
-        ),
-        "pnn": Model(
-            products_into_dnn,
-            products=layers.InnerProductInteraction(len(FIELDS), output="inner_product"),
-            dnn=dnn(FLAT + PAIRS),
-        ),
-        "autoint": Model(
-            attention_beside_dnn,
-            first_order=True,
-            first=SelfAttention(2),
-            second=SelfAttention(2),
-            fc=nn.Linear(FLAT, 1),
-            dnn=dnn(FLAT),
-        ),
+        "fm": Model(fm, fm=layers.FactorizationMachine(feature_map())),
+        "wide_deep": Model(of("dnn"), first_order=True, dnn=dnn(FLAT)),
+        "deepfm": Model(added(fm, of("dnn")), fm=machine, dnn=dnn(FLAT)),
+        "xdeepfm": Model(added(of("cin"), of("dnn")), first_order=True, cin=cin, dnn=dnn(FLAT)),
+        "pnn": Model(joined("dnn", of(), of("products")), products=inner, dnn=dnn(FLAT + PAIRS)),
+        "autoint": Model(attended, first_order=True, **attention, dnn=dnn(FLAT)),
     }
-    crosses = {
-        "dcn": layers.CrossNet(FLAT, 3),
-        "dcnv2": layers.CrossNetV2(FLAT, 2),
-        "dcnv2_mixture": layers.CrossNetMix(FLAT, layer_num=2, low_rank=3, num_experts=2),
-    }
+    crosses = {"dcn": layers.CrossNet(FLAT, 3), "dcnv2": layers.CrossNetV2(FLAT, 2)}
+    crosses["dcnv2_mixture"] = layers.CrossNetMix(FLAT, layer_num=2, low_rank=3, num_experts=2)
     for name, cross in crosses.items():
         fc = nn.Linear(FLAT + UNITS[-1], 1)
-        made[name] = Model(beside_dnn("cross"), cross=cross, dnn=dnn(FLAT, None), fc=fc)
+        made[name] = Model(joined("fc", of("cross"), of("dnn")), cross=cross, dnn=dnn(FLAT, None), fc=fc)
     for bilinear_type in ("field_all", "field_each", "field_interaction"):
-        made[f"fibinet_{bilinear_type}"] = fibinet(layers.BilinearInteractionV2, bilinear_type)
-        made[f"fibinet_{bilinear_type}_by_pairs"] = fibinet(layers.BilinearInteraction, bilinear_type)
-    made["fibinet_sigmoid"] = fibinet(layers.BilinearInteractionV2, "field_all", "Sigmoid")
+        made[f"fibinet_{bilinear_type}"] = fibinet(bilinear_type)
+    made["fibinet_sigmoid"] = fibinet("field_all", "Sigmoid")
     made["finalmlp"] = finalmlp([], [], 1)
     made["finalmlp_context"] = finalmlp(["user", "city"], ["item"], 2)
     return made

@@ -117,17 +117,7 @@ def test_missing_unseen_and_truncated_fields_are_not_chosen(processor):
         assert masked_fields(collator([row]), [row]) == ([in_text], [in_ids])
 
 
-def test_a_seed_masks_the_same_batch_the_same_way_and_another_one_otherwise(processor, rows):
-    collator = DataCollatorForFlipPreTraining(processor, seed=3)
-    first, second = collator(rows), collator(rows)
-    assert torch.equal(first["masked_input_ids"], second["masked_input_ids"])
-    other = DataCollatorForFlipPreTraining(processor, seed=4)(rows)
-    assert not torch.equal(first["masked_input_ids"], other["masked_input_ids"])
-    free = DataCollatorForFlipPreTraining(processor)
-    assert not torch.equal(free(rows)["masked_input_ids"], free(rows)["masked_input_ids"])
-
-
-def test_a_tokenizer_without_mask_token_is_refused_with_the_remedy(processor, rows):
+def test_a_tokenizer_without_mask_or_pad_token_an_empty_batch_and_an_unknown_mode_are_refused(processor, rows):
     tokenizer = deepcopy(processor.tokenizer)
     tokenizer.mask_token = None
     bare = FlipProcessor(processor.feature_extractor, tokenizer, max_length=64)
@@ -141,6 +131,10 @@ def test_a_tokenizer_without_mask_token_is_refused_with_the_remedy(processor, ro
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="has no pad token"):
         DataCollatorForFlipCTR(bare)(rows)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        DataCollatorForFlipCTR(processor)([])
+    with pytest.raises(ValueError, match="mode='id' is not one of"):
+        DataCollatorForFlipCTR(processor, mode="id")
 
 
 def test_in_one_pass_no_field_is_asked_of_a_text_that_hides_any_of_it(processor, rows):
@@ -176,15 +170,19 @@ def test_token_masks_hide_a_share_of_the_value_tokens_whatever_they_spell(proces
     np.testing.assert_allclose(hidden.mean(0)[is_value], share, atol=5 * (share * (1 - share) / 1000) ** 0.5)
 
 
-def test_a_curriculum_moves_the_ratios_in_equal_steps_and_fixed_masks_are_those_of_the_end(processor, rows):
+def test_a_curriculum_moves_the_ratios_in_equal_steps_and_a_seed_fixes_the_masks_of_its_end(processor, rows):
     settings = {"text_mask_ratio": 0.2, "final_text_mask_ratio": 1.0, "feature_mask_ratio": 0.8}
     collator = DataCollatorForFlipPreTraining(processor, **settings, final_feature_mask_ratio=0.2)
     for progress, in_text, in_ids in ((0.0, 1, 4), (0.5, 3, 2), (1.0, 5, 1), (7.0, 5, 1)):
         collator.set_progress(progress)
         text, ids = masked_fields(collator(rows), rows)
         assert {len(fields) for fields in text} == {in_text} and {len(fields) for fields in ids} == {in_ids}
-    text, ids = masked_fields(DataCollatorForFlipPreTraining(processor, **settings, seed=0)(rows), rows)
+    fixed, other = (DataCollatorForFlipPreTraining(processor, **settings, seed=seed) for seed in (0, 1))
+    text, ids = masked_fields(fixed(rows), rows)
     assert {len(fields) for fields in text} == {5} and {len(fields) for fields in ids} == {4}
+    assert masked_fields(fixed(rows), rows)[1] == ids != masked_fields(other(rows), rows)[1]
+    free = DataCollatorForFlipPreTraining(processor, **settings)
+    assert masked_fields(free(rows), rows)[1] != masked_fields(free(rows), rows)[1]
 
 
 @pytest.mark.parametrize("level", ["field", "token"])
@@ -226,28 +224,18 @@ def test_masks_are_those_of_the_configuration_and_none_for_a_loss_without_weight
     assert DataCollatorForFlipPreTraining.from_config(processor, config).ratios() == (0.15, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_masks_that_contradict_one_another_are_refused_by_collator_and_configuration(processor):
+    for settings, message in (
         ({"text_mask_level": "word"}, "text_mask_level='word' is not one of field, token"),
         ({"text_mask_level": "token", "share_field_masks": True}, "hides no whole fields"),
         ({"text_mask_level": "token", "hide_target_in_text": True}, "hides no whole fields"),
         ({"text_passes": 1, "share_field_masks": True}, "nothing would be asked"),
         ({"final_feature_mask_ratio": 1.5}, r"final_feature_mask_ratio=1.5 is not in"),
-    ],
-)
-def test_masks_that_contradict_one_another_are_refused_by_collator_and_configuration(processor, settings, message):
-    with pytest.raises(ValueError, match=message):
-        DataCollatorForFlipPreTraining(processor, **settings)
-    with pytest.raises(ValueError, match=message):
-        FlipConfig.from_processor(processor, **settings)
-
-
-def test_empty_batches_and_unknown_modes_are_refused(processor):
-    with pytest.raises(ValueError, match="the batch is empty"):
-        DataCollatorForFlipCTR(processor)([])
-    with pytest.raises(ValueError, match="mode='id' is not one of"):
-        DataCollatorForFlipCTR(processor, mode="id")
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataCollatorForFlipPreTraining(processor, **settings)
+        with pytest.raises(ValueError, match=message):
+            FlipConfig.from_processor(processor, **settings)
 
 
 KINDS = {

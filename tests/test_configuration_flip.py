@@ -63,19 +63,17 @@ def test_what_is_outside_of_a_range_is_refused_by_name_also_in_a_folder(tmp_path
             FlipConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_contradict_one_another_are_refused():
+    for settings, message in (
         ({"mlm_weight": 0, "mtm_weight": 0, "icl_weight": 0.0}, "mlm_weight, mtm_weight and icl_weight are all 0"),
         ({"text_passes": 3}, "text_passes=3 is not one of 1, 2"),
         ({"fusion": "sum"}, "fusion='sum' is not one of alpha, gate, stack"),
         ({"mlm_transform_config": {"size": 3}}, "mlm_transform_config has 'size', which is not one of"),
         ({"fields": [{"name": "a"}], "num_features": 3}, "num_features=3 is too small: 1 fields reserve 4"),
-    ],
-)
-def test_settings_that_contradict_one_another_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        FlipConfig(**settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            FlipConfig(**settings)
+    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})
 
 
 def test_a_click_model_has_one_label_also_in_old_folders_and_fields_keep_their_order(processor, tmp_path):

@@ -84,15 +84,22 @@ if __name__ == "__main__":
 """
 
 
-def test_what_was_made_of_a_split_is_found_again_by_the_next_process(table, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("process", ["this", pytest.param("the next", marks=pytest.mark.slow)])
+def test_what_was_made_of_a_split_is_found_again(process, table, tmp_path, monkeypatch, capfd):
     rows = "".join(f"{'u' * (1 + k % 7)},{100 - k // 2},{k % 2}\n" for k in range(30))
     table.write_text("user,timestamp,label\n" + rows)
     (tmp_path / "mapper.py").write_text(MAPPER)
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mapper", None)
     importlib.import_module("mapper").run(table, tmp_path)
     first = capfd.readouterr()
     made = first.out.splitlines()
     assert first.err.count("computed") == 2 and len(made) == len(set(made)) == 5
+    if process == "this":
+        sys.modules["mapper"].run(table, tmp_path)
+        second = capfd.readouterr()
+        assert second.out == first.out and "computed" not in second.err
+        return
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
     command = [sys.executable, tmp_path / "mapper.py", table, tmp_path]

@@ -3,7 +3,6 @@
 
 import datetime
 import decimal
-import json
 import math
 
 import numpy as np
@@ -64,22 +63,6 @@ def test_wrong_options_are_named_with_the_field_and_the_remedy():
             expand_field("x", spec)
 
 
-def test_json_gives_back_the_same_fields():
-    fields = [
-        kinds.CategoricalField(name="b", view="tabular", min_frequency=2, vocabulary_size=9),
-        kinds.CategoricalField(name="c", hash_buckets=7, column="raw", type="integer", classes=["x", "y"]), numeric(),
-        numeric(edges=[1, 2.5], text_format=",.2f"), numeric(bucketing="log", view="text"),
-        lists(separator="|", max_values=3, pooling="attention", joiner=" & "),
-        kinds.DatePartField(name="d_hour", column="d", part="hour", format="%y%m%d%H"),
-        kinds.AgeField(name="d_age", column="d", reference="shown"),
-        kinds.StatisticField(name="a_mean", column="a", source="a", statistic="label_mean", smoothing=5.0),
-    ]  # fmt: skip
-    for field in fields:
-        assert kinds.field_from_dict(json.loads(json.dumps(field.to_dict()))) == field
-    assert numeric().to_dict() == {"name": "price", "kind": "numeric", "num_slots": 1, "view": "joint"}
-    assert lists(max_values=3).to_dict()["num_slots"] == 3 and lists(view="text").num_slots == 0
-
-
 def test_one_column_becomes_several_fields():
     of_statistics = {"statistics": ["frequency", "label_mean"], "smoothing": 5.0, "num_buckets": 8}
     fields, statistics = expand_field("user", {"type": "integer", "min_frequency": 2, **of_statistics})
@@ -91,26 +74,6 @@ def test_one_column_becomes_several_fields():
     common = {"column": "when", "view": "tabular"}
     parts = [kinds.DatePartField(name=f"when_{part}", part=part, **common) for part in ("hour", "weekday")]
     assert (fields, statistics) == ([*parts, kinds.AgeField(name="when_age", reference="shown", **common)], [])
-
-
-def test_the_text_says_a_number_in_one_way_however_it_is_held_or_in_the_format_one_asks_for():
-    texts = {
-        " 1,234.50 ": "1234.5", "007": "7", 3: "3", 3.5: "3.5", True: "1", 0.1 + 0.2: "0.3", -0.0: "0", b"12": "12",
-        10**400: "infinity", None: None, "-": None, math.nan: None, "$3": "$3", "x\ud800": "x?",
-        decimal.Decimal("2.50"): "2.5",
-    }  # fmt: skip
-    assert {value: said(numeric(), value) for value in texts} == texts
-    texts = {"1,234.5": "1,234.50", 1234.5: "1,234.50", -0.0: "0.00", "$3": "$3", None: None}
-    assert {value: said(numeric(text_format=",.2f"), value) for value in texts} == texts
-
-
-def test_numbers_of_distinct_values():
-    column = numeric().code([[decimal.Decimal("1.5"), decimal.Decimal(2)]])
-    assert column.values == [1.5, 2.0] and {type(value) for value in column.values} == {float}
-    numbers, unreadable = numeric().numbers(numeric().read(["1,5", None, 3, "4", math.inf]))
-    np.testing.assert_array_equal(numbers, [math.nan, math.nan, 3.0, 4.0, math.inf])
-    assert unreadable.tolist() == [True, False, False, False, False]
-    assert numeric().numbers([])[0].shape == (0,)
 
 
 def rows_of(field, column) -> list[tuple]:
@@ -128,9 +91,6 @@ def test_lists_in_all_their_forms():
         pa.chunked_array([[["b", "a"]], [["1", "True", "1"], [], None, ["x", None], ["c"]]]),
     ):
         assert rows_of(lists(), column) == [("b", "a"), ("1", "True", "1"), (), (), ("x",), ("c",)]
-
-
-def test_strings_with_a_separator_and_matrices_are_lists():
     strings = ["b|a", " b | a|", "", None, "||"]
     for column in (strings, pa.array(strings)):
         assert rows_of(lists(separator="|"), column) == [("b", "a"), ("b", "a"), (), (), ()]
@@ -160,6 +120,10 @@ def test_lists_in_lists_dicts_and_what_is_no_date_are_named():
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             field.code([[value]])
+    matrices = Features(x=Array2D((1, 2), "int32"), y=Value("string"))
+    for column, features, message in (({"a": 1}, None, "a dict in row 0"), ([[1, 2]], matrices, "a list")):
+        with pytest.raises(TypeError, match=f"field 'x' holds {message}"):
+            FlipFeatureExtractor.fit(Dataset.from_dict({"x": [column], "y": ["b"]}, features=features))
 
 
 def test_parts_of_a_date():
@@ -230,13 +194,6 @@ def test_a_class_is_one_value_by_its_number_and_by_its_name_and_a_label_stays_a_
     assert processor.render(dataset[:1]) == ["genre is drama. tags is x, y."]
 
 
-def test_dicts_and_matrices_of_a_data_set_are_refused_by_name():
-    matrices = Features(x=Array2D((1, 2), "int32"), y=Value("string"))
-    for column, features, message in (({"a": 1}, None, "a dict in row 0"), ([[1, 2]], matrices, "a list")):
-        with pytest.raises(TypeError, match=f"field 'x' holds {message}"):
-            FlipFeatureExtractor.fit(Dataset.from_dict({"x": [column], "y": ["b"]}, features=features))
-
-
 def test_types_of_columns_without_a_schema():
     for column, is_list, value_type in (
         ([1, 2, None], False, "integer"), ([None, math.nan], False, "text"), ([0.5, pd.NA], False, "number"),
@@ -255,4 +212,3 @@ def test_the_first_rows_decide_in_however_many_pieces_they_come(monkeypatch):
     monkeypatch.setattr("flip_hf.fitting.schema.BATCH_SIZE", 3)
     for pieces in ([["1", "2", "3", "x"]], [["1"], ["2", "3"], ["x"]], [["1", "2"], ["3", "x"]]):
         assert infer_column(pieces, "x") == (False, "integer", "whole numbers")
-    assert infer_column([["1|2", "3"]], "x", separator="|") == (False, "integer", "whole numbers")

@@ -54,19 +54,16 @@ def test_one_class_gives_nan_and_a_warning_that_names_it():
     assert math.isnan(metrics["auc"]) and math.isnan(metrics["ne"]) and math.isfinite(metrics["logloss"])
 
 
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
-    [
+def test_bad_input_is_named():
+    for labels, probabilities, message in (
         ([], [], "0 labels, 0 probabilities: pass one of each for every row, and some rows"),
         ([0, 1], [0.5], "2 labels, 1 probabilities"),
         ([0, 2], [0.5, 0.5], "labels: 2 in row 1 is neither 0 nor 1"),
         ([0, 1], [0.5, 1.5], r"probabilities: 1.5 in row 1 is outside \[0, 1\]: logits have to go through"),
         ([0, 1], [np.nan, 0.5], "probabilities: nan in row 0"),
-    ],
-)
-def test_bad_input_is_named(labels, probabilities, message):
-    with pytest.raises(ValueError, match=message):
-        compute_ctr_metrics(labels, probabilities)
+    ):
+        with pytest.raises(ValueError, match=message):
+            compute_ctr_metrics(labels, probabilities)
 
 
 def test_bootstrap_differences_are_paired_and_intervals_hold_the_value():
@@ -94,18 +91,15 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
         np.testing.assert_allclose(astuple(interval), astuple(expected[name]), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("labels", "options", "message"),
-    [
+def test_bootstrap_names_bad_input():
+    for labels, options, message in (
         ([], {}, "0 predictions of 'a' for 0 labels"),
         ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
         ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
         ([1, 1], {}, "none of 1000 resamples has both classes"),
-    ],
-)
-def test_bootstrap_names_bad_input(labels, options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_intervals(labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_intervals(labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
 
 
 @pytest.mark.slow

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole ID towers: vector and logit against the formulas of papers, in float64, where no peer's numbers are compared
-(test_parity.py, test_fuxictr_parity.py); sizes, gradients, types, how weights start, and what is refused.
+(test_parity.py); sizes, gradients, types, how weights start, and what is refused.
 
 Folders, for every tower: test_every_tower.py.
 """
-
-import math
 
 import equations as eq
 import pytest
@@ -79,13 +77,8 @@ def make_ids(num_rows: int = 16, num_fields: int = F, num_features: int = NUM_FE
 def formula(tower: str, backbone, fields: list[list[float]]) -> list[float] | None:
     """v of one row; `None` where a peer's numbers are compared elsewhere."""
     row = eq.flat(fields)
-    if tower == "afm":
-        return eq.attentional_pooling(backbone.attention, fields)
     if tower == "afn":
         return eq.dnn(backbone.dnn, eq.powers(backbone.logarithmic, fields))
-    if tower == "pnn both":
-        inner = [eq.dot(fields[i], fields[j]) for i, j in eq.pairs(len(fields))]
-        return eq.dnn(backbone.dnn, row + inner + eq.kernel_products(backbone.products[1].kernel, fields))
     if tower == "finalmlp ungated":
         first, second = eq.dnn(backbone.mlp1, row), eq.dnn(backbone.mlp2, row)
         weight = backbone.fusion.weight[0]
@@ -108,36 +101,36 @@ def formula(tower: str, backbone, fields: list[list[float]]) -> list[float] | No
     return None
 
 
-@pytest.mark.parametrize("use_first_order", [True, False])
 @every_tower
-def test_vector_and_logit_equal_the_papers_equations(tower, use_first_order):
-    model = eq.with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
-    ids = make_ids()
-    vector, logit = model(ids)
-    assert vector.shape == (len(ids), TOWERS[tower][1]) and model.hidden_size == TOWERS[tower][1]
-    if model.embeddings is not None:
-        vectors = [formula(tower, model.backbone, model.embeddings.weight[row].tolist()) for row in ids]
-        if vectors[0] is not None:
-            eq.assert_equal(vector, vectors)
-    logits = vector.sum(1) if tower in ("lr", "fm") else vector @ model.logit.weight[0]
-    if use_first_order and tower not in ("lr", "deepfm"):  # which have it in their vector
-        logits = logits + model.first_order.weight[ids, 0].sum(1)
-    torch.testing.assert_close(logit, logits + model.logit.bias)
-    assert model(ids[:0]).vector.shape == (0, TOWERS[tower][1])
+def test_vector_and_logit_equal_the_papers_equations(tower):
+    ids, size = make_ids(), TOWERS[tower][1]
+    for use_first_order in (True, False):
+        model = eq.with_random_weights(make_model(tower, use_first_order=use_first_order).eval())
+        vector, logit = model(ids)
+        assert vector.shape == (len(ids), size) and model(ids[:0]).vector.shape == (0, size) == (0, model.hidden_size)
+        if model.embeddings is not None:
+            vectors = [formula(tower, model.backbone, model.embeddings.weight[row].tolist()) for row in ids]
+            if vectors[0] is not None:
+                eq.assert_equal(vector, vectors)
+        logits = vector.sum(1) if tower in ("lr", "fm") else vector @ model.logit.weight[0]
+        if use_first_order and tower not in ("lr", "deepfm"):  # which have it in their vector
+            logits = logits + model.first_order.weight[ids, 0].sum(1)
+        torch.testing.assert_close(logit, logits + model.logit.bias)
 
 
-@pytest.mark.parametrize("add_logit_layers", [True, False])
 @every_tower
-def test_gradients_reach_every_parameter_and_no_pad_row(tower, add_logit_layers):
-    model, ids = make_model(tower, add_logit_layers=add_logit_layers), make_ids(64)
+def test_gradients_reach_every_parameter_and_no_pad_row(tower):
+    ids = make_ids(64)
     ids[::4, 1], ids[1::4, 1] = PAD_FEATURE_ID, MASK_FEATURE_ID
-    output = model(ids)
-    (output.logit if add_logit_layers else output.vector.pow(2).sum(1)).sum().backward()
-    for name, parameter in model.named_parameters():
-        assert float(parameter.grad.abs().max()) > 0, name
-    for table in model.tables():
-        assert not table.weight[PAD_FEATURE_ID].any() and not table.weight.grad[PAD_FEATURE_ID].any()
-        assert table.weight.grad[MASK_FEATURE_ID].any()
+    for add_logit_layers in (True, False):
+        model = make_model(tower, add_logit_layers=add_logit_layers)
+        output = model(ids)
+        (output.logit if add_logit_layers else output.vector.pow(2).sum(1)).sum().backward()
+        for name, parameter in model.named_parameters():
+            assert float(parameter.grad.abs().max()) > 0, name
+        for table in model.tables():
+            assert not table.weight[PAD_FEATURE_ID].any() and not table.weight.grad[PAD_FEATURE_ID].any()
+            assert table.weight.grad[MASK_FEATURE_ID].any()
 
 
 @every_tower
@@ -168,26 +161,20 @@ def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for
     assert (attention.weight_dropout, attention.sum_dropout) == (0.1, 0.2)
 
 
-def test_logistic_regression_has_no_embeddings_and_pools_the_slots_of_a_field_as_other_towers_do():
+def test_logistic_regression_has_no_embeddings_where_no_attention_needs_them():
     model = make_model("lr")
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert sizes == {"first_order.weight": (NUM_FEATURES, 1), "logit.bias": (1,)}
     real = model.first_order.weight[model.config.num_reserved_features :]
     torch.testing.assert_close(model.sum_of_squares(), real.square().sum())
-    fields = [{"name": "a"}, {"name": "b", "num_slots": 3, "kind": "multivalued", "pooling": "mean"}]
-    sizes = {"num_features": NUM_FEATURES, "backbone": "lr", "feature_embedding_size": D}
-    model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
-    w = model.first_order.weight[:, 0]
-    ids = torch.tensor([[9, 20, 21, 0]])
-    torch.testing.assert_close(model(ids).vector[0], torch.stack([w[9], (w[20] + w[21]) / 2]))
-    # attention needs embeddings to attend to
-    fields[1]["pooling"] = "attention"
-    model = FlipTabularModel(FlipConfig(fields=fields, **sizes)).double().requires_grad_(False)
-    torch.nn.init.normal_(model.slot_pooling.queries)
-    scores = [eq.dot(model.embeddings.weight[k], model.slot_pooling.queries[1]) / D**0.5 for k in (20, 21)]
-    share = math.exp(scores[0]) / (math.exp(scores[0]) + math.exp(scores[1]))
-    w = model.first_order.weight[:, 0]
-    torch.testing.assert_close(model(ids).vector[0, 1], share * w[20] + (1 - share) * w[21])
+    for pooling in ("mean", "attention"):
+        model = make_model("lr", fields=[{"name": "a"}, {"name": "b", "num_slots": 3, "pooling": pooling}]).double()
+        w, weights = model.first_order.weight[:, 0], [0.5, 0.5]
+        if pooling == "attention":
+            query = torch.nn.init.normal_(model.slot_pooling.queries)[1]
+            weights = eq.softmax([eq.dot(model.embeddings.weight[k], query) / D**0.5 for k in (20, 21)])
+        expected = torch.stack([w[9], weights[0] * w[20] + weights[1] * w[21]])
+        torch.testing.assert_close(model(torch.tensor([[9, 20, 21, 0]])).vector[0], expected)
 
 
 def test_contexts_count_the_fields_that_have_ids():
@@ -210,9 +197,14 @@ def test_a_single_field_is_served_or_refused_with_a_reason_and_unknown_options_a
         make_model(backbone, backbone_config={"depth": 3})
 
 
-@pytest.mark.parametrize(
-    ("backbone", "options", "message"),
-    [
+def test_hyper_parameters_that_make_no_sense_are_refused():
+    for backbone, options, message in (
+        ("dcn", {"num_cross_layers": 0}, "num_cross_layers=0 leaves no cross layer: give one at least"),
+        ("xdeepfm", {"cin_hidden_units": []}, r"cin_hidden_units=\[\] has no layer"),
+        ("xdeepfm", {"cin_activation": "tanh"}, "cin_activation='tanh' is not one of"),
+        ("xdeepfm", {"cin_hidden_units": [4, 5, 3], "cin_split_half": True}, r"halve cin_hidden_units=\[4, 5, 3\]"),
+        ("autoint", {"num_heads": 0}, "num_heads=0 does not divide feature_embedding_size=6"),
+        ("autoint", {"num_heads": 4}, "num_heads=4 does not divide feature_embedding_size=6"),
         ("fibinet", {"reduction_ratio": 0}, "reduction_ratio=0 is below 1"),
         ("fibinet", {"bilinear_type": "all"}, "'all' is not one of field_all, field_each, field_interaction"),
         ("fibinet", {"excitation_activation": "tanh"}, "'tanh' is not one of relu, sigmoid"),
@@ -227,21 +219,13 @@ def test_a_single_field_is_served_or_refused_with_a_reason_and_unknown_options_a
         ("dcn3", {}, "backbone='dcn3' is not one of dcnv2, autoint, deepfm, lr, "),
         ("pnn", {"product_type": "sum"}, "product_type='sum' is not one of inner, outer, both"),
         ("dcnv2", {"use_low_rank_mixture": False, "low_rank": 3}, "use_low_rank_mixture=False has no low_rank=3"),
-    ],
-)
-def test_hyper_parameters_that_make_no_sense_are_refused(backbone, options, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(backbone, backbone_config=options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_model(backbone, backbone_config=options)
 
 
 def std_of(weight: torch.Tensor) -> float:
     return float(weight.detach().std())
-
-
-def read_by_the_logit_alone(backbone: str) -> set[str]:
-    tower = TABULAR_BACKBONES[backbone]
-    names = {"logit.bias"} if tower.vector_sums_to_logit else {"logit.weight", "logit.bias"}
-    return names if tower.vector_holds_first_order else names | {"first_order.weight"}
 
 
 PAPERS = {"dcnv2": (384, 608), "autoint": (384, 608), "deepfm": (129, 129)}  # of 8 and of 15 fields
@@ -271,15 +255,6 @@ def test_the_first_order_term_in_the_vector_of_deepfm_is_counted_once_and_stays(
     eq.assert_equal((model(ids).logit - before).detach(), (0.25 * (ids == ids[0, 1]).sum(1)).tolist())
 
 
-@every_backbone
-def test_without_logit_layers_the_vector_is_the_same_and_what_only_the_logit_reads_is_absent(backbone):
-    whole, stage1, ids = make_model(backbone), make_model(backbone, add_logit_layers=False), make_ids()
-    assert set(whole.state_dict()) - set(stage1.state_dict()) == read_by_the_logit_alone(backbone)
-    assert stage1(ids).logit is None
-    stage1.load_state_dict({name: whole.state_dict()[name] for name in stage1.state_dict()})
-    torch.testing.assert_close(stage1(ids).vector, whole(ids).vector)
-
-
 def test_sum_of_squares_is_that_of_the_real_features_in_the_two_tables_and_nothing_else():
     for add_logit_layers in (True, False):
         model = make_model("dcnv2", add_logit_layers, num_fields=3, num_features=16)  # of them 8 reserved
@@ -294,11 +269,8 @@ def test_sum_of_squares_is_that_of_the_real_features_in_the_two_tables_and_nothi
             assert not table.weight.grad[:8].any() and table.weight.grad[8:].all()
 
 
-GATES = [
-    ("fibinet", {"bilinear_type": "field_all", "excitation_activation": "Sigmoid"}),
-    ("fibinet", {"bilinear_type": "field_each", "reduction_ratio": 2}),
-    ("finalmlp", {"fs1_context": ["city", "user"], "num_heads": 2}),
-]
+GATES = [("fibinet", {"bilinear_type": "field_all", "excitation_activation": "Sigmoid"})]
+GATES += [("fibinet", TOWERS["fibinet each"][0]), ("finalmlp", {"fs1_context": ["city", "user"], "num_heads": 2})]
 
 
 @pytest.mark.parametrize(("backbone", "options"), [*((name, {}) for name in TABULAR_BACKBONES), *GATES])
@@ -337,15 +309,19 @@ def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
     ranges = {"tabular_initializer_range": 0.003, "initializer_range": 0.5}
     stage1 = FlipTabularModel(make_config(backbone, 8, num_features=400, **ranges), add_logit_layers=False)
     for parameter in stage1.parameters():
-        parameter.data.fill_(0.25)
+        parameter.data.uniform_(0.1, 0.4)
     stage1.save_pretrained(tmp_path)
     torch.manual_seed(0)
     # FlipTabularModel.from_pretrained itself refuses a folder with weights missing; stage 2's classes allow these
     load = PreTrainedModel.from_pretrained.__func__
     model, info = load(FlipTabularModel, tmp_path, output_loading_info=True)
-    missing = read_by_the_logit_alone(backbone)
-    assert set(info["missing_keys"]) == missing
-    assert all(name in missing or (parameter == 0.25).all() for name, parameter in model.named_parameters())
+    tower = TABULAR_BACKBONES[backbone]
+    missing = {"logit.bias"} | ({"logit.weight"} if not tower.vector_sums_to_logit else set())
+    missing |= {"first_order.weight"} if not tower.vector_holds_first_order else set()
+    assert set(info["missing_keys"]) == missing == set(model.state_dict()) - set(stage1.state_dict())
+    ids, kept = make_ids(16, 8, 400), {name: model.state_dict()[name] for name in stage1.state_dict()}
+    torch.testing.assert_close(kept, dict(stage1.state_dict()), rtol=0, atol=0)
+    assert stage1.eval()(ids).logit is None and torch.equal(stage1(ids).vector, model(ids).vector)
     if "logit.weight" in missing:
         assert std_of(model.logit.weight) == pytest.approx(0.5, rel=0.7)
     if backbone == "deepfm":
@@ -354,14 +330,6 @@ def test_stage_2_starts_only_what_stage_1_lacks(backbone, tmp_path):
     if "first_order.weight" in missing:
         assert std_of(model.first_order.weight[1:]) == pytest.approx(0.003, rel=0.2)
         assert not model.first_order.weight[PAD_FEATURE_ID].any()
-
-
-@every_backbone
-def test_the_tower_exports_with_any_number_of_rows(backbone):
-    model, ids = make_model(backbone).eval(), make_ids()
-    rows = torch.export.Dim("rows", min=2, max=1024)
-    program = torch.export.export(model, (ids,), dynamic_shapes={"feature_ids": {0: rows}})
-    torch.testing.assert_close(program.module()(ids[:5]).logit, model(ids[:5]).logit)
 
 
 def test_ids_that_no_tower_reads_are_refused_and_int32_is_read_as_int64():

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Table to text: the ids of whole sentences, who spells which field, truncation, and what cannot be smuggled in."""
 
+import decimal
 import importlib.util
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import elsewhere, tiny_tokenizer
+from conftest import tiny_tokenizer
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers import processors as post_processors
+from tokenizers import Tokenizer, models, trainers
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
-from flip_hf.text_encoding_flip import _fit
 
 
 TEXTS = [
@@ -32,17 +33,6 @@ TEXTS = [
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
     names = {"pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
-
-
-def byte_level_bpe() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    specials, alphabet = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
-    backend.train_from_iterator(TEXTS * 3, trainer)
-    backend.post_processor = post_processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    return fast(backend)
 
 
 def uncuttable() -> PreTrainedTokenizerFast:
@@ -63,8 +53,10 @@ def minilm():
 
 @pytest.fixture(params=["wordpiece", "byte-level bpe", "unigram", "uncuttable", "minilm"])
 def any_tokenizer(request, tokenizer, minilm):
-    makers = {"byte-level bpe": byte_level_bpe, "unigram": lambda: tiny_tokenizer("unigram"), "uncuttable": uncuttable}
-    return {"wordpiece": tokenizer, "minilm": minilm}.get(request.param) or makers[request.param]()
+    if request.param == "byte-level bpe":
+        return tiny_tokenizer("bytes").train_new_from_iterator(TEXTS * 3, vocab_size=400)
+    made = {"wordpiece": tokenizer, "minilm": minilm}.get(request.param)
+    return made or (uncuttable() if request.param == "uncuttable" else tiny_tokenizer("unigram"))
 
 
 def whole(processor, rows):
@@ -155,18 +147,15 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
         FlipProcessor(extractor, processor.tokenizer)({"a": ["x"]})
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
+def test_settings_that_cannot_work_are_refused(processor, tokenizer):
+    for changed, error, message in (
         ({"template": "{field} {name}"}, ValueError, "has to contain"),
         ({"max_length": 500}, ValueError, "max_length=500 is more than the 128 tokens"),
         ({"tokenizer": "bert-base-uncased"}, ValueError, "str gives no character offsets.* use the tokenizer that"),
         ({"feature_extractor": None}, TypeError, "feature_extractor is a NoneType: pass a FlipFeatureExtractor first"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(processor, tokenizer, settings, error, message):
-    with pytest.raises(error, match=message):
-        FlipProcessor(**{"feature_extractor": processor.feature_extractor, "tokenizer": tokenizer, **settings})
+    ):
+        with pytest.raises(error, match=message):
+            FlipProcessor(**{"feature_extractor": processor.feature_extractor, "tokenizer": tokenizer, **changed})
 
 
 def test_the_disk_gives_back_the_same_processor(processor, splits, tmp_path):
@@ -284,20 +273,6 @@ def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_notice
     assert processor._pieces.can_be_cut is False
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 40))
-def test_shortening_gives_the_largest_even_cap_and_the_rest_to_the_first(lengths, budget):
-    if sum(lengths) <= budget:
-        return
-    cap = max(c for c in range(10) if sum(min(length, c) for length in lengths) <= budget)
-    expected = [min(length, cap) for length in lengths]
-    rest = budget - sum(expected)
-    for k, length in enumerate(lengths):
-        if rest and length > cap:
-            expected[k], rest = expected[k] + 1, rest - 1
-    assert _fit(np.array([lengths]), np.array([7]), budget + 7)[0].tolist() == expected
-
-
 def test_rows_of_different_lengths_make_no_tensor_without_padding(processor, splits):
     rows = {**splits["train"][:2], "genre": ["Horror", "Action, Thriller"], "title": ["red", "red house (1996)"]}
     for kind in ("pt", "np"):
@@ -382,43 +357,41 @@ def test_one_row_of_every_kind(kinds, tokenizer):
     for number, row in enumerate(Dataset.from_dict(KINDS)):
         assert dict(processor([row])) == {name: column[number : number + 1] for name, column in expected.items()}
     # equal numbers have one text, whatever stands beside them
-    extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": {"text_format": ",.2f"}})
-    assert FlipProcessor(extractor, tokenizer).render({"x": [-0.0, 0.0, False, 0]}) == ["x is 0.00."] * 4
+    numbers = [-0.0, 0.0, False, 0, "1,234.5", 1234.5, "$3", "x\ud800", None, 10**400, decimal.Decimal("2.50"), b"12"]
+    for options, texts in (
+        ({"text_format": ",.2f"}, "0.00 0.00 0.00 0.00 1,234.50 1,234.50 $3 x? missing inf 2.50 12.00"),
+        ({}, "0 0 0 0 1234.5 1234.5 $3 x? missing infinity 2.5 12"),
+    ):
+        extractor = FlipFeatureExtractor.fit({"x": [0.5]}, field_options={"x": options})
+        expected = [f"x is {text}." for text in texts.split()]
+        assert FlipProcessor(extractor, tokenizer).render({"x": numbers}) == expected
 
 
-READ_ELSEWHERE = """
-import json, sys
-sys.modules["flip_hf"] = None
-from transformers import AutoFeatureExtractor, AutoProcessor
-extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
-rows = json.loads(sys.argv[3])
-assert type(extractor).__module__.startswith("transformers_modules."), type(extractor)
-new_rows = {**rows, "user_id": ["somebody new"] * 6}
-try:
+def test_every_kind_is_read_by_a_folders_own_code_and_grows_where_flip_hf_is_installed(
+    kinds, tokenizer, tmp_path, monkeypatch
+):
+    opened, whole = [], FlipProcessor(kinds, tokenizer, max_length=128)
+    for one, file, auto in (
+        (kinds, "preprocessor_config.json", "AutoFeatureExtractor"),
+        (whole, "processor_config.json", "AutoProcessor"),
+    ):
+        one.save_pretrained(tmp_path / auto)
+        name = json.loads((tmp_path / auto / file).read_text())["auto_map"][auto]
+        opened.append(get_class_from_dynamic_module(name, str(tmp_path / auto)).from_pretrained(tmp_path / auto))
+        assert type(opened[-1]).__module__.startswith("transformers_modules.")
+    extractor, processor = opened
+    new_rows, ids = {**KINDS, "user_id": ["somebody new"] * 6}, kinds(KINDS).tolist()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "flip_hf", None)  # as if it were not installed
+        assert extractor(KINDS).tolist() == ids and processor.render(KINDS) == KIND_TEXTS
+        assert dict(processor(KINDS)) == dict(whole(KINDS))
+        with pytest.raises(ImportError, match="this needs flip_hf.fitting.building, which .* pip install flip_hf"):
+            extractor.extend(new_rows)
     extractor.extend(new_rows)
-except ImportError as error:
-    refused = str(error)
-read = [extractor(rows).tolist(), dict(processor(rows)), processor.render(rows), refused]
-del sys.modules["flip_hf"]  # as if it had been installed
-extractor.extend(new_rows)
-again = type(extractor).fit(rows, fields=["title", "price"])
-assert type(again) is type(extractor)
-print(json.dumps([*read, extractor(rows).tolist(), extractor.num_features, again(rows).tolist()]))
-"""
-
-
-def test_every_kind_is_read_by_a_folders_own_code_and_grows_where_flip_hf_is_installed(kinds, tokenizer, tmp_path):
-    processor = FlipProcessor(kinds, tokenizer, max_length=128)
-    kinds.save_pretrained(tmp_path / "extractor")
-    processor.save_pretrained(tmp_path / "processor")
-    folders = [str(tmp_path / name) for name in ("extractor", "processor")]
-    read = json.loads(elsewhere(tmp_path, *folders, json.dumps(KINDS), code=READ_ELSEWHERE))
-    refused = "this needs flip_hf.fitting.building, which does not travel with a model: pip install flip_hf"
-    ids = kinds(KINDS).tolist()
-    assert read[:4] == [ids, dict(processor(KINDS)), KIND_TEXTS, refused]
-    again = FlipFeatureExtractor.fit(KINDS, fields=["title", "price"])
-    assert read[4:] == [ids, kinds.num_features + 1, again(KINDS).tolist()]
+    assert extractor(KINDS).tolist() == ids and extractor.num_features == kinds.num_features + 1
+    again = type(extractor).fit(KINDS, fields=["title", "price"])
+    assert type(again) is type(extractor)
+    assert again(KINDS).tolist() == FlipFeatureExtractor.fit(KINDS, fields=["title", "price"])(KINDS).tolist()
 
 
 @pytest.mark.parametrize("form", ["of a table", "parquet", "of rows", "without a schema", "mapped", "filtered"])

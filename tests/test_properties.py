@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for any table: no crash, ids in range, the text of a plain rendering, forms and files that agree."""
 
+import collections
 import csv
 import datetime
+import decimal
 import itertools
 import json
 import logging
@@ -192,9 +194,14 @@ def forms_of(rows: dict[str, list], folder: Path) -> dict[str, object]:
     lines = [json.dumps(dict(zip(names, row, strict=True))) for row in spelled]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pq.write_table(arrow, folder / "rows.parquet")
-    frame, read = pd.DataFrame(rows), ("rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet")
+    polars = pl.DataFrame(arrow)
+    categories = polars.with_columns(pl.col(pl.String).cast(pl.Categorical))
+    index = [len(records) - number // 2 for number in range(len(records))]  # of no order, with repetitions
+    frame, read = pd.DataFrame(rows, index=index), ("rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet")
     return {
-        "rows": rows, "records": records, "arrow": arrow, "Dataset": Dataset(arrow), "polars": pl.DataFrame(arrow),
+        "rows": rows, "records": records, "tuple": tuple(records), "ordered": collections.OrderedDict(rows),
+        "arrow": arrow, "record batch": arrow.to_batches()[0], "Dataset": Dataset(arrow), "polars": polars,
+        "Dataset of numpy": Dataset(arrow).with_format("numpy"), "categories of polars": categories,
         **{name: load_ctr_dataset(folder / name, cache_dir=folder / "cache") for name in read},
         "streamed csv": load_ctr_dataset(folder / "rows.csv", streaming=True),
         "IterableDataset": Dataset(arrow).to_iterable_dataset(), "pandas": frame,
@@ -245,8 +252,13 @@ def test_a_code_keeps_its_zeros_and_its_number_finds_it(numbers, width):
 
 def test_a_number_that_two_codes_are_written_so_is_the_one_that_spells_it():
     extractor = FlipFeatureExtractor.fit({"zip": ["12", "012", "007", "07", "x"]})
-    assert extractor.decode(extractor({"zip": [12, 12.0, 7, "007"]})) == ["12", "12", "[UNSEEN]", "007"]
-    assert FlipProcessor(extractor).render({"zip": [7]}) == ["zip is 7."]
+    values = [12, 12.0, decimal.Decimal(12), "12", "012", 7, "007", True, "x", "x12", None]
+    known = ["12"] * 4 + ["012", "[UNSEEN]", "007", "[UNSEEN]", "x", "[UNSEEN]", "[MISSING]"]
+    assert extractor.decode(extractor({"zip": values})) == known
+    assert FlipProcessor(extractor).render({"zip": [7, 0.5]}) == ["zip is 7.", "zip is 0.5."]
+    # digits are another text than a known one that lost no zeros, and a number is not
+    extractor = FlipFeatureExtractor.fit({"zip": ["1.0", "x"]}, field_options={"zip": {"type": "text"}})
+    assert extractor.decode(extractor({"zip": ["1", 1]})) == ["[UNSEEN]", "1.0"]
 
 
 @run(50)

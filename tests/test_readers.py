@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,22 +96,19 @@ def test_movielens_1m_names_its_codes(tmp_path):
     assert names == ["other", "executive/managerial", "programmer", "technician/engineer", "writer"]
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "text", "message"),
-    [
+def test_a_damaged_movielens_file_is_named(tmp_path):
+    for name, file, text, message in (
         ("movielens-100k", "u.user", "7|24|X|technician|00501\n", "code 'X' is not one of the published M, F"),
         ("movielens-100k", "u.user", "7|24|M\n", r"u.user, line 1: 3 columns where 5 are expected"),
         ("movielens-100k", "u.data", "7\t2\tmany\t100\n", r"u.data cannot be read: .*'many'"),
         ("movielens-100k", "u.data", "7\t2\t4\t100\n\n8 1 3 90\n", r"u.data, line 3: 1 columns where 4 are expected"),
         ("movielens-1m", "users.dat", "1::F::1::21::48067\n", "code '21' is not one of"),
-    ],
-)
-def test_a_damaged_movielens_file_is_named(tmp_path, name, file, text, message):
-    folder = MAKERS[name](tmp_path / "raw")
-    (folder / file).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset(name, data_dir=folder)
-    assert not list((tmp_path / "cache").rglob("*.arrow"))
+    ):
+        folder = MAKERS[name](tmp_path / "raw")
+        (folder / file).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset(name, data_dir=folder)
+        assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
 def test_the_restaurants_have_the_published_counts_and_nothing_personal():
@@ -196,18 +192,15 @@ def test_a_rating_that_cannot_be_read_is_left_out_and_counted(tmp_path, caplog):
     assert dataset.info.description == f"book-crossing: label is rating > 5; {account}"
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
+def test_another_format_than_that_of_book_crossing_is_refused(tmp_path):
+    for file, text, message in (
         ("BX_Books__csv", "ISBN,Book-Title\n1,A\n", "BX-Books.csv does not start with ISBN;Book-Title"),
         ("BX_Users__csv", '"User-ID";"Location";"Age"\n1,a,2\n2,b,3\n', "BX-Users.csv: 2 of 2 lines are no cells"),
         ("BX_Book_Ratings__csv", '"User-ID";"ISBN";"Book-Rating"\n', "book-crossing has no rows"),
-    ],
-)
-def test_another_format_than_that_of_book_crossing_is_refused(tmp_path, file, text, message):
-    folder = write(make_book_crossing(tmp_path / "raw"), **{file: text})
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset("book-crossing", data_dir=folder)
+    ):
+        folder = write(make_book_crossing(tmp_path / "raw"), **{file: text})
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset("book-crossing", data_dir=folder)
 
 
 PUBLISHED = {
@@ -267,7 +260,7 @@ def make_goodreads(folder: Path, interactions: str = "_dedup", books: str = "") 
     return write(folder, **files)
 
 
-def test_goodreads_joins_its_five_files_into_fifteen_fields(tmp_path, caplog):
+def test_goodreads_joins_its_five_files_into_fifteen_fields(tmp_path, caplog, monkeypatch):
     folder = make_goodreads(tmp_path / "raw")
     dataset = load_ctr_dataset("goodreads", data_dir=folder)
     first, bare, unlisted = dataset
@@ -284,39 +277,27 @@ def test_goodreads_joins_its_five_files_into_fifteen_fields(tmp_path, caplog):
     assert "goodreads: 3 rows of 5; left out: 2 interactions without a rating (0)" in caplog.text
     dataset = load_ctr_dataset("goodreads", data_dir=folder, genre_lists=True)
     assert dataset["genre"][:] == [["history, biography", "fiction"], None, None]
-
-
-def test_a_genre_of_goodreads_is_chosen_by_name(tmp_path):
-    folder = make_goodreads(tmp_path / "raw", "_poetry", "_poetry")
-    assert len(load_ctr_dataset("goodreads", data_dir=folder, subset="poetry")) == 3
-    absent = "lacks goodreads_interactions_dedup.json.gz, goodreads_books.json.gz"
-    with pytest.raises(FileNotFoundError, match=absent):
+    # a genre is chosen by its name; the rows are written batch by batch
+    monkeypatch.setattr(lines, "_BATCH_ROWS", 1)
+    folder = make_goodreads(tmp_path / "one", "_poetry", "_poetry")
+    poetry = load_ctr_dataset("goodreads", data_dir=folder, subset="poetry")
+    assert poetry.to_list() == [first, bare, unlisted]
+    with pa.memory_map(poetry.cache_files[0]["filename"]) as file:
+        assert [batch.num_rows for batch in pa.ipc.open_stream(file) if batch.num_rows] == [1, 1, 1]
+    with pytest.raises(FileNotFoundError, match="lacks goodreads_interactions_dedup.json.gz, goodreads_books.json.gz"):
         load_ctr_dataset("goodreads", data_dir=folder)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+def test_a_damaged_line_of_json_is_named(tmp_path):
+    for line, message in (
         ('{"book_id": "10", "titl', "goodreads_books.json.gz cannot be read: .*is it whole"),
         ('{"book_id": "10"}', "goodreads_books.json.gz holds .*'10'.*, which is no object with book_id, title"),
         (json.dumps(goodreads_book("10", title=7)), "goodreads_books.json.gz cannot be read: .*got a 'int' object"),
-    ],
-)
-def test_a_damaged_line_of_json_is_named(tmp_path, line, message):
-    folder = make_goodreads(tmp_path / "raw")
-    write(folder, goodreads_books__json__gz=json_lines([goodreads_book("10")]) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset("goodreads", data_dir=folder)
-
-
-def test_rows_are_written_batch_by_batch(tmp_path, monkeypatch):
-    folder = make_goodreads(tmp_path / "raw")
-    whole = load_ctr_dataset("goodreads", data_dir=folder, cache_dir=tmp_path / "one")
-    monkeypatch.setattr(lines, "_BATCH_ROWS", 1)
-    pieces = load_ctr_dataset("goodreads", data_dir=folder, cache_dir=tmp_path / "two")
-    assert pieces.to_list() == whole.to_list() and pieces._fingerprint == whole._fingerprint
-    with pa.memory_map(pieces.cache_files[0]["filename"]) as file:
-        assert [batch.num_rows for batch in pa.ipc.open_stream(file) if batch.num_rows] == [1, 1, 1]
+    ):
+        folder = make_goodreads(tmp_path / "raw")
+        write(folder, goodreads_books__json__gz=json_lines([goodreads_book("10")]) + "\n" + line + "\n")
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset("goodreads", data_dir=folder)
 
 
 def test_a_join_finds_the_first_row_of_a_key_and_nothing_for_a_key_that_is_missing():
@@ -326,12 +307,8 @@ def test_a_join_finds_the_first_row_of_a_key_and_nothing_for_a_key_that_is_missi
     assert lines.join(rows, "key", table.slice(0, 0))["value"].to_pylist() == [None] * 7
 
 
-MAKERS: dict[str, Callable[[Path], Path]] = {
-    "movielens-100k": make_ml100k,
-    "movielens-1m": make_ml1m,
-    "book-crossing": make_book_crossing,
-    "goodreads": make_goodreads,
-}
+MAKERS = {"movielens-100k": make_ml100k, "movielens-1m": make_ml1m}
+MAKERS |= {"book-crossing": make_book_crossing, "goodreads": make_goodreads}
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -396,18 +373,15 @@ def test_a_named_set_without_its_folder_says_where_to_get_it(tmp_path, monkeypat
     assert len(load_ctr_dataset("movielens-1m")) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
+def test_an_argument_of_another_set_is_refused():
+    for name, arguments, message in (
         ("restaurants", {"genre_lists": True}, "genre_lists=True is not for restaurants"),
         ("movielens-1m", {"data_dir": ROOT, "subset": "poetry"}, "subset='poetry' is not for movielens-1m"),
         ("restaurants", {"label": "rating"}, "label='rating' is not for restaurants"),
         ("restaurants", {"streaming": True}, "streaming=True is not for restaurants"),
-    ],
-)
-def test_an_argument_of_another_set_is_refused(name, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset(name, **arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset(name, **arguments)
     assert set(NAMED_DATASETS) == {*MAKERS, "restaurants"}
 
 

@@ -171,11 +171,11 @@ BAD_FILES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "content", "arguments", "message"), BAD_FILES)
-def test_a_bad_file_is_refused_with_a_reason(tmp_path, name, content, arguments, message):
-    write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset(tmp_path / name, **arguments)
+def test_a_bad_file_is_refused_with_a_reason(tmp_path):
+    for name, content, arguments, message in BAD_FILES:
+        write(tmp_path / name, content)
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset(tmp_path / name, **arguments)
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache" / "flip_hf").iterdir())
 
 
@@ -268,21 +268,18 @@ def test_columns_of_files_are_joined_by_name_and_types_without_loss(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
+def test_files_that_do_not_go_together_are_refused(tmp_path):
+    for first, second, message in (
         ({"a": [1]}, {"a": ["1"]}, "part-1.parquet cannot be read: .*Field a has incompatible types: int64 vs string"),
         ({"a": ["x"]}, {"a": [["x"]]}, "incompatible types: string vs list"),
         ({"a": [2**53 + 1]}, {"a": [0.5]}, "part-0.parquet cannot be read: .*9007199254740993"),
         ({"a": [1], "b": [1]}, {"a": [1]}, "part-1.parquet and part-0.parquet differ in the columns b: files of one"),
         ({"a": [1], "label": [1]}, {"a": [1], "label": [2]}, "part-1.parquet: column 'label' has the label 2"),
-    ],
-)
-def test_files_that_do_not_go_together_are_refused(tmp_path, first, second, message):
-    folder = write_shards(tmp_path / "clicks", first, second)
-    for streaming in (False, True):
-        with pytest.raises(ValueError, match=message):
-            list(load_ctr_dataset(folder, streaming=streaming))
+    ):
+        folder = write_shards(tmp_path / "clicks", first, second)
+        for streaming in (False, True):
+            with pytest.raises(ValueError, match=message):
+                list(load_ctr_dataset(folder, streaming=streaming))
 
 
 def test_every_csv_file_has_the_header(tmp_path):
@@ -356,9 +353,8 @@ def test_every_spelling_of_0_and_1_is_a_label():
         assert load_ctr_dataset({"user": ["a", "b"], "y": labels}, label="y")["label"][:] == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("labels", "arguments", "message"),
-    [
+def test_labels_that_are_not_0_and_1_are_refused_with_advice():
+    for labels, arguments, message in (
         ([-1, 1], {}, r"column 'y' has the label -1, which is neither 0 nor 1: .*label_map="),
         (["yes", "no"], {}, "has the label 'yes', which is neither 0 nor 1"),
         ([0, 1, 5], {}, "has the label 5, which is neither 0 nor 1: label_threshold=3"),
@@ -368,11 +364,9 @@ def test_every_spelling_of_0_and_1_is_a_label():
         (["1", "  "], {}, "has a row without a label"),
         ([1], {"label_map": {1: 2}}, "label_map={'1': 2} has to say 0 or 1"),
         ([1], {"label_map": {1: 1}, "label_threshold": 3}, "without a label_threshold"),
-    ],
-)
-def test_labels_that_are_not_0_and_1_are_refused_with_advice(labels, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        load_ctr_dataset({"y": labels}, label="y", **arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_ctr_dataset({"y": labels}, label="y", **arguments)
 
 
 def test_classes_are_their_names_and_a_label_of_two_stays_0_and_1(tmp_path, caplog):
@@ -414,13 +408,12 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_of_a_table_is_loaded_and_split(container):
-    rows = CONTAINERS[container]
+def test_every_container_of_a_table_is_loaded_and_split():
     expected = [{"user": 1, "city": "Rome", "label": 1}, {"user": 2, "city": None, "label": 0}]
-    assert load_ctr_dataset(rows, label="clicked").to_list() == expected
-    with pytest.raises(ValueError, match="no column 'day' to split by; the table has user, city, clicked"):
-        split_dataset(rows, strategy="cold", column="day")
+    for name, rows in CONTAINERS.items():
+        assert load_ctr_dataset(rows, label="clicked").to_list() == expected, name
+        with pytest.raises(ValueError, match="no column 'day' to split by; the table has user, city, clicked"):
+            split_dataset(rows, strategy="cold", column="day")
 
 
 def test_rows_in_memory_that_are_no_table_are_refused():

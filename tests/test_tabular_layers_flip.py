@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the towers' layers that neither a peer's numbers (test_fuxictr_parity.py) nor the formula of a whole tower
-(test_modeling_flip_tabular.py) reach: by their equations in Python loops and float64, their sizes and their start.
-"""
+"""Parts of the towers' layers that neither a peer's numbers (test_parity.py) nor the formula of a whole tower
+(test_modeling_flip_tabular.py) reach, their sizes and their start."""
 
 import math
 
 import pytest
 import torch
-from equations import affine, assert_equal, dot, flat, powers, product, random, relu, with_random_weights
+from equations import assert_equal, powers, random, with_random_weights
 
 from flip_hf import gated_backbones_flip as gating
 from flip_hf import tabular_backbones_flip as layers
@@ -39,71 +38,10 @@ def test_dropout_of_attentional_pooling_drops_pairs_and_dimensions_in_training_a
     torch.testing.assert_close(layer.eval()(x).detach(), whole)
 
 
-def feature_maps(weight, maps, fields) -> list[list[float]]:
-    """Equation 6 of xDeepFM for one row: `maps` and `fields` are lists of vectors of size D."""
-    products = [[product(one, field) for field in fields] for one in maps]
-    columns = [[[p[d] for p in row] for row in products] for d in range(D)]
-    return [[sum(map(dot, w, column)) for column in columns] for w in weight]
-
-
-@pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("split_half", [False, True])
-def test_compressed_interactions_equal_equations_6_to_8_layer_by_layer(split_half, activation):
-    hidden_units = [4, 2, 3]
-    network = with_random_weights(layers.CompressedInteractionNetwork(F, hidden_units, split_half, activation))
-    x = random(B, F, D)
-    expected = []
-    for row in x:
-        maps, sums = row, []
-        for k, layer in enumerate(network.layers):
-            made = feature_maps(layer.weight, maps, row)
-            if activation == "relu":
-                made = [relu(one) for one in made]
-            half = len(made) // 2 if split_half and k < len(hidden_units) - 1 else 0
-            sums += [sum(one) for one in made[half:]]
-            maps = made[:half] if half else made
-        expected.append(sums)
-    assert_equal(network(x), expected)
-    assert network.output_size == len(expected[0])
-
-
 def test_logarithmic_neurons_are_products_of_powers():
     layer, x = with_random_weights(layers.LogarithmicLayer(F, D, 4, batch_norm=False)), random(B, F, D)
     x[0, 1] = 0.0  # a field without a value is 1e-7, not a logarithm of zero
     assert_equal(layer(x), [powers(layer, row) for row in x])
-
-
-def test_logarithms_and_products_are_normalised_in_each_dimension_and_its_running_statistics_serve_evaluation():
-    layer, x = with_random_weights(layers.LogarithmicLayer(F, D, 4)), random(B, F, D)
-
-    def normalise(values, norm, d, training):
-        numbers = flat(values)
-        mean, variance = float(norm.running_mean[d]), float(norm.running_var[d])
-        if training:
-            mean = sum(numbers) / len(numbers)
-            variance = sum((value - mean) ** 2 for value in numbers) / len(numbers)
-        scale = float(norm.weight[d]) / math.sqrt(variance + norm.eps)
-        return [[(value - mean) * scale + float(norm.bias[d]) for value in row] for row in values]
-
-    def expected(training):
-        columns = []
-        for d in range(D):
-            values = [[math.log(abs(float(row[i, d]))) for i in range(F)] for row in x]
-            values = normalise(values, layer.log_norm, d, training)
-            values = [[math.exp(value) for value in affine(layer.weight, row, layer.bias)] for row in values]
-            columns.append(normalise(values, layer.exp_norm, d, training))
-        return [flat(columns[d][n] for d in range(D)) for n in range(B)]
-
-    assert_equal(layer(x), expected(training=True))  # which moves the running statistics
-    assert layer.log_norm.running_mean.abs().min() > 0
-    assert_equal(layer.eval()(x), expected(training=False))
-
-
-def test_attention_without_a_residual_is_that_with_a_residual_of_zeros():
-    plain, x = with_random_weights(gating.FieldSelfAttention(D, 2, False)), random(B, F, D)
-    whole = gating.FieldSelfAttention(D, 2).double()
-    whole.projection.data = torch.cat([plain.projection, torch.zeros(D, D, dtype=torch.float64)])
-    torch.testing.assert_close(plain(x), whole(x).detach())
 
 
 @pytest.mark.parametrize("bilinear_type", ["field_all", "field_each", "field_interaction"])
@@ -111,23 +49,6 @@ def test_bilinear_products_of_many_rows_which_a_cpu_takes_in_blocks_are_those_of
     layer = with_random_weights(gating.BilinearInteraction(4, D, bilinear_type, num_groups=2))
     x = random(4000, 2, 4, D)
     torch.testing.assert_close(layer(x), layer.products(x), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: layers.MultiLayerPerceptron(X, []), r"dnn_hidden_units=\[\] has no layer"),
-        (lambda: layers.VectorCrossNetwork(X, 0), "num_cross_layers=0 leaves no cross layer: give one at least"),
-        (lambda: layers.CompressedInteractionNetwork(F, []), r"cin_hidden_units=\[\] has no layer"),
-        (lambda: layers.CompressedInteractionNetwork(F, [4], False, "tanh"), "cin_activation='tanh' is not one of"),
-        (lambda: layers.CompressedInteractionNetwork(F, [4, 5, 3], True), r"halve cin_hidden_units=\[4, 5, 3\]"),
-        (lambda: gating.FieldSelfAttention(D, 0), "num_heads=0 does not divide feature_embedding_size=6"),
-        (lambda: gating.FieldSelfAttention(D, 4), "num_heads=4 does not divide feature_embedding_size=6"),
-    ],
-)
-def test_layers_that_cannot_be_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 @pytest.mark.parametrize(

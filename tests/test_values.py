@@ -13,7 +13,6 @@ import torch
 
 from flip_hf.columns_flip import (
     canonical_value,
-    is_code,
     number_text,
     read_number,
     read_times,
@@ -156,11 +155,6 @@ def test_the_type_is_what_the_values_are():
         assert infer_type(values) == type_and_why
 
 
-def test_a_code_is_what_loses_zeros_as_a_number():
-    values = ("007", " 00 ", "-01", "0", "0.5", "10", "0x1", "00a", 7, None)
-    assert list(filter(is_code, values)) == ["007", " 00 ", "-01"]
-
-
 def test_a_value_stands_for_one_string_however_it_is_held():
     for value_type, values, text in (
         ("integer", [7, 7.0, "7", " 7 ", "7.0", "+7", "007", np.int8(7), decimal.Decimal("7.00"), "7e0"], "7"),
@@ -179,16 +173,6 @@ def test_a_value_stands_for_one_string_however_it_is_held():
         ("text", ["", None, math.nan], None), ("text", ["NaN"], "NaN"), ("text", [True], "True"),
     ):  # fmt: skip
         assert read_values(values, value_type) == [text] * len(values)
-
-
-def test_a_number_is_the_one_known_text_that_is_written_so():
-    codes = {"12": "00012"}
-    values = [12, 12.0, decimal.Decimal(12), "12", "12.0", "012", 7, 0.5, True, "x12", None]
-    read = read_values(values, "text", codes=lambda: codes)
-    assert read == [*["00012"] * 5, "012", "7", "0.5", "True", "x12", None]
-    # digits are another text than a known one that lost no zeros, and a number is not
-    assert read_values(["1", 1], "text", codes=lambda: {"1": "1.0"}) == ["1", "1.0"]
-    assert read_values(["12.0", 12.0, "12"], "text", codes=lambda: {"12": "12"}) == ["12"] * 3
 
 
 def test_a_float_that_several_whole_numbers_are_is_no_id():
