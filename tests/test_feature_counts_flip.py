@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from flip_hf import FlipFeatureExtractor
 from flip_hf.columns_flip import as_columns
-from flip_hf.fields_flip import CategoricalField, MultivaluedField, NumericField
+from flip_hf.fields_flip import NumericField
 from flip_hf.fitting import counts as counting
 from flip_hf.fitting.counts import Counts, FeatureCounts
 from flip_hf.fitting.schema import choose_fields
@@ -132,34 +132,6 @@ def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole)
     for form in (pa.table(rows), pd.DataFrame(rows, dtype=object), Dataset.from_dict(rows)):
         assert folds_of(whole.fields, as_columns(form)) == folds, type(form)
     assert [folds_of(whole.fields, part(rows, [number])) for number in (0, 7)] == [[folds[0]], [folds[7]]]
-
-
-def test_values_holes_lengths_hashes_and_buckets_are_counted():
-    fields = [
-        CategoricalField(name="a"),
-        MultivaluedField(name="b", max_values=2),
-        CategoricalField(name="hashed", hash_buckets=10),
-        NumericField(name="x", edges=[0, 10]),
-    ]
-    counts = FeatureCounts(fields)
-    for start in (0, 5):
-        rows = {
-            "a": ["x", 1, None, 1.0, " x", *map(str, range(5))],
-            "b": [["p", "q", "r"], [], None, ["p", "p"], [None]] * 2,
-            "hashed": ["a", "b", "é", None, "a"] * 2,
-            "x": [-1, 0, 9.99, 10, "11", None, "-", "ten", float("inf"), float("-inf")],
-        }
-        counts.add({name: column[start : start + 5] for name, column in rows.items()})
-    assert counts.num_rows == 10 and counts.of_field[1].largest == 2
-    assert list(map(as_dict, counts.of_field)) == [
-        {"x": 2, "1": 3, None: 1, "0": 1, "2": 1, "3": 1, "4": 1},
-        {"q": 2, "r": 2, "p": 4, None: 6},
-        {7: 4, 1: 2, 6: 2, None: 2},  # crc32
-        {0: 2, 1: 2, 2: 3, None: 2, "unreadable": 1},
-    ]
-    many = FeatureCounts(fields[:1])
-    many.add({"a": [str(number % 300) for number in range(600)]})
-    assert as_dict(many.of_field[0]) == {str(number): 2 for number in range(300)}, "there is room for them"
 
 
 def test_a_schema_that_cannot_be_says_why():

@@ -145,20 +145,34 @@ def test_bfloat16_and_autocast_stay_near_float32(tower):
     torch.testing.assert_close(model.bfloat16()(ids).logit.float(), exact, rtol=0.1, atol=0.2)
 
 
+# of four fields; with the DNN of the towers of FLIP's release: 300, 300, 128
 SIZES = dict.fromkeys(("wide_deep", "pnn", "afn", "fibinet", "masknet"), 128) | {"xdeepfm": 3 * 128, "finalmlp": 257}
-SIZES |= dict.fromkeys(("gdcn", "dcn", "dcnv2", "autoint"), X + 128)
+SIZES |= dict.fromkeys(("gdcn", "dcn", "dcnv2", "autoint"), X + 128) | {"deepfm": 129}
+PAPERS = {"dcnv2": (384, 608), "autoint": (384, 608), "deepfm": (129, 129)}  # of 8 and of 15 fields of 32 numbers
 
 
 @pytest.mark.parametrize("backbone", SIZES)
-def test_defaults_have_the_dnn_of_flips_towers_and_dropout_where_it_is_asked_for(backbone):
+def test_defaults_have_the_sizes_of_the_paper_and_dropout_where_it_is_asked_for(backbone):
     model = make_model(backbone, backbone_config={})
-    assert model.hidden_size == SIZES[backbone]
+    assert (
+        model.hidden_size == SIZES[backbone] and model.slot_pooling is None
+    )  # fields of one slot are not even copied
     assert not any(isinstance(module, torch.nn.Dropout) for module in model.backbone.modules())
     name = {"afn": "afn_dropout", "finalmlp": "mlp1_dropout"}.get(backbone, "dnn_dropout")
     dropouts = [part.p for part in make_model(backbone, backbone_config={name: 0.3}).modules() if hasattr(part, "p")]
     assert dropouts == [0.3] * 3
     attention = make_model("afm", backbone_config={"attention_dropout": (0.1, 0.2)}).backbone.attention
     assert (attention.weight_dropout, attention.sum_dropout) == (0.1, 0.2)
+    for num_fields, size in zip((8, 15), PAPERS.get(backbone, ()), strict=False):
+        model = FlipTabularModel(make_config(backbone, num_fields))
+        assert model(make_ids(5, num_fields)).vector.shape == (5, size)
+        assert [type(part).__name__ for part in model.backbone.dnn] == ["Linear", "ReLU"] * 3
+        assert [part.out_features for part in list(model.backbone.dnn)[::2]] == [300, 300, 128]
+    if backbone == "dcnv2":
+        assert [tuple(layer.core.shape) for layer in model.backbone.cross] == [(4, 32, 32)] * 2
+    if backbone == "autoint":
+        assert [layer.num_heads for layer in model.backbone.attention] == [2, 2, 2]
+        assert all(layer.projection.shape == (4 * 32, 32) for layer in model.backbone.attention)  # a residual in each
 
 
 def test_logistic_regression_has_no_embeddings_where_no_attention_needs_them():
@@ -226,25 +240,6 @@ def test_hyper_parameters_that_make_no_sense_are_refused():
 
 def std_of(weight: torch.Tensor) -> float:
     return float(weight.detach().std())
-
-
-PAPERS = {"dcnv2": (384, 608), "autoint": (384, 608), "deepfm": (129, 129)}  # of 8 and of 15 fields
-
-
-@pytest.mark.parametrize("backbone", PAPERS)
-def test_sizes_are_those_of_the_paper_and_the_release(backbone):
-    for num_fields, size in zip((8, 15), PAPERS[backbone], strict=True):
-        model = FlipTabularModel(make_config(backbone, num_fields))
-        output = model(make_ids(5, num_fields))
-        assert output.vector.shape == (5, size) and output.logit.shape == (5,) and model.hidden_size == size
-    assert model.slot_pooling is None  # fields of one slot are not even copied
-    assert [type(part).__name__ for part in model.backbone.dnn] == ["Linear", "ReLU"] * 3
-    assert [part.out_features for part in list(model.backbone.dnn)[::2]] == [300, 300, 128]
-    if backbone == "dcnv2":
-        assert [tuple(layer.core.shape) for layer in model.backbone.cross] == [(4, 32, 32)] * 2
-    if backbone == "autoint":
-        assert [layer.num_heads for layer in model.backbone.attention] == [2, 2, 2]
-        assert all(layer.projection.shape == (4 * 32, 32) for layer in model.backbone.attention)  # a residual in each
 
 
 def test_the_first_order_term_in_the_vector_of_deepfm_is_counted_once_and_stays():
