@@ -102,18 +102,23 @@ def test_ages_from_another_column_and_in_edges_of_ones_own():
         assert texts == (["30 days", None] if more else ["29 days", None])
 
 
-def test_rare_capped_and_hashed_values_have_the_ids_they_are_said_to_have():
+def test_rare_capped_and_hashed_values_alone_and_in_lists_have_the_ids_they_are_said_to_have():
     values = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d", "e"]
-    rows = dict.fromkeys(("plain", "frequent", "capped", "hashed"), values)
     options = {"frequent": {"min_frequency": 3}, "capped": {"vocabulary_size": 1}, "hashed": {"hash_buckets": 4}}
-    extractor = FlipFeatureExtractor.fit(rows, min_frequency=2, field_options=options)
-    assert extractor.decode(range(10, extractor.num_features)) == [
-        "a", "b", "c", "a", "b", "a", "hash 0", "hash 1", "hash 2", "hash 3",
-    ]  # fmt: skip
-    assert extractor.feature_counts[2:10].tolist() == [2, 0, 4, 0, 7, 0, 0, 0]
-    ids = extractor({name: ["a", "c", "d", "new", None] for name in rows})
-    assert ids[:, :3].tolist() == [[10, 13, 15], [12, 4, 6], [2, 4, 6], [2, 4, 6], [3, 5, 7]]
-    assert ids[:, 3].tolist() == [16 + zlib.crc32(value) % 4 for value in (b"a", b"c", b"d", b"new")] + [9]
+    names, asked = ("plain", "frequent", "capped", "hashed"), ["a", "c", "d", "new", None]
+    for is_list in (False, True):
+        columns = ([[value] for value in column] if is_list else column for column in (values, asked))
+        rows, new = (dict.fromkeys(names, column) for column in columns)
+        extractor = FlipFeatureExtractor.fit(rows, min_frequency=2, field_options=options)
+        assert extractor.decode(range(10, extractor.num_features)) == [
+            "a", "b", "c", "a", "b", "a", "hash 0", "hash 1", "hash 2", "hash 3",
+        ]  # fmt: skip
+        assert extractor.feature_counts[2:10].tolist() == [2, 0, 4, 0, 7, 0, 0, 0]
+        hashed = np.bincount([zlib.crc32(value.encode()) % 4 for value in values], minlength=4)
+        assert extractor.feature_counts[16:].tolist() == hashed.tolist()
+        ids = extractor(new)
+        assert ids[:, :3].tolist() == [[10, 13, 15], [12, 4, 6], [2, 4, 6], [2, 4, 6], [3, 5, 7]]
+        assert ids[:, 3].tolist() == [16 + zlib.crc32(value) % 4 for value in (b"a", b"c", b"d", b"new")] + [9]
 
 
 def shop(num_rows=300, seed=0):

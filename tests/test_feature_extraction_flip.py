@@ -159,17 +159,6 @@ def test_lists_take_several_slots_in_their_order_padded_at_the_end():
     assert texts == ["Drama, Crime, War", "new", None]
 
 
-def test_elements_of_lists_can_be_rare_capped_and_hashed():
-    lists = {"x": [["a", "b"], ["a", "c"], ["a", "b"]]}
-    assert FlipFeatureExtractor.fit(lists, min_frequency=2)({"x": [["c", "b", "a"]]}).tolist() == [[5, 4]]
-    capped = FlipFeatureExtractor.fit(lists, field_options={"x": {"vocabulary_size": 1}})
-    assert capped({"x": [["b", "a"]]}).tolist() == [[2, 4]] and capped.feature_counts.tolist() == [0, 0, 3, 0, 3]
-    hashed = FlipFeatureExtractor.fit(lists, field_options={"x": {"hash_buckets": 10}})
-    # crc32 of a, b and é: 7, 1, 6
-    assert hashed({"x": [["a", "b"], ["é", None], []]}).tolist() == [[11, 5], [10, 0], [3, 0]]
-    assert hashed.feature_counts[4:].sum() == 6 and hashed.num_features == 14
-
-
 def test_fields_of_text_alone_have_no_ids_and_may_be_empty():
     rows = {"a": ["x", "y"], "about": [None, None], "price": [0.5, 1.5]}
     options = {"about": {"view": "text"}, "price": {"view": "text"}, "a": {"view": "tabular"}}

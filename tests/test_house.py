@@ -5,6 +5,7 @@
 """
 
 import ast
+import functools
 import re
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -29,6 +30,7 @@ MODULES = {name_of(path): path for path in sorted(HOUSE.rglob("*.py"))}
 TRAVELLING = sorted(name for name in MODULES if re.fullmatch(r"[a-z_]+_flip(_[a-z]+)?", name))
 
 
+@functools.cache
 def imports(module: str) -> tuple[set[str], set[str]]:
     """Our own modules that it imports, and other top-level packages."""
     path = MODULES[module]

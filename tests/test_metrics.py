@@ -64,6 +64,14 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             compute_ctr_metrics(labels, probabilities)
+    for labels, options, message in (
+        ([], {}, "0 predictions of 'a' for 0 labels"),
+        ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
+        ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
+        ([1, 1], {}, "none of 1000 resamples has both classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_intervals(labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
 
 
 def test_bootstrap_differences_are_paired_and_intervals_hold_the_value():
@@ -89,17 +97,6 @@ def test_bootstrap_of_auc_equals_scikit_learns_auc_of_each_resample():
     expected = bootstrap_intervals(labels, predictions, reference="a", metric=by_hand, num_resamples=40)
     for name, interval in bootstrap_intervals(labels, predictions, reference="a", num_resamples=40).items():
         np.testing.assert_allclose(astuple(interval), astuple(expected[name]), rtol=0, atol=1e-12)
-
-
-def test_bootstrap_names_bad_input():
-    for labels, options, message in (
-        ([], {}, "0 predictions of 'a' for 0 labels"),
-        ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
-        ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
-        ([1, 1], {}, "none of 1000 resamples has both classes"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            bootstrap_intervals(labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
 
 
 @pytest.mark.slow
