@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabularies: which ids, which values are the same, what is missing and unseen, and what the disk gives back."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -234,7 +235,8 @@ def test_extending_takes_every_form_of_rows_and_needs_every_column():
 
 def test_extending_does_not_change_an_extractor_that_shares_its_arrays_and_rare_values_stay_unseen(tmp_path):
     fit_old(min_frequency=2).save_pretrained(tmp_path)
-    extractor, two = (FlipFeatureExtractor.from_pretrained(tmp_path) for _ in range(2))
+    extractor = FlipFeatureExtractor.from_pretrained(tmp_path)
+    two = copy.copy(extractor)
     unseen = extractor.feature_counts[2]
     assert extractor.extend(NEW) == {"user": 1, "tags": 2}
     assert two == fit_old(min_frequency=2) != extractor
