@@ -196,7 +196,7 @@ def test_one_row_is_a_batch_of_one_and_keys_may_lack():
     assert as_columns({"user": "b", "age": 30}) == one
     assert as_columns(pd.DataFrame(one, dtype=object).iloc[0]) == one
     assert as_columns(np.array([("b", 30)], [("user", "U1"), ("age", int)])[0]) == one
-    assert as_columns([{"user": "b"}, {"age": 3}]) == {"user": ["b", None], "age": [None, 3]}
+    assert as_columns(({"user": "b"}, {"age": 3})) == {"user": ["b", None], "age": [None, 3]}
 
 
 def test_what_is_no_table_is_named():
@@ -239,7 +239,7 @@ def values_of_rows(column) -> list:
 
 def test_one_and_true_are_two_values_and_numbers_and_their_strings_too():
     assert coded([1, True, 1.0, "1", 0.5]) == ([1, "True", "1", 0.5], [0, 1, 0, 2, 3])
-    assert coded([True, None, "1"])[0][0] is True
+    assert coded([True, None, "1"])[0][0] is True and coded([1, True]) == ([1, "True"], [0, 1])
 
 
 def test_short_floats_are_the_numbers_that_they_print_as():

@@ -3,6 +3,7 @@
 
 import datetime
 import decimal
+import json
 import math
 
 import numpy as np
@@ -61,6 +62,15 @@ def test_wrong_options_are_named_with_the_field_and_the_remedy():
     ):
         with pytest.raises(ValueError, match=f"field 'x.*{message}"):
             expand_field("x", spec)
+
+
+def test_json_gives_back_the_same_fields():
+    for field in (  # the options of others are in test_properties.py and test_processing_flip.py
+        kinds.CategoricalField(name="c", hash_buckets=7, column="raw", type="integer", classes=["x", "y"]),
+        kinds.DatePartField(name="d_hour", column="d", part="hour", format="%y%m%d%H"),
+        kinds.AgeField(name="d_age", column="d", reference="shown", text_format=".1f", edges=[1, 2.5]),
+    ):
+        assert kinds.field_from_dict(json.loads(json.dumps(field.to_dict()))) == field
 
 
 def test_one_column_becomes_several_fields():

@@ -195,25 +195,13 @@ def test_what_cannot_be_built_or_read_is_refused(stage_1, ctr, batch, masked_bat
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_takes_a_processors_output_whole_and_ignores_the_other_view(mode, processor, splits, ctr):
-    model = ctr(mode).eval()
-    inputs = processor(splits["test"][:6], return_tensors="pt", padding=True)
-    output = model(**inputs)
-    assert output.logits.shape == (6,) and output.loss.shape == ()
-    if mode != "joint":
-        ignored = {"tabular": "input_ids", "text": "feature_ids"}[mode]
-        changed = {**inputs, ignored: torch.zeros_like(inputs[ignored])}
-        torch.testing.assert_close(model(**changed).logits, output.logits)
-    assert (output.tabular_logits is not None) == (mode == "joint") == (output.text_logits is not None)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_loss_is_that_of_the_paper_with_weights_of_towers_and_clicks(mode, ctr, batch):
+def test_the_loss_of_a_batch_of_both_views_is_that_of_the_paper_with_weights_of_towers_and_clicks(mode, ctr, batch):
     labels = batch["labels"]
     for weights in ({}, {"tabular_bce_weight": 0.25, "text_bce_weight": 0.0}, {"positive_weight": 3.0}):
         model = ctr(mode, alpha_init=0.3, **weights).eval()
         output = model(**batch)
         terms = {"logits": 1.0}
+        assert (output.tabular_logits is None) == (output.text_logits is None) == (mode != "joint")
         if mode == "joint":
             torch.testing.assert_close(output.logits, 0.3 * output.tabular_logits + 0.7 * output.text_logits)
             terms["tabular_logits"] = weights.get("tabular_bce_weight", 1.0)

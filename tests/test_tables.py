@@ -347,13 +347,10 @@ def test_a_stream_has_its_files_as_shards_goes_on_where_it_was_left_and_caches_n
     assert FlipFeatureExtractor.fit(stream) == FlipFeatureExtractor.fit(load_ctr_dataset(folder))
 
 
-def test_every_spelling_of_0_and_1_is_a_label():
+def test_every_spelling_of_0_and_1_is_a_label_and_others_are_refused_with_advice():
     spelled = [["1", "0"], ["1.0", "0.0"], ["True", "False"], [" true", "FALSE "]]
     for labels in (*spelled, [True, False], [1.0, 0.0], [1, 0]):
         assert load_ctr_dataset({"user": ["a", "b"], "y": labels}, label="y")["label"][:] == [1, 0]
-
-
-def test_labels_that_are_not_0_and_1_are_refused_with_advice():
     for labels, arguments, message in (
         ([-1, 1], {}, r"column 'y' has the label -1, which is neither 0 nor 1: .*label_map="),
         (["yes", "no"], {}, "has the label 'yes', which is neither 0 nor 1"),
