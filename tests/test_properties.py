@@ -191,8 +191,9 @@ def forms_of(rows: dict[str, list], folder: Path) -> dict[str, object]:
     index = [len(records) - number // 2 for number in range(len(records))]  # of no order, with repetitions
     frame, read = pd.DataFrame(rows, index=index), ("rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet")
     return {
-        "rows": rows, "records": records, "arrow": arrow, "record batch": arrow.to_batches()[0], "Dataset": Dataset(arrow), "polars": polars,
-        "Dataset of numpy": Dataset(arrow).with_format("numpy"), "categories of polars": categories,
+        "rows": rows, "records": records, "arrow": arrow, "record batch": arrow.to_batches()[0],
+        "Dataset": Dataset(arrow), "Dataset of numpy": Dataset(arrow).with_format("numpy"), "polars": polars,
+        "categories of polars": categories,
         **{name: load_ctr_dataset(folder / name, cache_dir=folder / "cache") for name in read},
         "streamed csv": load_ctr_dataset(folder / "rows.csv", streaming=True),
         "IterableDataset": Dataset(arrow).to_iterable_dataset(), "pandas": frame,
