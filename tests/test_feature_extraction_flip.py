@@ -34,6 +34,8 @@ def test_ids_are_laid_out_as_documented(extractor):
     assert extractor([{"user": "z", "age": torch.tensor(99)}]).tolist() == [[2, 4]]
     assert extractor.feature_counts.tolist() == [0, 0, 0, 1, 0, 0, 2, 1, 1, 3, 2]
     assert extractor.feature_fields.tolist() == [-1, -1, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+    # 64 values fill the store of their counts, and none is missing or unseen
+    assert FlipFeatureExtractor.fit({"a": [f"{k}x" for k in range(64)]}).feature_counts.tolist() == [0] * 4 + [1] * 64
     ids = extractor({"user": ["a", "z", None, "y"], "age": [30, 30, 30, None]})
     rates = extractor.rates(ids)
     assert rates == {"user": {"unseen": 0.5, "missing": 0.25}, "age": {"unseen": 0.0, "missing": 0.25}}
@@ -234,11 +236,12 @@ def test_extending_takes_every_form_of_rows_and_needs_every_column():
 
 
 def test_extending_does_not_change_an_extractor_that_shares_its_arrays_and_rare_values_stay_unseen(tmp_path):
-    fit_old(min_frequency=2).save_pretrained(tmp_path)
+    before = fit_old(min_frequency=2)
+    before.save_pretrained(tmp_path)
     extractor = FlipFeatureExtractor.from_pretrained(tmp_path)
     two = copy.copy(extractor)
     unseen = extractor.feature_counts[2]
     assert extractor.extend(NEW) == {"user": 1, "tags": 2}
-    assert two == fit_old(min_frequency=2) != extractor
+    assert two == before != extractor and two.feature_counts.tolist() == before.feature_counts.tolist()
     assert extractor(NEW)[:, 0].tolist() == [extractor.num_features - 3, 2, extractor.num_features - 3, 2, 3]
     assert extractor.feature_counts[2] == unseen + 2

@@ -507,6 +507,9 @@ def test_dropped_ids_are_unseen_values_of_their_field_and_numbers_hashes_and_pad
     # reserved ids are what they are: missing values stay missing, masked ones masked
     reserved = torch.tensor([[3, 1, 4, 0, 9, 1, 11, 1, 0, 13, 0, 15]])
     assert torch.equal(layer.train()(reserved.repeat(500, 1)), reserved.repeat(500, 1))
+    # and the tower drops them, in training
+    tower = FlipTabularModel(config)
+    assert tower.train()(ids[:50]).logit.std() > 100 * tower.eval()(ids[:50]).logit.std()
 
 
 @pytest.mark.parametrize("size", [1, 5])

@@ -240,6 +240,8 @@ def test_values_that_are_one_id_are_cold_together_and_rows_without_one_train():
         rows = rows_of(split_dataset(table, "cold", seed, (0.34, 0.33, 0.33), column="item"))
         assert sorted([rows["train"][:-3], rows["validation"], rows["test"]]) == [[0, 1, 2], [3, 4], [5, 6]]
         assert rows["train"][-3:] == [7, 8, 9]
+        warm = split_dataset(table, "cold", seed, (0.34, 0.33, 0.33), column="item", warm_fraction=0.3)["warm"]
+        assert len(warm) == 1 and warm["row"][0] < 7
 
 
 NAMED = ["train", "test"]
