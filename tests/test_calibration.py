@@ -167,10 +167,10 @@ def test_what_cannot_be_applied_is_refused():
         ({"calibration": {**PLATT, "scale": -1.0}}, "scale=-1.0 is not above 0"),
         ({"calibration": {**PLATT, "bias": math.nan}}, "bias=nan is no finite number"),
         ({"calibration": {**TEMPERATURE, "temperature": 0.0}}, "temperature=0.0 is not above 0"),
-        ({"calibration": {"method": "isotonic", "logits": [], "probabilities": []}}, "0 logits and 0 probabilities"),
-        ({"calibration": {**ISOTONIC, "logits": [1.0, 1.0, 2.0]}}, "do not ascend"),
-        ({"calibration": {**ISOTONIC, "probabilities": [0.3, 0.2, 0.4]}}, "do not ascend"),
-        ({"calibration": {"method": "isotonic", "logits": [1.0], "probabilities": [1.2]}}, r"outside \[0, 1\]"),
+        ({"calibration": {"method": "isotonic", "logits": [], "probabilities": []}}, "as many logits as prob"),
+        ({"calibration": {**ISOTONIC, "logits": [1.0, 1.0, 2.0]}}, "both ascending"),
+        ({"calibration": {**ISOTONIC, "probabilities": [0.3, 0.2, 0.4]}}, "both ascending"),
+        ({"calibration": {"method": "isotonic", "logits": [1.0], "probabilities": [1.2]}}, r"within \[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             FlipConfig(**settings)

@@ -73,7 +73,6 @@ def test_settings_that_contradict_one_another_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             FlipConfig(**settings)
-    FlipConfig(backbone_config={"attention_dropout": (0.1, 0.2), "dnn_dropout": 0})
 
 
 def test_a_click_model_has_one_label_also_in_old_folders_and_fields_keep_their_order(processor, tmp_path):

@@ -150,7 +150,7 @@ def test_a_schema_that_cannot_be_says_why():
         columns = {"a": ["x"], "when": ["2024-05-31"], "when_hour": ["3"], "label": [1]}
         arguments = {"fields": None, "label": "label", "exclude": (), "field_options": None, **options}
         with pytest.raises(ValueError, match=message):
-            counting.choose_fields([columns], **arguments)
+            choose_fields([columns], **arguments)
 
 
 def test_parts_add_up_to_the_whole_in_any_order(rows, whole):

@@ -361,20 +361,7 @@ def test_weights_have_the_same_names_with_dropout(backbone, dnn, tmp_path):
     options = {**plain.config.backbone_config, f"{option}_dropout": 0.5}
     model = FlipTabularModel.from_pretrained(tmp_path, backbone_config=options)
     assert [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)] == [0.5] * 4
-    layers = [
-        name for name, layer in plain.backbone.named_modules() if name.startswith(f"{dnn}.") and layer._parameters
-    ]
-    names = {f"backbone.{layer}": f"backbone.{dnn}.{old}" for layer, old in zip(layers, older.split(), strict=True)}
-    split = [(*name.rpartition("."), weight) for name, weight in plain.state_dict().items()]
-    state = {f"{names.get(layer, layer)}{dot}{name}": weight for layer, dot, name, weight in split}
-    model.save_pretrained(tmp_path / "old")
-    save_file(state, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "old" / "SHA256SUMS").unlink()  # which a folder from then does not have
-    again, resumed = FlipTabularModel.from_pretrained(tmp_path / "old"), make_model(backbone, backbone_config=options)
-    again.save_pretrained(tmp_path / "again")
-    resumed.load_state_dict(state)
-    for loaded in (model, again, FlipTabularModel.from_pretrained(tmp_path / "again"), resumed):
-        torch.testing.assert_close(loaded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 SLOT_FIELDS = [
