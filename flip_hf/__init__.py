@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from .sharing.hub import push_to_hub as push_to_hub
     from .training.arguments import FlipCTRArguments as FlipCTRArguments
     from .training.arguments import FlipPreTrainingArguments as FlipPreTrainingArguments
-    from .training.backbone_start import restart_backbone as restart_backbone
     from .training.collators import DataCollatorForFlipCTR as DataCollatorForFlipCTR
     from .training.collators import DataCollatorForFlipPreTraining as DataCollatorForFlipPreTraining
     from .training.memory import estimate_memory as estimate_memory
     from .training.trainer import FlipCTRTrainer as FlipCTRTrainer
     from .training.trainer import FlipPreTrainingTrainer as FlipPreTrainingTrainer
-    from .training.word_start import start_from_words as start_from_words
+    from .training.warm_start import restart_backbone as restart_backbone
+    from .training.warm_start import start_from_words as start_from_words
 
 __version__ = "0.1.0"
 
@@ -71,11 +71,10 @@ _NAMES = {
     "sharing.card": ["write_model_card"],
     "sharing.hub": ["push_to_hub"],
     "training.arguments": ["FlipCTRArguments", "FlipPreTrainingArguments"],
-    "training.backbone_start": ["restart_backbone"],
     "training.collators": ["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"],
     "training.memory": ["estimate_memory"],
     "training.trainer": ["FlipCTRTrainer", "FlipPreTrainingTrainer"],
-    "training.word_start": ["start_from_words"],
+    "training.warm_start": ["restart_backbone", "start_from_words"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULES)

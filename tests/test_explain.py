@@ -107,7 +107,7 @@ def test_every_number_of_a_hidden_id_is_that_of_the_formulas(rich_processor, tex
             probabilities = dict(zip(features.tolist(), scores.softmax(0).tolist(), strict=True))
             # the head's softmax is in float32, whatever the model's own type
             check_answer(answer, probabilities, truths, lambda feature: extractor.decode([feature])[0], rel=1e-5)
-            np.testing.assert_allclose(answer.attention.tokens, weights, rtol=1e-5, atol=1e-9)
+            np.testing.assert_allclose(answer.attention, weights, rtol=1e-5, atol=1e-9)
         assert one.num_values == len(probabilities) and one.status == "known"
         assert one.reads == reads and one.answer is (getattr(one, reads) or one.whole)
 
@@ -144,25 +144,24 @@ def test_attention_adds_up_over_values_names_and_special_tokens(processor, text_
     assert explanation.sentence_fields == expected
     for feature in explanation.features:
         for answer in filter(None, (feature.whole, feature.hidden, feature.blank)):
-            attention, tokens = answer.attention, np.array(answer.attention.tokens)
-            parts = [*attention.values.values(), *attention.names.values(), attention.special, attention.other]
-            assert tokens.sum() == pytest.approx(1.0) and sum(parts) == pytest.approx(1.0) and attention.other == 0.0
-            assert attention.special == pytest.approx(tokens[0] + tokens[-1])
+            places, tokens = explanation.attention_by_place(answer), np.array(answer.attention)
+            assert tokens.sum() == pytest.approx(1.0) and sum(places.values()) == pytest.approx(1.0)
+            assert list(places.values()) == sorted(places.values(), reverse=True)
+            assert places["other tokens"] == pytest.approx(tokens[0] + tokens[-1])
             for name in starts.values():
                 is_value = np.array([owner == name for owner in explanation.token_fields])
                 is_name = np.array([one == name for one in expected]) & ~is_value
-                assert attention.values[name] == pytest.approx(tokens[is_value].sum())
-                assert attention.names[name] == pytest.approx(tokens[is_name].sum())
-    assert attention.values["genre"] == 0.0 and attention.names["genre"] > 0.0
+                assert places.get(name, 0.0) == pytest.approx(tokens[is_value].sum())
+                assert places[f"{name}:"] == pytest.approx(tokens[is_name].sum())
+    assert "genre" not in places and places["genre:"] > 0.0
 
 
 def test_words_of_an_unusual_template_are_of_no_field_and_nothing_is_lost(processor, tokenizer, text_config, splits):
     extractor = processor.feature_extractor
     processor = FlipProcessor(extractor, tokenizer, max_length=64, template="{value} ({field})", separator="")
-    (title,) = build(processor, text_config).explain_alignment(splits["test"][0], processor, fields=["title"]).features
-    attention = title.whole.attention
-    assert set(attention.names.values()) == {0.0} and attention.other > 0.0
-    assert sum(attention.values.values()) + attention.special + attention.other == pytest.approx(1.0)
+    explanation = build(processor, text_config).explain_alignment(splits["test"][0], processor, fields=["title"])
+    places = explanation.attention_by_place(explanation.features[0].whole)
+    assert {*places} == {*extractor.field_names, "other tokens"} and sum(places.values()) == pytest.approx(1.0)
     # where all begin with the same words, each is looked for behind the one before
     alike = FlipProcessor(extractor, tokenizer, max_length=64, template="is {value} ({field})", separator="")
     said = build(alike, text_config).explain_alignment(splits["test"][0], alike, fields=["title"]).sentence_fields
@@ -215,9 +214,9 @@ def test_where_there_is_no_mask_token_nobody_looks_at_what_is_hidden(splits, tok
     model = build(processor, text_config, mlm_weight=0.0)
     explanation = model.explain_alignment(splits["test"][0], processor, fields=["title"])
     (title,) = explanation.features
-    assert title.whole.attention.values["title"] > 0.0 and title.hidden.attention.values["title"] == 0.0
-    assert sum(title.hidden.attention.tokens) == pytest.approx(1.0)
-    assert set(title.blank.attention.values.values()) == {0.0}
+    whole, hidden, blank = map(explanation.attention_by_place, (title.whole, title.hidden, title.blank))
+    assert whole["title"] > 0.0 and hidden["title"] == 0.0 and sum(hidden.values()) == pytest.approx(1.0)
+    assert all(blank[name] == 0.0 for name in processor.feature_extractor.field_names)
     assert explanation.words == [] and "hidden word" not in str(explanation)
     assert explanation.notes == ["mlm_weight=0: no word is asked for, since the model was pre-trained without"]
 

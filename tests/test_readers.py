@@ -16,7 +16,7 @@ from datasets import List, Value
 
 import flip_hf
 from flip_hf import load_ctr_dataset
-from flip_hf.data.readers import NAMED_DATASETS, lines, movielens
+from flip_hf.data.readers import NAMED_DATASETS, files, movielens
 
 
 RESOURCES = Path(flip_hf.__file__).parent / "resources"
@@ -303,8 +303,8 @@ def test_a_damaged_line_of_json_is_named(tmp_path):
 def test_a_join_finds_the_first_row_of_a_key_and_nothing_for_a_key_that_is_missing():
     table = pa.table({"key": ["b", "é", "c", None, "a", "b"], "value": range(6)})
     rows = pa.table({"key": pa.chunked_array([["é", "b", "c"], [None, "", "a", "absent"]], pa.string())})
-    assert lines.join(rows, "key", table)["value"].to_pylist() == [1, 0, 2, None, None, 4, None]
-    assert lines.join(rows, "key", table.slice(0, 0))["value"].to_pylist() == [None] * 7
+    assert files.join(rows, "key", table)["value"].to_pylist() == [1, 0, 2, None, None, 4, None]
+    assert files.join(rows, "key", table.slice(0, 0))["value"].to_pylist() == [None] * 7
 
 
 MAKERS = {"movielens-100k": make_ml100k, "movielens-1m": make_ml1m}

@@ -17,9 +17,8 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
-from flip_hf.training import sparse_optimizer
-from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.sparse_optimizer import RowGradients, RowSparseOptimizer, make_optimizer
+from flip_hf.training import optimization
+from flip_hf.training.optimization import RowGradients, RowSparseOptimizer, make_optimizer, parameter_groups
 
 
 KINDS = ["lazy_adamw", "rowwise_adagrad"]
@@ -218,7 +217,7 @@ def test_auto_is_lazy_for_large_tables_and_adamw_in_one_process(
         return trainer.create_optimizer(), trainer.model
 
     assert type(optimizer_of()[0]) is torch.optim.AdamW
-    monkeypatch.setattr(sparse_optimizer, "MIN_FEATURES_LAZY", processor.feature_extractor.num_features)
+    monkeypatch.setattr(optimization, "MIN_FEATURES_LAZY", processor.feature_extractor.num_features)
     optimizer, model = optimizer_of()
     assert f"embedding_optim='auto': lazy_adamw, for {model.config.num_features} features" in caplog.text
     assert isinstance(optimizer, RowSparseOptimizer) and model.flip.tabular.embeddings.sparse

@@ -10,7 +10,6 @@ from conftest import tabular_model
 from datasets import Dataset
 
 from flip_hf import FlipForCTR, FlipForPreTraining, prepare_dataset
-from flip_hf.training.warm_start import warm_start
 
 
 NEW_ROWS = {
@@ -131,10 +130,7 @@ def test_a_warm_start_is_the_mean_of_known_rows_by_what_the_head_says(pretrainin
     model = pretraining_model.train()
     extended.tokenizer = copy.deepcopy(extended.tokenizer)
     extended.tokenizer.mask_token = mask_token
-    model.resize_feature_embeddings(extended)
-    tables = [model.mtm_head.feature_embeddings, model.flip.tabular.embeddings]
-    new = np.arange(len(tables[0].weight) - 5, len(tables[0].weight))
-    started = warm_start(model, extended, NEW_ROWS, new, tables, batch_size=2)
+    started = model.warm_start_features(extended, NEW_ROWS, batch_size=2)
     assert model.training
     size = extended.feature_extractor.num_features
     assert started.tolist() == list(range(size - 5, size))

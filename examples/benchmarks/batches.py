@@ -26,8 +26,7 @@ from flip_hf import (
     prepare_dataset,
     split_dataset,
 )
-from flip_hf.training.collators import ArrowRows
-from flip_hf.training.sampling import ResumableLengthGroupedSampler, text_lengths
+from flip_hf.training.collators import ArrowRows, ResumableLengthGroupedSampler, text_lengths
 
 
 def rows_per_second(read: Callable, collator: Callable, batches: list[list[int]]) -> float:

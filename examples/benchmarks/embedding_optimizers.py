@@ -20,8 +20,7 @@ import torch
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, FlipCTRArguments, FlipForCTR, FlipForPreTraining
-from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.sparse_optimizer import RowGradients, make_optimizer
+from flip_hf.training.optimization import RowGradients, make_optimizer, parameter_groups
 
 
 NUM_TOKENS = 40

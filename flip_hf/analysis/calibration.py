@@ -29,12 +29,10 @@ def fit_calibration(
     Fits the map from logits to probabilities on rows that the model was not trained on -> what
     [`FlipForCTR.set_calibration`] takes.
 
-    - `"temperature"` (Guo et al., arXiv 1706.04599): sigmoid(z / T), T by maximum likelihood. It cures over-confidence
-      and leaves a logit of 0 at one half.
+    - `"temperature"` (Guo et al., arXiv 1706.04599): sigmoid(z / T), T by maximum likelihood.
     - `"platt"` (Platt, 1999): sigmoid(a z + b) by maximum likelihood of softened labels: (n1 + 1) / (n1 + 2) for a
-      click, 1 / (n0 + 2) for none. It moves the base rate, too.
-    - `"isotonic"` (Zadrozny and Elkan, 2002): the ascending curve of least squares, 1 / (2B) away from 0 and 1. For a
-      thousand rows and more. It makes ties; the others keep the order of the rows, and with it the AUC.
+      click, 1 / (n0 + 2) for none.
+    - `"isotonic"` (Zadrozny and Elkan, 2002): the ascending curve of least squares, 1 / (2B) away from 0 and 1.
 
     Args:
         labels, logits (`np.ndarray` of shape `(B,)`): 0 or 1, and `output.logits` of the model.
@@ -85,9 +83,8 @@ def _fit_sigmoid(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, h
     size = float(np.sqrt(np.mean((logits - center) ** 2))) or 1.0
     scaled, target, weight = map(torch.from_numpy, ((logits - center) / size, targets, weights / weights.sum()))
     found = torch.zeros(2 if has_bias else 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [found], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )
+    options: dict[str, Any] = {"max_iter": 200, "tolerance_grad": 1e-10, "tolerance_change": 1e-16}
+    optimizer = torch.optim.LBFGS([found], line_search_fn="strong_wolfe", **options)
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()

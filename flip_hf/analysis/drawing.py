@@ -85,7 +85,7 @@ def _draw_heat(axes: Any, shares: np.ndarray, names: Sequence[str], cells: Seque
 def _draw_attention(axes: Any, features: Sequence[Any], cells: Sequence[_Cell]) -> None:
     from matplotlib.patches import Rectangle
 
-    weights = np.array([one.answer.attention.tokens for one in features])  # (H, T)
+    weights = np.array([one.answer.attention for one in features])  # (H, T)
     shares = np.stack([weights[:, cell.tokens].sum(1) for cell in cells], axis=1)
     _draw_heat(axes, shares, [f"{shortened(one.field, 24)}\n{one.shown_value}" for one in features], cells, "Blues")
     axes.set_xlabel("hidden in the ids: where the model looks for it (framed: the field's words)")

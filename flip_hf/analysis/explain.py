@@ -31,33 +31,12 @@ class Guess:
 
 
 @dataclass
-class Attention:
-    """
-    Where a masked-feature query looks in the text: softmax(q W^T), unscaled, over the row's tokens. All weights
-    together are 1, and so are `values`, `names`, `special` and `other` together.
-    """
-
-    tokens: list[float]  # a weight for each of the T tokens
-    values: dict[str, float]  # by field, of the tokens that spell its value
-    names: dict[str, float]  # by field, of the words around it: its name, the template's words, "missing"
-    special: float  # of special tokens, `[CLS]` and `[SEP]` say
-    other: float = 0.0  # of words that could not be said to belong to a field
-
-    def __str__(self) -> str:
-        """The three places with the largest weights; the words around a field's value as `name:`."""
-        places = {**self.values, **{f"{name}:": weight for name, weight in self.names.items()}}
-        places |= {"special tokens": self.special, "other words": self.other}
-        best = sorted(places, key=places.__getitem__, reverse=True)[:3]
-        return ", ".join(f"{name} {percent(places[name])}" for name in best if places[name])
-
-
-@dataclass
 class Answer:
     """What a head says of one hole after one reading of the row."""
 
     guesses: list[Guess]  # the most likely ones, best first
     truths: list[Guess]  # several for a multivalued field, none where the value is missing or unseen in training
-    attention: Attention | None = None  # of a hidden id
+    attention: list[float] | None = None  # of a hidden id, its query's on the T tokens: softmax(q W^T), unscaled
 
     @property
     def probability(self) -> float | None:
@@ -121,7 +100,8 @@ class AlignmentExplanation:
 
     tokens: list[str]  # the T tokens of the row's text
     token_fields: list[str | None]  # the field whose value a token spells
-    sentence_fields: list[str | None]  # the field whose sentence a token belongs to; None for special tokens
+    # the field whose sentence a token belongs to; None for special tokens, and where no field's words were found
+    sentence_fields: list[str | None]
     features: list[HiddenFeature] = field(default_factory=list)  # hidden in the ids; none with `mtm_weight=0`
     words: list[HiddenToken] = field(default_factory=list)  # hidden in the text; none with `mlm_weight=0`
     notes: list[str] = field(default_factory=list)  # what was left out or cannot be answered, and why
@@ -131,6 +111,19 @@ class AlignmentExplanation:
         from .drawing import draw_alignment
 
         draw_alignment(self, path, title)
+
+    def attention_by_place(self, answer: Answer) -> dict[str, float]:
+        """What of an answer's attention is on the values of each field, on the words around them (its name and a
+        colon), and on other tokens, the largest share first."""
+        places: dict[str, float] = {}
+        for owner, sentence, weight in zip(self.token_fields, self.sentence_fields, answer.attention, strict=True):
+            place = owner or (f"{sentence}:" if sentence else "other tokens")
+            places[place] = places.get(place, 0.0) + weight
+        return dict(sorted(places.items(), key=lambda place: -place[1]))
+
+    def _looks_at(self, answer: Answer) -> str:
+        best = list(self.attention_by_place(answer).items())[:3]
+        return ", ".join(f"{place} {percent(share)}" for place, share in best if share)
 
     def __str__(self) -> str:
         """Aligned plain text."""
@@ -142,7 +135,7 @@ class AlignmentExplanation:
                 "whole text": str(one.whole),
                 "value hidden": str(one.hidden or "-"),
                 "no values": str(one.blank),
-                "looks at": str(one.answer.attention),
+                "looks at": self._looks_at(one.answer),
                 "guesses": "; ".join(one.answer.lines()),
             }
             for one in self.features
@@ -173,9 +166,8 @@ def explain(
     if isinstance(fields, str) or not set(fields or ()) <= set(names):
         raise ValueError(f"fields={fields!r} has to be a list of fields of this model: {', '.join(names)}")
     with evaluating(model):
-        return _Reader(model, processor, row, top_k).read(
-            [index for index, name in enumerate(names) if fields is None or name in fields]
-        )
+        asked = [index for index, name in enumerate(names) if fields is None or name in fields]
+        return _Reader(model, processor, row, top_k).read(asked)
 
 
 class _Reader:
@@ -189,8 +181,6 @@ class _Reader:
         self.ids = encoded.feature_ids[0].astype(np.int64)  # (S,)
         self.tokens = encoded.tokens.astype(np.int64)  # (T,)
         self.owners = encoded.token_fields.astype(np.int64)  # (T,): the field whose value a token spells, or -1
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
-        self.is_special = np.isin(self.tokens, list(special)) & (self.owners < 0)
         self.sentences = self._sentences(processor)
         values = [column.values[column.indices[0]] for column in columns]
         self.values = [self.extractor.value_text(index, value) for index, value in enumerate(values)]
@@ -238,7 +228,8 @@ class _Reader:
                 return self.owners
             sentences[start:] = index
             end = start + len(prefix)
-        return np.where(self.owners >= 0, self.owners, np.where(self.is_special, -1, sentences))
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return np.where(self.owners >= 0, self.owners, np.where(np.isin(self.tokens, list(special)), -1, sentences))
 
     def _vectors(self, hidden: np.ndarray) -> torch.Tensor:
         """Which fields are hidden in the ids `(R, F)` -> `(R, d_v)`."""
@@ -285,7 +276,7 @@ class _Reader:
         answers = []
         for shares, looked in zip(scores.double().softmax(-1), weights, strict=True):
             answers.append(self._answer(shares, truths, lambda place: self.extractor.decode(features[place].cpu())[0]))
-            answers[-1].attention = self._attention(looked)
+            answers[-1].attention = looked.tolist()
         return HiddenFeature(
             field=self.names[index],
             value=self.values[index],
@@ -295,18 +286,6 @@ class _Reader:
             hidden=answers[1] if (self.owners == index).any() else None,
             blank=answers[2],
             reads="hidden" if self.model.config.hide_target_in_text else "whole",
-        )
-
-    def _attention(self, weights: np.ndarray) -> Attention:
-        """`(T,)` -> with its sums."""
-        fields = [(self.names[index], index) for index in self.extractor.text_fields]
-        is_word = (self.owners < 0) & ~self.is_special
-        return Attention(
-            tokens=weights.tolist(),
-            values={name: float(weights[self.owners == index].sum()) for name, index in fields},
-            names={name: float(weights[is_word & (self.sentences == index)].sum()) for name, index in fields},
-            special=float(weights[self.is_special].sum()),
-            other=float(weights[is_word & (self.sentences < 0)].sum()),
         )
 
     def _words(self, index: int, states: torch.Tensor, vectors: torch.Tensor) -> Iterator[HiddenToken]:

@@ -27,9 +27,8 @@ from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR
 from ..processing_flip import FlipProcessor
 from ..training.arguments import FlipCTRArguments
-from ..training.backbone_start import restart_backbone
 from ..training.trainer import FlipCTRTrainer
-from ..training.word_start import start_from_words
+from ..training.warm_start import restart_backbone, start_from_words
 from .reading import read_arguments, read_overrides, read_rows
 
 

@@ -117,9 +117,8 @@ def prepare_dataset(
         encoded = DatasetDict() if type(dataset) is dict else type(dataset)()
         for name, split in dataset.items():
             is_train = name == "train" if out_of_fold is None else out_of_fold
-            encoded[name] = prepare_dataset(
-                split, processor, return_text, num_proc, batch_size, keep_columns, is_train
-            )
+            options = (return_text, num_proc, batch_size, keep_columns, is_train)
+            encoded[name] = prepare_dataset(split, processor, *options)
         return encoded
     extractor = processor.feature_extractor
     if extractor.has_label_statistics and out_of_fold is None:
@@ -177,7 +176,4 @@ def check_encoded(dataset: Any, processor: Any, name: str) -> None:
     extractor = processor.feature_extractor
     num_features = int(made[1]) if made else 0
     if made and (num_features > extractor.num_features or made[0] != _made_by(extractor, num_features)):
-        raise ValueError(
-            f"the rows of {name} were encoded with another processor, and their ids stand for other values: encode "
-            "them with this one (prepare_dataset)"
-        )
+        raise ValueError(f"the rows of {name} were encoded with another processor: encode them with this one")

@@ -18,8 +18,7 @@ from .readers.files import kind_of, name_of, published_files, table_files
 from .readers.tables import TableOptions, as_dataset, label_key, label_rows, read_clicks, read_files, stream_files
 
 
-# part of the cache's key: raise it when a reader gives other rows for the same files
-_READER_VERSION = 4
+_READER_VERSION = 4  # part of the cache's key: raise it when a reader gives other rows for the same files
 # which arguments say something of a table: another one is a mistake
 _OF_TABLES = {"label", "label_threshold", "label_map"}
 _OF_FILES = _OF_TABLES | {"streaming"}
@@ -47,10 +46,8 @@ def load_ctr_dataset(
     label_map: Mapping[Any, int] | None = None,
 ) -> Any:
     """
-    Reads a table for click prediction: one column per field, and `label` 0 or 1.
-
-    What files give is written once to a cache, under a name that depends on their content alone, and mapped into
-    memory from there: a second process reads neither the files nor anything computed from them again.
+    Reads a table for click prediction: one column per field, and `label` 0 or 1. What files give is written once to a
+    cache, under a name that depends on their content alone, and mapped into memory from there.
 
     Args:
         name_or_path: one of
@@ -58,9 +55,8 @@ def load_ctr_dataset(
             - a named data set: `"movielens-100k"`, `"movielens-1m"`, `"book-crossing"`, `"goodreads"`, `"restaurants"`
               (comes with the package; a folder of that name is `"./restaurants"`);
             - files of one kind, csv, tsv, txt, json, jsonl (also `.gz`, `.bz2`, or alone in a `.zip`) or parquet: one,
-              a list, a glob (`"clicks/*.parquet"`) or a folder. They have the same columns, in any order; of two types
-              of numbers the wider one is taken. All columns of a csv are strings (`007` stays `007`, an empty cell is
-              null), strings in json stay strings;
+              a list, a glob (`"clicks/*.parquet"`) or a folder, with the same columns, in any order. All columns of a
+              csv are strings (`007` stays `007`, an empty cell is null), strings in json stay strings;
             - rows in memory: a `Dataset`, an Arrow table, a pandas or polars frame, an array of records, a dict of
               columns, a list of dicts.
         data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
@@ -71,15 +67,14 @@ def load_ctr_dataset(
             it. Defaults of named sets: 3 (of 1 to 5), 5 for BookCrossing (0 to 10), 1 for restaurants (0 to 2).
         delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv and .txt).
         cache_dir (`str`, *optional*): default: `flip_hf` in datasets' own cache.
-        genre_lists (`bool`): MovieLens and Goodreads: `genre` is a list of genres, not one text.
+        genre_lists (`bool`): MovieLens and Goodreads: `genre` is a list, not one text.
         subset (`str`, *optional*): Goodreads: a genre that is published apart (`"poetry"`); default: all books.
         encoding (`str`, *optional*): of text files; default: UTF-8, with or without a byte order mark.
         streaming (`bool`): files only: an `IterableDataset` whose shards are the files; nothing is cached. A json file
             has the columns and types of its first rows.
-        quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other. By default a
-            quote in a quoted value is doubled; one that is closed within a cell, or never, is an error, and a value
-            that looks like several rows is warned about. `csv.QUOTE_MINIMAL` leaves this check out.
-        escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv, such as a backslash.
+        quoting (`int`, *optional*): `csv.QUOTE_NONE` where quotes in a csv are characters as any other;
+            `csv.QUOTE_MINIMAL` leaves out the check whether they close where they should.
+        escapechar (`str`, *optional*): what escapes a quote in a quoted value of a csv (default: it is doubled).
         column_names (`list[str]`, *optional*): of a csv without a header.
         label_map (`dict`, *optional*): 0 or 1 for each value of the label column, such as `{"yes": 1, "no": 0}`.
 
@@ -87,8 +82,7 @@ def load_ctr_dataset(
         `datasets.Dataset` (`IterableDataset` if streaming) with every row of the files, in their order, and `label`
         int8, the last. What a reader of a named set left out is counted in the log and in `info.description`.
     """
-    arguments = {**locals()}
-    del arguments["name_or_path"], arguments["cache_dir"]
+    arguments = {name: value for name, value in locals().items() if name not in ("name_or_path", "cache_dir")}
     if isinstance(name_or_path, str) and name_or_path in NAMED_DATASETS:
         arguments["label"] = None if label == "label" else label
         known = {"data_dir", "label_threshold", *NAMED_DATASETS[name_or_path].options}
@@ -116,8 +110,8 @@ def load_ctr_dataset(
 
 
 def _refuse_others(what: str, arguments: Mapping[str, Any], known: set[str]) -> None:
-    others = {name: value for name, value in arguments.items() if name not in known}
-    unknown = [f"{name}={value!r}" for name, value in others.items() if value is not None and value is not False]
+    given = {name: value for name, value in arguments.items() if value is not None and value is not False}
+    unknown = [f"{name}={value!r}" for name, value in given.items() if name not in known]
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not for {what}")
 

@@ -64,15 +64,17 @@ def split_dataset(
             - `"random"`: any rows.
             - `"time"`: the earliest rows train, the latest test; equal times keep the order of the table.
             - `"last"`: the last `num_last` rows of each user test, as many before them validate, the rest train; so do
-              users with fewer than `2 x num_last + 1` rows, and rows without a user. (Training rows of one user may be
-              later than test rows of another: only `"time"` keeps the future out.)
+              users with fewer than `2 x num_last + 1` rows. (Training rows of one user may be later than test rows of
+              another: only `"time"` keeps the future out.)
             - `"cold"`: whole values of `column` (`"movie_id"`, or a user column): no value of a validation or test row
-              occurs in train, and none of test in validation. Rows without a value train.
+              occurs in train, and none of test in validation.
             - `"column"`: what `column` says: train, validation (also valid, val, dev) or test, or true (1) for the
               rows that test and false (0) for those that train. If no row validates, random training rows do, as large
               a share of them as `fractions` has. The column itself is dropped, since it is no field.
             - `"hash"`: by a hash of the value of `column` (an id of the row, or of the user): the same value goes the
-              same way in every table, stream and day. Rows without a value train.
+              same way in every table, stream and day.
+
+            Rows without a user, or value, train.
         seed (`int`): of whatever is random, and of the hash.
         fractions (`tuple[float, float, float]`): shares of train, validation and test; they sum to 1. For `"cold"` and
             `"hash"`, shares of the distinct values of `column`.
@@ -80,27 +82,24 @@ def split_dataset(
             reads them (numbers that are all below a million count steps); `time_format` as for `datetime.strptime`.
         user_column (`str`), num_last (`int`): for `"last"`.
         warm_fraction (`float`): for `"cold"`: this share of the training rows becomes a fourth split `"warm"` of rows
-            whose value does occur in train, to compare the cold ones with. Every value keeps a row in train.
+            whose value does occur in train, to compare the cold ones with.
         stratify (`bool`, *optional*): for `"random"`: every split has its share of each class of `label`. By default
             where a class has fewer than 1 % of the rows.
         label (`str`): the label column, for `stratify` and the warnings; the table need not have one.
         cache_dir (`str`, *optional*): where rows that are mapped into memory are written in their new order (default:
-            `flip_hf` in datasets' own cache); those in memory stay there.
+            `flip_hf` in datasets' own cache).
 
     Returns:
         `DatasetDict` with `train`, `validation` and `test` (`IterableDatasetDict` of a stream, which is read once for
-        each of them). The same table and arguments give the same fingerprints in every process. A split with one
-        class, or fewer than 100 clicks, is warned about.
+        each of them). The same table and arguments give the same fingerprints in every process.
     """
     arguments = {**locals(), "fractions": tuple(fractions)}
     _check_arguments(**arguments)
     if isinstance(dataset, IterableDataset):
         if strategy == "hash":
             return _split_stream(dataset, seed, fractions, column)
-        raise TypeError(
-            f"strategy={strategy!r} needs to know all rows, and an IterableDataset is read row by row: take "
-            "strategy='hash' with the column of an id, or load the table without streaming"
-        )
+        remedy = "take strategy='hash' with the column of an id, or load the table without streaming"
+        raise TypeError(f"strategy={strategy!r} needs to know all rows, and this is a stream: {remedy}")
     arguments["dataset"] = dataset = as_dataset(dataset)
     if label != "label" or stratify:
         _check_column(dataset, label, "label")
@@ -146,7 +145,7 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
 def _warn_of_few_clicks(splits: DatasetDict, label: str) -> None:
     few = []
     for name, split in splits.items():
-        codes, values = _codes(split, label, "label", label)
+        codes, values = value_codes(split, label, "label", label)
         counts = dict(zip([None, *values], np.bincount(codes + 1, minlength=len(values) + 1).tolist(), strict=True))
         labels = [value for value, count in counts.items() if count]
         clicks = counts.get("1", counts.get("True", 0))
@@ -165,13 +164,11 @@ def sample_negatives(
     Training rows with all clicks and a random share `rate`, in (0, 1], of the non-clicks, in the order of the table.
 
     The share is written into `info.description`, which `map`, `prepare_dataset` and `save_to_disk` carry along
-    (`to_iterable_dataset` does not): a model of these rows needs it as `config.negative_sampling_rate`, so that its
-    probabilities are those of the whole table. `dataset` and `cache_dir` are as of `split_dataset`: split first.
+    (`to_iterable_dataset` does not), and the trainer into `config.negative_sampling_rate`, so that probabilities are
+    those of the whole table. `dataset` and `cache_dir` are as of `split_dataset`: split first.
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
-    if isinstance(dataset, IterableDataset):
-        raise TypeError("non-clicks are sampled from a table, not from a stream: load it without streaming")
     dataset = as_dataset(dataset)
     labels = read_labels(_column(dataset, label, "label", label), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)
@@ -192,26 +189,23 @@ def negative_sampling_rate(dataset: Any) -> float:
 
 def _shares(values: np.ndarray, fractions: _Fractions) -> list[np.ndarray]:
     """Values in their order, cut into train, validation and test."""
-    return np.split(values, [int(len(values) * share + 1e-9) for share in (fractions[0], fractions[0] + fractions[1])])
+    return np.split(values, (len(values) * np.cumsum(fractions[:2]) + 1e-9).astype(int))
 
 
 def _random(dataset: Dataset, seed: int, fractions: _Fractions, stratify: bool | None, label: str) -> list[np.ndarray]:
     order = np.random.default_rng(seed).permutation(len(dataset))
     if stratify is False or label not in dataset.column_names:
         return _shares(order, fractions)
-    classes = _codes(dataset, label, "label", label)[0][order] + 1
+    classes = value_codes(dataset, label, "label", label)[0][order] + 1
     counts = np.bincount(classes)
     rarest = counts[counts > 0].min() / len(classes)
     if not stratify and (np.count_nonzero(counts) != 2 or rarest >= _RARE_SHARE):
         return _shares(order, fractions)
     if not stratify:
-        logger.warning_once(
-            f"{rarest:.2%} of the rows are of one class: the random splits are stratified, so that each has its share "
-            "(stratify=False: left to chance)"
-        )
+        logger.warning_once(f"{rarest:.2%} of the rows are of one class: the random splits are stratified by it")
     parts = np.empty(len(order), np.int8)
-    for number, count in enumerate(counts.tolist()):
-        ends = [round(count * share) for share in (fractions[0], fractions[0] + fractions[1])]
+    for number, count in enumerate(counts):
+        ends = np.round(count * np.cumsum(fractions[:2])).astype(int)
         for part, places in enumerate(np.split(np.flatnonzero(classes == number), ends)):
             parts[places] = part
     return [order[parts == part] for part in range(3)]
@@ -224,7 +218,7 @@ def _by_time(dataset: Dataset, fractions: _Fractions, time_column: str, time_for
 def _last(
     dataset: Dataset, time_column: str, time_format: str | None, user_column: str, num_last: int
 ) -> list[np.ndarray]:
-    users, _ = _codes(dataset, user_column, "user_column")
+    users, _ = value_codes(dataset, user_column, "user_column")
     order = np.lexsort((_times(dataset, time_column, time_format), users))  # equal times keep the order of the table
     counts = np.bincount(users + 1)  # of no user first
     from_end = np.empty(len(users), np.int64)
@@ -236,7 +230,7 @@ def _last(
 
 def _cold(dataset: Dataset, seed: int, fractions: _Fractions, column: str, warm_fraction: float) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
-    codes, distinct = _codes(dataset, column, "column")
+    codes, distinct = value_codes(dataset, column, "column")
     part_of_value = np.zeros(len(distinct) + 1, np.int8)  # the last is of rows without a value, whose code is -1
     for part, values in enumerate(_shares(random.permutation(len(distinct)), fractions)):
         part_of_value[values] = part
@@ -251,7 +245,7 @@ def _cold(dataset: Dataset, seed: int, fractions: _Fractions, column: str, warm_
 
 
 def _named(dataset: Dataset, seed: int, fractions: _Fractions, column: str) -> list[np.ndarray]:
-    codes, values = _codes(dataset, column, "column")
+    codes, values = value_codes(dataset, column, "column")
     found = [*([None] if np.any(codes < 0) else []), *values]
     unknown = [repr(value) for value in found if str(value).lower() not in _SPLIT_NAMES]
     if unknown:
@@ -269,7 +263,7 @@ def _named(dataset: Dataset, seed: int, fractions: _Fractions, column: str) -> l
 
 
 def _hashed(dataset: Dataset, seed: int, fractions: _Fractions, column: str) -> list[np.ndarray]:
-    return _rows_of(_hash_parts(*_codes(dataset, column, "column"), seed, fractions))
+    return _rows_of(_hash_parts(*value_codes(dataset, column, "column"), seed, fractions))
 
 
 def _hash_parts(codes: np.ndarray, values: Sequence[str], seed: int, fractions: _Fractions) -> np.ndarray:
@@ -295,9 +289,7 @@ _STRATEGIES: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
-def _split_stream(
-    dataset: IterableDataset, seed: int, fractions: _Fractions, column: str | None
-) -> IterableDatasetDict:
+def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: Any) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
     arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
@@ -317,10 +309,8 @@ def _is_part(rows: pa.Table, part: int, column: str, seed: int, fractions: _Frac
 
 def _check_column(table: Any, column: str | None, argument: str) -> None:
     if column not in table.column_names:
-        raise ValueError(
-            f"there is no column {column!r} to split by; the table has {', '.join(table.column_names)}: name one with "
-            f"{argument}"
-        )
+        names = ", ".join(table.column_names)
+        raise ValueError(f"there is no column {column!r} to split by; the table has {names}: name one with {argument}")
 
 
 def _column(dataset: Dataset, column: str, argument: str, label: str | None = None) -> pa.ChunkedArray:
@@ -329,11 +319,11 @@ def _column(dataset: Dataset, column: str, argument: str, label: str | None = No
     values = as_columns(dataset.select_columns([column]), label)[column]
     rows = pa.chunked_array([pa.array(values, pa.string())]) if isinstance(values, list) else values
     if rows.type.num_fields:
-        raise ValueError(f"column {column!r} has the type {rows.type}: a split needs one value per row")
+        raise ValueError(f"{argument}={column!r} has the type {rows.type}: one value per row is needed")
     return rows
 
 
-def _codes(dataset: Dataset, column: str, argument: str, label: str | None = None) -> tuple[np.ndarray, list[str]]:
+def value_codes(dataset: Dataset, column: str, argument: str, label: Any = None) -> tuple[np.ndarray, list[str]]:
     return _coded(_column(dataset, column, argument, label), column)
 
 
@@ -357,10 +347,8 @@ def _times(dataset: Dataset, column: str, time_format: str | None) -> np.ndarray
         times = times[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
         unknown = int(np.isnan(times).sum())
     if unknown:
-        raise ValueError(
-            f"{unknown} of {len(values)} rows have no {column!r} (null, nan or 0): a split by time needs all of them; "
-            "take strategy='random'"
-        )
+        problem = f"{unknown} of {len(values)} rows have no {column!r} (null, nan or 0)"
+        raise ValueError(f"{problem}: a split by time needs all of them; take strategy='random'")
     return times
 
 
@@ -377,8 +365,7 @@ def _read_times(values: pa.Array, column: str, time_format: str | None) -> np.nd
 
 
 def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str | os.PathLike | None) -> Dataset:
-    """Rows written out in a given order: `dataset.select` would keep a list of row numbers, and gather rows one by one
-    at every later read; so does `flatten_indices`, 100 times as slow."""
+    """Rows written out in a given order: `dataset.select` would gather rows one by one at every later read."""
     known = f"{fingerprint_of(dataset)}{info.description}".encode()
     digest = hashlib.blake2b(known + order.astype(np.int64).tobytes(), digest_size=8).hexdigest()
     if not dataset.cache_files:
@@ -389,7 +376,7 @@ def _take(dataset: Dataset, order: np.ndarray, info: DatasetInfo, cache_dir: str
 def _ordered(dataset: Dataset, order: np.ndarray) -> Iterator[pa.Table]:
     """Rows in a given order, so many at a time that they fit into memory."""
     table, rows = dataset.data.table, table_rows(dataset, order)
-    # not table.take, which copies each column into one array first: more than 2 GB of text do not fit into that
+    # table.take copies each column into one array first: more than 2 GB of text do not fit into that
     source = pyarrow.dataset.dataset(table)
     size = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * len(table) // max(table.nbytes, 1)))
     for start in range(0, len(rows), size):

@@ -35,9 +35,7 @@ class FlipTrainingArguments(TrainingArguments):
     )
     per_device_train_batch_size: int = _default(128, "Rows per device and step.")
     per_device_eval_batch_size: int = _default(512, "Rows per device in evaluation.")
-    train_sampling_strategy: str = _default(
-        "group_by_length", "group_by_length (where text is read), random or sequential."
-    )
+    train_sampling_strategy: str = _default("group_by_length", "group_by_length (of text), random or sequential.")
     logging_steps: float = _default(50, "Log the losses every so many steps.")
     logging_nan_inf_filter: bool = _default(False, "Such a loss is an error here, and looking costs a wait a step.")
     bf16: Literal[True, False, "auto"] = _default(
@@ -67,10 +65,8 @@ class FlipTrainingArguments(TrainingArguments):
             known = greater_is_better(name, args.metrics)
             args.greater_is_better = known if args.greater_is_better is None else args.greater_is_better
             if args.greater_is_better is None:
-                raise ValueError(
-                    f"metric_for_best_model={name!r} is none of {', '.join(args.metrics)}: for a metric of your own "
-                    "compute_metrics say greater_is_better=True or False"
-                )
+                names = ", ".join(args.metrics)
+                raise ValueError(f"metric_for_best_model={name!r} is none of {names}: say greater_is_better of it")
             if known not in (None, args.greater_is_better):
                 raise ValueError(f"greater_is_better={not known}: of {name} {'more' if known else 'less'} is better")
         super().__post_init__()
@@ -93,13 +89,9 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
 
     contrastive_learning_rate: float | None = _default(None, "Of the contrastive heads (text_learning_rate).")
     probe_rows: int = _default(0, "Training rows that a linear probe of the ID tower is fitted on (eval_probe_auc).")
-    contrast_field: str | None = _default(
-        None,
-        "Field of whose values a batch holds several rows each, which the contrast has to tell apart by the rest.",
-    )
+    contrast_field: str | None = _default(None, "Field of whose values a batch holds several rows each.")
     contrast_chunk_size: int | None = _default(
-        None,
-        "Rows in memory at a time, for a contrast of more rows than fit: the same gradient, up to a third slower.",
+        None, "Rows in memory at a time, for a contrast of more rows than fit: the same gradient, somewhat slower."
     )
     eval_mask_seed: int = _default(0, "Evaluation masks the same batch in the same way every time: its seed.")
     lr_scheduler_type: str = _default("cosine", "Schedule of all learning rates.")
@@ -107,11 +99,6 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
     dataloader_drop_last: bool = _default(True, "Drop the last incomplete training batch.")
 
     metrics: ClassVar[Mapping[str, bool]] = PRE_TRAINING_METRICS
-
-    def __post_init__(self) -> None:
-        if self.contrast_chunk_size is not None and self.contrast_chunk_size < 1:
-            raise ValueError(f"contrast_chunk_size={self.contrast_chunk_size} has to be 1 or more")
-        super().__post_init__()
 
 
 @dataclass
@@ -127,9 +114,7 @@ class FlipCTRArguments(FlipTrainingArguments):
 
     text_learning_rate: float = _default(5e-5, "Learning rate of the language model.")
     embedding_learning_rate: float | None = _default(None, "Of feature embeddings (learning_rate); 0 freezes them.")
-    restore_embeddings: bool = _default(
-        False, "Begin each epoch with the feature embeddings of the first (MEDA), trained layers above them."
-    )
+    restore_embeddings: bool = _default(False, "Begin each epoch with the feature embeddings of the first (MEDA).")
     early_stopping_patience: int | None = _default(3, "Evaluations without improvement before training stops.")
     distillation_weight: float = _default(0.5, "Share of the teacher's probabilities in the labels (with a teacher).")
     group_field: str | None = _default(None, "Raw column whose values are the groups of eval_gauc.")
@@ -157,6 +142,3 @@ class FlipCTRArguments(FlipTrainingArguments):
             args.eval_steps = args.save_steps = steps
             logger.warning(f"models are evaluated and saved every {steps:g} steps, so that the best one is found")
         super().__post_init__()
-
-
-__all__ = ["FlipCTRArguments", "FlipPreTrainingArguments"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there, and how a training goes on from the last of them as if it had not stopped.
+"""Checkpoints that are whole or not there, and how a training goes on from the last of them as if it had not stopped,
+with weights that accelerate shards over devices (FSDP2) too.
 
 A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks them too). It is written in the folder
 `unfinished` beside and renamed when all of it is on the disk.
@@ -14,6 +15,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
@@ -31,12 +33,10 @@ _WAIT = 15.0  # seconds in which the workers of a training that was killed notic
 def seal(folder: Path) -> None:
     """Writes `SHA256SUMS` of all files below a folder, when they are on the disk."""
     write_sums(folder, "**/*")
-    for path in (
-        folder.rglob("*") if os.name == "posix" else ()
-    ):  # elsewhere only what is open for writing can be waited for
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    # elsewhere than on posix only what is open for writing can be waited for
+    for path in filter(Path.is_file, folder.rglob("*") if os.name == "posix" else ()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def check_sealed(folder: Path) -> None:
@@ -47,8 +47,7 @@ def check_sealed(folder: Path) -> None:
     for name in (TRAINER_STATE_NAME, *sums):
         if name not in sums or not (folder / name).is_file():
             raise ValueError(f"{folder} lacks {name or 'a file'}")
-    for name, digest in sums.items():
-        if sha256(folder / name) != digest:
+        if sha256(folder / name) != sums[name]:
             raise ValueError(f"{folder / name} is cut off or corrupt: it is not what was written")
 
 
@@ -74,17 +73,25 @@ class ResumableTrainer(Trainer):
     A `Trainer` that a machine may die under. One training at a time writes to a folder. `train(True)` goes on from the
     newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early stopping
     counts on, and what is finished is not trained any further.
+
+    Under FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`) checkpoints may be of shards; what is saved besides
+    is a whole model, as one device writes it. `ValueError` for `--fsdp_cpu_ram_efficient_loading true`, accelerate's
+    default, which knows no buffers.
     """
 
     _writes_to: str | None = None  # the folder of a checkpoint that is being written
+    _scalars: tuple[str, ...] = ()  # parameters of no dimension, which FSDP2 takes as vectors of one entry
     # set by Trainer
     args: Any
-    state: Any
     train_dataset: Any
+    optimizer: Any
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self._fsdp2 is not None and self._fsdp2.cpu_ram_efficient_loading:
+            raise ValueError("accelerate cannot load a model with buffers so: --fsdp_cpu_ram_efficient_loading false")
+
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
         folder = Path(self._get_output_dir(trial))
         lock = FileLock(folder / ".training.lock", timeout=_WAIT)
         if self.args.should_save:
@@ -111,15 +118,15 @@ class ResumableTrainer(Trainer):
         if not isinstance(asked, str | Path):
             return asked
         num_processes = len(list(Path(asked).glob("rng_state*")))
-        if not self.args.save_only_model and num_processes not in (0, self.args.world_size):
-            logger.warning(
-                f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
-                "with its rows and masks, and with other dropout"
-            )
         if not self.args.save_only_model and not num_processes:
             raise ValueError(
                 f"{asked} was written with save_only_model: its optimizer.pt, scheduler.pt and rng_state are not "
                 "there; with save_only_model=True a training goes on from its weights alone"
+            )
+        if not self.args.save_only_model and num_processes != self.args.world_size:
+            logger.warning(
+                f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
+                "with its rows and masks, and with other dropout"
             )
         return str(asked)
 
@@ -163,25 +170,21 @@ class ResumableTrainer(Trainer):
                     final.rename(beside / "earlier")
                 (beside / name).rename(final)
         except Exception as error:
-            error.add_note(
-                f"{final} was not written: checkpoints before it are whole, and a training goes on from them"
-            )
+            error.add_note(f"{final} was not written: checkpoints before it are whole, a training goes on from them")
             raise
         finally:
             self._writes_to = None
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(run, self.args.save_total_limit, best, use_mtime=True)
+            rotate_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+        self, max_steps: int, steps_of_epoch: int, num_epochs: int, checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
-        counts = (max_steps, num_update_steps_per_epoch, num_train_epochs)
-        epoch, num_batches = super()._init_training_state(*counts, checkpoint, trial)
+        epoch, num_batches = super()._init_training_state(max_steps, steps_of_epoch, num_epochs, checkpoint, trial)
         if checkpoint is None:
             return epoch, num_batches
         if not hasattr(self.train_dataset, "__len__"):  # a pass over a stream has as many batches as it turns out
@@ -195,4 +198,41 @@ class ResumableTrainer(Trainer):
             if isinstance(callback, EarlyStoppingCallback) and isinstance(saved, dict):
                 callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
                 is_over |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
-        return (num_train_epochs, 0) if is_over else (epoch, num_batches)
+        return (num_epochs, 0) if is_over else (epoch, num_batches)
+
+    @property
+    def _fsdp2(self) -> Any:
+        """accelerate's plugin, if there is one."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return plugin if getattr(plugin, "fsdp_version", 1) == 2 else None
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._fsdp2 is not None:
+            self._scalars += tuple(name for name, weight in self.model.named_parameters() if not weight.dim())
+            for name in self._scalars:
+                module, _, own = name.rpartition(".")
+                weight = self.model.get_parameter(name)
+                vector = nn.Parameter(weight.detach().reshape(1), requires_grad=weight.requires_grad)
+                setattr(self.model.get_submodule(module), own, vector)
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        plugin, kind = self._fsdp2, type(self.model)
+        if plugin is None:
+            return super().save_model(output_dir, _internal_call)
+        if kind.__name__.startswith("FSDP"):  # torch's class, whose file would travel in place of the model's own
+            kind.__name__, kind.__module__ = kind.__mro__[2].__name__, kind.__mro__[2].__module__
+        of_checkpoints = plugin.state_dict_type
+        if self._writes_to is None:  # no checkpoint: of shards transformers would write no model
+            plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(of_checkpoints)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if state_dict is not None:
+            state_dict |= {name: state_dict[name].reshape(()) for name in self._scalars if name in state_dict}
+        super()._save(output_dir, state_dict)
+        # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of `prepare_dataset` -> batches: padding for both stages, and which fields stage 1 hides, drawn anew each time.
+"""Rows of `prepare_dataset` -> batches: in which order, padded for both stages, and which fields stage 1 hides, drawn
+anew each time.
 
 Letters: B rows, T tokens of the longest row, F fields, S slots (columns of `feature_ids`), k masked fields of a row.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..configuration_flip import MODES, TEXT_MASK_LEVELS, FlipConfig, check_masks
+from ..configuration_flip import FlipConfig
 from ..masking_flip import hide_features, hide_tokens, pad_rows
 from ..processing_flip import FlipProcessor
 
@@ -32,7 +35,7 @@ class ArrowRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
-    def __getitems__(self, indices: list[int]) -> pa.Table:
+    def __getitems__(self, indices: Sequence[int]) -> pa.Table:
         return self.tables[indices]
 
 
@@ -40,7 +43,7 @@ def _names(rows: Sequence[dict[str, Any]] | pa.Table) -> list[str]:
     return rows.column_names if isinstance(rows, pa.Table) else list(rows[0])
 
 
-def _flat(rows: Sequence[dict[str, Any]] | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+def flat_column(rows: Sequence[dict[str, Any]] | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists end to end `(L,)`, and their lengths `(B,)`."""
     if isinstance(rows, pa.Table):
         column = rows.column(name).combine_chunks()
@@ -61,17 +64,15 @@ def _stack(
             f"rows have no {', '.join(absent)} (they have {', '.join(_names(rows))}): encode the data set with "
             "prepare_dataset(dataset, processor), with return_text=True unless only ids are used"
         )
-    batch = {"feature_ids": _flat(rows, "feature_ids")[0].reshape(len(rows), -1).astype(np.int64)}
+    batch = {"feature_ids": flat_column(rows, "feature_ids")[0].reshape(len(rows), -1).astype(np.int64)}
     if ragged:
         fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "token_field_ids": -1}
         if fills["input_ids"] is None:
-            raise ValueError(
-                "the tokenizer has no pad token: set one, such as tokenizer.pad_token = tokenizer.eos_token"
-            )
-        flat, lengths = _flat(rows, "input_ids")
+            raise ValueError("the tokenizer has no pad token: set one (tokenizer.pad_token = tokenizer.eos_token)")
+        flat, lengths = flat_column(rows, "input_ids")
         width = -(-max(lengths.max(), 1) // multiple) * multiple
         for column in ragged:
-            flat = flat if column == "input_ids" else _flat(rows, column)[0]
+            flat = flat if column == "input_ids" else flat_column(rows, column)[0]
             batch[column] = pad_rows(flat, lengths, fills[column], width)[0]
     return batch
 
@@ -102,8 +103,7 @@ class DataCollatorForFlipCTR:
     pad_to_multiple_of: int = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
+        FlipConfig(mode=self.mode)  # which refuses any other
 
     @classmethod
     def from_config(cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any) -> "DataCollatorForFlipCTR":
@@ -119,15 +119,22 @@ class DataCollatorForFlipCTR:
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
 
+# settings of the configuration that say what is masked
+_MASKS = (
+    *("text_mask_ratio", "final_text_mask_ratio", "feature_mask_ratio", "final_feature_mask_ratio"),
+    *("share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes"),
+)
+
+
 @dataclass
 class DataCollatorForFlipPreTraining:
     """
     Stage 1: field-level masking of both views (FLIP, arXiv 2310.19453), k = max(1, int(F x ratio)) fields of a row.
 
-    F counts the fields that a view has, statistics left out. The two views draw their fields independently. How a
-    field is hidden is in `masking_flip.py`; names and template words stay. A field without a token in the row
-    (missing, or lost to truncation) is not chosen in the text; a missing or unseen one, or a statistic, not in the
-    ids. What has to be recovered is where a masked tensor differs from its clean one. Stage 1 never sees labels.
+    F counts the fields that a view has, statistics left out; each view draws its own. How a field is hidden is in
+    `masking_flip.py`; names and template words stay. A field without a token in the row (missing, or cut off) is not
+    chosen in the text; a missing or unseen one, or a statistic, not in the ids. What has to be recovered is where a
+    masked tensor differs from its clean one.
 
     Reads `feature_ids` `(S,)` and the ragged `input_ids`, `attention_mask`, `token_field_ids` of every row; gives
     `feature_ids`, `masked_feature_ids` `(B, S)` and `input_ids`, `masked_input_ids`, `attention_mask` `(B, T)`.
@@ -164,12 +171,8 @@ class DataCollatorForFlipPreTraining:
     final_feature_mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("text_mask_ratio", "feature_mask_ratio", "final_text_mask_ratio", "final_feature_mask_ratio"):
-            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not in [0, 1]")
-        if self.text_mask_level not in TEXT_MASK_LEVELS:
-            raise ValueError(f"text_mask_level={self.text_mask_level!r} is not one of {', '.join(TEXT_MASK_LEVELS)}")
-        check_masks(self)
+        settings = {name: getattr(self, name) for name in _MASKS}
+        FlipConfig(**{name: value for name, value in settings.items() if value != 0.0})  # which refuses what cannot be
         self._progress = 0.0
         self._place: tuple[list[int], int, int] | None = None
         asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
@@ -185,31 +188,27 @@ class DataCollatorForFlipPreTraining:
         cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any
     ) -> "DataCollatorForFlipPreTraining":
         """The masks that a model's configuration asks for; nothing is masked for a loss of weight 0."""
-        names = ["share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes"]
-        if config.mlm_weight or config.hide_target_in_text:
-            names += ["text_mask_ratio", "final_text_mask_ratio"]
-        if config.mtm_weight:
-            names += ["feature_mask_ratio", "final_feature_mask_ratio"]
-        settings = {name: getattr(config, name) for name in names}
-        return cls(processor, **{"text_mask_ratio": 0.0, "feature_mask_ratio": 0.0, **settings, **kwargs})
+        settings = {name: getattr(config, name) for name in _MASKS}
+        if not (config.mlm_weight or config.hide_target_in_text):
+            settings |= {"text_mask_ratio": 0.0, "final_text_mask_ratio": None}
+        if not config.mtm_weight:
+            settings |= {"feature_mask_ratio": 0.0, "final_feature_mask_ratio": None}
+        return cls(processor, **{**settings, **kwargs})
 
     def set_progress(self, progress: float, place: tuple[list[int], int, int] | None = None) -> None:
-        """
-        How much of the training is over, in [0, 1]: where the ratios stand between their first and final values. And
-        of the next batch, numbers that say its step, its first row's place among the rows of the step, and how many
-        these are: with their places they alone decide the masks of its rows.
-        """
+        """How much of the training is over, in [0, 1]: where the ratios stand between their first and final values. Of
+        the next batch, numbers that say its step, its first row's place among the rows of the step, and how many these
+        are: they alone decide the masks of its rows."""
         self._progress, self._place = min(max(progress, 0.0), 1.0), place
 
     def ratios(self) -> tuple[float, float]:
         """Of text and ids, now. Fixed masks (`seed`, evaluation) are those of the end."""
         progress = 1.0 if self.seed is not None else self._progress
-        text, final_text = self.text_mask_ratio, self.final_text_mask_ratio
-        feature, final_feature = self.feature_mask_ratio, self.final_feature_mask_ratio
-        if final_text is not None:
-            text += progress * (final_text - text)
-        if final_feature is not None:
-            feature += progress * (final_feature - feature)
+        text, feature = self.text_mask_ratio, self.feature_mask_ratio
+        if self.final_text_mask_ratio is not None:
+            text += progress * (self.final_text_mask_ratio - text)
+        if self.final_feature_mask_ratio is not None:
+            feature += progress * (self.final_feature_mask_ratio - feature)
         return text, feature
 
     def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
@@ -274,14 +273,11 @@ class DataCollatorForFlipPreTraining:
 
 class MasksByStep(TrainerCallback):
     """
-    Collates the batches of a training, each for the step that it is for: with its mask ratios, and masks and noise of
-    (seed, step, a row's place within the step) alone. So a resumed training sees those of an unbroken one, and a row
-    has the same however many processes and micro-batches share a step. A loader is some batches ahead of the training,
-    and its workers further; what a batch is for follows from how many of the epoch came before it.
-
-    Args:
-        batch_size (`int`): rows of a batch.
-        rank, num_ranks (`int`): of the processes that read batches in turn: one of one, where a process reads for all.
+    Collates the batches of a training, of `batch_size` rows, each for the step that it is for: with its mask ratios,
+    and masks and noise of (seed, step, a row's place within the step) alone. So a resumed training sees those of an
+    unbroken one, and a row has the same however many processes and micro-batches share a step. A loader is some
+    batches ahead of the training, and its workers further; what a batch is for follows from how many of the epoch came
+    before it. `rank` and `num_ranks` are of the processes that read in turn: one of one where a process reads for all.
     """
 
     def __init__(
@@ -336,4 +332,55 @@ def _fields_of(chosen: np.ndarray, fields: np.ndarray, num_fields: int) -> np.nd
     return found
 
 
-__all__ = ["DataCollatorForFlipCTR", "DataCollatorForFlipPreTraining"]
+class ResumableLengthGroupedSampler(LengthGroupedSampler):
+    """Batches of similar length, in an order of (seed, epoch) alone: the same on all ranks and on resuming."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class ResumableFieldGroupedSampler(torch.utils.data.Sampler[int]):
+    """
+    Batches that hold several rows of one value, of the `values` `(num_rows,)`, in an order of (seed, epoch) alone:
+    rows of a value are put together in random fours, and these in random order.
+    """
+
+    def __init__(self, values: np.ndarray, seed: int):
+        self.values, self.seed, self.epoch = np.unique(values, return_inverse=True)[1], seed, 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        rows = random.permutation(len(self))
+        rows = rows[np.argsort(self.values[rows], kind="stable")]
+        place = np.arange(len(self))
+        is_first = np.diff(self.values[rows], prepend=-1) != 0
+        of_value = place - np.maximum.accumulate(np.where(is_first, place, 0))  # number within its value
+        group = np.cumsum(of_value % 4 == 0) - 1
+        rank = random.permutation(len(self))[group]
+        return iter(rows[np.argsort(rank, kind="stable")].tolist())
+
+
+def slot_values(dataset: datasets.Dataset, slot: int) -> np.ndarray:
+    """The ids in one column of `feature_ids`, `(num_rows,)`, from Arrow."""
+    tables = dataset.select_columns(["feature_ids"]).with_format("arrow").iter(batch_size=50_000)
+    return np.concatenate([pc.list_element(table.column("feature_ids"), slot).to_numpy() for table in tables])
+
+
+def text_lengths(dataset: datasets.Dataset) -> list[int]:
+    """Tokens of every row, from Arrow: no row is decoded."""
+    tables = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=50_000)
+    return [length for table in tables for length in pc.list_value_length(table.column("input_ids")).to_pylist()]

@@ -30,26 +30,19 @@ def forward_in_chunks(
     num_micro_batches: int,
 ) -> FlipForPreTrainingOutput:
     """
-    Stage 1's losses of a batch of which `chunk_size` rows go through the towers and through MLM and MTM at a time, and
+    Stage 1's losses of a batch (`input_ids`, `attention_mask`, `feature_ids`, `masked_input_ids`, `masked_feature_ids`
+    and perhaps `noise_seeds`) of which `chunk_size` rows go through the towers and through MLM and MTM at a time, and
     whose gradient is that of all rows at once (gradient caching: Gao et al., arXiv 2101.06983).
 
     Of a chunk only its two sums of losses and the two vectors of each row stay, which the contrast reads of all rows
     (and ranks) together. On the way back the contrast comes first and leaves each row its gradient; then one chunk
     after another is read again, under the random numbers and autocast of the first time, for its own. In memory are
-    the activations of one chunk, B (d_v + d_w) numbers, and the contrast's. It costs a second pass forward.
-
-    Args:
-        model ([`FlipForPreTraining`]).
-        batch (`tuple`): `input_ids`, `attention_mask`, `feature_ids`, `masked_input_ids`, `masked_feature_ids`,
-            and perhaps `noise_seeds`.
-        others: as of `model.forward`; the two counts are those of the whole batch, or of more.
+    the activations of one chunk, B (d_v + d_w) numbers, and the contrast's.
     """
     contrast = model.icl_head
     if model.training and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        raise ValueError(
-            f"contrast_chunk_size={chunk_size}: the backbone {model.config.backbone!r} normalises over the rows of a "
-            "batch, and those of a chunk are not all of them: take another backbone, or leave it out"
-        )
+        problem = f"the backbone {model.config.backbone!r} normalises over the rows of a batch: take another one"
+        raise ValueError(f"contrast_chunk_size={chunk_size}: {problem}, or leave it out")
 
     def read(*rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
         counts = {"num_masked_tokens": num_masked_tokens, "num_masked_features": num_masked_features}

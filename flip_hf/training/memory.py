@@ -14,8 +14,7 @@ from transformers import Trainer
 from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from .arguments import FlipPreTrainingArguments, FlipTrainingArguments
-from .optimization import parameter_groups
-from .sparse_optimizer import embedding_optim
+from .optimization import embedding_optim, parameter_groups
 
 
 class _Held(TorchDispatchMode):
@@ -107,6 +106,3 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
                 states_of_row = 2 * more if choice == "lazy_adamw" else 4 * (num_features - config.num_features)
                 parts["optimizer"] += states_of_row
     return parts | {"activations": beside, "total": sum(parts.values()) + beside}
-
-
-__all__ = ["estimate_memory"]

@@ -2,8 +2,6 @@
 """The two stages as `Trainer` subclasses. What they change: collator, batches of similar length, learning rates per
 part, exact losses under gradient accumulation, and what is logged and evaluated; checkpoints.py has how a training
 goes on. The loop, mixed precision and several processes are transformers' and accelerate's.
-
-Letters: B rows, T tokens.
 """
 
 import copy
@@ -12,13 +10,12 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from huggingface_hub import HfApi
 from torch import nn
@@ -27,20 +24,28 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..analysis.metrics import PRE_TRAINING_METRICS, auc, compute_ctr_metrics
-from ..columns_flip import canonical_value
 from ..data.encoding import check_encoded
-from ..data.splitting import negative_sampling_rate
+from ..data.splitting import negative_sampling_rate, value_codes
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..serving.scoring import check_click_model, score
 from ..sharing.hub import push_to_hub, write_folder
+from ..text_encoding_flip import EncodedRows
 from .arguments import FlipCTRArguments, FlipPreTrainingArguments, FlipTrainingArguments
-from .collators import ArrowRows, DataCollatorForFlipCTR, DataCollatorForFlipPreTraining, MasksByStep
-from .distillation import check_teacher, taught_probabilities
-from .optimization import parameter_groups
+from .checkpoints import ResumableTrainer
+from .collators import (
+    ArrowRows,
+    DataCollatorForFlipCTR,
+    DataCollatorForFlipPreTraining,
+    MasksByStep,
+    ResumableFieldGroupedSampler,
+    ResumableLengthGroupedSampler,
+    flat_column,
+    slot_values,
+    text_lengths,
+)
+from .optimization import RowGradients, make_optimizer, parameter_groups
 from .precision import flushed_denormals, give_memory_back
 from .probe import gradient_norms, probe_auc
-from .sampling import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, slot_values, text_lengths
-from .sharding import ShardedTrainer
-from .sparse_optimizer import RowGradients, make_optimizer
 
 
 logger = logging.get_logger(__name__)
@@ -48,13 +53,12 @@ logger = logging.get_logger(__name__)
 _EVALUATED = (*(name for name in PRE_TRAINING_METRICS if name not in ("loss", "probe_auc")), "icl_chance")
 
 
-class FlipTrainer(ShardedTrainer):
+class FlipTrainer(ResumableTrainer):
     """
     What the two stages share; use [`FlipPreTrainingTrainer`] or [`FlipCTRTrainer`]. Arguments are `Trainer`'s, with
     data sets of [`prepare_dataset`], and as `processing_class` a [`FlipProcessor`], which is saved with the model.
-    `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite, in training or
-    evaluation, is a `FloatingPointError` that names step, losses and rows. Logs have `rows_per_second`, of the
-    training alone.
+    `args`, `data_collator` and `compute_metrics` are the stage's by default. A loss that is not finite is a
+    `FloatingPointError` that names step, losses and rows. Logs have `rows_per_second`, of the training alone.
     """
 
     _trains: type[nn.Module]
@@ -67,13 +71,6 @@ class FlipTrainer(ShardedTrainer):
     _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
     _step_of_last_log = 0
     _clock = 0.0  # when the steps since then began
-    # set by Trainer
-    args: Any
-    model: Any
-    train_dataset: Any
-    optimizer: Any
-    compute_metrics: Any
-    data_collator: Any
 
     def __init__(
         self,
@@ -97,9 +94,7 @@ class FlipTrainer(ShardedTrainer):
         if not hasattr(processing_class, "feature_extractor"):
             raise ValueError(f"{type(self).__name__} needs processing_class=processor: its collator pads and masks")
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state, a pickle: use 'end'"
-            )
+            raise ValueError(f"hub_strategy={args.hub_strategy.value!r} sends the optimiser's state: use 'end'")
         if args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor would pull every click probability towards 1/2: leave it out")
         data = {"train_dataset": train_dataset, **_by_name(eval_dataset)}
@@ -130,25 +125,6 @@ class FlipTrainer(ShardedTrainer):
         model.config.check_processor(self._processor)
         self.data_collator = self._given_collator or self._collates.from_config(self._processor, model.config)
 
-    def hyperparameter_search(
-        self,
-        hp_space: Any = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        n_trials: int = 20,
-        direction: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `Trainer`'s; by default it seeks the best `args.metric_for_best_model` that a trial ends with."""
-        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-        better, seeks = (max, "maximize") if self.args.greater_is_better else (min, "minimize")
-
-        def best(metrics: dict[str, float]) -> float:
-            earlier = self.state.best_metric if self.args.load_best_model_at_end else None
-            return metrics[name] if earlier is None else better(metrics[name], earlier)
-
-        direction = direction or (seeks if compute_objective is None else "minimize")
-        return super().hyperparameter_search(hp_space, compute_objective or best, n_trials, direction, **kwargs)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
@@ -167,10 +143,9 @@ class FlipTrainer(ShardedTrainer):
         if self.optimizer is None:
             args, model = self.args, self.model if model is None else model
             kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
-            rates = (args.learning_rate, args.text_learning_rate, args.weight_decay)
             of_stages = (getattr(args, f"{part}_learning_rate", None) for part in ("contrastive", "embedding"))
-            groups = parameter_groups(model, *rates, *of_stages)
-            self.optimizer = make_optimizer(model, groups, kind, options, args)
+            rates = (args.learning_rate, args.text_learning_rate, args.weight_decay, *of_stages)
+            self.optimizer = make_optimizer(model, parameter_groups(model, *rates), kind, options, args)
         return self.optimizer
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -280,11 +255,6 @@ class FlipTrainer(ShardedTrainer):
         finally:
             self.args, self.data_collator = args, collator
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # a pickle, and the only one in a folder that is shared; resuming reads trainer_state.json
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
-
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> Path | None:
         """Writes model, processor and our card to `output_dir`; arguments as for [`flip_hf.push_to_hub`]."""
         return write_folder(self, **({"title": model_name} if model_name else {}), **kwargs)
@@ -304,12 +274,9 @@ class FlipTrainer(ShardedTrainer):
         if folder is None:
             return None
         name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        where: dict[str, Any] = {
-            "private": self.args.hub_private_repo if private is None else private,
-            "revision": revision or self.args.hub_revision,
-            "token": token or self.args.hub_token,
-            "commit_message": commit_message,
-        }
+        where: dict[str, Any] = {"token": token or self.args.hub_token, "commit_message": commit_message}
+        where["private"] = self.args.hub_private_repo if private is None else private
+        where["revision"] = revision or self.args.hub_revision
         run = functools.partial(push_to_hub, folder, name, **where)
         return run() if blocking else HfApi().run_as_future(run)
 
@@ -342,9 +309,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process: instance contrast needs one each ('accelerate launch')"
-            )
+            raise ValueError(f"{args.n_gpu} GPUs in one process: the contrast needs one each ('accelerate launch')")
         if compute_loss_func is not None:
             raise ValueError("compute_loss_func has no use in stage 1: the model makes its three losses")
         for name, rows in data.items() if args.probe_rows else ():
@@ -365,17 +330,14 @@ class FlipPreTrainingTrainer(FlipTrainer):
             read = getattr(model.config, name)
             asked = getattr(self.data_collator, name, read)
             if asked != read:
-                raise ValueError(
-                    f"data_collator masks for {name}={asked!r}, the model reads {name}={read!r}: use from_config"
-                )
+                problem = f"data_collator has {name}={asked!r}, the model reads {name}={read!r}"
+                raise ValueError(f"{problem}: use from_config")
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         rows, size = self.train_dataset, self.args.train_batch_size * self.args.world_size
         if hasattr(rows, "__len__") and len(rows) < size and self.args.dataloader_drop_last:
-            raise ValueError(
-                f"train_dataset has {len(rows)} rows, fewer than one batch of {size}, and stage 1 drops incomplete "
-                "batches: lower per_device_train_batch_size"
-            )
+            problem = f"train_dataset has {len(rows)} rows, fewer than one batch of {size}"
+            raise ValueError(f"{problem}, and stage 1 drops incomplete ones: lower per_device_train_batch_size")
         collator = self.data_collator
         self.remove_callback(MasksByStep)
         if isinstance(collator, DataCollatorForFlipPreTraining):
@@ -482,7 +444,7 @@ class FlipPreTrainingTrainer(FlipTrainer):
         metrics = {name: sums[k] / counts[k] for k, name in enumerate(_EVALUATED) if counts[k]}
         if self.args.probe_rows and _has_labels(self._evaluated) and self.train_dataset is not None:
             model, rows = self.accelerator.unwrap_model(self.model), self._evaluated
-            metrics["probe_auc"] = probe_auc(model, self._processor, self.train_dataset, rows, self.args.probe_rows)
+            metrics["probe_auc"] = probe_auc(model, self.train_dataset, rows, self.args.probe_rows)
             batch = next(iter(self.get_test_dataloader(rows)))
             metrics |= gradient_norms(model, self._prepare_inputs(batch))
         return metrics
@@ -493,42 +455,60 @@ class FlipCTRTrainer(FlipTrainer):
     Stage 2: finetunes a [`FlipForCTR`] in any mode.
 
     Evaluation reports `auc`, `logloss`, `ne`, `rig`, `ece` (and `gauc` with `args.group_field`) of the probabilities
-    that `model.predict_probabilities` gives, corrected for `config.negative_sampling_rate` and calibrated; `loss` is
-    of the logits. Of a joint model it adds each tower's own, `tabular_auc` and `text_auc`, and the log has `alpha`.
-    They are meant for *validation rows as they come in the world*: down-sample the training rows alone, with
-    `sample_negatives`, whose rows set `config.negative_sampling_rate`. Losses are means over all rows of an optimiser
-    step, whatever the gradient accumulation. Predictions are in the order of the rows. Without `eval_dataset` no model
-    is selected, and nothing stops early. With `args.restore_embeddings` (MEDA, arXiv 2305.19531) an epoch begins with
-    the embeddings that the model was given with: those of rare ids are fitted to their rows once, the layers learn
-    from all epochs. A second copy of the tables is kept. Not under FSDP2.
+    that `model.predict_probabilities` gives; `loss` is of the logits. Of a joint model it adds each tower's own,
+    `tabular_auc` and `text_auc`, and the log has `alpha`. They are meant for *validation rows as they come in the
+    world*: down-sample the training rows alone, with `sample_negatives`. Losses are means over all rows of an
+    optimiser step, whatever the gradient accumulation. Predictions are in the order of the rows. Without
+    `eval_dataset` no model is selected, and nothing stops early. With `args.restore_embeddings` (MEDA,
+    arXiv 2305.19531) an epoch begins with the embeddings that the model was given with. Not under FSDP2.
 
     Args:
         teacher ([`FlipForCTR`] or its folder, *optional*): a trained model of any mode, from whose probabilities the
             model learns as well (Hinton et al., arXiv 1503.02531, at temperature 1): the training's labels are
-            (1 - w) x label + w x probability, w = `args.distillation_weight`. The teacher reads the training rows
-            once, when the training begins; a teacher with a text tower needs their text columns, and a student of mode
-            `"tabular"` does not read those. Its processor has to be this one.
+            (1 - w) x label + w x probability, w = `args.distillation_weight`. It reads the training rows once, when
+            the training begins. Its processor has to be this one.
         others: as of `Trainer`.
     """
 
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
     _taught: tuple[Any, np.ndarray] | None = None  # which training rows, and the teacher's probabilities of them
-    _restored: tuple[tuple[nn.Embedding, torch.Tensor], ...] = ()  # tables, and what an epoch begins with
+    _restored: Sequence[tuple[nn.Embedding, torch.Tensor]] = ()  # tables, and what an epoch begins with
 
     def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.teacher = FlipForCTR.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher
         if self.teacher is not None:
-            check_teacher(self.teacher, self._processor, self.train_dataset)
+            self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        """Raises an error for a teacher that cannot read the training rows, or reads other ids in them."""
+        check_click_model(self.teacher, self._processor)
+        rows, mode = self.train_dataset, self.teacher.config.mode
+        if rows is not None and not isinstance(rows, datasets.Dataset):
+            raise TypeError(f"a teacher reads train_dataset once: a {type(rows).__name__} has to be a Dataset")
+        if rows is not None and mode != "tabular" and "input_ids" not in rows.column_names:
+            raise ValueError(f"the teacher reads text (mode {mode!r}): encode train_dataset with return_text=True")
+
+    def _taught_probabilities(self, rows: datasets.Dataset) -> np.ndarray:
+        """The teacher's probabilities of a click, calibrated, of each row `(num_rows,)`, float64."""
+        teacher, home, parts = self.teacher, self.teacher.device, []
+        names = ["feature_ids", *([] if teacher.config.mode == "tabular" else ["input_ids"])]
+        for table in rows.select_columns(names).with_format("arrow").iter(1_000_000):
+            tokens, lengths = flat_column(table, "input_ids") if "input_ids" in names else (None, None)
+            ids = flat_column(table, "feature_ids")[0].reshape(len(table), -1)
+            encoded = EncodedRows(tokens, None, lengths, ids, None)
+            scores = score(teacher.to(self.args.device), self._processor, encoded, self.args.eval_batch_size)
+            parts.append(teacher.predict_probabilities(scores.logits).numpy())
+        teacher.to(home)
+        return np.concatenate(parts)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         rows, weight = self.train_dataset, self.args.distillation_weight
         if self.teacher is not None and rows is not None:
             if self._taught is None or self._taught[0] is not rows:
-                check_teacher(self.teacher, self._processor, rows)
-                size, device = self.args.eval_batch_size, self.args.device
+                self._check_teacher()
                 with self.compute_loss_context_manager():
-                    self._taught = rows, taught_probabilities(self.teacher, self._processor, rows, size, device)
+                    self._taught = rows, self._taught_probabilities(rows)
             taught = self._taught[1]
             non_clicks = self.model.config.negative_sampling_rate * (1.0 - taught)  # as they are sampled here
             clicks = taught / (taught + non_clicks)
@@ -539,23 +519,6 @@ class FlipCTRTrainer(FlipTrainer):
             return super().get_train_dataloader()
         finally:
             self.train_dataset = rows  # evaluated with the labels that it has
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        if self.model_init is None:
-            self._remember(self.model)
-        return super().train(*args, **kwargs)
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        model = super().call_model_init(trial)
-        self._remember(model)
-        return model
-
-    def _remember(self, model: Any) -> None:
-        self._restored = ()
-        if self.args.restore_embeddings:
-            if model.flip.tabular is None:
-                raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
-            self._restored = tuple((table, table.weight.detach().clone()) for table in model.flip.tabular.tables())
 
     def _run_epoch(self, **kwargs: Any) -> None:
         goes_on = kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["steps_trained_in_current_epoch"]
@@ -571,10 +534,8 @@ class FlipCTRTrainer(FlipTrainer):
                     raise ValueError(f"{name} has no labels column (it has {rows.column_names}): its table needs it")
                 classes = np.unique(rows.with_format("numpy", columns=["labels"])["labels"][:]).tolist()
                 if len(classes) < 2:
-                    raise ValueError(
-                        f"all {len(rows)} rows of {name} have labels {classes}: nothing can be ranked; take a larger "
-                        "or stratified split"
-                    )
+                    problem = f"all {len(rows)} rows of {name} have labels {classes}: nothing can be ranked"
+                    raise ValueError(f"{problem}; take a larger or stratified split")
             if name != "train_dataset" and negative_sampling_rate(rows) < 1.0:
                 logger.warning(f"{name} lacks non-clicks (sample_negatives): its metrics are not those of all rows")
         has_rows = any(rows is not None for name, rows in data.items() if name != "train_dataset")
@@ -588,14 +549,16 @@ class FlipCTRTrainer(FlipTrainer):
 
     def _take(self, model: Any) -> None:
         super()._take(model)
+        if self.args.restore_embeddings:
+            if model.flip.tabular is None:
+                raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
+            self._restored = [(table, table.weight.detach().clone()) for table in model.flip.tabular.tables()]
         for rows in _by_name(self.eval_dataset).values():
             self._groups(rows)
         rate, known = negative_sampling_rate(self.train_dataset), model.config.negative_sampling_rate
         if rate < 1.0 and known == 1.0:
             model.config.negative_sampling_rate = rate
-            logger.warning(
-                f"train_dataset has {rate:.4g} of its non-clicks: config.negative_sampling_rate is that now"
-            )
+            logger.warning(f"train_dataset has {rate:.4g} of its non-clicks: config.negative_sampling_rate is set so")
         elif rate < 1.0 and not 0.9 < known / rate < 1.1:
             raise ValueError(
                 f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), "
@@ -652,13 +615,8 @@ class FlipCTRTrainer(FlipTrainer):
                 f"group_field={name!r} groups by the raw column, and the evaluation rows have {columns}: encode them, "
                 f"as a table, with prepare_dataset(..., keep_columns=[{name!r}])"
             )
-        column = dataset.select_columns([name]).with_format("arrow")[:].column(name)
-        if pa.types.is_nested(column.type):
-            raise ValueError(f"group_field={name!r} holds {column.type}: a group is one value, of one column")
-        values = column.dictionary_encode().unify_dictionaries().combine_chunks()
-        numbers: dict[str | None, float] = {None: np.nan}
-        known = [numbers.setdefault(canonical_value(v, name), len(numbers)) for v in values.dictionary.to_pylist()]
-        return np.array([*known, np.nan])[values.indices.fill_null(-1).to_numpy()]
+        codes, _ = value_codes(dataset, name, "group_field")
+        return np.where(codes < 0, np.nan, codes)
 
 
 def _has_labels(rows: Any) -> bool:
@@ -671,10 +629,6 @@ def _by_name(eval_dataset: Any) -> dict[str, Any]:
 
 def _joined(arrays: Any) -> list[np.ndarray]:
     """An array, or a tuple of them, of all batches; with `eval_do_concat_batches=False` they come apart."""
-    batches = [
-        part if isinstance(part, tuple) else (part,) for part in (arrays if isinstance(arrays, list) else [arrays])
-    ]
+    parts = arrays if isinstance(arrays, list) else [arrays]
+    batches = (part if isinstance(part, tuple) else (part,) for part in parts)
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-
-
-__all__ = ["FlipCTRTrainer", "FlipPreTrainingTrainer"]

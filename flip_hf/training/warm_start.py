@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embeddings for ids that no training row had, out of what an aligned model already knows.
+"""What weights begin with where that is not random: new ids as those that they resemble, all ids as the words that
+spell them, stage 2 with the embeddings of stage 1 below new layers.
 
-Letters: M pairs of a row and a new feature in it, n known features of a field, S slots, E size of a feature embedding.
+Letters: M pairs of a row and a new feature in it, n features of a field, S slots, T tokens, d_w size of a text state,
+E size of a feature embedding.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..feature_encoding_flip import fields_that_differ
 from ..masking_flip import hide_features, hide_tokens, num_reserved_features, pad_rows, unseen_id
 from ..modeling_flip_base import evaluating
+from ..tabular_backbones_flip import build_backbone
 
 
 @torch.no_grad()
@@ -67,105 +71,158 @@ def grow_table(table: nn.Embedding, fields: torch.Tensor, start: str, std: float
     table.num_embeddings = len(table.weight)
 
 
+@torch.no_grad()
 def warm_start_features(
     model: Any, processor: Any, rows: Any, features: Any, into: Any, max_rows: int, batch_size: int
 ) -> np.ndarray:
-    """What [`FlipForPreTraining.warm_start_features`] does: grows the models, and starts the rows of all tables."""
-    if model.mtm_head is None:
+    """
+    [`FlipForPreTraining.warm_start_features`]: grows the models, and gives each new feature the mean of its known
+    relatives' rows, in every table. `max_rows` are read for one feature, `batch_size` at a time.
+
+    The masked-feature head reads a row in which the new value is hidden, in the ids and in the text, and says how well
+    each known feature of the field fits in its place: its scores without the bias, which would prefer what is frequent
+    to what is alike. Their softmax, averaged over the rows of the new feature, are the weights.
+    """
+    extractor, head, device = processor.feature_extractor, model.mtm_head, model.device
+    if head is None:
         raise ValueError("mtm_weight=0: without masked tabular modelling no head says what a new id resembles")
-    if processor.tokenizer is None or processor.tokenizer.mask_token_id is None:
-        raise ValueError("the processor's tokenizer has no mask token: the value of a new id cannot be hidden")
     if features is None:
-        features = np.arange(model.config.num_features, processor.feature_extractor.num_features)
+        features = np.arange(model.config.num_features, extractor.num_features)
     if not len(features):
-        raise ValueError(
-            "the processor has no feature that the model has not: extend it first "
-            "(processor.feature_extractor.extend(rows)), or say which features are new"
-        )
-    tables = [model.mtm_head.feature_embeddings]
+        raise ValueError("the processor has no feature that the model has not: extend it first (extractor.extend)")
+    tables = [head.feature_embeddings]
     for one in [model] if into is None else [model, into]:
         if one.flip.tabular is None:
             raise ValueError('the model to start has no ID tower (mode "text"): it reads no ids')
         one.resize_feature_embeddings(processor)
         tables += one.flip.tabular.tables()
-    return warm_start(model, processor, rows, np.asarray(features, np.int64), tables, max_rows, batch_size)
 
-
-@torch.no_grad()
-def warm_start(
-    model: Any,
-    processor: Any,
-    rows: Any,
-    features: np.ndarray,
-    tables: Sequence[nn.Embedding],
-    max_rows: int = 32,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """
-    Gives each new feature the mean of its known relatives' rows, in every table.
-
-    The masked-feature head reads a row in which the new value is hidden, in the ids and in the text, and says how well
-    each known feature of the field fits in its place: its scores without the bias, which would prefer what is frequent
-    to what is alike. Their softmax, averaged over the rows of the new feature, are the weights.
-
-    Args:
-        model ([`FlipForPreTraining`]): with an MTM head.
-        processor ([`FlipProcessor`]): extended by the new values.
-        rows: raw rows with the new values, in any form that `processor(rows)` takes.
-        features (`np.ndarray` of shape `(num_new,)`): ids of the new features.
-        tables (`list[nn.Embedding]`): with a row per feature; those of `features` are overwritten.
-        max_rows (`int`): rows read for one feature.
-        batch_size (`int`): rows read at a time.
-
-    Returns:
-        `np.ndarray`: the features that were started; one that no row has keeps the row it has.
-    """
-    extractor, device = processor.feature_extractor, model.device
-    encoded = processor.encode(rows)
-    slot_fields = np.asarray(extractor.slot_fields)
+    encoded, slot_fields = processor.encode(rows), np.asarray(extractor.slot_fields)
     is_new = np.isin(encoded.feature_ids, features)
     row, slot = np.nonzero(is_new)
-    feature = encoded.feature_ids[row, slot]
-    order = np.argsort(feature, kind="stable")
-    row, field_of, feature = row[order], slot_fields[slot][order], feature[order]
-    started, first, count = np.unique(feature, return_index=True, return_counts=True)
-    is_read = np.arange(len(feature)) - np.repeat(first, count) < max_rows
-    row, field_of, feature = row[is_read], field_of[is_read], feature[is_read]  # (M,)
-
+    found = pd.DataFrame({"feature": encoded.feature_ids[row, slot], "row": row, "field": slot_fields[slot]})
+    found = found.sort_values("feature", kind="stable").groupby("feature").head(max_rows)  # (M, 3)
     # to the model a new id is one that it has never seen
-    unseen = np.array([extractor.unseen_id(field) for field in slot_fields])
-    feature_ids = np.where(is_new, unseen, encoded.feature_ids).astype(np.int64)
+    feature_ids = np.where(is_new, unseen_id(slot_fields), encoded.feature_ids).astype(np.int64)
     text_ends = np.cumsum(encoded.lengths)[:-1]
     with evaluating(model):
-        for field in np.unique(field_of).tolist():
+        for field, of_field in found.groupby("field"):
             is_known = (extractor.feature_fields == field) & (extractor.feature_counts > 0)
             is_known[: extractor.num_reserved_features] = is_known[features] = False
             known = torch.from_numpy(np.flatnonzero(is_known)).to(device)  # (n,)
             hidden_ids = hide_features(feature_ids, np.arange(extractor.num_fields) == field, extractor)
             is_hidden = encoded.token_fields == field
-            hidden_tokens = hide_tokens(encoded.tokens, is_hidden, processor.tokenizer.mask_token_id)
-            texts = np.split(hidden_tokens, text_ends)
-            new, position = np.unique(feature[field_of == field], return_inverse=True)
+            texts = np.split(hide_tokens(encoded.tokens, is_hidden, processor.tokenizer.mask_token_id), text_ends)
+            new, position = np.unique(of_field["feature"], return_inverse=True)
             sums = [table.weight.new_zeros(len(new), table.weight.shape[1]) for table in tables]
             for start in range(0, len(position), batch_size):
-                batch = row[field_of == field][start : start + batch_size]
-                into = torch.from_numpy(position[start : start + batch_size]).to(device)
+                batch = of_field["row"].to_numpy()[start : start + batch_size]
+                place = torch.from_numpy(position[start : start + batch_size]).to(device)
                 tokens = np.concatenate([texts[number] for number in batch])
-                input_ids, attention_mask = pad_rows(tokens, encoded.lengths[batch], processor.pad_token_id)
-                inputs = [torch.from_numpy(one).to(device) for one in (hidden_ids[batch], input_ids, attention_mask)]
-                scores = _scores(model, inputs, field, known)
-                weights = scores.float().softmax(-1)  # (batch, n)
+                padded = pad_rows(tokens, encoded.lengths[batch], processor.pad_token_id)
+                ids, input_ids, mask = (torch.from_numpy(one).to(device) for one in (hidden_ids[batch], *padded))
+                states, _ = model.flip.encode_text(input_ids, mask)
+                predicted = head.predict(model.flip.tabular(ids).vector, states, mask)[:, field]  # (batch, E)
+                weights = (predicted @ head.feature_embeddings.weight[known].T).float().softmax(-1)  # (batch, n)
                 for total, table in zip(sums, tables, strict=True):
-                    total.index_add_(0, into, weights.to(total.dtype) @ table.weight[known])
+                    total.index_add_(0, place, weights.to(total.dtype) @ table.weight[known])
             num_rows = torch.from_numpy(np.bincount(position)).to(device)
             for total, table in zip(sums, tables, strict=True):
                 table.weight[torch.from_numpy(new).to(device).long()] = total / num_rows[:, None]
-    return started
+    return np.unique(found["feature"])
 
 
-def _scores(model: Any, inputs: list[torch.Tensor], field: int, known: torch.Tensor) -> torch.Tensor:
-    """How well each known feature `(n,)` fits into the hidden field of each row -> `(batch, n)`."""
-    ids, tokens, mask = inputs
-    states, _ = model.flip.encode_text(tokens, mask)
-    predicted = model.mtm_head.predict(model.flip.tabular(ids).vector, states, mask)[:, field]  # (batch, E)
-    return predicted @ model.mtm_head.feature_embeddings.weight[known].T
+@torch.no_grad()
+def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_size: int = 256) -> np.ndarray:
+    """
+    Starts the id embedding of every feature that the text spells from the words that spell it, before a training.
+
+    The language model reads the sentence of the value ("genre is Drama."); the mean of its states is projected to the
+    first E principal components of the field's values, and the field scaled so that its embeddings are as large as
+    random ones (root mean square `config.tabular_initializer_range`): how far values of a field are apart is what the
+    language model says, and values of equal tokens have equal rows. Ours, not of the paper.
+
+    Args:
+        model ([`FlipForPreTraining`], [`FlipForCTR`] or [`FlipModel`]): fresh, with an ID tower.
+        processor ([`FlipProcessor`]): of the model, with the tokenizer of the language model.
+        text_model (`PreTrainedModel`, *optional*): an encoder or decoder; default: the model's text tower.
+        batch_size (`int`): sentences read at a time. The states of one field are held together: n x d_w floats.
+
+    Returns:
+        `np.ndarray`: ids of the features that were started. Those of fields without text (`view="tabular"`,
+        statistics) or without vocabulary (hashed), and the reserved ones, keep the rows they have.
+
+    Raises:
+        ValueError: if there is no language model, no tokenizer, or no table of id embeddings (`"lr"`).
+    """
+    model.config.check_processor(processor)
+    text_model = model.text_tower if text_model is None else text_model
+    tokenizer, extractor = processor.tokenizer, processor.feature_extractor
+    if text_model is None:
+        raise ValueError(
+            f"this {type(model).__name__} has no text tower (mode {model.config.mode!r}): pass text_model="
+        )
+    if tokenizer is None:
+        raise ValueError("this processor has no tokenizer: build it with that of the language model")
+    tower = getattr(model, "flip", model).tabular
+    if tower is None or tower.embeddings is None:
+        raise ValueError(f"mode {model.config.mode!r} with backbone {model.config.backbone!r} embeds no ids")
+    weight, started = tower.embeddings.weight, [np.zeros(0, np.int64)]
+    for index in extractor.text_fields:
+        field = extractor.fields[index]
+        features = np.flatnonzero(extractor.feature_fields == index)
+        features = features[features >= extractor.num_reserved_features]
+        if not field.num_slots or getattr(field, "hash_buckets", None) or len(features) < 2:
+            continue  # one value has nothing to differ from
+        before, after = processor.wording.around(index)
+        before = before.removeprefix(processor.separator)
+        sentences = [f"{before}{value}{after}" for value in extractor.decode(features)]
+        texts = list(map(tuple, tokenizer(sentences, truncation=True, max_length=processor.max_length)["input_ids"]))
+        numbers = {text: number for number, text in enumerate(sorted(dict.fromkeys(texts), key=len))}
+        states = _states(text_model, list(numbers), processor.pad_token_id, batch_size)  # (n, d_w) of distinct texts
+        states = (states - states.mean(0)).double()
+        _, directions = torch.linalg.eigh(states.T @ states)  # ascending
+        rows = states @ directions.flip(1)[:, : weight.shape[1]]  # (n, at most E)
+        rows = F.pad(rows, (0, weight.shape[1] - rows.shape[1]))
+        rows *= model.config.tabular_initializer_range / rows.square().mean().sqrt().clamp(min=1e-9)
+        weight[torch.from_numpy(features).to(weight.device)] = rows[[numbers[text] for text in texts]].to(weight)
+        started.append(features)
+    return np.concatenate(started)
+
+
+def _states(text_model: Any, texts: list[tuple[int, ...]], pad: int, batch_size: int) -> torch.Tensor:
+    """Texts, as tokens -> the mean state of each, `(len(texts), d_w)`, float32, on the CPU."""
+    means = []
+    with evaluating(text_model):
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            padded = pad_rows(np.concatenate(batch), np.array(list(map(len, batch))), pad)
+            input_ids, mask = (torch.from_numpy(one).to(text_model.device) for one in padded)
+            states = text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state.float()  # (B, T, d_w)
+            means.append((torch.einsum("bt,btd->bd", mask.float(), states) / mask.sum(1, keepdim=True)).cpu())
+    return torch.cat(means)
+
+
+def restart_backbone(model: Any) -> None:
+    """
+    Begins the backbone of a model's ID tower anew, at random; feature embeddings and language model keep what stage 1
+    taught them. (The paper finetunes all of the tower.)
+
+    Stage 1 asks the backbone which ids are hidden in a row, which is another question than whether it is clicked, and
+    rates that suit new layers overwrite the embeddings of rare ids: with few labels take
+    `FlipCTRArguments(embedding_learning_rate=)` as well. A small table teaches stage 1 little, and the whole
+    tower is better there: see by validation rows (figures: `docs/method.md`). Call it after `from_pretrained` and
+    before a training, which may be resumed.
+
+    Args:
+        model ([`FlipForCTR`]): of mode `"tabular"` or `"joint"`.
+
+    Raises:
+        ValueError: if it has no ID tower.
+    """
+    tower = getattr(model, "flip", model).tabular
+    if tower is None:
+        raise ValueError(f"mode {model.config.mode!r} has no ID tower whose backbone could begin anew")
+    backbone = build_backbone(model.config)
+    backbone.apply(tower._init_weights)
+    tower.backbone = backbone.to(tower.device, tower.dtype).train(tower.training)

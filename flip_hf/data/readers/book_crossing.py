@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from .files import name_of, opened
-from .lines import in_batches, in_one, join, strings
+from .files import in_batches, in_one, join, name_of, opened, strings
 
 
 # Ages and years that can be true. The site was read in 2004, and books are dated up to a year ahead: 0, 1, 204 and 244

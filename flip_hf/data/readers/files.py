@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files where they are: in a folder, packed or not, or in an archive, which fsspec opens.
+"""Files where they are: in a folder, packed or not, or in an archive, which fsspec opens; and what the readers of
+published files share: lines, batches of rows and joins.
 
 A file is named as fsspec names it: its path, or `zip://member::archive.zip`.
 """
@@ -7,22 +8,26 @@ A file is named as fsspec names it: its path, or `zip://member::archive.zip`.
 import contextlib
 import csv
 import glob
+import io
+import itertools
 import json
 import os
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 KINDS = ("csv", "tsv", "txt", "jsonl", "json", "parquet")
 _ARCHIVES = {".zip": "zip", ".tar.gz": "tar"}
+_BATCH_ROWS = 200_000
 
 
 def name_of(file: str) -> str:
@@ -115,3 +120,41 @@ def kind_of(file: str) -> str:
     if ending is None:
         raise ValueError(f"{name_of(file)} ends in none of .{', .'.join(KINDS)} (also .gz, .bz2, .zip)")
     return ending[1]
+
+
+def read_lines(file: str, separator: str, columns: int) -> Iterator[list[str]]:
+    """Rows of a file in Latin-1 without quoting; a line of another width is an error that names it."""
+    with opened(file) as stream:
+        for number, line in enumerate(io.TextIOWrapper(stream, "latin-1", newline="\n"), 1):
+            cells = line.rstrip("\r\n").split(separator)
+            if len(cells) == columns:
+                yield cells
+            elif line.strip():
+                raise ValueError(f"{name_of(file)}, line {number}: {len(cells)} columns where {columns} are expected")
+
+
+def in_batches(file: str, rows: Iterable[Sequence[Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows, one value per column -> tables of some thousand rows each."""
+    iterator = iter(rows)
+    while block := list(itertools.islice(iterator, _BATCH_ROWS)):
+        with reading(file):
+            columns = map(pa.array, zip(*block, strict=True), schema.types)
+            yield pa.table(list(columns), schema=schema)
+
+
+def in_one(file: str, rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """All rows as one table, to be joined to others."""
+    return pa.concat_tables([schema.empty_table(), *in_batches(file, rows, schema)]).combine_chunks()
+
+
+def join(rows: pa.Table, key: str, table: pa.Table) -> pa.Table:
+    """The columns of the first row with the same key in another table beside each row; nulls where it has none."""
+    places = pc.index_in(rows.column(key), value_set=table.column(key), skip_nulls=True)
+    found = table.drop_columns([key]).take(places)
+    for name, column in zip(found.column_names, found.columns, strict=True):
+        rows = rows.append_column(name, column)
+    return rows
+
+
+def strings(*names: str) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in names])

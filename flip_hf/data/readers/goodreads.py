@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .lines import in_batches, in_one, join, strings
+from .files import in_batches, in_one, join, strings
 from .tables import json_objects
 
 
@@ -50,11 +50,9 @@ def read_goodreads(left_out: Counter[str], *files: str, genre_lists: bool = Fals
     genre = pa.list_(pa.string()) if genre_lists else pa.string()
     schema = pa.schema([(name, pa.float64() if name in _NUMBERS else pa.string()) for name in _BOOK.split()])
     whole = in_one(books, map(_book, json_objects(books, keys=("book_id", "title", "authors"))), schema)
-    media = _rows(works, "work_id", "media_type")
+    media, names = _rows(works, "work_id", "media_type"), _rows(authors, "author_id", "name")
     whole = join(whole, "work_id", in_one(works, media, strings("work_id", "media_type")))
-    whole = join(
-        whole, "author_id", in_one(authors, _rows(authors, "author_id", "name"), strings("author_id", "author"))
-    )
+    whole = join(whole, "author_id", in_one(authors, names, strings("author_id", "author")))
     schema = pa.schema([("book_id", pa.string()), ("genre", genre)])
     whole = join(whole, "book_id", in_one(genres, _genres(genres, genre_lists), schema)).combine_chunks()
     schema = pa.schema([*strings("user_id", "book_id", "timestamp"), ("rating", pa.int64())])

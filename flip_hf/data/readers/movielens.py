@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .files import reading
-from .lines import in_batches, in_one, join, name_of_code, read_lines, strings
+from .files import in_batches, in_one, join, read_lines, reading, strings
 
 
 _GENDERS = {"M": "male", "F": "female"}
@@ -33,7 +32,7 @@ def read_movielens_100k(
 ) -> Iterator[pa.Table]:
     """u.data, u.user, u.item and u.genre, in Latin-1; the movie's genres are the flags that are set."""
     people = (
-        (user, name_of_code(gender, _GENDERS), age, occupation, zipcode)
+        (user, _named(gender, _GENDERS), age, occupation, zipcode)
         for user, age, gender, occupation, zipcode in read_lines(users, "|", 5)
     )
     names = [name for name, _ in read_lines(genres, "|", 2)]
@@ -49,11 +48,15 @@ def read_movielens_1m(
 ) -> Iterator[pa.Table]:
     """ratings.dat, users.dat and movies.dat, in Latin-1; codes of gender, age and occupation by their names."""
     codes = (_GENDERS, _AGES, _OCCUPATIONS)
-    people = (
-        (user, *map(name_of_code, of_user, codes), zipcode) for user, *of_user, zipcode in read_lines(users, "::", 5)
-    )
+    people = ((user, *map(_named, of_user, codes), zipcode) for user, *of_user, zipcode in read_lines(users, "::", 5))
     listed = ((movie, title, names.split("|")) for movie, title, names in read_lines(movies, "::", 3))
     return _rated_movies(read_lines(ratings, "::", 4), people, listed, (ratings, users, movies), genre_lists)
+
+
+def _named(code: str, names: dict[str, str]) -> str:
+    if code not in names:
+        raise ValueError(f"code {code!r} is not one of the published {', '.join(names)}: is the file whole?")
+    return names[code]
 
 
 def _rated_movies(

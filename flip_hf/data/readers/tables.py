@@ -6,10 +6,8 @@ import io
 import itertools
 import json
 import math
-import pickle
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -146,68 +144,51 @@ def json_objects(file: str, encoding: str = "utf-8", keys: Sequence[str] = ()) -
 
 def read_files(files: Sequence[str], options: TableOptions) -> Iterator[pa.Table]:
     """The rows of all files, with the columns and types of all, their labels 0 or 1."""
-    if "json" not in kind_of(files[0]):
-        schema = _common_schema(files, (next(read_pieces(file, options)).schema for file in files))
-        for file in files:
-            yield from _labelled_pieces(file, read_pieces(file, options), schema, options)
-        return
-    with tempfile.TemporaryFile() as parsed:  # any row may widen a type or add a column: the last is read first
-        sources, schemas = [], []
-        for file in files:
-            for piece in read_pieces(file, options):
-                pickle.dump(piece, parsed)
-                sources.append(file)
-                schemas.append(piece.schema)
-        schema = _common_schema(sources, schemas)
-        parsed.seek(0)
-        for file in sources:
-            yield from _labelled_pieces(file, [pickle.load(parsed)], schema, options)
+    # any row of a json may widen a type or add a column: it is read twice
+    schema = _common_schema(files, options, num_pieces=None if "json" in kind_of(files[0]) else 1)
+    for _, table in _labelled_pieces(files, options, schema):
+        yield table
 
 
 def stream_files(files: Sequence[str], options: TableOptions) -> IterableDataset:
     """The rows of all files, read whenever they are iterated over; a file is a shard, for workers and for resuming."""
-    first = (next(read_pieces(file, options), pa.table({})).schema for file in files)
-    schema = _common_schema(files, first)
+    schema = _common_schema(files, options, num_pieces=1)
     features = Features.from_arrow_schema(labelled(schema.empty_table(), options, name_of(files[0])).schema)
-    return stream_of_tables(_numbered, {"files": list(files), "options": options, "schema": schema}, features)
+    return stream_of_tables(_labelled_pieces, {"files": list(files), "options": options, "schema": schema}, features)
 
 
-def _numbered(files: list[str], options: TableOptions, schema: pa.Schema) -> Iterator[tuple[Any, pa.Table]]:
-    for shard, file in enumerate(files):
-        for number, table in enumerate(_labelled_pieces(file, read_pieces(file, options), schema, options)):
-            yield (shard, number), table
-
-
-def _common_schema(files: Sequence[str], schemas: Iterable[pa.Schema]) -> pa.Schema:
+def _common_schema(files: Sequence[str], options: TableOptions, num_pieces: int | None) -> pa.Schema:
     """One schema for all, with the columns in the order of the first: of two types of numbers the wider one."""
     whole: pa.Schema = None
-    for file, schema in zip(files, schemas, strict=True):
-        whole = whole or schema
-        differing = sorted(set(whole.names) ^ set(schema.names))
-        if differing and "json" not in kind_of(file):
-            raise ValueError(
-                f"{name_of(file)} and {name_of(files[0])} differ in the columns {', '.join(differing)}: files of one "
-                "table have the same, in any order, and every text file its header"
-            )
-        with reading(file):
-            whole = pa.unify_schemas([whole, schema], promote_options="permissive")
+    for file in files:
+        for piece in itertools.islice(read_pieces(file, options), num_pieces):
+            whole = whole or piece.schema
+            differing = sorted(set(whole.names) ^ set(piece.schema.names))
+            if differing and "json" not in kind_of(file):
+                raise ValueError(
+                    f"{name_of(file)} and {name_of(files[0])} differ in the columns {', '.join(differing)}: files of "
+                    "one table have the same, in any order, and every text file its header"
+                )
+            with reading(file):
+                whole = pa.unify_schemas([whole, piece.schema], promote_options="permissive")
     return whole or pa.schema([])
 
 
 def _labelled_pieces(
-    file: str, pieces: Iterable[pa.Table], schema: pa.Schema, options: TableOptions
-) -> Iterator[pa.Table]:
-    """Pieces of a file, with the columns and types of the whole table."""
-    for piece in filter(len, pieces):
-        with reading(file):
-            whole = pa.concat_tables([schema.empty_table(), piece], promote_options="permissive")
-        if whole.schema != schema:
-            changed = [str(field) for field in whole.schema if field not in list(schema)]
-            raise ValueError(
-                f"{name_of(file)} has {', '.join(changed)} in later rows, and a stream has the columns and types of "
-                "the first ones: load it without streaming once, or write all columns in every row"
-            )
-        yield labelled(whole, options, name_of(file))
+    files: Sequence[str], options: TableOptions, schema: pa.Schema
+) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """Pieces of the files, with the columns and types of the whole table, and the number of file and piece of each."""
+    for shard, file in enumerate(files):
+        for number, piece in enumerate(filter(len, read_pieces(file, options))):
+            with reading(file):
+                whole = pa.concat_tables([schema.empty_table(), piece], promote_options="permissive")
+            if whole.schema != schema:
+                changed = [str(field) for field in whole.schema if field not in list(schema)]
+                raise ValueError(
+                    f"{name_of(file)} has {', '.join(changed)} in later rows, and a stream has the columns and types "
+                    "of the first ones: load it without streaming once, or write all columns in every row"
+                )
+            yield (shard, number), labelled(whole, options, name_of(file))
 
 
 def as_dataset(rows: Any) -> Dataset:
