@@ -184,7 +184,7 @@ def test_rows_that_cannot_be_sampled_are_refused():
             sample_negatives({"label": labels}, rate)
     with pytest.raises(ValueError, match="no column 'label' .*; the table has y"):
         sample_negatives({"y": [0, 1]}, 0.5)
-    with pytest.raises(TypeError, match="rows are a IterableDataset"):
+    with pytest.raises(TypeError, match="not from a stream"):
         sample_negatives(numbered(4).to_iterable_dataset(), 0.5)
 
 

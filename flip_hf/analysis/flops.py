@@ -12,11 +12,9 @@ from ..modeling_flip_base import evaluating
 
 def flops_per_row(model: PreTrainedModel, batch: dict[str, torch.Tensor] | None = None) -> float:
     """
-    Floating-point operations of one forward pass, in evaluation mode, divided by the rows of the batch. A
-    multiplication and an addition are two; a training step takes about three times as many (forward and backward).
-
-    Counted are matrix products and attention; not lookups in tables and work on single elements (activations,
-    normalisations, products of embeddings), nor attention kernels from outside torch (flash_attention_2).
+    Floating-point operations of one forward pass, in evaluation mode, divided by the rows of the batch; a
+    multiplication and an addition are two. Counted are matrix products and attention; not lookups in tables and work
+    on single elements, nor attention kernels from outside torch (flash_attention_2).
 
     `batch` is what the model is called with, on its device; by default 64 made-up rows of 64 tokens each, except in
     stage 1, whose work depends on what is masked.

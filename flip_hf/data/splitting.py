@@ -169,6 +169,8 @@ def sample_negatives(
     """
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate={rate} is not in (0, 1]: it is the share of the non-clicks that stays")
+    if isinstance(dataset, IterableDataset):
+        raise TypeError("non-clicks are sampled from a table, not from a stream: load it without streaming")
     dataset = as_dataset(dataset)
     labels = read_labels(_column(dataset, label, "label", label), label)
     clicks, others = np.flatnonzero(labels == 1.0), np.flatnonzero(labels == 0.0)

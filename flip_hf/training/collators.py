@@ -5,9 +5,9 @@ anew each time.
 Letters: B rows, T tokens of the longest row, F fields, S slots (columns of `feature_ids`), k masked fields of a row.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -77,7 +77,7 @@ def _stack(
     return batch
 
 
-@dataclass
+@dataclasses.dataclass
 class DataCollatorForFlipCTR:
     """
     Stage 2: stacks `feature_ids` `(B, S)`, pads `input_ids` and `attention_mask` to the longest row `(B, T)` (not in
@@ -119,14 +119,7 @@ class DataCollatorForFlipCTR:
         return {name: torch.from_numpy(column) for name, column in batch.items()}
 
 
-# settings of the configuration that say what is masked
-_MASKS = (
-    *("text_mask_ratio", "final_text_mask_ratio", "feature_mask_ratio", "final_feature_mask_ratio"),
-    *("share_field_masks", "hide_target_in_text", "text_mask_level", "text_passes"),
-)
-
-
-@dataclass
+@dataclasses.dataclass
 class DataCollatorForFlipPreTraining:
     """
     Stage 1: field-level masking of both views (FLIP, arXiv 2310.19453), k = max(1, int(F x ratio)) fields of a row.
@@ -171,8 +164,8 @@ class DataCollatorForFlipPreTraining:
     final_feature_mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        settings = {name: getattr(self, name) for name in _MASKS}
-        FlipConfig(**{name: value for name, value in settings.items() if value != 0.0})  # which refuses what cannot be
+        settings = {name: value for name, value in vars(self).items() if value != 0.0 and hasattr(FlipConfig, name)}
+        FlipConfig(**settings)  # which refuses what cannot be
         self._progress = 0.0
         self._place: tuple[list[int], int, int] | None = None
         asks_ids = self.feature_mask_ratio or self.final_feature_mask_ratio
@@ -188,7 +181,8 @@ class DataCollatorForFlipPreTraining:
         cls, processor: FlipProcessor, config: FlipConfig, **kwargs: Any
     ) -> "DataCollatorForFlipPreTraining":
         """The masks that a model's configuration asks for; nothing is masked for a loss of weight 0."""
-        settings = {name: getattr(config, name) for name in _MASKS}
+        names = (field.name for field in dataclasses.fields(cls))
+        settings = {name: getattr(config, name) for name in names if hasattr(FlipConfig, name)}
         if not (config.mlm_weight or config.hide_target_in_text):
             settings |= {"text_mask_ratio": 0.0, "final_text_mask_ratio": None}
         if not config.mtm_weight:

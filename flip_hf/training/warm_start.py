@@ -17,6 +17,7 @@ from torch import nn
 from ..feature_encoding_flip import fields_that_differ
 from ..masking_flip import hide_features, hide_tokens, num_reserved_features, pad_rows, unseen_id
 from ..modeling_flip_base import evaluating
+from ..serving.batching import batches
 from ..tabular_backbones_flip import build_backbone
 
 
@@ -104,23 +105,20 @@ def warm_start_features(
     found = found.sort_values("feature", kind="stable").groupby("feature").head(max_rows)  # (M, 3)
     # to the model a new id is one that it has never seen
     feature_ids = np.where(is_new, unseen_id(slot_fields), encoded.feature_ids).astype(np.int64)
-    text_ends = np.cumsum(encoded.lengths)[:-1]
     with evaluating(model):
         for field, of_field in found.groupby("field"):
             is_known = (extractor.feature_fields == field) & (extractor.feature_counts > 0)
             is_known[: extractor.num_reserved_features] = is_known[features] = False
             known = torch.from_numpy(np.flatnonzero(is_known)).to(device)  # (n,)
             hidden_ids = hide_features(feature_ids, np.arange(extractor.num_fields) == field, extractor)
-            is_hidden = encoded.token_fields == field
-            texts = np.split(hide_tokens(encoded.tokens, is_hidden, processor.tokenizer.mask_token_id), text_ends)
+            tokens = hide_tokens(encoded.tokens, encoded.token_fields == field, processor.tokenizer.mask_token_id)
+            hidden = encoded._replace(tokens=tokens, feature_ids=hidden_ids)
             new, position = np.unique(of_field["feature"], return_inverse=True)
             sums = [table.weight.new_zeros(len(new), table.weight.shape[1]) for table in tables]
-            for start in range(0, len(position), batch_size):
-                batch = of_field["row"].to_numpy()[start : start + batch_size]
-                place = torch.from_numpy(position[start : start + batch_size]).to(device)
-                tokens = np.concatenate([texts[number] for number in batch])
-                padded = pad_rows(tokens, encoded.lengths[batch], processor.pad_token_id)
-                ids, input_ids, mask = (torch.from_numpy(one).to(device) for one in (hidden_ids[batch], *padded))
+            places = torch.from_numpy(position).to(device).split(batch_size)
+            parts = batches(hidden, of_field["row"].to_numpy(), "joint", processor, batch_size)
+            for place, arrays in zip(places, parts, strict=True):
+                ids, input_ids, mask = (torch.from_numpy(array).to(device) for array in arrays.values())
                 states, _ = model.flip.encode_text(input_ids, mask)
                 predicted = head.predict(model.flip.tabular(ids).vector, states, mask)[:, field]  # (batch, E)
                 weights = (predicted @ head.feature_embeddings.weight[known].T).float().softmax(-1)  # (batch, n)
@@ -206,19 +204,12 @@ def _states(text_model: Any, texts: list[tuple[int, ...]], pad: int, batch_size:
 def restart_backbone(model: Any) -> None:
     """
     Begins the backbone of a model's ID tower anew, at random; feature embeddings and language model keep what stage 1
-    taught them. (The paper finetunes all of the tower.)
-
-    Stage 1 asks the backbone which ids are hidden in a row, which is another question than whether it is clicked, and
-    rates that suit new layers overwrite the embeddings of rare ids: with few labels take
-    `FlipCTRArguments(embedding_learning_rate=)` as well. A small table teaches stage 1 little, and the whole
-    tower is better there: see by validation rows (figures: `docs/method.md`). Call it after `from_pretrained` and
-    before a training, which may be resumed.
+    taught them. (The paper finetunes all of the tower.) Call it after `from_pretrained` and before a training, which
+    may be resumed, and take `FlipCTRArguments(embedding_learning_rate=)` as well where few labels are known.
+    `docs/method.md` says when it pays.
 
     Args:
-        model ([`FlipForCTR`]): of mode `"tabular"` or `"joint"`.
-
-    Raises:
-        ValueError: if it has no ID tower.
+        model ([`FlipForCTR`]): of mode `"tabular"` or `"joint"`; `ValueError` if it has no ID tower.
     """
     tower = getattr(model, "flip", model).tabular
     if tower is None:
