@@ -263,8 +263,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         batch_size: int = 64,
     ) -> Any:
         """Gives new ids embeddings out of what this aligned model knows, before any training row has them: see
-        [`warm_start`] in `flip_hf/training/warm_start.py`. Pre-training with `hide_target_in_text` is what teaches the
-        masked-feature head to answer from the rest of the text.
+        `flip_hf/training/warm_start.py`. Pre-training with `hide_target_in_text` is what teaches the masked-feature
+        head to answer from the rest of the text.
 
         Args:
             processor ([`FlipProcessor`]): after `processor.feature_extractor.extend(rows)`.

@@ -31,9 +31,6 @@ def draw_alignment(explanation: Any, path: str | os.PathLike, title: str | None 
     for it (the field's words are framed), and to the right what it would put into the hole after three readings of the
     text, the row's value with a star. At the bottom, in green, how likely each word piece is to be recovered when its
     field is hidden in the text, with the ids and without. Numbers are percent.
-
-    Raises:
-        ValueError: if nothing was asked for, so that there is nothing to draw.
     """
     features, words = explanation.features, explanation.words
     if not features and not words:

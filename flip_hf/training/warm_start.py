@@ -137,8 +137,7 @@ def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_s
 
     The language model reads the sentence of the value ("genre is Drama."); the mean of its states is projected to the
     first E principal components of the field's values, and the field scaled so that its embeddings are as large as
-    random ones (root mean square `config.tabular_initializer_range`): how far values of a field are apart is what the
-    language model says, and values of equal tokens have equal rows. Ours, not of the paper.
+    random ones (root mean square `config.tabular_initializer_range`). Ours, not of the paper.
 
     Args:
         model ([`FlipForPreTraining`], [`FlipForCTR`] or [`FlipModel`]): fresh, with an ID tower.
@@ -149,9 +148,6 @@ def start_from_words(model: Any, processor: Any, text_model: Any = None, batch_s
     Returns:
         `np.ndarray`: ids of the features that were started. Those of fields without text (`view="tabular"`,
         statistics) or without vocabulary (hashed), and the reserved ones, keep the rows they have.
-
-    Raises:
-        ValueError: if there is no language model, no tokenizer, or no table of id embeddings (`"lr"`).
     """
     model.config.check_processor(processor)
     text_model = model.text_tower if text_model is None else text_model
