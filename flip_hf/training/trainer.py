@@ -68,7 +68,9 @@ class FlipTrainer(ResumableTrainer):
     _stage_metrics: Callable[[EvalPrediction], dict[str, float]]
     # the number of the last step, its ids and its losses, until those were looked at
     _last_step: tuple[int, Any, dict[str, torch.Tensor]] | None = None
-    _losses: dict[str, torch.Tensor]  # those that make up the loss of the step that is computed
+    # those that make up the loss of the step that is computed, and the sums of those since the last log
+    _losses: dict[str, torch.Tensor]
+    _logged_losses: dict[str, torch.Tensor]
     _step_of_last_log = 0
     _clock = 0.0  # when the steps since then began
 
@@ -102,6 +104,7 @@ class FlipTrainer(ResumableTrainer):
             check_encoded(rows, processing_class, name)
         self._processor, self._given_collator = processing_class, data_collator
         self._evaluated: Any = None  # the rows
+        self._logged_losses = {}
         args = self._checked_arguments(args, data, compute_loss_func)
         rows_and_makers = (train_dataset, eval_dataset, processing_class, model_init, compute_loss_func)
         others = (callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics)
@@ -179,6 +182,7 @@ class FlipTrainer(ResumableTrainer):
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         counts = super()._init_training_state(*args)
         self._step_of_last_log, self._clock = self.state.global_step, time.perf_counter()
+        self._logged_losses = {}
         return counts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -217,18 +221,20 @@ class FlipTrainer(ResumableTrainer):
         reads_tables = type(collator) is self._collates and rows.format["type"] != "custom"
         return ArrowRows(rows) if reads_tables else rows
 
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(rows, datasets.Dataset):
+        args, field = self.args, getattr(self.args, "contrast_field", None)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        if field is not None and isinstance(rows, datasets.Dataset):
+            extractor = self._processor.feature_extractor
+            slot = extractor.slot_fields.index(extractor.field_names.index(field))
+            return ResumableFieldGroupedSampler(slot_values(rows, slot), seed)
+        if args.train_sampling_strategy == "group_by_length" and isinstance(rows, datasets.Dataset):
             if "input_ids" not in rows.column_names:
                 return torch.utils.data.RandomSampler(dataset)  # ids alone: all rows are equally long
-            batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), self._data_seed)
+            batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            return ResumableLengthGroupedSampler(batch_size, text_lengths(rows), seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
@@ -315,7 +321,6 @@ class FlipPreTrainingTrainer(FlipTrainer):
         for name, rows in data.items() if args.probe_rows else ():
             if rows is not None and not _has_labels(rows):
                 raise ValueError(f"probe_rows={args.probe_rows} needs {name} as a table with a labels column")
-        self._logged_losses: dict[str, torch.Tensor] = {}
         extractor = self._processor.feature_extractor
         with_ids = [extractor.field_names[index] for index in dict.fromkeys(extractor.slot_fields)]
         if args.contrast_field not in (None, *with_ids):
@@ -349,20 +354,6 @@ class FlipPreTrainingTrainer(FlipTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
-
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        self._logged_losses = {}
-        return super()._init_training_state(*args)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
-        if self.args.contrast_field is None or not isinstance(rows, datasets.Dataset):
-            return super()._get_train_sampler(train_dataset)
-        extractor = self._processor.feature_extractor
-        slot = extractor.slot_fields.index(extractor.field_names.index(self.args.contrast_field))
-        values = slot_values(rows, slot)
-        return ResumableFieldGroupedSampler(values, self._data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # what the *collator* reads; Trainer would take only what forward names and lose token_field_ids
