@@ -278,7 +278,7 @@ def test_goodreads_joins_its_five_files_into_fifteen_fields(tmp_path, caplog, mo
     dataset = load_ctr_dataset("goodreads", data_dir=folder, genre_lists=True)
     assert dataset["genre"][:] == [["history, biography", "fiction"], None, None]
     # a genre is chosen by its name; the rows are written batch by batch
-    monkeypatch.setattr(lines, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(files, "_BATCH_ROWS", 1)
     folder = make_goodreads(tmp_path / "one", "_poetry", "_poetry")
     poetry = load_ctr_dataset("goodreads", data_dir=folder, subset="poetry")
     assert poetry.to_list() == [first, bare, unlisted]
