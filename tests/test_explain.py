@@ -258,6 +258,22 @@ def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_proce
         empty.draw(tmp_path / "row.png")
 
 
+def test_guesses_of_long_names_stay_in_their_column(pretraining_model, processor, splits, tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    explanation = pretraining_model.explain_alignment(splits["test"][0], processor)
+    for one in explanation.features:
+        for answer in filter(None, (one.whole, one.hidden, one.blank)):
+            for guess in (*answer.guesses, *answer.truths):
+                guess.value, guess.is_true, guess.rank = "Organic-Healthy, Steaks, Middle Eastern", False, 27
+    drawn = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    explanation.draw(tmp_path / "row.png")
+    drawn[0].draw_without_rendering()
+    boxes = [(text.get_position()[0], text.get_window_extent()) for text in drawn[0].axes[1].texts]
+    starts = {column: min(box.x0 for other, box in boxes if other == column) for column, _ in boxes}
+    assert len(starts) == 3 and all(box.x1 < starts.get(column + 1, drawn[0].bbox.x1) for column, box in boxes)
+
+
 def test_the_example_explains_rows(pretraining_model, processor, splits, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     pretraining_model.save_pretrained(tmp_path / "model")

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import set_seed
 
-from flip_hf import DataCollatorForFlipPreTraining, FlipForPreTraining
+from flip_hf import DataCollatorForFlipPreTraining, FlipForPreTraining, FlipPreTrainingArguments
 from flip_hf.training import gradient_cache
 
 
@@ -55,10 +55,12 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_batch(case, text_model_dir, p
     assert sum(gradient.abs().sum() > 0 for gradient in of_batch.values()) > 30
 
 
-def test_what_normalises_over_a_batch_is_refused(text_model_dir, processor, encoded):
+def test_what_normalises_over_a_batch_is_refused_and_chunks_of_no_row(text_model_dir, processor, encoded):
     model, batch = make(text_model_dir, processor, encoded, num_rows=9, backbone="afn")
     with pytest.raises(ValueError, match="contrast_chunk_size=3: the backbone 'afn' normalises over the rows"):
         gradients(model, batch, 3)
+    with pytest.raises(ValueError, match="contrast_chunk_size=0 has to be 1 or more"):
+        FlipPreTrainingArguments("run", contrast_chunk_size=0)
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])

@@ -569,21 +569,34 @@ def test_arguments_of_transformers_work(options, stage, stage_1, stage_2, text_m
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_trials_of_a_search_train_a_new_model_each(stage, stage_1, stage_2, text_model_dir, processor):
+def test_a_search_trains_a_new_model_in_every_trial(stage, stage_1, stage_2, text_model_dir, processor, monkeypatch):
+    found = []
+
+    def search(trainer, hp_space, objective, n_trials, direction):
+        for ratio, freeze in ((0.15, None), (0.4, "all")):
+            masks["text_mask_ratio"], trainer.args.freeze_text = ratio, freeze
+            trainer.model = trainer.model_wrapped = trainer.call_model_init()
+            trainer.optimizer = trainer.lr_scheduler = None
+            trainer.train()
+            frozen = not any(p.requires_grad for p in trainer.model.flip.text.parameters())
+            found.append((objective(trainer.evaluate()), trainer.evaluate(), trainer.data_collator, frozen))
+            assert stage == 1 or objective({name: 0.0}) == trainer.state.best_metric  # the best one is loaded
+        return direction
+
     def model_init():
         if stage == 1:
             return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **masks)
         return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint")
 
-    masks, build = {}, stage_1 if stage == 1 else stage_2
+    masks = {}
+    monkeypatch.setattr(Trainer, "hyperparameter_search", search)
+    build, name = (stage_1, "eval_loss") if stage == 1 else (stage_2, "eval_auc")
     trainer = build(None, model_init=model_init, eval_strategy="epoch")
-    for ratio, freeze in ((0.15, None), (0.4, "all")):  # what Trainer.hyperparameter_search does for a trial
-        masks["text_mask_ratio"], trainer.args.freeze_text = ratio, freeze
-        trainer.model = trainer.model_wrapped = trainer.call_model_init()
-        trainer.optimizer = trainer.lr_scheduler = None
-        trainer.train()
-        assert any(weight.requires_grad for weight in trainer.model.flip.text.parameters()) == (freeze is None)
-        assert stage == 2 or trainer.data_collator.text_mask_ratio == ratio
+    assert trainer.hyperparameter_search() == ("minimize" if stage == 1 else "maximize")
+    assert [objective for objective, *_ in found] == [pytest.approx(one[1][name]) for one in found]
+    assert [frozen for *_, frozen in found] == [False, True]
+    if stage == 1:
+        assert [collator.text_mask_ratio for _, _, collator, _ in found] == [0.15, 0.4]
     with pytest.raises(TypeError, match=f"{type(trainer).__name__} trains a .*, not a Linear"):
         build(None, model_init=lambda: torch.nn.Linear(1, 1))
 

@@ -27,7 +27,7 @@ class Guess:
     is_true: bool  # whether it is what the row has
 
     def __str__(self) -> str:
-        return f"{shortened(self.value)} {percent(self.probability)}{'*' * self.is_true}"
+        return f"{shortened(self.value, 24)} {percent(self.probability)}{'*' * self.is_true}"
 
 
 @dataclass

@@ -100,6 +100,11 @@ class FlipPreTrainingArguments(FlipTrainingArguments):
 
     metrics: ClassVar[Mapping[str, bool]] = PRE_TRAINING_METRICS
 
+    def __post_init__(self) -> None:
+        if self.contrast_chunk_size is not None and self.contrast_chunk_size < 1:
+            raise ValueError(f"contrast_chunk_size={self.contrast_chunk_size} has to be 1 or more")
+        super().__post_init__()
+
 
 @dataclass
 class FlipCTRArguments(FlipTrainingArguments):

@@ -128,6 +128,25 @@ class FlipTrainer(ResumableTrainer):
         model.config.check_processor(self._processor)
         self.data_collator = self._given_collator or self._collates.from_config(self._processor, model.config)
 
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer`'s; by default it seeks the best `args.metric_for_best_model` that a trial ends with."""
+        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        better, seeks = (max, "maximize") if self.args.greater_is_better else (min, "minimize")
+
+        def best(metrics: dict[str, float]) -> float:
+            earlier = self.state.best_metric if self.args.load_best_model_at_end else None
+            return metrics[name] if earlier is None else better(metrics[name], earlier)
+
+        direction = direction or (seeks if compute_objective is None else "minimize")
+        return super().hyperparameter_search(hp_space, compute_objective or best, n_trials, direction, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
