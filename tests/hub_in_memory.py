@@ -67,9 +67,8 @@ class Refusal(Exception):
     """An answer that is no success, with the Hub's error headers."""
 
     def __init__(self, status: int, message: str, code: str = "", **body: Any):
-        self.status, self.body, self.headers = status, {"error": message, **body}, {"X-Error-Message": message}
-        if code:
-            self.headers["X-Error-Code"] = code
+        self.status, self.body = status, {"error": message, **body}
+        self.headers = {"X-Error-Message": message, "X-Error-Code": code}
 
 
 class Hub:
@@ -222,8 +221,8 @@ class Hub:
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
     def _upload(self, oid: str, size: int) -> dict[str, Any]:
-        actions = {} if oid in self.objects else {"upload": {"href": f"{constants.ENDPOINT}/storage/{oid}"}}
-        return {"oid": oid, "size": size, "actions": actions} if actions else {"oid": oid, "size": size}
+        there, upload = {"oid": oid, "size": size}, {"href": f"{constants.ENDPOINT}/storage/{oid}"}
+        return there if oid in self.objects else {**there, "actions": {"upload": upload}}
 
     def _changed(self, files: dict[str, bytes], operations: list[dict[str, Any]]) -> str:
         """Changes files in place; returns the message."""

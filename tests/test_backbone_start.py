@@ -6,7 +6,7 @@ import torch
 from conftest import tabular_model
 from transformers import TrainerCallback
 
-from flip_hf import FlipConfig, FlipCTRArguments, FlipCTRTrainer, FlipForCTR, prepare_dataset, restart_backbone
+from flip_hf import FlipConfig, FlipForCTR, restart_backbone
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
 from flip_hf.training.optimization import parameter_groups
 
@@ -18,7 +18,7 @@ def test_layers_are_those_of_a_model_that_was_never_trained_and_everything_else_
     with torch.no_grad():
         for weight in model.parameters():
             weight.fill_(0.7)
-    kept = {name: weight for name, weight in model.state_dict().items() if "backbone" not in name}
+    kept = {name for name in model.state_dict() if "backbone" not in name}
     torch.manual_seed(3)
     restart_backbone(model)
     torch.manual_seed(3)
@@ -32,8 +32,7 @@ def test_layers_are_those_of_a_model_that_was_never_trained_and_everything_else_
         if fresh.numel() > 500:
             torch.testing.assert_close(weight.double().std(), spread, rtol=0.3, atol=1e-12)
     assert not any(module.training for module in model.modules())
-    after = {name: weight for name, weight in model.state_dict().items() if "backbone" not in name}
-    assert all(torch.equal(after[name], weight) for name, weight in kept.items()) and set(after) == set(kept)
+    assert all(bool((model.state_dict()[name] == 0.7).all()) for name in kept)
 
 
 def test_a_folder_of_stage_1_gives_its_embeddings_and_is_saved_as_any_model(pretraining_model, processor, tmp_path):
@@ -54,13 +53,10 @@ def test_a_folder_of_stage_1_gives_its_embeddings_and_is_saved_as_any_model(pret
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lazy_adamw"])
-def test_frozen_embeddings_stay_as_they_are_and_outside_the_penalty(processor, splits, tmp_path, kind):
-    rows = prepare_dataset(splits, processor, return_text=False)
+def test_frozen_embeddings_stay_as_they_are_and_outside_the_penalty(processor, stage_2, kind):
     model = tabular_model(processor, l2_coefficient=1.0)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    options = {"num_train_epochs": 1, "use_cpu": True, "eval_strategy": "no", "report_to": "none"}
-    args = FlipCTRArguments(str(tmp_path), embedding_learning_rate=0.0, embedding_optim=kind, **options)
-    FlipCTRTrainer(model=model, args=args, train_dataset=rows["train"], processing_class=processor).train()
+    stage_2(model, embedding_learning_rate=0.0, embedding_optim=kind, max_steps=2, eval_dataset=None).train()
     moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert "flip.tabular.embeddings.weight" not in moved
     assert {"flip.tabular.first_order.weight", "flip.tabular.logit.weight"} < moved
@@ -89,16 +85,15 @@ def test_each_epoch_begins_with_the_embeddings_of_the_first(processor, stage_2, 
                 assert not any(optimizer.state.get(table) for table in tables)
                 seen.append([weight.clone() for weight in (*tables, *model.flip.tabular.backbone.parameters())])
 
-    steps, first, seen = 8, make(), []
-    trainer = stage_2(make(), restore_embeddings=True, embedding_optim=kind, num_train_epochs=3, callbacks=[Looks()])
-    assert len(trainer.get_train_dataloader()) == steps
+    steps, first, seen = 4, make(), []
+    options = {"restore_embeddings": True, "embedding_optim": kind, "num_train_epochs": 3, "callbacks": [Looks()]}
+    trainer = stage_2(make(), per_device_train_batch_size=64, **options)
     trainer.train()
-    assert len(seen) == 3
+    assert len(seen) == 3 and trainer.state.global_step == 3 * steps
+    tables = [table.weight for table in first.flip.tabular.tables()]
     for begin in seen:
-        for table, weight in zip(first.flip.tabular.tables(), begin, strict=False):
-            assert torch.equal(table.weight, weight)
-    for one, then in zip(seen[0][2:], seen[1][2:], strict=True):
-        assert not torch.equal(one, then)
+        assert all(torch.equal(table, weight) for table, weight in zip(tables, begin, strict=False))
+    assert not any(torch.equal(one, then) for one, then in zip(seen[0][2:], seen[1][2:], strict=True))
     assert not torch.equal(trainer.model.flip.tabular.embeddings.weight, first.flip.tabular.embeddings.weight)
 
 

@@ -150,32 +150,21 @@ def test_training_curves_are_drawn_from_a_trainers_log(tmp_path, monkeypatch):
     save, drawn = figure.savefig, []
     monkeypatch.setattr(figure, "savefig", lambda self, *args, **kw: drawn.append(self) or save(self, *args, **kw))
     stage_1 = [{"step": 10, "loss": 3.0, "mlm_loss": 1.0}, {"step": 20, "loss": 2.0, "mlm_loss": 0.5}]
-    stage_1 += [
-        {"step": 20, "eval_loss": 2.5, "eval_icl_chance": 4.0, "eval_mlm_accuracy": 0.3, "eval_icl_recall": 0.6}
-    ]
+    evaluated = {"step": 20, "eval_loss": 2.5, "eval_icl_chance": 4.0}
+    evaluated |= {"eval_mlm_accuracy": 0.3, "eval_icl_recall": 0.6}
     stage_2 = [{"step": 5, "loss": 0.6, "alpha": 0.3}, {"step": 5, "eval_auc": 0.7, "eval_text_auc": 0.6}]
+    losses, of_rows = {"all": [3.0, 2.0], "MLM": [1.0, 0.5]}, {"validation": [2.5], "ICL by chance": [4.0]}
+    found_in_rows = {"found in validation rows": {"words": [0.3], "pairs": [0.6]}}
+    of_stage_2 = {"loss (nats)": {"all": [0.6]}, "validation AUC": {"model": [0.7], "text tower": [0.6]}}
+    of_stage_2["alpha (weight of the ID tower)"] = {"alpha": [0.3]}
     for log, panels in (
-        (stage_1[:2], {"loss (nats)": {"all": [3.0, 2.0], "MLM": [1.0, 0.5]}}),
-        (
-            stage_1,
-            {
-                "loss (nats)": {"all": [3.0, 2.0], "MLM": [1.0, 0.5], "validation": [2.5], "ICL by chance": [4.0]},
-                "found in validation rows": {"words": [0.3], "pairs": [0.6]},
-            },
-        ),
-        (
-            stage_2,
-            {
-                "loss (nats)": {"all": [0.6]},
-                "validation AUC": {"model": [0.7], "text tower": [0.6]},
-                "alpha (weight of the ID tower)": {"alpha": [0.3]},
-            },
-        ),
+        (stage_1, {"loss (nats)": losses}),
+        ([*stage_1, evaluated], {"loss (nats)": losses | of_rows, **found_in_rows}),
+        (stage_2, of_stage_2),
     ):
         draw_training_curves(log, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        found = {
-            axis.get_ylabel(): {one.get_label(): list(one.get_ydata()) for one in axis.lines}
-            for axis in drawn[-1].axes
-        }
+        found = {}
+        for axis in drawn[-1].axes:
+            found[axis.get_ylabel()] = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
         assert found == panels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_two_processes
+from conftest import tabular_model
 from filelock import FileLock
 from transformers import TrainerCallback, set_seed
 
@@ -21,22 +21,21 @@ from flip_hf.training import checkpoints
 
 EVERY_STEP = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
 EVERY_STEP |= {"per_device_train_batch_size": 32, "eval_strategy": "no", "load_best_model_at_end": False}
-
-# stage, options of the training, of the model; steps after which it is killed
-MICRO = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 16}
+MICRO = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 8}
+STREAM = {**MICRO, "max_steps": 10, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2}
+WORKERS = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+CURRICULUM = {"final_text_mask_ratio": 0.6, "text_mask_level": "token"}
+# stage, options of the training, of the model (None: an ID tower); steps after which it is killed
 RUNS = {
-    "stage 1": (1, {"logging_steps": 3}, {}, [1, 4, 5]),
-    "workers": (1, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, {}, [2]),
-    "a curriculum": (1, MICRO, {"final_text_mask_ratio": 0.6, "text_mask_level": "token"}, [1, 5]),
+    "stage 1": (1, {"logging_steps": 3, "embedding_optim": "lazy_adamw"}, {}, [1, 4, 5]),
+    "workers": (1, WORKERS, {}, [2]),
+    "a curriculum": (1, {**MICRO, "dataloader_num_workers": 1}, CURRICULUM, [1, 5]),
     "groups": (1, {"contrast_field": "item_id", "dataloader_num_workers": 1}, {}, [6]),
-    "stream": (
-        1,
-        {"max_steps": 10, **MICRO, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
-        {},
-        [4, 7],
-    ),
+    "stream": (1, STREAM, {}, [4, 7]),
+    "an adapter": (1, {}, {"text_adapter": {"r": 4}}, [5]),
     "stage 2, ids": (2, {}, None, [3, 4]),
-    "embeddings restored": (2, {"restore_embeddings": True, "embedding_optim": "lazy_adamw"}, None, [3, 4, 6]),
+    "a teacher": (2, {"embedding_optim": "rowwise_adagrad"}, None, [5]),
+    "embeddings restored": (2, {"restore_embeddings": True, "embedding_optim": "lazy_adamw"}, None, [4, 6]),
     "stage 2": (2, MICRO, {"mode": "joint"}, [5]),
 }
 
@@ -46,6 +45,8 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_weights_of_an_unbroken_o
     run, stage_1, stage_2, text_model_dir, processor, encoded, splits, tmp_path
 ):
     stage, options, of_model, kills = RUNS[run]
+    if run == "an adapter":
+        pytest.importorskip("peft")
 
     class SavesForKills(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -56,12 +57,15 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_weights_of_an_unbroken_o
         model, kind = None, FlipForPreTraining if stage == 1 else FlipForCTR
         if of_model is not None:
             model = kind.from_text_pretrained(text_model_dir, processor=processor, **of_model)
-        rows = encoded["train"].select(range(128))
+        rows = encoded["train"].select(range(64))
         if run == "stream":
-            stream = splits["train"].select(range(128)).to_iterable_dataset(num_shards=3)
+            stream = splits["train"].select(range(64)).to_iterable_dataset(num_shards=3)
             rows = prepare_dataset(stream.shuffle(seed=1, buffer_size=50), processor)
-        given = {**EVERY_STEP, "save_strategy": "no", **options, "callbacks": [SavesForKills()]}
-        trainer = (stage_1 if stage == 1 else stage_2)(model, **given, train_dataset=rows)
+        given = {**EVERY_STEP, "per_device_train_batch_size": 16, "save_strategy": "no", **options}
+        if run == "a teacher":
+            given["teacher"] = tabular_model(processor, tabular_initializer_range=1.0)
+        build = stage_1 if stage == 1 else stage_2
+        trainer = build(model, **given, train_dataset=rows, callbacks=[SavesForKills()])
         torch.rand(len(resume))  # the state of the generator is the checkpoint's
         trainer.train(**resume)
         return trainer
@@ -96,9 +100,8 @@ def killed(train, output_dir, number: int) -> int:
             nonlocal num_changes
             is_change = event == "os.rename" or (event == "open" and f"{arguments[1]}"[:1] in ("w", "x", "a"))
             is_change = is_change and f"{output_dir}/" in f"{arguments[0]}"
-            if is_change or (
-                event in ("os.remove", "os.rmdir") and arguments[1] != -1
-            ):  # of a folder that is taken away
+            is_taken = event in ("os.remove", "os.rmdir") and arguments[1] != -1  # of a folder that is taken away
+            if is_change or is_taken:
                 num_changes += 1
                 os.write(write, b".")
                 if num_changes == number:
@@ -138,55 +141,53 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(stage, stage_1, stage_2, t
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip(path):
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def only_begun(folder):
+def only_begun(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
 
 
-DAMAGE = {
-    "a file is cut": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is cut off or corrupt"),
-    "a bit is flipped": (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is cut off or corrupt"),
-    "sums are cut": (lambda folder: cut(folder / "SHA256SUMS"), "lacks t"),
-    "only begun": (only_begun, "has no SHA256SUMS: no trainer of flip_hf wrote it to its end"),
-    **{name: (lambda folder, name=name: (folder / name).unlink(), f"lacks {name}") for name in (
-        "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors")},
-}  # fmt: skip
+DAMAGE = [
+    (lambda folder: os.truncate(folder / "optimizer.pt", 1000), "optimizer.pt is cut off or corrupt"),
+    (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is cut off or corrupt"),
+    (lambda folder: os.truncate(folder / "SHA256SUMS", 100), "lacks t"),
+    (only_begun, "has no SHA256SUMS: no trainer of flip_hf wrote it to its end"),
+]
+PARTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors")
+DAMAGE += [(lambda folder, name=name: (folder / name).unlink(), f"lacks {name}") for name in PARTS]
 
 
 def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused_by_name(stage_2, tmp_path, caplog):
     stage_2(**{**EVERY_STEP, "max_steps": 2}).train()
     first, second, kept = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2", tmp_path / "kept"
     second.rename(kept)
-    for damage, message in DAMAGE.values():
+    for damage, message in DAMAGE:
+        shutil.rmtree(second, ignore_errors=True)
         shutil.copytree(kept, second)
         damage(second)
-        trainer = stage_2(**{**EVERY_STEP, "max_steps": 3, "save_strategy": "no"})
         with pytest.raises(ValueError, match=f"{second}.*{message}"):
-            trainer.train(resume_from_checkpoint=str(second))
-        assert trainer.state.global_step == 0
-        caplog.clear()
-        trainer.train(resume_from_checkpoint=True)
-        assert trainer.state.global_step == 3 and len([log for log in trainer.state.log_history if "loss" in log]) == 3
+            checkpoints.check_sealed(second)
+        assert checkpoints.get_last_checkpoint(tmp_path) == str(first)
         assert f"the training goes on from {first}: {second}" in caplog.text and message in caplog.text
-        shutil.rmtree(second)
-    (first / "scheduler.pt").unlink()  # of two none is whole: it begins anew, and says so
+        caplog.clear()
+    trainer = stage_2(**{**EVERY_STEP, "max_steps": 3, "save_strategy": "no"})
+    with pytest.raises(ValueError, match=f"{second}.*{message}"):
+        trainer.train(resume_from_checkpoint=str(second))
+    assert trainer.state.global_step == 0
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3 and len([log for log in trainer.state.log_history if "loss" in log]) == 3
+    (first / "scheduler.pt").unlink()
+    shutil.rmtree(second)  # none is whole: it begins anew, and says so
     trainer = stage_2(**{**EVERY_STEP, "max_steps": 1, "save_only_model": True})
     trainer.train(resume_from_checkpoint=True)
-    assert (
-        trainer.state.global_step == 1
-        and f"no checkpoint is whole, and the training begins anew: {first} lacks scheduler.pt" in caplog.text
-    )
+    begins_anew = f"no checkpoint is whole, and the training begins anew: {first} lacks scheduler.pt"
+    assert trainer.state.global_step == 1 and begins_anew in caplog.text
     with pytest.raises(ValueError, match="was written with save_only_model: its optimizer.pt, scheduler.pt and rng"):
         stage_2(**EVERY_STEP).train(resume_from_checkpoint=True)
     only_model = stage_2(**{**EVERY_STEP, "max_steps": 2, "save_only_model": True})
@@ -202,13 +203,41 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_nothing_else(stage_2, 
             raise OSError(28, "No space left on device", str(path))
         save(state, path)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left") as failure:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as failure:
+        patch.setattr(torch, "save", full)
         trainer.train()
-    assert (
-        f"{tmp_path / 'checkpoint-2'} was not written: checkpoints before it are whole" in failure.value.__notes__[0]
-    )
+    note = f"{tmp_path / 'checkpoint-2'} was not written: checkpoints before it are whole"
+    assert note in failure.value.__notes__[0]
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"cache"} == {"checkpoint-1"}
+    trainer.train(resume_from_checkpoint=True)  # nothing of it holds the folder
+    assert trainer.state.global_step == trainer.state.max_steps
+
+
+def test_a_second_training_in_the_same_folder_is_refused(stage_2, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_WAIT", 0.1)
+    trainer, refused = stage_2(max_steps=1), pytest.raises(RuntimeError, match=f"another training.*{tmp_path}: give")
+    with FileLock(tmp_path / ".training.lock"), refused:
+        trainer.train()
+
+
+def test_a_finished_training_goes_no_further_and_patience_counts_on(stage_2, tmp_path):
+    options = {"num_train_epochs": 9, "learning_rate": 2e-2, "early_stopping_patience": 2, "save_total_limit": None}
+    options["metric_for_best_model"] = "loss"
+
+    def train(**resume):
+        trainer = stage_2(**options)
+        trainer.train(**resume)
+        return trainer.state.global_step, trainer.state.best_global_step, trainer.model.state_dict()
+
+    last, best, whole = train()
+    assert best < last == best + 16 < 72
+    resumes = [True, str(tmp_path / f"checkpoint-{best}"), str(tmp_path / f"checkpoint-{best + 8}")]
+    for resume in resumes:
+        *steps, resumed = train(resume_from_checkpoint=resume)
+        assert steps == [last, best] and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    options = {"max_steps": 1, "eval_dataset": None, "save_strategy": "steps", "output_dir": str(tmp_path / "steps")}
+    train()
+    assert train(resume_from_checkpoint=True)[0] == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
@@ -234,51 +263,3 @@ def test_a_worker_that_is_killed_stops_the_training_which_goes_on_to_the_same_we
     assert (tmp_path / "killed" / "checkpoint-1").is_dir()
     resumed = train("killed", pretraining_model, resume_from_checkpoint=True)
     assert not [name for name, weight in whole.items() if not torch.equal(weight, resumed[name])]
-
-
-def test_a_second_training_in_the_same_folder_is_refused(stage_2, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_WAIT", 0.1)
-    trainer = stage_2(max_steps=1, eval_dataset=None)
-    with (
-        FileLock(tmp_path / ".training.lock"),
-        pytest.raises(RuntimeError, match=f"another training.*{tmp_path}: give"),
-    ):
-        trainer.train()
-    trainer.train()
-
-
-def test_a_finished_training_goes_no_further_and_patience_counts_on(stage_2, tmp_path):
-    options = {"num_train_epochs": 9, "learning_rate": 2e-2, "early_stopping_patience": 2, "save_total_limit": None}
-    options["metric_for_best_model"] = "loss"
-
-    def train(**resume):
-        trainer = stage_2(**options)
-        trainer.train(**resume)
-        return trainer.state.global_step, trainer.state.best_global_step, trainer.model.state_dict()
-
-    last, best, whole = train()
-    assert best < last == best + 16 < 72
-    resumes = [True, str(tmp_path / f"checkpoint-{best}"), str(tmp_path / f"checkpoint-{best + 8}")]
-    for resume in resumes:
-        *steps, resumed = train(resume_from_checkpoint=resume)
-        assert steps == [last, best] and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    options = {"max_steps": 3, "eval_dataset": None, "save_strategy": "steps", "output_dir": str(tmp_path / "steps")}
-    train()
-    assert train(resume_from_checkpoint=True)[0] == 3
-
-
-@pytest.mark.slow
-def test_two_processes_go_on_with_the_rows_and_masks_of_their_own(stage_1, pretraining_model, encoded, tmp_path):
-    def train(**resume):
-        options = {**EVERY_STEP, "train_dataset": encoded["train"], "ddp_backend": "gloo"}
-        trainer = stage_1(copy.deepcopy(pretraining_model), **options)
-        trainer.train(**resume)
-        return trainer.model.state_dict()
-
-    def unbroken_and_resumed(rank):
-        whole = train()
-        resumed = train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # in the second epoch
-        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-    in_two_processes(unbroken_and_resumed)
-    assert len(list((tmp_path / "checkpoint-6").glob("rng_state_*.pth"))) == 2

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from flip_hf import FlipCTRArguments, FlipPreTrainingArguments, __version__
+from flip_hf import FlipCTRArguments, __version__
 from flip_hf.commands import COMMANDS, finetune, main, pretrain
-from flip_hf.commands.reading import read_arguments, read_rows
+from flip_hf.commands.reading import read_rows
 
 
 def printed(capsys, *argv: str) -> str:
@@ -62,8 +62,7 @@ def test_help_of_a_training_shows_flips_arguments_and_all_when_asked(capsys):
 )
 def test_flags_and_files_read_the_same_and_bfloat16_is_for_texts(tmp_path, monkeypatch, suffix, given, bf16):
     asked = []
-    read = lambda self: asked.append((self.bf16, self.learning_rate))  # noqa: E731
-    monkeypatch.setattr(FlipCTRArguments, "__post_init__", read)
+    monkeypatch.setattr(FlipCTRArguments, "__post_init__", lambda self: asked.append((self.bf16, self.learning_rate)))
     settings = {"prepared_dir": "rows", "output_dir": "run", "learning_rate": 1e-5, **given}
     if suffix == "flags":
         argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
@@ -76,14 +75,10 @@ def test_flags_and_files_read_the_same_and_bfloat16_is_for_texts(tmp_path, monke
     assert asked == [(bf16, 1e-5)]
 
 
-def test_splits_that_are_not_there_are_said_before_anything_is_trained(tmp_path):
+def test_splits_that_are_not_there_and_unknown_keys_are_named_before_anything_is_trained(tmp_path):
     (tmp_path / "rows" / "train").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="rows/validation is not there: prepare the rows of train, validation"):
         read_rows(str(tmp_path), ["train", "validation"])
-
-
-def test_an_unknown_key_of_a_file_is_named(tmp_path):
     (tmp_path / "a.yaml").write_text("prepared_dir: rows\ntext_model: bert\noutput_dir: run\nlearning_rte: 1\n")
-    kinds = [pretrain.ModelArguments, FlipPreTrainingArguments]
     with pytest.raises(ValueError, match="learning_rte"):
-        read_arguments("pretrain", "", kinds, [str(tmp_path / "a.yaml")])
+        pretrain.main([str(tmp_path / "a.yaml")])

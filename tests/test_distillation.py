@@ -36,9 +36,8 @@ def teacher(text_model_dir, processor) -> FlipForCTR:
 
 @pytest.fixture()
 def trainer_of(stage_2, encoded):
-    def build(model, teacher=None, rows=None, **options) -> FlipCTRTrainer:
+    def build(model, teacher, rows=encoded["train"], **options) -> FlipCTRTrainer:
         options = {"save_strategy": "no", "per_device_eval_batch_size": 50, "eval_dataset": None, **options}
-        rows = encoded["train"] if rows is None else rows
         return stage_2(model, teacher=teacher, train_dataset=rows, **options)
 
     return build
@@ -104,31 +103,22 @@ def test_probabilities_of_the_world_are_brought_to_rows_that_were_sampled(traine
     torch.testing.assert_close(odds, world / (1.0 - world) / rate, rtol=1e-3, atol=1e-6)
 
 
-def test_a_resumed_student_ends_where_an_unbroken_one_does(trainer_of, teacher, processor, tmp_path):
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 5, "save_total_limit": None}
-    whole, resumed = (trainer_of(tabular_model(processor), teacher, **options) for _ in range(2))
-    whole.train()
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    for name, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
-
-
 def test_a_teacher_that_cannot_teach_is_refused(trainer_of, teacher, processor, encoded, splits, tokenizer, tmp_path):
     model = tabular_model(processor)
-    with pytest.raises(TypeError, match="a FlipModel gives no click probabilities"):
-        trainer_of(model, FlipModel(teacher.config))
-    untrained = tabular_model(processor)
+    untrained, rows = tabular_model(processor), encoded["train"]
     untrained.config.newly_initialized = ["flip.tabular.logit.weight"]
-    with pytest.raises(ValueError, match="pre-trained only: 1 of its weights .flip.tabular.logit.weight"):
-        trainer_of(model, untrained)
-    with pytest.raises(ValueError, match=r"teacher reads text \(mode 'joint'\).*return_text=True"):
-        trainer_of(model, teacher, encoded["train"].remove_columns(["input_ids", "attention_mask"]))
-    with pytest.raises(TypeError, match="a IterableDataset has to be a Dataset"):
-        trainer_of(model, teacher, encoded["train"].to_iterable_dataset(), max_steps=2)
     changed = splits["train"].map(lambda row: {"user_id": str(int(row["user_id"]) + 1)})
-    other = FlipProcessor(FlipFeatureExtractor.fit(changed), tokenizer)
-    with pytest.raises(ValueError, match="the processor does not fit the model: its ids of user_id stand for other"):
-        trainer_of(model, tabular_model(other))
+    other = tabular_model(FlipProcessor(FlipFeatureExtractor.fit(changed), tokenizer))
+    without_text = rows.remove_columns(["input_ids", "attention_mask"])
+    for who, of_rows, error, message in (
+        (FlipModel(teacher.config), rows, TypeError, "a FlipModel gives no click probabilities"),
+        (untrained, rows, ValueError, "pre-trained only: 1 of its weights .flip.tabular.logit.weight"),
+        (teacher, without_text, ValueError, r"teacher reads text \(mode 'joint'\).*return_text=True"),
+        (teacher, rows.to_iterable_dataset(), TypeError, "a IterableDataset has to be a Dataset"),
+        (other, rows, ValueError, "the processor does not fit the model: its ids of user_id stand for other"),
+    ):
+        with pytest.raises(error, match=message):
+            trainer_of(model, who, of_rows, max_steps=2)
     for weight in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"distillation_weight={weight} is not in"):
             FlipCTRArguments(str(tmp_path), distillation_weight=weight)

@@ -11,12 +11,10 @@ import torch.multiprocessing as mp
 from accelerate.state import DistributedType, PartialState
 from conftest import QUICK, in_two_processes
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import BertConfig, TrainerCallback
+from transformers import BertConfig
 
 from flip_hf import (
-    DataCollatorForFlipPreTraining,
     FlipConfig,
     FlipCTRArguments,
     FlipCTRTrainer,
@@ -29,47 +27,30 @@ from flip_hf.alignment_layers_flip import FlipICLHead
 from flip_hf.training import checkpoints
 
 
-CUTS = {"equal ranks": [0, 3, 6], "unequal ranks": [0, 2, 7]}
-
-
-def make_head() -> FlipICLHead:
+def contrast(part: slice) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of some of seven rows, by DDP where there are several processes."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     text_config = BertConfig(vocab_size=11, **sizes)
     torch.manual_seed(0)
     config = FlipConfig(fields=[{"name": "a"}], num_features=9, text_config=text_config)
-    return FlipICLHead(config, tabular_size=6).eval()
+    head, vectors, texts = FlipICLHead(config, tabular_size=6).eval(), torch.randn(7, 6), torch.randn(7, 8)
+    shared = nn.parallel.DistributedDataParallel(head) if torch.distributed.is_initialized() else head
+    loss, _ = shared(vectors[part], texts[part])
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in head.named_parameters()}
 
 
-def make_rows() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(7, 6, generator=generator), torch.randn(7, 8, generator=generator)
+def unequal(rank: int, results) -> None:
+    results[rank] = contrast(slice(2, 7) if rank else slice(2))
 
 
-def contrast(rank: int, results) -> None:
-    for name, cuts in CUTS.items():
-        head = nn.parallel.DistributedDataParallel(make_head())
-        vectors, texts = make_rows()
-        part = slice(cuts[rank], cuts[rank + 1])
-        loss, _ = head(vectors[part], texts[part])
-        loss.backward()
-        gradients = {key: parameter.grad.tolist() for key, parameter in head.module.named_parameters()}
-        results[name, rank] = (loss.item(), gradients)
-
-
-def test_two_ranks_learn_what_one_process_learns_on_the_joined_batch():
+def test_ranks_of_unequal_size_learn_what_one_process_learns_on_the_joined_batch():
     results = mp.Manager().dict()
-    in_two_processes(contrast, results)
-    for name, cuts in CUTS.items():
-        head = make_head()
-        vectors, texts = make_rows()
-        loss, _ = head(vectors[: cuts[-1]], texts[: cuts[-1]])
-        loss.backward()
-        assert (results[name, 0][0] + results[name, 1][0]) / 2 == pytest.approx(loss.item(), rel=1e-5)
-        for key, parameter in head.named_parameters():
-            for rank in (0, 1):
-                gradient = torch.tensor(results[name, rank][1][key])
-                message = f"{key} on rank {rank}, {name}"
-                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=message)
+    in_two_processes(unequal, results)
+    loss, gradients = contrast(slice(None))
+    assert (results[0][0] + results[1][0]) / 2 == pytest.approx(loss, rel=1e-5)
+    for _, of_rank in results.values():
+        torch.testing.assert_close(of_rank, gradients, rtol=1e-4, atol=1e-6)
 
 
 FSDP2 = {
@@ -86,91 +67,97 @@ def shard(**others: str) -> None:
     PartialState()._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def train(
-    rank: int,
-    world: int,
-    stage: int,
-    optim: str,
-    chunks: bool,
-    model,
-    processor,
-    encoded,
-    folder,
-    results,
-    shards: bool | None = None,
-    checkpoint: str | None = None,
-) -> None:
-    """Three steps of 32 rows in all, an evaluation of 50 rows, and a saved folder."""
+STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
+STAGES = {
+    1: (FlipForPreTraining, STILL, FlipPreTrainingArguments, FlipPreTrainingTrainer),
+    2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01}, FlipCTRArguments, FlipCTRTrainer),
+}
+
+
+def make_model(stage: int, text_model_dir: str, processor, **options):
     torch.manual_seed(0)
-    settings = {**QUICK, "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1}
-    settings |= {"per_device_train_batch_size": 32 // world, "per_device_eval_batch_size": 8}
-    settings |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
-    if optim != "sgd":  # its steps do not shrink with the gradients
-        settings |= {"embedding_optim": optim, "learning_rate": 0.001}
-    settings |= {"eval_strategy": "no", "save_strategy": "no", "output_dir": folder}
-    if shards is not None:
-        settings |= {"save_strategy": "steps", "save_steps": 1}
-        if stage == 2:
-            settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    rows = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"].select(range(50))}
-    if stage == 1:
-        settings["contrast_chunk_size"] = 6 if chunks and world == 2 else None
-        settings["contrastive_learning_rate"] = 0.1
-    takes, trains = TRAINERS[stage]
+    kind, settings, *_ = STAGES[stage]
+    return kind.from_text_pretrained(text_model_dir, processor=processor, **settings, **options)
+
+
+def train(rank: int, world: int, stage: int, model, given: dict, settings: dict, results, shards, checkpoint) -> None:
+    """A training, from a checkpoint if there is one, an evaluation, and a saved folder."""
+    torch.manual_seed(0)
+    _, _, takes, trains = STAGES[stage]
+    settings = {**QUICK, "eval_strategy": "no", "save_strategy": "no", "per_device_eval_batch_size": 8, **settings}
+    settings["per_device_train_batch_size"] //= world
+    if world == 1:
+        settings.pop("contrast_chunk_size", None)
     args = takes(**settings)
     if shards:
         shard()
-    trainer = trains(model, args, processing_class=processor, **rows)
-    trainer.train(checkpoint)
-    predictions = trainer.predict(rows["eval_dataset"]).predictions
+    trainer = trains(model, args, **given)
+    with mock.patch.object(checkpoints.logger, "warning") as warning:
+        trainer.train(checkpoint)
+    said = [call.args[0] for call in warning.call_args_list]
+    predictions = trainer.predict(given["eval_dataset"]).predictions
     names = ("loss", "grad_norm", "mlm_loss", "mtm_loss", "icl_loss")
     logs = [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history[:3]]
-    trainer.save_model(f"{folder}/model of {world}")
+    trainer.save_model(f"{args.output_dir}/saved")
     weights = {name: weight.detach().clone() for name, weight in trainer.model.state_dict().items()}
     if shards:
         assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
         weights = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
-    results[world, rank] = logs, predictions, weights
+    results[rank] = logs, predictions, weights, said
 
 
-STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
-TRAINERS = {1: (FlipPreTrainingArguments, FlipPreTrainingTrainer), 2: (FlipCTRArguments, FlipCTRTrainer)}
-KINDS = {1: (FlipForPreTraining, STILL), 2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01})}
+@pytest.fixture()
+def trained(processor, encoded, tmp_path):
+    """What each of so many processes ends with: logs, predictions, weights and warnings."""
+    given = {"processing_class": processor, "train_dataset": encoded["train"].select(range(96))}
+    given["eval_dataset"] = encoded["validation"].select(range(50))
+
+    def run(world: int, folder: str, stage: int, model, settings: dict, shards=False, checkpoint=None) -> list[tuple]:
+        results = mp.Manager().dict()
+        arguments = (world, stage, model, given, {**settings, "output_dir": str(tmp_path / folder)}, results, shards)
+        checkpoint = checkpoint and str(tmp_path / checkpoint)
+        if world == 2:
+            in_two_processes(train, *arguments, checkpoint)
+        else:
+            mp.start_processes(train, args=(*arguments, checkpoint), nprocs=1, start_method="fork")
+        return [results[rank] for rank in range(world)]
+
+    return run
+
+
+THREE_STEPS = {"max_steps": 3, "per_device_train_batch_size": 32, "train_sampling_strategy": "sequential"}
+THREE_STEPS |= {"optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1, "lr_scheduler_type": "constant"}
+
+
+def assert_same(found: tuple, expected: tuple, stage: int, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    assert found[0] == [pytest.approx(entry, rel=1e-4) for entry in expected[0]]
+    if stage == 2:  # in the order of the rows
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    for name, weight in expected[2].items():
+        torch.testing.assert_close(found[2][name].view_as(weight), weight, rtol=rtol, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
-    ("stage", "optim", "chunks"),
-    [
-        (1, "sgd", False),
-        (1, "sgd", True),
-        (1, "rowwise_adagrad", True),
-        (2, "sgd", False),
-        (2, "rowwise_adagrad", False),
-    ],
+    ("stage", "optim", "chunk_size"),
+    [(1, "sgd", None), (1, "rowwise_adagrad", 6), (2, "sgd", None), (2, "rowwise_adagrad", None)],
 )
 def test_two_processes_train_what_one_trains(
-    stage, optim, chunks, trainable_text_model_dir, processor, encoded, tmp_path
+    stage, optim, chunk_size, trained, trainable_text_model_dir, processor, tmp_path
 ):
-    torch.manual_seed(0)
-    kind, settings = KINDS[stage]
-    settings = settings | {"text_mask_level": "token"} if chunks else settings
-    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
-    results = mp.Manager().dict()
-    arguments = (stage, optim, chunks, model, processor, encoded, str(tmp_path), results)
-    in_two_processes(train, 2, *arguments)
-    mp.start_processes(train, args=(1, *arguments), nprocs=1, start_method="fork")
-    logs, predictions, weights = results[1, 0]
-    bounds = {"rtol": 1e-4, "atol": 1e-6} if optim == "sgd" else {"rtol": 1e-3, "atol": 1e-5}
-    for rank in (0, 1):
-        logs_of_rank, predictions_of_rank, weights_of_rank = results[2, rank]
-        for name, weight in weights.items():
-            message = f"{name} on rank {rank}"
-            torch.testing.assert_close(weights_of_rank[name], weight, **bounds, msg=message)
-        assert logs_of_rank == [pytest.approx(entry, rel=1e-4) for entry in logs]
-        if stage == 2:  # in the order of the rows
-            np.testing.assert_allclose(predictions_of_rank, predictions, atol=1e-5)
-    saved = kind.from_pretrained(tmp_path / "model of 2").state_dict()
-    assert all(torch.equal(saved[name], weight) for name, weight in results[2, 0][2].items())
+    options = {"text_mask_level": "token"} if chunk_size else {}
+    model = make_model(stage, trainable_text_model_dir, processor, **options)
+    settings, bounds = THREE_STEPS, {}
+    if stage == 1:
+        settings = {**settings, "contrast_chunk_size": chunk_size, "contrastive_learning_rate": 0.1}
+    if optim != "sgd":  # its steps do not shrink with the gradients
+        settings = {**settings, "embedding_optim": optim, "learning_rate": 0.001}
+        bounds = {"rtol": 1e-3, "atol": 1e-5}
+    both = trained(2, "two", stage, model, settings)
+    (one,) = trained(1, "one", stage, model, settings)
+    for found in both:
+        assert_same(found, one, stage, **bounds)
+    saved = type(model).from_pretrained(tmp_path / "two/saved").state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in both[0][2].items())
 
 
 def refused(rank: int, model, processor, encoded, folder: str) -> None:
@@ -182,127 +169,55 @@ def refused(rank: int, model, processor, encoded, folder: str) -> None:
 
 @pytest.mark.slow
 def test_a_loading_that_accelerate_cannot_do_is_refused(trainable_text_model_dir, processor, encoded, tmp_path):
-    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor)
-    in_two_processes(refused, model, processor, encoded, str(tmp_path))
+    in_two_processes(refused, make_model(1, trainable_text_model_dir, processor), processor, encoded, str(tmp_path))
+
+
+OF_CONTRAST = {"icl_normalize": True, "icl_learnable_temperature": True, "mtm_loss": "full_softmax"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "chunk_size"), [(1, None), (1, 5), (2, None)])
 def test_fsdp2_by_accelerate_trains_goes_on_and_saves_as_one_process(
-    stage, trainable_text_model_dir, processor, encoded, tmp_path
+    stage, chunk_size, trained, trainable_text_model_dir, processor, tmp_path
 ):
-    torch.manual_seed(0)
-    kind, settings = KINDS[stage]
+    model = make_model(stage, trainable_text_model_dir, processor, **OF_CONTRAST if stage == 1 else {})
+    settings = {**THREE_STEPS, "save_strategy": "steps", "save_steps": 1}
     if stage == 1:
-        settings = settings | {"icl_normalize": True, "icl_learnable_temperature": True}
-    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
-    results, again = mp.Manager().dict(), mp.Manager().dict()
-    common = (stage, "sgd", False, model, processor, encoded)
-    in_two_processes(train, 2, *common, str(tmp_path / "sharded"), results, True)
-    checkpoint = str(tmp_path / "sharded" / "checkpoint-2")
-    in_two_processes(train, 2, *common, str(tmp_path / "again"), again, True, checkpoint)
-    alone = (1, *common, str(tmp_path / "one"), results, False)
-    mp.start_processes(train, args=alone, nprocs=1, start_method="fork")
-    logs, predictions, weights = results[1, 0]
-    for found in (results[2, 0], results[2, 1], again[2, 0], again[2, 1]):
-        assert found[0] == [pytest.approx(entry, rel=1e-4) for entry in logs]
-        if stage == 2:
-            np.testing.assert_allclose(found[1], predictions, atol=1e-5)
-        for name, weight in weights.items():
-            torch.testing.assert_close(found[2][name].view_as(weight), weight, rtol=1e-4, atol=1e-6, msg=name)
-    for folder in ("sharded", "again"):
-        saved, one = (tmp_path / folder / "model of 2", tmp_path / "one" / "model of 1")
-        assert {path.name for path in saved.iterdir()} == {path.name for path in one.iterdir()}
-        assert (saved / "config.json").read_text() == (one / "config.json").read_text()
-        for name, weight in kind.from_pretrained(saved).state_dict().items():
-            torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-6, msg=name)
-
-
-GOES_ON = "the training goes on with its rows and masks, and with other dropout"
-
-
-def go_on(rank: int, world: int, model, stage: int, processor, rows, folder: str, checkpoint, results) -> None:
-    """Two epochs of six steps of 16 rows, with a checkpoint in the second; from there if it is named."""
-
-    class SavesOnce(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_save = state.global_step == 8 and checkpoint is None
-
-    settings = {**QUICK, "num_train_epochs": 2, "save_strategy": "no", "eval_strategy": "no", "output_dir": folder}
-    settings |= {"optim": "sgd", "embedding_optim": "rowwise_adagrad", "learning_rate": 0.01}
-    settings |= {"per_device_train_batch_size": 16 // world, "lr_scheduler_type": "linear"}
-    given = {"train_dataset": rows, "processing_class": processor, "callbacks": [SavesOnce()]}
-    if stage == 1:
-        trainer = FlipPreTrainingTrainer(model, FlipPreTrainingArguments(**settings), **given)
+        settings |= {"contrast_chunk_size": chunk_size, "contrastive_learning_rate": 0.1}
     else:
-        args = FlipCTRArguments(**settings, load_best_model_at_end=False)
-        trainer = FlipCTRTrainer(model, args, **given)
-    with mock.patch.object(checkpoints.logger, "warning") as warning:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    said = [call.args[0] for call in warning.call_args_list]
-    assert said == [f"{checkpoint} was written by {3 - world} processes, not {world}: {GOES_ON}"] * bool(checkpoint)
-    results[world, rank] = trainer.state.global_step, trainer.model.state_dict()
+        settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    sharded = trained(2, "sharded", stage, model, settings, shards=True)
+    again = trained(2, "again", stage, model, settings, shards=True, checkpoint="sharded/checkpoint-2")
+    (one,) = trained(1, "one", stage, model, settings)
+    for found in (*sharded, *again):
+        assert_same(found, one, stage)
+    alone = tmp_path / "one/saved"
+    for folder in ("sharded", "again"):
+        saved = tmp_path / folder / "saved"
+        assert {path.name for path in saved.iterdir()} == {path.name for path in alone.iterdir()}
+        assert (saved / "config.json").read_text() == (alone / "config.json").read_text()
+        assert_same((one[0], one[1], type(model).from_pretrained(saved).state_dict()), one, stage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_training_goes_on_in_another_number_of_processes(
-    stage, trainable_text_model_dir, processor, encoded, tmp_path
-):
-    torch.manual_seed(0)
-    kind, settings = KINDS[stage]
-    model = kind.from_text_pretrained(trainable_text_model_dir, processor=processor, **settings)
-    common = (model, stage, processor, encoded["train"].select(range(96)))
-
-    def train(world, folder, checkpoint=None):
-        results = mp.Manager().dict()
-        arguments = (*common, str(tmp_path / folder), checkpoint and str(tmp_path / checkpoint), results)
-        if world == 2:
-            in_two_processes(go_on, 2, *arguments)
-        else:
-            mp.start_processes(go_on, args=(1, *arguments), nprocs=1, start_method="fork")
-        return dict(results)
-
-    unbroken = train(1, "one")[1, 0]
-    assert unbroken[0] == 12
-    found = train(2, "two") | train(1, "two then one", "two/checkpoint-8")
-    found |= {("then", rank): end for (_, rank), end in train(2, "one then two", "one/checkpoint-8").items()}
-    assert len(found) == 5
-    for name, (step, weights) in found.items():
-        assert step == 12
-        torch.testing.assert_close(weights, unbroken[1], rtol=1e-3, atol=1e-5, msg=f"{name}")
-
-
-def sharded_step(rank: int, model, batch, chunk_size, results) -> None:
-    """Half of the rows, the language model sharded by FSDP2 (gradients averaged), the rest averaged by hand."""
-    for part in (*model.text_tower.encoder.layer, model.text_tower):
-        fully_shard(part)
-    half = {name: column.chunk(2)[rank] for name, column in batch.items()}
-    # averaging divides sums over ranks by two
-    model.train()(**half, num_masked_tokens=50.0, num_masked_features=10.0, chunk_size=chunk_size).loss.backward()
-    gradients, num_held = {}, 0
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
-            num_held += parameter.to_local().numel()
-            gradients[name] = parameter.grad.full_tensor()
-        else:
-            torch.distributed.all_reduce(parameter.grad)
-            gradients[name] = parameter.grad / 2
-    results[rank] = gradients, num_held
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk_size", [None, 5])
-def test_a_language_model_sharded_by_fsdp2_has_its_gradient(chunk_size, trainable_text_model_dir, processor, encoded):
-    torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(
-        trainable_text_model_dir, processor=processor, mtm_loss="full_softmax", **STILL
-    )
-    collator = DataCollatorForFlipPreTraining.from_config(processor, model.config, seed=0)
-    batch, results = collator(list(encoded["train"].select(range(32)))), mp.Manager().dict()
-    in_two_processes(sharded_step, model, batch, chunk_size, results)
-    model.train()(**batch, num_masked_tokens=100.0, num_masked_features=20.0).loss.backward()
-    for gradients, num_held in results.values():
-        assert num_held == pytest.approx(sum(weight.numel() for weight in model.text_tower.parameters()) / 2, rel=0.01)
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+def test_a_training_goes_on_in_any_number_of_processes(stage, trained, trainable_text_model_dir, processor, tmp_path):
+    model = make_model(stage, trainable_text_model_dir, processor)
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "lr_scheduler_type": "linear"}
+    settings |= {"optim": "sgd", "embedding_optim": "rowwise_adagrad", "learning_rate": 0.01}
+    settings |= {"save_strategy": "steps", "save_steps": 8}  # in the second epoch of six steps
+    (one,) = trained(1, "one", stage, model, settings)
+    two = trained(2, "two", stage, model, settings)
+    assert len(list((tmp_path / "two/checkpoint-8").glob("rng_state_*.pth"))) == 2
+    for world, first in ((1, "two"), (2, "one"), (2, "two")):
+        checkpoint = f"{first}/checkpoint-8"
+        resumed = trained(world, f"{first} then {world}", stage, model, settings, checkpoint=checkpoint)
+        for rank, (_, _, weights, said) in enumerate(resumed):
+            if first == "two" and world == 2:
+                assert said == [] and all(torch.equal(two[rank][2][name], w) for name, w in weights.items())
+                continue
+            written = f"{tmp_path / checkpoint} was written by {3 - world} processes, not {world}"
+            assert said == [f"{written}: the training goes on with its rows and masks, and with other dropout"]
+            torch.testing.assert_close(weights, one[2], rtol=1e-3, atol=1e-5)
+    for _, _, weights, _ in two:
+        torch.testing.assert_close(weights, one[2], rtol=1e-3, atol=1e-5)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every backbone in every stage and mode, on a table with a list, a number and holes in it: it learns, it is saved and
-reads itself again bit by bit, and it opens where flip_hf is not installed.
+"""Every backbone in every stage and mode, on a table of all kinds of values with holes in it: it learns, it is saved
+and reads itself again bit by bit, and it opens where flip_hf is not installed.
 
 A new entry of TABULAR_BACKBONES is under test without a line here.
 """
@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_opens_elsewhere, tabular_model
-from datasets import Dataset
 from safetensors.torch import load_file
 
 from flip_hf import (
     DataCollatorForFlipCTR,
     DataCollatorForFlipPreTraining,
     FlipConfig,
-    FlipFeatureExtractor,
     FlipForCTR,
     FlipForPreTraining,
-    FlipProcessor,
     modeling_flip_tabular,
     prepare_dataset,
     tabular_layers_flip,
@@ -34,30 +31,8 @@ every_tower = pytest.mark.parametrize(("backbone", "options"), CASES)
 
 
 @pytest.fixture(scope="module")
-def table() -> Dataset:
-    random = np.random.default_rng(0)
-    users, items = random.integers(0, 12, 96), random.integers(0, 15, 96)
-    genres = ["Drama", "Comedy", "Action", "Horror"]
-    return Dataset.from_dict(
-        {
-            "user_id": [str(100 + user) for user in users],
-            "item_id": [None if k % 17 == 5 else str(200 + item) for k, item in enumerate(items)],
-            "genre": [[genres[item % 4]] + [genres[(item + 1) % 4]] * (item % 2) for item in items],
-            "price": [float("nan") if k % 11 == 3 else float(item) * 1.5 for k, item in enumerate(items)],
-            # a sum of what user and genre say, so that logistic regression can learn it, too
-            "label": [int(u % 5 + 1.5 * (i % 4) > 3.9) for u, i in zip(users, items, strict=True)],
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def lists_processor(table, tokenizer) -> FlipProcessor:
-    return FlipProcessor(FlipFeatureExtractor.fit(table), tokenizer, max_length=64)
-
-
-@pytest.fixture(scope="module")
-def rows(table, lists_processor) -> list[dict]:
-    return prepare_dataset(table, lists_processor).to_list()
+def rows(kinds_table, kinds_processor) -> list[dict]:
+    return prepare_dataset(kinds_table, kinds_processor, out_of_fold=True).to_list()
 
 
 def train(model, batch, steps: int, learning_rate: float, until: float = 0.0) -> list[float]:
@@ -90,11 +65,11 @@ def assert_reads_itself(model, folder, batch) -> None:
 
 
 @every_tower
-def test_stage_1_learns_and_then_joint(backbone, options, lists_processor, rows, trainable_text_model_dir, tmp_path):
+def test_stage_1_learns_and_then_joint(backbone, options, kinds_processor, rows, trainable_text_model_dir, tmp_path):
     torch.manual_seed(0)
-    settings = {"backbone": backbone, "backbone_config": options, "processor": lists_processor}
+    settings = {"backbone": backbone, "backbone_config": options, "processor": kinds_processor}
     model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **settings)
-    batch = DataCollatorForFlipPreTraining(lists_processor, seed=0)(rows[:16])
+    batch = DataCollatorForFlipPreTraining(kinds_processor, seed=0)(rows[:16])
     train(model, batch, 12, 3e-3)
     model.save_pretrained(tmp_path / "1")
     assert_reads_itself(model, tmp_path / "1", batch)
@@ -102,18 +77,18 @@ def test_stage_1_learns_and_then_joint(backbone, options, lists_processor, rows,
     vector = model.flip.tabular(batch["feature_ids"]).vector
     joint = FlipForCTR.from_pretrained(tmp_path / "1", mode="joint", alpha_init=0.5).eval()
     torch.testing.assert_close(joint.flip.tabular(batch["feature_ids"]).vector, vector)
-    clicks = DataCollatorForFlipCTR(lists_processor)(rows[:16])
+    clicks = DataCollatorForFlipCTR(kinds_processor)(rows[:16])
     train(joint, clicks, 12, 3e-3)
     joint.save_pretrained(tmp_path / "2")
     assert_reads_itself(joint, tmp_path / "2", clicks)
 
 
 @every_tower
-def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, lists_processor, rows, tmp_path):
-    batch = DataCollatorForFlipCTR(lists_processor, mode="tabular")(rows[:32])
+def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, kinds_processor, rows, tmp_path):
+    batch = DataCollatorForFlipCTR(kinds_processor, mode="tabular")(rows[:32])
     torch.manual_seed(0)
     settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options, "l2_coefficient": 0.0}
-    model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings))
+    model = FlipForCTR(FlipConfig.from_processor(kinds_processor, **settings))
     train(model, batch, 150, 0.1 if backbone == "lr" else 1e-2, until=0.03)
     assert torch.equal(model.eval()(**batch).logits > 0, batch["labels"] == 1)
     model.save_pretrained(tmp_path)
@@ -121,11 +96,11 @@ def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, lists_proces
 
 
 @every_tower
-def test_some_rows_at_a_time_are_all_rows_at_once(backbone, options, lists_processor, rows, monkeypatch):
-    batch = DataCollatorForFlipCTR(lists_processor, mode="tabular")(rows[:32])
+def test_some_rows_at_a_time_are_all_rows_at_once(backbone, options, kinds_processor, rows, monkeypatch):
+    batch = DataCollatorForFlipCTR(kinds_processor, mode="tabular")(rows[:32])
     torch.manual_seed(0)
     settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
-    model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings)).train()
+    model = FlipForCTR(FlipConfig.from_processor(kinds_processor, **settings)).train()
     made = []
     for num_rows in (512, 5):
         for module in (tabular_layers_flip, modeling_flip_tabular):
@@ -139,27 +114,25 @@ def test_some_rows_at_a_time_are_all_rows_at_once(backbone, options, lists_proce
 
 @pytest.mark.slow
 @every_tower
-def test_a_training_step_is_one_graph(backbone, options, lists_processor, rows, text_config):
+def test_a_training_step_is_one_graph(backbone, options, kinds_processor, rows, text_config):
     """What `torch.compile` makes of FLIP_ID, and once of both towers: loss and all, without a break, for any batch."""
     settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
     settings |= {"mode": "joint", "text_config": text_config} if (backbone, options) == ("dcnv2", {}) else {}
-    model = FlipForCTR(FlipConfig.from_processor(lists_processor, **settings)).eval()
+    model = FlipForCTR(FlipConfig.from_processor(kinds_processor, **settings)).eval()
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     for part in (rows[:16], rows[16:40]):
-        batch = DataCollatorForFlipCTR(lists_processor, mode=settings["mode"])(part)
+        batch = DataCollatorForFlipCTR(kinds_processor, mode=settings["mode"])(part)
         torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
 
 
-def test_every_folder_opens_where_flip_hf_is_not_installed(lists_processor, text_config, tmp_path):
-    rows = {"user_id": ["100", "new"], "item_id": ["203", None], "genre": [["Drama", "Horror"], []]}
-    rows["price"] = [3.0, None]
+def test_every_folder_opens_where_flip_hf_is_not_installed(kinds_table, kinds_processor, text_config, tmp_path):
     models = []
     for backbone, options in CASES:
-        model = tabular_model(lists_processor, backbone=backbone, backbone_config=options)
-        models.append((model, lists_processor, "AutoModelForSequenceClassification", {}))
-    config = FlipConfig.from_processor(lists_processor, mode="joint", alpha_init=0.4, text_config=text_config)
-    models.append((FlipForCTR(config), lists_processor, "AutoModelForSequenceClassification", {}))
+        model = tabular_model(kinds_processor, backbone=backbone, backbone_config=options)
+        models.append((model, kinds_processor, "AutoModelForSequenceClassification", {}))
+    config = FlipConfig.from_processor(kinds_processor, mode="joint", alpha_init=0.4, text_config=text_config)
+    models.append((FlipForCTR(config), kinds_processor, "AutoModelForSequenceClassification", {}))
     for model in (FlipForPreTraining(config), FlipForCTR(FlipConfig.from_dict({**config.to_dict(), "mode": "text"}))):
-        models.append((model, lists_processor, "AutoModel", {}))
-    assert_opens_elsewhere(tmp_path, rows, models)
+        models.append((model, kinds_processor, "AutoModel", {}))
+    assert_opens_elsewhere(tmp_path, kinds_table.remove_columns("label")[:6], models)

@@ -84,14 +84,6 @@ def commits(hub: Hub, name: str = NAME) -> int:
     return len(hub.repositories[name].commits) - 1  # the first one is the Hub's
 
 
-def change_json(path: Path, *keys: str, value) -> None:
-    saved = part = json.loads(path.read_text())
-    for key in keys[:-1]:
-        part = part.setdefault(key, {})
-    part[keys[-1]] = value
-    path.write_text(json.dumps(saved))
-
-
 def test_a_folder_is_one_commit_and_comes_back_as_the_same_model(hub, folder):
     url = push_to_hub(folder, NAME, commit_message="the first one")
     repository = hub.repositories[NAME]
@@ -159,47 +151,45 @@ def test_a_link_in_place_of_a_file_is_refused_and_nothing_behind_it_is_sent_or_w
     assert hub.requests == [] and outside.read_bytes() == content
 
 
-def containing(name: str, text: str | None):
-    """Nothing, if `text` is `None`."""
-    return lambda folder: (folder / name).unlink() if text is None else (folder / name).write_text(text)
+def with_index(folder: Path, shard: str) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    for name in ("weights.json", "pytorch_model-1.bin2"):
+        (folder / name).write_text("{}")
+    index = {"metadata": {}, "weight_map": {"alpha": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def saying(name: str, *keys: str, value):
-    return lambda folder: change_json(folder / name, *keys, value=value)
-
-
-def with_index(shard: str):
-    def change(folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-        for name in ("weights.json", "pytorch_model-1.bin2"):
-            (folder / name).write_text("{}")
-        index = {"metadata": {}, "weight_map": {"alpha": shard}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    return change
+A_SHARD, CODE = "model-00001-of-00002.safetensors", "code that is not flip_hf's"
+ELSEWHERE = {"feature_extractor": {"auto_map": {"A": ["x.Y"]}}}
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
+    ("file", "change", "error"),
     [
-        (containing("config.json", None), "holds a model of class None, not a FlipForCTR"),
-        (containing("config.json", '{"architectures": ["Bert"]}'), "holds a model of class .'Bert'., not a Flip"),
-        (containing("processor_config.json", None), "processor_config.json"),
-        (containing("feature_vocabulary.safetensors", None), "feature_vocabulary.safetensors"),
-        (containing("model.safetensors", None), "has no model.safetensors"),
-        (with_index("model-00001-of-00002.safetensors"), "has no model-00001-of-00002.safetensors"),
-        (with_index("../outside.safetensors"), "names weights in '../outside.safetensors', which is no .safetensors"),
-        (saying("config.json", "num_features", value=99), "the processor does not fit the model"),
-        (saying("config.json", "auto_map", "AutoModel", value="settings.Model"), "code that is not flip_hf's"),
-        (saying("processor_config.json", "feature_extractor", "auto_map", "A", value=["x.Y"]), "is not flip_hf's"),
-        (saying("tokenizer_config.json", "auto_map", "A", value="a/b--processing_flip.T"), "'a/b--processing_flip"),
-        (containing("training_args.PT", ""), "holds training_args.PT: a pickle runs code when it is read"),
-        (saying("tokenizer_config.json", "name", value=f"my token is {TOKEN}"), "config.json holds an access token"),
-        (containing("README.md", f"---\nlibrary_name: flip_hf\n---\nhf_{'a1B2' * 8}"), "README.md holds an access"),
+        ("config.json", None, "holds a model of class None, not a FlipForCTR"),
+        ("config.json", {"architectures": ["Bert"]}, "holds a model of class .'Bert'., not a Flip"),
+        ("processor_config.json", None, "processor_config.json"),
+        ("feature_vocabulary.safetensors", None, "feature_vocabulary.safetensors"),
+        ("model.safetensors", None, "has no model.safetensors"),
+        ("index", A_SHARD, f"has no {A_SHARD}"),
+        ("index", "../outside.safetensors", "names weights in '../outside.safetensors', which is no .safetensors"),
+        ("config.json", {"num_features": 99}, "the processor does not fit the model"),
+        ("config.json", {"auto_map": {"AutoModel": "settings.Model"}}, CODE),
+        ("processor_config.json", ELSEWHERE, CODE),
+        ("tokenizer_config.json", {"auto_map": {"A": "a/b--processing_flip.T"}}, "'a/b--processing_flip"),
+        ("training_args.PT", "", "holds training_args.PT: a pickle runs code when it is read"),
+        ("tokenizer_config.json", {"name": f"my token is {TOKEN}"}, "config.json holds an access token"),
+        ("README.md", f"---\nlibrary_name: flip_hf\n---\nhf_{'a1B2' * 8}", "README.md holds an access"),
     ],
 )
-def test_a_folder_that_cannot_be_shared_is_refused_before_anything_is_sent(hub, folder, change, error):
-    change(folder)
+def test_a_folder_that_cannot_be_shared_is_refused_before_anything_is_sent(hub, folder, file, change, error):
+    path = folder / file
+    if file == "index":
+        with_index(folder, change)
+    elif change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}) if type(change) is dict else change)
     (folder / "SHA256SUMS").unlink()  # as if somebody had taken the lines of what is changed out
     with pytest.raises((ValueError, OSError), match=error) as raised:
         push_to_hub(folder, NAME)
@@ -291,57 +281,52 @@ def test_every_file_is_asked_for_with_one_revision_and_token_and_no_code_is(push
     monkeypatch.setenv("HF_TOKEN", STRANGERS_TOKEN)  # would not be let in
     where = {"revision": "v1", "token": TOKEN, "cache_dir": tmp_path / "cache", "trust_remote_code": True}
     loader.from_pretrained(NAME, **where)
-    asked = [request for request in pushed.pulled() if request.status == 200]
-    assert {request.file[1] for request in asked} >= LOADERS[loader]
-    assert {request.file[0] for request in pushed.pulled()} == {commit}
-    assert {request.token for request in pushed.pulled()} == {TOKEN}
+    asked = pushed.pulled()
+    assert {request.file[1] for request in asked if request.status == 200} >= LOADERS[loader]
+    assert {(request.file[0], request.token) for request in asked} == {(commit, TOKEN)}
     # two questions of transformers leave the token out, what chat templates and what tokenizers there are: it goes on
     # where they are not answered
-    others = [request.path for request in pushed.requests if request.token != TOKEN]
-    asked_once = "/api/agent-harnesses"  # by huggingface_hub, in its first request of a process
-    assert all(path.startswith(f"/api/models/{NAME}/") for path in others if path != asked_once)
-    assert not any(request.path.endswith(".py") for request in pushed.pulled()) and not sign.exists()
+    others = {request.path for request in pushed.requests if request.token != TOKEN}
+    others -= {"/api/agent-harnesses"}  # by huggingface_hub, in its first request of a process
+    assert all(path.startswith(f"/api/models/{NAME}/") for path in others)
+    assert not any(request.path.endswith(".py") for request in asked) and not sign.exists()
     assert (tmp_path / "cache" / f"models--{OWNER}--flip").is_dir()
     assert not list(Path(constants.HF_HUB_CACHE).glob("*/snapshots/*/*"))
 
 
 @each_loader
-def test_a_subfolder_is_where_all_files_are_looked_for(hub, folder, loader):
+def test_a_subfolder_and_a_full_cache_are_enough_and_what_is_not_there_is_named(hub, folder, loader, monkeypatch):
     put_folder(hub, folder, "deep/inside/")
+    hub.repositories[NAME].private = True
+
+    def load_offline():
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", True)
+            loader.from_pretrained(NAME, subfolder="deep/inside")
+
+    with pytest.raises((OSError, ValueError), match=f"{NAME}|couldn't find them in the cached files"):
+        load_offline()
+    assert hub.requests == []
+    for token in (STRANGERS_TOKEN, NOBODYS_TOKEN, False):
+        with pytest.raises((OSError, ValueError), match=NAME) as raised:
+            loader.from_pretrained(NAME, token=token, subfolder="deep/inside")
+        assert not token or token not in "".join(traceback.format_exception(raised.value))
+    assert {request.status for request in hub.requests} == {401, 404}
+    with pytest.raises((OSError, ValueError), match="no_such_branch"):
+        loader.from_pretrained(NAME, revision="no_such_branch")
+    with pytest.raises((OSError, ValueError), match=f"{OWNER}/nothing"):
+        loader.from_pretrained(f"{OWNER}/nothing")
+    hub.requests.clear()
     loader.from_pretrained(NAME, subfolder="deep/inside")
     asked = {request.file[1] for request in hub.pulled()} - {"adapter_config.json"}  # peft's, by transformers
     assert asked >= {f"deep/inside/{name}" for name in LOADERS[loader]}
     assert all("deep/inside/" in name for name in asked)
-
-
-@each_loader
-def test_with_a_full_cache_nothing_is_asked_and_with_an_empty_one_the_error_says_so(pushed, loader, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises((OSError, ValueError), match=f"{NAME}|couldn't find them in the cached files"):
-            loader.from_pretrained(NAME)
-    assert pushed.requests == []
-    loader.from_pretrained(NAME)
-    pushed.requests.clear()
-    loader.from_pretrained(NAME, local_files_only=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        loader.from_pretrained(NAME)
-    assert pushed.requests == []
-    pushed.is_up = False  # the client tries, and takes what it has
-    loader.from_pretrained(NAME)
-
-
-@each_loader
-def test_a_private_or_unknown_repository_or_revision_is_named(pushed, loader):
-    for token in (STRANGERS_TOKEN, NOBODYS_TOKEN, False):
-        with pytest.raises((OSError, ValueError), match=NAME) as raised:
-            loader.from_pretrained(NAME, token=token)
-        assert not token or token not in "".join(traceback.format_exception(raised.value))
-    assert {request.status for request in pushed.requests} == {401, 404}
-    for wrong, where in (("no_such_branch", {"revision": "no_such_branch"}), (f"{OWNER}/nothing", {})):
-        with pytest.raises((OSError, ValueError), match=wrong):
-            loader.from_pretrained(NAME if where else wrong, **where)
+    hub.requests.clear()
+    loader.from_pretrained(NAME, subfolder="deep/inside", local_files_only=True)
+    load_offline()
+    assert hub.requests == []
+    hub.is_up = False  # the client tries, and takes what it has
+    loader.from_pretrained(NAME, subfolder="deep/inside")
 
 
 def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, stage_1):
@@ -386,8 +371,7 @@ def test_a_file_that_is_missing_cut_off_or_not_served_is_an_error_and_no_half_mo
 
 
 def test_weights_in_a_pickle_are_not_read(hub, folder):
-    torch.save(FlipForCTR.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     put_folder(hub, folder)
     for where in (folder, NAME):
         with pytest.raises(OSError, match="model.safetensors"):
@@ -402,7 +386,7 @@ OUTSIDE = [f"{where}outside.safetensors" for where in ("../", "/tmp/", "..\\")]
 
 @pytest.mark.parametrize("shard", [*OUTSIDE, "pytorch_model-1.bin2"])
 def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hub, folder, shard):
-    with_index(shard)(folder)
+    with_index(folder, shard)
     put_folder(hub, folder)
     hub.put(NAME, {shard: (folder.parent / "outside.safetensors").read_bytes()})
     before = set(folder.parent.rglob("*"))
@@ -482,9 +466,7 @@ def test_a_trainer_is_pushed_with_what_it_knows(hub, encoded, trainer_of, monkey
     assert type(FlipForCTR.from_pretrained(NAME)) is FlipForCTR
 
 
-def test_a_card_has_no_figures_of_other_weights_or_probabilities_than_those_that_are_pushed(
-    encoded, trainer_of, undrawn
-):
+def test_a_card_has_no_figures_of_other_weights_than_those_that_are_pushed(encoded, trainer_of, undrawn):
     def card(trainer, **options) -> str:
         return trainer.create_model_card(**options).joinpath("README.md").read_text()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One user and many items: the ranking is that of the joined rows, and each thing is computed once."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -54,19 +55,23 @@ def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, 
     np.testing.assert_array_equal(best.indices, ranking.indices[:3])
     np.testing.assert_array_equal(best.probabilities, ranking.probabilities[:3])
     assert len(rank(model, processor, USER, items, top_k=1000).indices) == len(expected)
+    model.set_calibration({"method": "isotonic", "logits": [0.0], "probabilities": [0.25]})  # which makes ties
+    calibrated = rank(model, processor, USER, items, batch_size=8)
+    model.set_calibration(None)
+    np.testing.assert_array_equal(calibrated.indices, ranking.indices)
+    assert set(calibrated.probabilities.tolist()) == {0.25}
 
 
 def test_the_model_reads_what_the_joined_rows_give_and_looks_a_value_up_once(model, processor, items, monkeypatch):
     seen: list[EncodedRows] = []
     monkeypatch.setattr("flip_hf.serving.ranking.score", lambda m, p, encoded, *_: seen.append(encoded) or 1 / 0)
-    looked_up = []
-    extractor = type(processor.feature_extractor)
+    looked_up, extractor = {}, type(processor.feature_extractor)
     lookup = extractor._lookup
-    monkeypatch.setattr(extractor, "_lookup", lambda s, f, v: looked_up.append((f, len(v))) or lookup(s, f, v))
+    monkeypatch.setattr(extractor, "_lookup", lambda s, f, v: looked_up.update({f: len(v)}) or lookup(s, f, v))
     with pytest.raises(ZeroDivisionError):
         rank(model, processor, USER, items)
-    assert dict(looked_up)[0] == dict(looked_up)[1] == 1  # the user's two fields
-    assert dict(looked_up)[2] == len(set(items["item_id"]))
+    assert looked_up[0] == looked_up[1] == 1  # the user's two fields
+    assert looked_up[2] == len(set(items["item_id"]))
     expected = processor.encode(rows_of(items, USER), return_text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
@@ -92,7 +97,7 @@ def test_equal_candidates_are_computed_once_and_keep_their_order(model, processo
     expected = np.array([row["probability"] for row in rows])
     np.testing.assert_allclose(ranking.probabilities, expected[ranking.indices], rtol=1e-6)
     assert len(set(ranking.probabilities.tolist())) == 8 and sorted(ranking.indices.tolist()) == list(range(17))
-    for better, worse in zip(ranking.indices[:-1].tolist(), ranking.indices[1:].tolist(), strict=True):
+    for better, worse in itertools.pairwise(ranking.indices.tolist()):
         assert original[better] != original[worse] or better < worse
 
 
@@ -107,16 +112,6 @@ def test_user_and_items_come_in_any_form(model, processor, items):
     for form in ({name: [] for name in items}, pd.DataFrame(items)[:0], [], iter([])):
         ranking = rank(model, processor, USER, form)
         assert ranking.indices.shape == ranking.probabilities.shape == (0,)
-
-
-def test_an_isotonic_calibration_makes_ties_and_changes_no_place(text_model_dir, processor, items):
-    torch.manual_seed(1)
-    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint").eval()
-    expected = rank(model, processor, USER, items).indices
-    model.set_calibration({"method": "isotonic", "logits": [0.0], "probabilities": [0.25]})
-    found = rank(model, processor, USER, items)
-    np.testing.assert_array_equal(found.indices, expected)
-    assert set(found.probabilities.tolist()) == {0.25}
 
 
 def test_what_cannot_be_ranked_is_named(model, processor, items):
@@ -205,10 +200,9 @@ def test_threads_that_read_texts_at_once_get_their_own(splits, text_model_dir, p
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda part: texts.add(model, processor, part, batch_size=4), parts))
     for part in parts:
-        numbers, vectors = texts.find(model, part)
         alone = TextVectors()
         alone.add(model, processor, part)
-        of_it, expected = alone.find(model, part)
+        (numbers, vectors), (of_it, expected) = texts.find(model, part), alone.find(model, part)
         torch.testing.assert_close(vectors[numbers], expected[of_it], rtol=1e-4, atol=1e-5)
 
 

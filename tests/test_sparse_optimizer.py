@@ -73,8 +73,7 @@ def test_where_all_rows_are_read_it_is_dense_adam(stage, processor, encoded, tex
     assert (norms["adamw"] > 0.05).all()
     if stage == 1:
         torch.testing.assert_close(norms["lazy_adamw"], norms["adamw"], rtol=1e-5, atol=0.0)
-    for name, tensor in weights["adamw"].items():
-        torch.testing.assert_close(weights["lazy_adamw"][name], tensor, rtol=1e-6, atol=1e-9, msg=name)
+    torch.testing.assert_close(weights["lazy_adamw"], weights["adamw"], rtol=1e-6, atol=1e-9)
 
 
 def rows_read(steps: int, shape: tuple[int, ...]) -> list[torch.Tensor]:
@@ -111,7 +110,7 @@ def test_rows_learn_as_their_papers_say_and_those_unread_stay(kind, shape, l2):
             penalty[:3] = 0.0
             dense += penalty
             if kind == "rowwise_adagrad":
-                sums += dense.square().mean(tuple(range(1, len(shape))), keepdim=True) if dense.dim() > 1 else dense**2
+                sums += dense.square().view(12, -1).mean(1).view_as(sums)
                 expected[read] -= 0.1 * dense[read] / sums[read].sqrt()
             else:
                 expected.grad = torch.sparse_coo_tensor(read[None], dense[read], shape, check_invariants=True)
@@ -180,38 +179,23 @@ def test_no_operation_of_a_step_passes_over_all_rows(stage, kind, splits, tokeni
     assert ("index_add_" in mode.found) if kind == "adamw" else not mode.found, mode.found
 
 
-@pytest.mark.parametrize(("stage", "kind"), [(1, "lazy_adamw"), (2, "lazy_adamw"), (2, "rowwise_adagrad")])
-def test_a_resumed_run_is_bit_equal_and_accumulation_changes_nothing(
-    stage, kind, stage_1, stage_2, text_model_dir, processor, tmp_path
-):
-    def run(batch_size=32, **resume):
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_changes_nothing_and_no_other_kind_goes_on_from_a_checkpoint(kind, stage_2, processor, tmp_path):
+    def run(batch_size, kind=kind, **resume):
         set_seed(0)
-        options = {"embedding_optim": kind, "max_steps": 6, "save_strategy": "steps", "save_steps": 4}
+        options = {"embedding_optim": kind, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
         options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 32 // batch_size}
-        if stage == 1:
-            options["data_collator"] = DataCollatorForFlipPreTraining(processor, seed=0)
-            model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
-            trainer = stage_1(model, **options)
-        else:
-            model = tabular_model(processor, backbone="deepfm", l2_coefficient=1e-2)
-            trainer = stage_2(model, eval_dataset=None, **options)
+        model = tabular_model(processor, backbone="deepfm", l2_coefficient=1e-2)
+        trainer = stage_2(model, eval_dataset=None, **options)
         trainer.train(**resume)
-        return trainer
+        return trainer.model.state_dict()
 
-    whole = run()
-    resumed = run(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], tensor), name
-    for name, tensor in (run(8).model.state_dict() if stage == 2 else {}).items():
-        torch.testing.assert_close(tensor, whole.model.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(run(8), run(32), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="different number of parameter groups"):
-        kind = "adamw"
-        run(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        run(32, "adamw", resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_auto_is_lazy_for_large_tables_and_adamw_in_one_process(
-    stage_2, text_model_dir, processor, monkeypatch, caplog
-):
+def test_auto_is_lazy_for_large_tables_and_adamw(stage_2, text_model_dir, processor, monkeypatch, caplog):
     def optimizer_of(model=None, **options):
         trainer = stage_2(model, **options)
         return trainer.create_optimizer(), trainer.model

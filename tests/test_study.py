@@ -44,19 +44,12 @@ def grid(tmp_path_factory) -> dict:
     rows.loc[::4, "label"] = 1 - rows["label"]  # what no model can know
     rows.to_csv(table, index=False)
     grid = read_grid(STUDY / "grid.json")
-    grid["datasets"] = {
-        "clicks": {
-            "load": {"name_or_path": str(table)},
-            "folder": None,
-            "max_length": 64,
-            "text_fields": ["title", "genre"],
-            "splits": {"random": {}},
-            "slices": {"user": "user_id", "item": "item_id"},
-            "space": {"per_device_train_batch_size": {"choice": [32]}, "dropout": {"choice": [0.3]}},
-            "training": {"num_train_epochs": 3},
-            "stage1": {"num_train_epochs": 1, "per_device_train_batch_size": 32},
-        }
-    }
+    clicks = {"load": {"name_or_path": str(table)}, "folder": None, "max_length": 64, "splits": {"random": {}}}
+    clicks |= {"text_fields": ["title", "genre"], "slices": {"user": "user_id", "item": "item_id"}}
+    clicks["space"] = {"per_device_train_batch_size": {"choice": [32]}, "dropout": {"choice": [0.3]}}
+    clicks["stage1"] = {"num_train_epochs": 1, "per_device_train_batch_size": 32}
+    clicks["training"] = {"num_train_epochs": 3}
+    grid["datasets"] = {"clicks": clicks}
     whole = {"text_model": {"name": "tiny", "num_hidden_layers": 1}, "trials": 2, "search_seed": 0, "seeds": [0, 1]}
     whole |= {"stage1_seeds": [0], "split": "random", "split_seeds": [0], "label_shares": [1], "dataset": "clicks"}
     runs = [{"models": MODELS}, {"models": ["joint"], "trials": 1, "seeds": [0]}]
@@ -135,9 +128,7 @@ def test_a_trial_is_the_same_where_there_are_no_test_rows(study, grid, options, 
 
 
 @pytest.mark.slow
-def test_nothing_runs_twice_and_a_killed_cell_starts_anew_and_gives_the_same_numbers(
-    study, grid, options, monkeypatch
-):
+def test_nothing_runs_twice_and_a_killed_cell_gives_the_same_numbers(study, grid, options, monkeypatch):
     before, cells = files_of(study), [cell for cell in expand(grid, "miniature") if "joint/seed" not in cell.path]
     with monkeypatch.context() as patched:
         patched.setattr(work, "compute", lambda *_: pytest.fail("a finished cell ran again"))
