@@ -72,6 +72,18 @@ def results(study) -> str:
     return report.write_report(study, study, num_resamples=50)
 
 
+def test_tables_that_a_folder_has_no_run_of_stay_where_they_belong(study, results, tmp_path):
+    ours, kept = "## clicks, random split, 100% of the labels\n", "a table of another machine"
+    others = {f"## {name}, random split, 100% of the labels\n": name for name in ("a-set", "z-set")}
+    earlier = "".join(f"\n{heading}\n{kept} {name}\n" for heading, name in others.items())
+    earlier += f"\n{ours}\nstale\n\n## Not run\n\n- a-set, random split, 100% of the labels: dcnv2 (3)\n"
+    (tmp_path / "RESULTS.md").write_text("# Old words\n" + earlier, encoding="utf-8")
+    text = report.write_report(study, tmp_path, num_resamples=50)
+    places = [text.index(part) for part in (f"{kept} a-set", ours, f"{kept} z-set", "## Stage 1", "labels: dcnv2 (3)")]
+    assert places == sorted(places) and "stale" not in text and "Old words" not in text
+    assert text.count(ours) == 1 and text.split(ours)[1].split("##")[0] == results.split(ours)[1].split("##")[0]
+
+
 def auc_of(study: Path, run_folder: str, split: str) -> float:
     """From the table itself and the predictions, by another implementation."""
     labels = load_from_disk(str(study / PREPARED / "tables"))[split]["label"][:]

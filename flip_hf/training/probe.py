@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..analysis.metrics import auc
 from ..modeling_flip_base import evaluating
+from .collators import flat_column
 
 
 def probe_auc(model: Any, train: datasets.Dataset, rows: datasets.Dataset, num_rows: int) -> float:
@@ -44,10 +45,13 @@ def probe_auc(model: Any, train: datasets.Dataset, rows: datasets.Dataset, num_r
 @torch.no_grad()
 def _vectors(model: Any, rows: datasets.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """v `(B, d_v)` and labels `(B,)`, float32."""
-    columns = rows.with_format("torch", columns=["feature_ids", "labels"])[:]
+    vectors, labels = [], []
     with evaluating(model):
-        parts = columns["feature_ids"].to(model.device).split(4096)
-        return torch.cat([model.flip.tabular(ids).vector.float() for ids in parts]), columns["labels"].to(model.device)
+        for table in rows.select_columns(["feature_ids", "labels"]).with_format("arrow").iter(4096):
+            ids = torch.from_numpy(flat_column(table, "feature_ids")[0].reshape(len(table), -1).astype(np.int64))
+            vectors.append(model.flip.tabular(ids.to(model.device)).vector.float())
+            labels.append(torch.tensor(table.column("labels").to_numpy(), device=model.device))
+    return torch.cat(vectors), torch.cat(labels)
 
 
 def gradient_norms(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, float]:
