@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo
 from transformers.utils import logging
 
-from .private_datasets import cache_root, cached
+from .cache import cache_root, cached
 from .readers import NAMED_DATASETS
 from .readers.files import kind_of, name_of, published_files, table_files
 from .readers.tables import TableOptions, as_dataset, label_key, label_rows, read_clicks, read_files, stream_files

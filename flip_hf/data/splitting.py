@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, Iterabl
 from transformers.utils import logging
 
 from ..columns_flip import as_columns, canonical_value, code_scalars, read_labels, read_times, with_class_names
-from .private_datasets import cache_root, cached, fingerprint_of, table_rows
+from .cache import cache_root, cached
+from .private_datasets import fingerprint_of, table_rows
 from .readers.tables import as_dataset
 
 
