@@ -37,22 +37,37 @@ def num_reserved_features(num_fields: int) -> int:
     return unseen_id(num_fields)
 
 
-def hide_features(feature_ids: np.ndarray, hidden: np.ndarray, extractor: Any) -> np.ndarray:
+def hide_features(feature_ids: Any, hidden: Any, extractor: Any) -> Any:
     """Ids `(..., S)` without the values of the fields that `hidden` `(..., F)` marks, in each row or in all of them:
-    a copy, in which pads stay."""
+    a copy, in which pads stay. Arrays, or tensors."""
     slot_fields, sources = np.asarray(extractor.slot_fields), extractor.statistic_sources
-    masked = np.where(hidden[..., slot_fields] & (feature_ids != PAD_FEATURE_ID), MASK_FEATURE_ID, feature_ids)
-    missing = np.array([extractor.missing_id(field) for field in slot_fields])
-    source = sources[slot_fields]  # (S,)
-    gives_away = hidden[..., source] & (source >= 0)  # a statistic of a hidden value
-    return np.where(gives_away, missing, masked).astype(feature_ids.dtype, copy=False)
+    of_slots = hidden[..., beside(hidden, slot_fields)]
+    masked = _fill(feature_ids, of_slots & (feature_ids != PAD_FEATURE_ID), MASK_FEATURE_ID)
+    for slot in np.flatnonzero(sources[slot_fields] >= 0):  # a statistic of a hidden value gives it away
+        field = int(slot_fields[slot])
+        masked[..., slot] = _fill(masked[..., slot], hidden[..., int(sources[field])], missing_id(field))
+    return masked
 
 
-def hide_tokens(tokens: np.ndarray, hidden: np.ndarray, mask_token_id: int | None) -> np.ndarray:
-    """Tokens, of any shape, with those that `hidden` marks out of sight: a copy."""
-    return np.where(hidden, HIDDEN if mask_token_id is None else mask_token_id, tokens).astype(
-        tokens.dtype, copy=False
-    )
+def hide_tokens(tokens: Any, hidden: Any, mask_token_id: int | None) -> Any:
+    """Tokens, of any shape, with those that `hidden` marks out of sight: a copy. Arrays, or tensors."""
+    return _fill(tokens, hidden, HIDDEN if mask_token_id is None else mask_token_id)
+
+
+def _fill(values: Any, where: Any, fill: int) -> Any:
+    if isinstance(values, np.ndarray):
+        return np.where(where, fill, values).astype(values.dtype, copy=False)
+    return values.masked_fill(where, fill)
+
+
+def beside(values: Any, array: np.ndarray) -> Any:
+    """An array for work with `values`: beside a tensor it is one on that device, which is not waited for."""
+    if isinstance(values, np.ndarray):
+        return array
+    import torch  # which serving without it never comes to
+
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if values.is_cuda else tensor).to(values.device, non_blocking=True)
 
 
 def pad_rows(

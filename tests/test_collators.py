@@ -15,9 +15,10 @@ from flip_hf import (
     FlipConfig,
     FlipFeatureExtractor,
     FlipProcessor,
+    prepare_dataset,
 )
 from flip_hf.training import collators
-from flip_hf.training.collators import ArrowRows, MasksByStep
+from flip_hf.training.collators import ArrowRows, MasksByStep, RowsOnDevice
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,35 @@ def test_a_batch_as_an_arrow_table_is_the_batch_of_its_rows(processor, encoded):
             expected, found = collator(rows), collator(table)
             assert {name: tensor.dtype for name, tensor in found.items()} == {k: v.dtype for k, v in expected.items()}
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="rows have no input_ids, attention_mask .they have feature_ids, labels"):
+    message = "rows have no input_ids, attention_mask .they have feature_ids, labels"
+    with pytest.raises(ValueError, match=message):
         DataCollatorForFlipCTR(processor)(table.select(["feature_ids", "labels"]))
+    with pytest.raises(ValueError, match=message):
+        RowsOnDevice(
+            encoded["train"].select_columns(["feature_ids", "labels"]), DataCollatorForFlipCTR(processor), "cpu"
+        )
+
+
+MASKS = [{}, {"text_mask_level": "token"}, {"hide_target_in_text": True}, {"share_field_masks": True}, {"seed": 4}]
+MASKS += [{"text_passes": 1, "text_mask_ratio": 0.4, "feature_mask_ratio": 0.4, "pad_to_multiple_of": 8}]
+
+
+def test_a_batch_of_rows_on_a_device_is_to_the_bit_the_one_of_its_arrow_table(kinds_table, kinds_processor):
+    rows = prepare_dataset(kinds_table, kinds_processor, out_of_fold=True)
+    collators = [DataCollatorForFlipPreTraining(kinds_processor, **options) for options in MASKS]
+    collators += [DataCollatorForFlipCTR(kinds_processor, mode=mode) for mode in ("joint", "tabular")]
+    for dataset in (rows, rows.select(range(90, 0, -1)), rows.remove_columns("labels")):
+        for collator in collators:
+            order = np.random.default_rng(0).permutation(len(dataset))[:40].tolist()
+            batches = []
+            for kind in (ArrowRows(dataset), RowsOnDevice(dataset, collator, "cpu")):
+                if hasattr(collator, "set_progress"):
+                    collator.set_progress(0.5, ([3, 7], 40, 120))
+                batches.append(collator(kind.__getitems__(order)))
+            expected, found = batches
+            assert {name: tensor.dtype for name, tensor in found.items()} == {k: v.dtype for k, v in expected.items()}
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            assert "noise_seeds" in found or not hasattr(collator, "set_progress")
 
 
 def masked_fields(batch, rows):
@@ -91,7 +119,7 @@ def test_every_row_loses_k_whole_fields_of_each_view(processor, rows, ratio, cou
     for name, mask in (("input_ids", processor.tokenizer.mask_token_id), ("feature_ids", 1)):
         masked = batch[f"masked_{name}"]
         assert set(masked[masked != batch[name]].tolist()) == {mask}
-    chosen = collator._choose(np.random.default_rng(0).random((1, 50)), np.ones((1, 50), bool), 0.58, 50)
+    chosen = collator._choose(torch.rand(1, 50), torch.ones(1, 50, dtype=torch.bool), 0.58, 50)
     assert chosen.sum() == 29  # 50 x 0.58 is 28.999999999999996
 
 

@@ -338,6 +338,52 @@ def test_transforms_and_collators_of_the_user_get_rows_as_they_are(stage_1, stag
     assert (next(iter(trainer.get_train_dataloader()))["feature_ids"] == 5).all()
 
 
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_a_training_on_rows_that_lie_on_the_device_is_the_same_one(
+    stage, stage_1, stage_2, pretraining_model, processor
+):
+    read, logs, weights = [], [], []
+    for there in (False, True):
+        model = copy.deepcopy(pretraining_model) if stage == "stage 1" else tabular_model(processor)
+        make = stage_1 if stage == "stage 1" else stage_2
+        options = {
+            "num_train_epochs": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 1,
+            "eval_strategy": "epoch",
+        }
+        trainer = make(model=model, rows_on_device=there, dataloader_num_workers=0 if not there else None, **options)
+        trainer.train()
+        timed = {
+            "rows_per_second",
+            "train_runtime",
+            "eval_runtime",
+            "train_samples_per_second",
+            "train_steps_per_second",
+        }
+        timed |= {"eval_samples_per_second", "eval_steps_per_second"}
+        logs.append([{k: v for k, v in entry.items() if k not in timed} for entry in trainer.state.log_history])
+        weights.append(model.state_dict())
+        read.append([rows for _, rows in trainer._on_device])
+        if there:
+            predicted = trainer.predict(trainer.eval_dataset).predictions
+            assert [rows for _, rows in trainer._on_device] == read[-1]  # those that were there
+            trainer.predict(trainer.train_dataset.select(range(3)))
+            assert [len(rows) for _, rows in trainer._on_device] == [64, 3]
+    assert len(logs[0]) > 8 and logs[0] == logs[1]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert [len(rows) for rows in read] == [0, 2] and len(predicted) > 0
+
+
+def test_what_does_not_lie_on_the_device_is_refused(stage_1, stage_2, processor, splits):
+    stream = prepare_dataset(splits["train"].to_iterable_dataset(), processor)
+    with pytest.raises(ValueError, match="rows_on_device holds tables, and train_dataset is a stream"):
+        stage_2(rows_on_device=True, train_dataset=stream, max_steps=2)
+    own = stage_1(rows_on_device=True, data_collator=RecordsRatio(processor))
+    with pytest.raises(ValueError, match="rows_on_device: a data_collator or a transform of your own"):
+        own.train()
+
+
 def test_a_mode_of_ids_reads_no_text_and_shuffles_whatever_the_lengths(stage_2, encoded):
     trainer = stage_2()
     loader = trainer.get_train_dataloader()

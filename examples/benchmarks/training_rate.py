@@ -4,9 +4,10 @@
     python examples/benchmarks/training_rate.py --text_model <all-MiniLM-L6-v2> --data_dir <ml-1m>
 
 The model alone is the training step with its batches made before and held on the device: what a trainer could reach.
-Beside it the trainer whose batches are made in its own process, and by `--workers` others (the default where an
-accelerator trains). Stage 1 with one pass of the text as well, and with the language model compiled; FLIP_ID, whose
-steps are so short that batches are what it waits for. bfloat16 for stage 1 where the hardware multiplies it.
+Beside it the trainer whose batches are made in its own process, by `--workers` others (the default where an
+accelerator trains), and of rows that lie on the device (`rows_on_device`). Stage 1 with one pass of the text as well,
+and with the language model compiled; FLIP_ID, whose steps are so short that batches are what it waits for. bfloat16
+for stage 1 where the hardware multiplies it.
 
 Prints milliseconds a step and rows per second of each, and its share of the model's alone.
 """
@@ -126,9 +127,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {"output_dir": folder, "max_steps": steps + steps // 3, "save_strategy": "no"}
         common |= {"report_to": "none", "disable_tqdm": True, "logging_steps": 1000, "use_cpu": not HAS_ACCELERATOR}
-        workers = (0, arguments.workers)
+        ways: dict[str, dict[str, Any]] = {
+            "no workers": {"dataloader_num_workers": 0},
+            f"{arguments.workers} workers": {"dataloader_num_workers": arguments.workers},
+            "rows on the device": {"rows_on_device": True},
+        }
 
-        for passes, compiled in ((2, False), (1, False), (1, True)):
+        for passes, compiled in ((2, False), (2, True), (1, False), (1, True)):
 
             def make(passes: int = passes, compiled: bool = compiled) -> FlipForPreTraining:
                 options = {"num_hidden_layers": arguments.num_hidden_layers, "text_passes": passes}
@@ -143,11 +148,10 @@ def main() -> None:
             lengths = torch.tensor([len(ids) for ids in rows[: 8 * size]["input_ids"]]).argsort().tolist()
             batches = [collator([rows[k] for k in lengths[i : i + size]]) for i in range(0, len(lengths), size)]
             of_model = report(f"{name}: model alone", size, alone(model, batches, bf16, steps))
-            for number in workers if not compiled else workers[1:]:
-                settings = {**common, "per_device_train_batch_size": size, "dataloader_num_workers": number}
-                args = FlipPreTrainingArguments(**settings, bf16=bf16)
+            for way, settings in list(ways.items())[compiled:]:
+                args = FlipPreTrainingArguments(**common, per_device_train_batch_size=size, bf16=bf16, **settings)
                 seconds = trained(FlipPreTrainingTrainer, args, make(), rows, processor)
-                report(f"  trainer, {number} workers", size, seconds, of_model)
+                report(f"  trainer, {way}", size, seconds, of_model)
 
         def make_ctr() -> FlipForCTR:
             return FlipForCTR(FlipConfig.from_processor(processor, mode="tabular"))
@@ -155,11 +159,10 @@ def main() -> None:
         collator = DataCollatorForFlipCTR(processor, mode="tabular")
         batches = [collator(rows.select(range(i, i + ctr_size)).to_list()) for i in range(0, 4 * ctr_size, ctr_size)]
         of_model = report("FLIP_ID: model alone", ctr_size, alone(make_ctr(), batches, False, steps))
-        for number in workers:
-            settings = {**common, "per_device_train_batch_size": ctr_size, "dataloader_num_workers": number}
-            args = FlipCTRArguments(**settings, eval_strategy="no", load_best_model_at_end=False)
-            seconds = trained(FlipCTRTrainer, args, make_ctr(), rows, processor)
-            report(f"  trainer, {number} workers", ctr_size, seconds, of_model)
+        common |= {"per_device_train_batch_size": ctr_size, "eval_strategy": "no", "load_best_model_at_end": False}
+        for way, settings in ways.items():
+            seconds = trained(FlipCTRTrainer, FlipCTRArguments(**common, **settings), make_ctr(), rows, processor)
+            report(f"  trainer, {way}", ctr_size, seconds, of_model)
 
 
 if __name__ == "__main__":

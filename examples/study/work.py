@@ -33,6 +33,7 @@ from flip_hf import (
     FlipPreTrainingArguments,
     FlipPreTrainingTrainer,
     FlipProcessor,
+    __version__,
     compute_ctr_metrics,
     load_ctr_dataset,
     prepare_dataset,
@@ -59,13 +60,14 @@ def compute(cell: Cell, output_dir: Path, folder: Path, options: argparse.Namesp
         result = pretrain(spec, folder, needed[0], options)
     else:
         result = train_and_predict(spec, folder, needed, options, is_trial=cell.kind == "trial")
-    packages = ("torch", "transformers", "datasets", "lightgbm", "catboost", "flip_hf")
+    packages = ("torch", "transformers", "datasets", "lightgbm", "catboost")
     cpu = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (cpu or [platform.machine()])[0]
     result["made_by"] = {
         "machine": f"{machine}, {torch.get_num_threads()} of {os.cpu_count()} cores",
         "bf16": reads_text(spec) and has_bf16(options),
-        "versions": {name: version(name) for name in packages if importlib.util.find_spec(name)},
+        "versions": {name: version(name) for name in packages if importlib.util.find_spec(name)}
+        | {"flip_hf": __version__},
         "when": time.strftime("%Y-%m-%d %H:%M"),
     }
     return result
@@ -166,7 +168,8 @@ def pretrain(spec: dict[str, Any], folder: Path, prepared: Path, options: argpar
 
 
 def device(bf16: bool) -> dict[str, Any]:
-    return {"bf16": bf16, "use_cpu": not torch.accelerator.is_available()}
+    there = torch.accelerator.is_available()
+    return {"bf16": bf16, "use_cpu": not there, "rows_on_device": there}
 
 
 def train(trainer: Any, folder: Path) -> None:

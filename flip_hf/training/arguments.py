@@ -44,6 +44,9 @@ class FlipTrainingArguments(TrainingArguments):
     dataloader_num_workers: int | None = _default(
         None, "Processes that make batches; None: up to 4 where an accelerator trains (Linux), else none."
     )
+    rows_on_device: bool = _default(
+        False, "Hold the encoded rows on the device, and make batches and masks there (the same ones, no workers)."
+    )
     hub_private_repo: bool | None = _default(True, "A repository that a push makes is a private one.")
 
     metrics: ClassVar[Mapping[str, bool]] = {}  # what is evaluated, and whether more of it is better
@@ -55,6 +58,8 @@ class FlipTrainingArguments(TrainingArguments):
             logger.warning(f"bf16='auto': {'bfloat16 autocast' if args.bf16 else 'float32'}")
         # on a CPU transformers wants to be told so
         args.use_cpu = args.use_cpu or bool(args.bf16 and not torch.accelerator.is_available())
+        if args.rows_on_device:
+            args.dataloader_num_workers, args.dataloader_pin_memory = 0, False
         if args.dataloader_num_workers is None:
             # elsewhere they do not fork, and each epoch would wait for their imports
             is_fed = torch.accelerator.is_available() and not args.use_cpu and sys.platform == "linux"

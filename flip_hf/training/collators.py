@@ -8,7 +8,7 @@ Letters: B rows, T tokens of the longest row, F fields, S slots (columns of `fea
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration_flip import FlipConfig
-from ..masking_flip import hide_features, hide_tokens, pad_rows
+from ..masking_flip import beside, hide_features, hide_tokens, pad_rows
 from ..processing_flip import FlipProcessor
 
 
@@ -39,6 +39,58 @@ class ArrowRows(torch.utils.data.Dataset):
         return self.tables[indices]
 
 
+class PaddedBatch(dict):
+    """Columns of a batch that is padded already."""
+
+
+class RowsOnDevice(torch.utils.data.Dataset):
+    """Encoded rows, all of them on a device; several at a time are their padded batch there, which collators take."""
+
+    def __init__(
+        self, rows: datasets.Dataset, collator: "DataCollatorForFlipCTR | DataCollatorForFlipPreTraining", device: Any
+    ):
+        self.rows, self.multiple = rows, collator.pad_to_multiple_of
+        self.fills = _fills(rows.with_format("arrow")[:1], collator.processor, collator.ragged)
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("feature_ids", "labels", *self.fills)}
+        of_texts = [np.zeros(0, np.int64)]
+        for table in rows.with_format("arrow").iter(100_000):
+            for name in parts.keys() & table.column_names:
+                if name == "labels":
+                    values = table.column(name).to_numpy().astype(np.float32)
+                else:
+                    values, lengths = flat_column(table, name)
+                if name == "input_ids":
+                    of_texts.append(lengths)
+                parts[name].append(torch.tensor(values, device=device))
+        columns = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+        self.feature_ids, self.labels = columns.pop("feature_ids").view(len(rows), -1), columns.pop("labels", None)
+        self.texts = columns  # end to end, (L,)
+        self.lengths = np.concatenate(of_texts)
+        self.starts = self.lengths.cumsum() - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> PaddedBatch:
+        chosen = np.array(indices)
+        index = beside(self.feature_ids, chosen)
+        batch = PaddedBatch(feature_ids=self.feature_ids[index].long())
+        if self.fills:
+            lengths = self.lengths[chosen]
+            start, length = beside(index, np.stack([self.starts[chosen], lengths]))[..., None]  # (B, 1) both
+            place = torch.arange(_width(lengths, self.multiple), device=index.device)
+            is_real = place < length  # (B, T)
+            at = torch.where(is_real, start + place, 0)
+            for name, fill in self.fills.items():
+                batch[name] = torch.where(is_real, self.texts[name][at].long(), fill)
+        if self.labels is not None:
+            batch["labels"] = self.labels[index]
+        return batch
+
+
 def _names(rows: Sequence[dict[str, Any]] | pa.Table) -> list[str]:
     return rows.column_names if isinstance(rows, pa.Table) else list(rows[0])
 
@@ -52,29 +104,47 @@ def flat_column(rows: Sequence[dict[str, Any]] | pa.Table, name: str) -> tuple[n
     return np.concatenate(lists), np.array([len(values) for values in lists])
 
 
-def _stack(
-    rows: Sequence[dict[str, Any]] | pa.Table, processor: FlipProcessor, multiple: int, *ragged: str
-) -> dict[str, np.ndarray]:
-    """`feature_ids` `(B, S)`, and columns of lists as long as the texts `(B, T)`: int64; `multiple` divides T."""
+def _stack(rows: Any, processor: FlipProcessor, multiple: int, ragged: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`feature_ids` `(B, S)`, columns of lists as long as the texts `(B, T)`, int64, and `labels` `(B,)`, float32,
+    where rows have them; `multiple` divides T. What [`RowsOnDevice`] gives is that already."""
+    if isinstance(rows, PaddedBatch):
+        return rows
     if not len(rows):
         raise ValueError("the batch is empty: a collator needs at least one row")
+    fills = _fills(rows, processor, ragged)
+    batch = {"feature_ids": flat_column(rows, "feature_ids")[0].reshape(len(rows), -1).astype(np.int64)}
+    if fills:
+        flat, lengths = flat_column(rows, "input_ids")
+        width = _width(lengths, multiple)
+        for column, fill in fills.items():
+            flat = flat if column == "input_ids" else flat_column(rows, column)[0]
+            batch[column] = pad_rows(flat, lengths, fill, width)[0]
+    if "labels" in _names(rows):
+        labels = rows["labels"].to_numpy() if isinstance(rows, pa.Table) else [row["labels"] for row in rows]
+        batch["labels"] = np.array(labels, np.float32)
+    return {name: torch.from_numpy(column) for name, column in batch.items()}
+
+
+def _fills(
+    rows: Sequence[dict[str, Any]] | pa.Table, processor: FlipProcessor, ragged: Sequence[str]
+) -> dict[str, int]:
+    """What pads each of the columns `ragged`; raises where rows lack one of them."""
     absent = [column for column in ("feature_ids", *ragged) if column not in _names(rows)]
     if absent:
         raise ValueError(
             f"rows have no {', '.join(absent)} (they have {', '.join(_names(rows))}): encode the data set with "
             "prepare_dataset(dataset, processor), with return_text=True unless only ids are used"
         )
-    batch = {"feature_ids": flat_column(rows, "feature_ids")[0].reshape(len(rows), -1).astype(np.int64)}
-    if ragged:
-        fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "token_field_ids": -1}
-        if fills["input_ids"] is None:
-            raise ValueError("the tokenizer has no pad token: set one (tokenizer.pad_token = tokenizer.eos_token)")
-        flat, lengths = flat_column(rows, "input_ids")
-        width = -(-max(lengths.max(), 1) // multiple) * multiple
-        for column in ragged:
-            flat = flat if column == "input_ids" else flat_column(rows, column)[0]
-            batch[column] = pad_rows(flat, lengths, fills[column], width)[0]
-    return batch
+    if not ragged:
+        return {}
+    fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "token_field_ids": -1}
+    if fills["input_ids"] is None:
+        raise ValueError("the tokenizer has no pad token: set one (tokenizer.pad_token = tokenizer.eos_token)")
+    return {column: fills[column] for column in ragged}
+
+
+def _width(lengths: np.ndarray, multiple: int) -> int:
+    return -(-max(int(lengths.max()), 1) // multiple) * multiple
 
 
 @dataclasses.dataclass
@@ -110,13 +180,12 @@ class DataCollatorForFlipCTR:
         """Reads what a model of this configuration reads."""
         return cls(processor, **{"mode": config.mode, **kwargs})
 
-    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
-        ragged = () if self.mode == "tabular" else ("input_ids", "attention_mask")
-        batch = _stack(rows, self.processor, self.pad_to_multiple_of, *ragged)
-        if "labels" in _names(rows):
-            labels = rows["labels"].to_numpy() if isinstance(rows, pa.Table) else [row["labels"] for row in rows]
-            batch["labels"] = np.array(labels, np.float32)
-        return {name: torch.from_numpy(column) for name, column in batch.items()}
+    @property
+    def ragged(self) -> tuple[str, ...]:
+        return () if self.mode == "tabular" else ("input_ids", "attention_mask")
+
+    def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
+        return _stack(rows, self.processor, self.pad_to_multiple_of, self.ragged)
 
 
 @dataclasses.dataclass
@@ -150,6 +219,8 @@ class DataCollatorForFlipPreTraining:
 
         ```
     """
+
+    ragged: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_field_ids")
 
     processor: FlipProcessor
     text_mask_ratio: float = 0.15
@@ -205,40 +276,41 @@ class DataCollatorForFlipPreTraining:
             feature += progress * (self.final_feature_mask_ratio - feature)
         return text, feature
 
-    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
-        columns = ("input_ids", "attention_mask", "token_field_ids")
-        batch = _stack(rows, self.processor, self.pad_to_multiple_of, *columns)
+    def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
+        batch = _stack(rows, self.processor, self.pad_to_multiple_of, self.ragged)
+        batch.pop("labels", None)
         feature_ids, token_fields = batch["feature_ids"], batch.pop("token_field_ids")  # (B, S), (B, T)
-        extractor = self.processor.feature_extractor
+        extractor, num_rows = self.processor.feature_extractor, len(feature_ids)
         slot_fields = np.asarray(extractor.slot_fields)
         is_asked = extractor.statistic_sources[slot_fields] < 0  # (S,): a statistic never is
         place, self._place = self._place, None
-        source, first, num_rows = place or (int(torch.randint(2**63 - 1, ())), 0, len(rows))
+        source, first, num_of_step = place or (int(torch.randint(2**63 - 1, ())), 0, num_rows)
         if self.seed is not None:
-            content = batch["input_ids"].tobytes() + feature_ids.tobytes()
+            content = b"".join(batch[name].cpu().numpy().tobytes() for name in ("input_ids", "feature_ids"))
             source = [self.seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
         # drawn for all rows of a step, of which the batch is a part
-        generator, own = np.random.default_rng(source), slice(first, first + len(rows))
-        num_rows = max(num_rows, own.stop)
+        generator, own = np.random.default_rng(source), slice(first, first + num_rows)
+        num_of_step = max(num_of_step, own.stop)
 
         # which fields of a row could be masked, (B, F) in both views
         is_value = token_fields >= 0
         in_text = _fields_of(is_value, token_fields, extractor.num_fields)
-        in_ids = (feature_ids >= extractor.num_reserved_features) & is_asked
-        in_ids = _fields_of(in_ids, slot_fields, extractor.num_fields)
+        in_ids = (feature_ids >= extractor.num_reserved_features) & beside(feature_ids, is_asked)
+        in_ids = _fields_of(in_ids, beside(feature_ids, slot_fields), extractor.num_fields)
 
         # which of them are: a chosen field loses all its value tokens, and all its ids
-        text_keys, feature_keys = generator.random((2, num_rows, extractor.num_fields))[:, own]
+        keys = generator.random((2, num_of_step, extractor.num_fields))[:, own]
+        text_keys, feature_keys = beside(feature_ids, keys)
         if place is not None:
-            batch["noise_seeds"] = generator.integers(2**63, size=num_rows)[own]
+            batch["noise_seeds"] = beside(feature_ids, generator.integers(2**63, size=num_of_step)[own])
         if self.share_field_masks or self.hide_target_in_text:
             in_text = in_ids = in_text & in_ids
             feature_keys = text_keys
         text_ratio, feature_ratio = self.ratios()
         if self.text_mask_level == "token":
-            num_tokens = is_value.sum(1, keepdims=True)  # (B, 1)
-            keys = generator.random((is_value.shape[1], num_rows))[:, own].T  # whatever T is in another part
-            hidden = self._choose(keys, is_value, text_ratio, num_tokens)  # (B, T)
+            keys = generator.random((is_value.shape[1], num_of_step))[:, own].T  # whatever T is in another part
+            num_tokens = is_value.sum(1, keepdim=True)  # (B, 1)
+            hidden = self._choose(beside(feature_ids, keys), is_value, text_ratio, num_tokens)  # (B, T)
             text_fields = _fields_of(hidden, token_fields, extractor.num_fields)
         else:
             text_fields = self._choose(text_keys, in_text, text_ratio, len(extractor.text_fields))
@@ -248,20 +320,20 @@ class DataCollatorForFlipPreTraining:
         if self.hide_target_in_text:
             text_fields |= fields
         if self.text_mask_level == "field":
-            hidden = is_value & np.take_along_axis(text_fields, token_fields.clip(min=0), 1)
+            hidden = is_value & text_fields.gather(1, token_fields.clamp(min=0))
 
         batch["masked_input_ids"] = hide_tokens(batch["input_ids"], hidden, self.processor.tokenizer.mask_token_id)
         batch["masked_feature_ids"] = hide_features(feature_ids, fields, extractor)
-        return {name: torch.from_numpy(column) for name, column in batch.items()}
+        return batch
 
     @staticmethod
-    def _choose(keys: np.ndarray, eligible: np.ndarray, ratio: float, num: int | np.ndarray) -> np.ndarray:
+    def _choose(keys: torch.Tensor, eligible: torch.Tensor, ratio: float, num: int | torch.Tensor) -> torch.Tensor:
         """Uniform choice of k = max(1, int(num x ratio)) eligible entries of every row -> bool, (B, F) or (B, T)."""
         if ratio == 0.0:
-            return np.zeros(keys.shape, bool)
+            return torch.zeros_like(eligible)
         # a product that should be whole may come out a little below
-        count = np.maximum(1, np.floor(np.asarray(num) * ratio + 1e-9))  # () or (B, 1)
-        rank = np.argsort(np.argsort(np.where(eligible, keys, np.inf), axis=1), axis=1)
+        count = (torch.as_tensor(num).double() * ratio + 1e-9).floor().clamp(min=1)  # () or (B, 1)
+        rank = torch.where(eligible, keys, torch.inf).argsort(1).argsort(1)
         return (rank < count) & eligible
 
 
@@ -301,7 +373,7 @@ class MasksByStep(TrainerCallback):
         first_step, self._steps_again = state.global_step - self._steps_again, 0
         self._plan.copy_(torch.tensor([int(self._plan[0]) + 1, first_step, state.max_steps, batches_per_step]))
 
-    def __call__(self, rows: Sequence[dict[str, Any]] | pa.Table) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
         serial, first_step, num_steps, batches_per_step = self._plan.tolist()
         if serial != self._serial:
             self._serial, self._num_collated = serial, 0
@@ -318,12 +390,10 @@ class MasksByStep(TrainerCallback):
         return self.collator(rows)
 
 
-def _fields_of(chosen: np.ndarray, fields: np.ndarray, num_fields: int) -> np.ndarray:
+def _fields_of(chosen: torch.Tensor, fields: torch.Tensor, num_fields: int) -> torch.Tensor:
     """Chosen places `(B, N)`, and the field of each `(B, N)` or `(N,)` -> `(B, F)`: fields with a chosen place."""
-    found = np.zeros((len(chosen), num_fields), bool)
-    row, place = np.nonzero(chosen)
-    found[row, np.broadcast_to(fields, chosen.shape)[row, place]] = True
-    return found
+    found = chosen.new_zeros(len(chosen), num_fields + 1)  # the last of no place
+    return found.scatter_(1, torch.where(chosen, fields, num_fields), True)[:, :num_fields]
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):

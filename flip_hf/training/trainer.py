@@ -39,6 +39,7 @@ from .collators import (
     MasksByStep,
     ResumableFieldGroupedSampler,
     ResumableLengthGroupedSampler,
+    RowsOnDevice,
     flat_column,
     slot_values,
     text_lengths,
@@ -73,6 +74,7 @@ class FlipTrainer(ResumableTrainer):
     _logged_losses: dict[str, torch.Tensor]
     _step_of_last_log = 0
     _clock = 0.0  # when the steps since then began
+    _on_device: Sequence[tuple[datasets.Dataset, RowsOnDevice]] = ()  # the tables that were read last
 
     def __init__(
         self,
@@ -102,6 +104,8 @@ class FlipTrainer(ResumableTrainer):
         data = {"train_dataset": train_dataset, **_by_name(eval_dataset)}
         for name, rows in data.items():
             check_encoded(rows, processing_class, name)
+            if args.rows_on_device and isinstance(rows, datasets.IterableDataset):
+                raise ValueError(f"rows_on_device holds tables, and {name} is a stream")
         self._processor, self._given_collator = processing_class, data_collator
         self._evaluated: Any = None  # the rows
         self._logged_losses = {}
@@ -235,14 +239,25 @@ class FlipTrainer(ResumableTrainer):
 
     def _remove_unused_columns(self, dataset: datasets.Dataset, description: str | None = None) -> Any:
         rows = super()._remove_unused_columns(dataset, description)
-        collator = getattr(self.data_collator, "collator", self.data_collator)  # that of MasksByStep
+        collator: Any = getattr(self.data_collator, "collator", self.data_collator)  # that of MasksByStep
         # collators and transforms of the user's read rows
         reads_tables = type(collator) is self._collates and rows.format["type"] != "custom"
-        return ArrowRows(rows) if reads_tables else rows
+        if not self.args.rows_on_device:
+            return ArrowRows(rows) if reads_tables else rows
+        if not reads_tables:
+            raise ValueError(
+                "rows_on_device: a data_collator or a transform of your own reads rows, and none are there"
+            )
+        known = next((there for original, there in self._on_device if original is dataset), None)
+        if known is None:
+            known = RowsOnDevice(rows, collator, self.args.device)
+            # training and evaluation rows stay; before them go those that were there longest
+            self._on_device = [*self._on_device[-1:], (dataset, known)]
+        return known
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
+        rows = dataset.rows if isinstance(dataset, ArrowRows | RowsOnDevice) else dataset
         args, field = self.args, getattr(self.args, "contrast_field", None)
         seed = args.seed if args.data_seed is None else args.data_seed
         if field is not None and isinstance(rows, datasets.Dataset):
