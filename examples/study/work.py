@@ -168,8 +168,7 @@ def pretrain(spec: dict[str, Any], folder: Path, prepared: Path, options: argpar
 
 
 def device(bf16: bool) -> dict[str, Any]:
-    there = torch.accelerator.is_available()
-    return {"bf16": bf16, "use_cpu": not there, "rows_on_device": there}
+    return {"bf16": bf16, "use_cpu": not torch.accelerator.is_available(), "rows_on_device": True}
 
 
 def train(trainer: Any, folder: Path) -> None:
