@@ -31,12 +31,13 @@ RUNS = {
     "workers": (1, WORKERS, {}, [2]),
     "a curriculum": (1, {**MICRO, "dataloader_num_workers": 1}, CURRICULUM, [1, 5]),
     "groups": (1, {"contrast_field": "item_id", "dataloader_num_workers": 1}, {}, [6]),
+    "rows on the device": (1, {"contrast_field": "item_id", "rows_on_device": True, **MICRO}, CURRICULUM, [1, 4]),
     "stream": (1, STREAM, {}, [4, 7]),
     "an adapter": (1, {}, {"text_adapter": {"r": 4}}, [5]),
     "stage 2, ids": (2, {}, None, [3, 4]),
     "a teacher": (2, {"embedding_optim": "rowwise_adagrad"}, None, [5]),
     "embeddings restored": (2, {"restore_embeddings": True, "embedding_optim": "lazy_adamw"}, None, [4, 6]),
-    "stage 2": (2, MICRO, {"mode": "joint"}, [5]),
+    "stage 2": (2, {**MICRO, "rows_on_device": True}, {"mode": "joint"}, [5]),
 }
 
 

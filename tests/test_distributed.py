@@ -150,7 +150,7 @@ def test_two_processes_train_what_one_trains(
     if stage == 1:
         settings = {**settings, "contrast_chunk_size": chunk_size, "contrastive_learning_rate": 0.1}
     if optim != "sgd":  # its steps do not shrink with the gradients
-        settings = {**settings, "embedding_optim": optim, "learning_rate": 0.001}
+        settings = {**settings, "embedding_optim": optim, "learning_rate": 0.001, "rows_on_device": True}
         bounds = {"rtol": 1e-3, "atol": 1e-5}
     both = trained(2, "two", stage, model, settings)
     (one,) = trained(1, "one", stage, model, settings)
