@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from flip_hf import FlipCTRArguments, __version__
-from flip_hf.commands import COMMANDS, finetune, main, pretrain
+from flip_hf.commands import COMMANDS, finetune, main, prepare, pretrain
 from flip_hf.commands.reading import read_rows
 
 
@@ -82,3 +82,21 @@ def test_splits_that_are_not_there_and_unknown_keys_are_named_before_anything_is
     (tmp_path / "a.yaml").write_text("prepared_dir: rows\ntext_model: bert\noutput_dir: run\nlearning_rte: 1\n")
     with pytest.raises(ValueError, match="learning_rte"):
         pretrain.main([str(tmp_path / "a.yaml")])
+
+
+def test_an_error_of_ours_is_a_sentence_whose_remedy_is_a_flag_and_one_of_others_keeps_its_traceback(
+    tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "clicks.csv").write_text("ann,yes\nbob,no\n" * 40)
+    argv = ["prepare", "--dataset", str(tmp_path / "clicks.csv"), "--column_names", "user", "clicked"]
+    argv += ["--label", "clicked", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    said = capsys.readouterr().err
+    assert error.value.code == 1 and "Traceback" not in said
+    assert "flip_hf prepare: " in said and "label_map={'yes': 1, 'no': 0} says it of each value" in said
+    main([*argv, "--label_map", '{"yes": 1, "no": 0}'])
+    assert "train: 64 rows, 53.1% positive" in capsys.readouterr().out
+    monkeypatch.setattr(prepare, "split_dataset", lambda *args, **kwargs: int("not a number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main([*argv, "--label_map", '{"yes": 1, "no": 0}'])

@@ -4,7 +4,9 @@
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import __version__
 
@@ -32,4 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"flip_hf {__version__}")
     command = parser.parse_args(argv[:1]).command
-    importlib.import_module(f".{command}", __name__).main(argv[1:])
+    try:
+        importlib.import_module(f".{command}", __name__).main(argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if Path(__file__).parents[1] not in raised_in.parents:
+            raise
+        parser.exit(1, f"flip_hf {command}: {error}\n")  # a sentence of ours needs no traceback above it

@@ -60,7 +60,13 @@ class TableArguments:
     label_threshold: float | None = HfArg(
         default=None, help="Label is 1 where the label column (or the rating) is above this."
     )
+    label_map: dict | str | None = HfArg(
+        default=None, help='0 or 1 for each value of the label column, as json: \'{"yes": 1, "no": 0}\'.'
+    )
     delimiter: str | None = HfArg(default=None, help="Delimiter of a csv.")
+    column_names: list[str] | None = HfArg(default=None, help="Columns of a csv without a header.")
+    quoting: int | None = HfArg(default=None, help="Quotes in a csv: 3 for characters as any other.")
+    escapechar: str | None = HfArg(default=None, help="What escapes a quote in a csv (default: it is doubled).")
     encoding: str | None = HfArg(default=None, help="Encoding of text files, if not UTF-8.")
 
 
@@ -108,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [OutputArguments, TableArguments, FieldArguments, SplitArguments]
     output, *others = read_arguments("prepare", __doc__, kinds, argv)
     table, fields, split = (dict(vars(one)) for one in others)
-    source = table.pop("dataset")
+    source, table["label_map"] = table.pop("dataset"), read_overrides(table["label_map"]) or None
     dataset = load_ctr_dataset(source, **table)
     strategy, column = split.pop("split"), split.pop("split_column")
     splits = split_dataset(dataset, strategy, column=column, **split)
