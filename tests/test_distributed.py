@@ -103,7 +103,7 @@ def train(rank: int, world: int, stage: int, model, given: dict, settings: dict,
     if shards:
         assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
         weights = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
-    results[rank] = logs, predictions, weights, said
+    results[rank] = logs, predictions, weights, said, torch.rand(()).item()
 
 
 @pytest.fixture()
@@ -156,6 +156,7 @@ def test_two_processes_train_what_one_trains(
     (one,) = trained(1, "one", stage, model, settings)
     for found in both:
         assert_same(found, one, stage, **bounds)
+    assert both[0][4] != both[1][4]  # what dropout would draw next
     saved = type(model).from_pretrained(tmp_path / "two/saved").state_dict()
     assert all(torch.equal(saved[name], weight) for name, weight in both[0][2].items())
 

@@ -206,6 +206,8 @@ class FlipTrainer(ResumableTrainer):
         counts = super()._init_training_state(*args)
         self._step_of_last_log, self._clock = self.state.global_step, time.perf_counter()
         self._logged_losses = {}
+        if self.args.process_index:  # else each process would drop the same units of its rows
+            torch.manual_seed(self.args.seed + self.args.process_index)
         return counts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
