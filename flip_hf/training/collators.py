@@ -35,7 +35,7 @@ class ArrowRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
-    def __getitems__(self, indices: Sequence[int]) -> pa.Table:
+    def __getitems__(self, indices: Sequence[int]) -> Any:
         return self.tables[indices]
 
 
@@ -43,17 +43,18 @@ class PaddedBatch(dict):
     """Columns of a batch that is padded already."""
 
 
-class RowsOnDevice(torch.utils.data.Dataset):
+class RowsOnDevice(ArrowRows):
     """Encoded rows, all of them on a device; several at a time are their padded batch there, which collators take."""
 
     def __init__(
         self, rows: datasets.Dataset, collator: "DataCollatorForFlipCTR | DataCollatorForFlipPreTraining", device: Any
     ):
-        self.rows, self.multiple = rows, collator.pad_to_multiple_of
-        self.fills = _fills(rows.with_format("arrow")[:1], collator.processor, collator.ragged)
+        super().__init__(rows)
+        self.multiple = collator.pad_to_multiple_of
+        self.fills = _fills(self.tables[:1], collator.processor, collator.ragged)
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("feature_ids", "labels", *self.fills)}
         of_texts = [np.zeros(0, np.int64)]
-        for table in rows.with_format("arrow").iter(100_000):
+        for table in self.tables.iter(100_000):
             for name in parts.keys() & table.column_names:
                 if name == "labels":
                     values = table.column(name).to_numpy().astype(np.float32)
@@ -67,12 +68,6 @@ class RowsOnDevice(torch.utils.data.Dataset):
         self.texts = columns  # end to end, (L,)
         self.lengths = np.concatenate(of_texts)
         self.starts = self.lengths.cumsum() - self.lengths
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> PaddedBatch:
         chosen = np.array(indices)

@@ -259,7 +259,7 @@ class FlipTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        rows = dataset.rows if isinstance(dataset, ArrowRows | RowsOnDevice) else dataset
+        rows = dataset.rows if isinstance(dataset, ArrowRows) else dataset
         args, field = self.args, getattr(self.args, "contrast_field", None)
         seed = args.seed if args.data_seed is None else args.data_seed
         if field is not None and isinstance(rows, datasets.Dataset):
