@@ -213,12 +213,12 @@ def test_a_training_goes_on_in_any_number_of_processes(stage, trained, trainable
     for world, first in ((1, "two"), (2, "one"), (2, "two")):
         checkpoint = f"{first}/checkpoint-8"
         resumed = trained(world, f"{first} then {world}", stage, model, settings, checkpoint=checkpoint)
-        for rank, (_, _, weights, said) in enumerate(resumed):
+        for rank, (_, _, weights, said, _) in enumerate(resumed):
             if first == "two" and world == 2:
                 assert said == [] and all(torch.equal(two[rank][2][name], w) for name, w in weights.items())
                 continue
             written = f"{tmp_path / checkpoint} was written by {3 - world} processes, not {world}"
             assert said == [f"{written}: the training goes on with its rows and masks, and with other dropout"]
             torch.testing.assert_close(weights, one[2], rtol=1e-3, atol=1e-5)
-    for _, _, weights, _ in two:
+    for _, _, weights, _, _ in two:
         torch.testing.assert_close(weights, one[2], rtol=1e-3, atol=1e-5)
