@@ -13,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_table
 from datasets import load_from_disk
 from sklearn.metrics import roc_auc_score
+
+from flip_hf import DataCollatorForFlipCTR
 
 
 STUDY = Path(__file__).parents[1] / "examples" / "study"
 sys.path.insert(0, str(STUDY))
 
 import report  # noqa: E402
+import rivals  # noqa: E402
 import run  # noqa: E402
 import work  # noqa: E402
 from cells import draw_settings, expand, read_grid, recipe_of  # noqa: E402
@@ -29,6 +33,7 @@ from cells import draw_settings, expand, read_grid, recipe_of  # noqa: E402
 
 FOLDER, PREPARED = "clicks/random-0/labels-1", "clicks/random-0/prepare-plain"
 MODELS = ["dcnv2", "FLIP_ID", *(["LightGBM"] if all(map(importlib.util.find_spec, ("catboost", "lightgbm"))) else [])]
+RIVALS = ["CTR-BERT", "MoRec"]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,14 @@ def grid(tmp_path_factory) -> dict:
     grid = read_grid(STUDY / "grid.json")
     clicks = {"load": {"name_or_path": str(table)}, "folder": None, "max_length": 64, "splits": {"random": {}}}
     clicks |= {"text_fields": ["title", "genre"], "slices": {"user": "user_id", "item": "item_id"}}
+    clicks["user_fields"] = ["user_id", "gender"]
     clicks["space"] = {"per_device_train_batch_size": {"choice": [32]}, "dropout": {"choice": [0.3]}}
     clicks["stage1"] = {"num_train_epochs": 1, "per_device_train_batch_size": 32}
     clicks["training"] = {"num_train_epochs": 3}
     grid["datasets"] = {"clicks": clicks}
     whole = {"text_model": {"name": "tiny", "num_hidden_layers": 1}, "trials": 2, "search_seed": 0, "seeds": [0, 1]}
     whole |= {"stage1_seeds": [0], "split": "random", "split_seeds": [0], "label_shares": [1], "dataset": "clicks"}
-    runs = [{"models": MODELS}, {"models": ["joint"], "trials": 1, "seeds": [0]}]
+    runs = [{"models": MODELS}, {"models": ["joint", *RIVALS], "trials": 1, "seeds": [0]}]
     runs += [{"models": ["dcnv2", "FLIP_ID"], "trials": 1, "seeds": [0], "label_shares": [0.5]}]
     grid["grids"]["miniature"] = {**whole, "runs": runs}
     return grid
@@ -208,7 +214,11 @@ def test_figures_of_the_report_are_those_of_the_predictions(study, results):
         assert (mean, low, high) == pytest.approx((np.mean(values), mean - half, mean + half), abs=2e-4)
     difference = float(lines["FLIP_ID"][7].split("[")[0].removeprefix(" to dcnv2: "))
     assert difference == pytest.approx(np.mean(aucs["FLIP_ID"]) - np.mean(aucs["dcnv2"]), abs=1e-4)
-    assert not "".join(lines["joint"][2:]).strip() and "100% of the labels: joint (1)" in results
+    assert (
+        not "".join(lines["joint"][2:]).strip()
+        and lines["MoRec"][2].strip()
+        and "100% of the labels: joint (1)" in results
+    )
     assert (study / "models-clicks-random.png").is_file() and (study / "gain-clicks-random.png").is_file()
 
 
@@ -227,6 +237,52 @@ def test_statistics_on_worked_examples(study):
 def test_dropout_of_a_trial_reaches_every_dnn_of_a_tower():
     for backbone, names in {"lr": (), "dcnv2": ("dnn",), "finalmlp": ("mlp1", "mlp2"), "afn": ("afn",)}.items():
         assert work.dnn_dropout(backbone, 0.3) == {f"{name}_dropout": 0.3 for name in names}
+
+
+@pytest.fixture
+def rival(request, study, options) -> tuple:
+    """A fresh one as it is trained in the study, and six rows of it."""
+    spec = json.loads((study / FOLDER / request.param / "seed-0/config.json").read_text())
+    rows, processor = work.load_rows(study / PREPARED)
+    model, rows = rivals.build_rival(
+        spec, study / PREPARED, rows, options.text_model, processor, num_hidden_layers=1, mode=spec["model"]["mode"]
+    )
+    batch = DataCollatorForFlipCTR(processor)(list(rows["test"].select(range(6))))
+    return model.eval(), batch, processor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rival", ["CTR-BERT"], indirect=True)
+@torch.no_grad()
+def test_ctr_bert_reads_the_texts_of_user_and_item_each_without_the_other(rival):
+    model, batch, processor = rival
+    texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert all(
+        "gender is" in text.split("item id is")[0] and "title is" in text.split("item id is")[1] for text in texts
+    )
+    starts = (batch["input_ids"] == batch["input_ids"][:, :1]).cumsum(1)
+    size, vectors = model.config.text_config.hidden_size, model.flip(**batch).text_vector
+    for number in (1, 2):  # read alone, where it stands
+        mask = batch["attention_mask"] * (starts == number)
+        alone = model.flip.encode_text(batch["input_ids"], mask)[1]
+        torch.testing.assert_close(vectors[:, (number - 1) * size : number * size], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rival", ["MoRec"], indirect=True)
+@torch.no_grad()
+def test_morec_knows_an_item_by_its_words_alone(rival):
+    model, batch, processor = rival
+    texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert all(text.startswith("title is") and "user id" not in text for text in texts)
+    logits, fields = model(**batch).logits, processor.feature_extractor.field_names
+    for field in fields:
+        ids = batch["feature_ids"].clone()
+        ids[:, fields.index(field)] = ids[:, fields.index(field)].roll(1)
+        other = model(**{**batch, "feature_ids": ids}).logits
+        assert torch.equal(other, logits) == (field == "item_id")
+    other = model(**{**batch, "input_ids": batch["input_ids"].roll(1, 0)}).logits
+    assert not torch.allclose(other, logits)
 
 
 @pytest.mark.slow

@@ -92,6 +92,8 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
     space = {**grid["spaces"][model["space"]]}
     space.update({name: rule for name, rule in dataset.get("space", {}).items() if name in space})
     entry = {name: value for name, value in model.items() if name not in ("space", "against")}
+    if "rival" in model:
+        entry["user_fields"] = dataset["user_fields"]
     for share in run["label_shares"]:
         if share < 1 and "label_mean" in json.dumps(options):
             raise ValueError(f"{model_name}: label means are of all labels, and {share:g} of them are to be known")

@@ -49,9 +49,8 @@ a paired bootstrap over test rows. p: normal, with the variances of that bootstr
 corrected over the table. Stage 1 has the seeds that the grid names as `stage1_seeds`: where that is one, seeds are of
 stage 2 alone. Seconds and minutes are the clock's, other work on the machine included.
 
-**Not there**, since the package has no honest way to express it: CTR-BERT (two language models, of the user's and of
-the item's text), P5 (text to text) and MoRec (the item's embedding is the state of its text). CTRL is stage 1 with the
-contrast alone, then the ids; PTab is stage 1 with masked tokens alone, then the text.
+CTRL is stage 1 with the contrast alone, then the ids; PTab is stage 1 with masked tokens alone, then the text;
+CTR-BERT and MoRec are in `rivals.py`. **Not there**: P5 (text to text), which wants a language model that writes.
 """
 
 

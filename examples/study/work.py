@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from cells import Cell
 from datasets import DatasetDict, disable_progress_bars, load_from_disk
+from rivals import build_rival
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from flip_hf import (
@@ -249,7 +250,10 @@ def train_flip(
     else:
         name, num_hidden_layers = find_text_model(text_model["name"], options), text_model["num_hidden_layers"]
         config |= {"processor": processor, "num_hidden_layers": num_hidden_layers, "mode": mode}
-        model = FlipForCTR.from_text_pretrained(name, **config)
+        if "rival" in spec["model"]:
+            model, rows = build_rival(spec, prepared, rows, name, **config)
+        else:
+            model = FlipForCTR.from_text_pretrained(name, **config)
     common = {**QUIET, **device(reads_text(spec) and has_bf16(options)), "seed": spec["seed"], "save_only_model": True}
     trainer = FlipCTRTrainer(
         model=model,
