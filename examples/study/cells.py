@@ -105,7 +105,8 @@ def _add_model(add: Any, grid: dict[str, Any], run: dict[str, Any], split_seed: 
 
         teachers = []
         if "teacher" in model:  # one that keeps its model: the first of its runs teaches all
-            _add_model(add, grid, {**run, "label_shares": [share]}, split_seed, model["teacher"])
+            of_teacher = {**run, **run.get("teachers", {}), "label_shares": [share]}
+            _add_model(add, grid, of_teacher, split_seed, model["teacher"])
             teachers = [f"{rows_folder}/labels-{share:g}/{model['teacher']}/seed-{run['seeds'][0]}"]
 
         def needed(seed: int, stage1: dict[int, str] = stage1, teachers: list[str] = teachers) -> tuple[str, ...]:
