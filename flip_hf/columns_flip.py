@@ -37,11 +37,18 @@ _LOST_ZEROS = re.compile(r"(0|-?[1-9]\d*)(\.0+)?", re.ASCII)
 _DATE_AND_HOUR = re.compile(r"(199\d|20\d\d|2100)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])\.")
 EXACT = 2.0**53  # a float beyond is several whole numbers
 _SHORT_FLOATS = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}
+_NANOSECONDS = {np.dtype(f"{kind}[ns]"): f"{kind}[us]" for kind in ("datetime64", "timedelta64")}
 _LABELS: dict[str | None, float] = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.0}
 
 
 def is_container(value: Any) -> bool:
     return isinstance(value, list | tuple | set | frozenset | Mapping) or getattr(value, "ndim", 0) > 0
+
+
+def short_float(kind: Any) -> Any:
+    """numpy's type for a type of values, of any library, that are floats of 32 or 16 bits; else `None`."""
+    kind = getattr(kind, "value_type", getattr(getattr(kind, "categories", None), "dtype", kind))  # of Arrow, pandas
+    return _SHORT_FLOATS.get(str(kind).lower().removeprefix("torch.").removesuffix("[pyarrow]"))
 
 
 def plain_value(value: Any, field: str = "", row: int | None = None) -> Any:
@@ -57,25 +64,31 @@ def plain_value(value: Any, field: str = "", row: int | None = None) -> Any:
             f"field {field!r} holds a {type(value).__name__}{where} ({str(value)[:60]}) and not one value per row: "
             f'make it multivalued (field_options={{{field!r}: {{"kind": "multivalued"}}}}), join it, or leave it out'
         )
-    if isinstance(value, np.datetime64) and value.dtype == "datetime64[ns]":  # item would make an integer of it
-        value = value.astype("datetime64[us]")
+    if getattr(value, "dtype", None) in _NANOSECONDS:  # item would make an integer of it
+        value = value.astype(_NANOSECONDS[value.dtype])
     if hasattr(value, "item"):  # of numpy or torch
-        value = value.item()
+        short, value = short_float(getattr(value, "dtype", "")), value.item()
+        value = value if short is None else float(str(short(value)))
     if value is None or isinstance(value, str | int | float):
         return value
     text = str(value)
     if text in _MISSING_OBJECTS:
         return None
+    if isinstance(value, datetime.timedelta):  # as Python writes it, whatever pandas does
+        return str(datetime.timedelta(value.days, value.seconds, value.microseconds))
     return value if isinstance(value, datetime.date | decimal.Decimal) else text
 
 
 def canonical_value(value: Any, field: str = "") -> str | None:
     """The string that a value of a categorical field stands for, without whitespace around it; `None` where it is
-    missing. 1 and 1.0 are `"1"` (a column of ints with a hole becomes floats in pandas), and `"1.0"` is another value.
-    Half a surrogate pair, which no encoding holds, becomes "?"."""
+    missing. 1, 1.0 and Decimal("1.00") are `"1"` (a column of ints with a hole becomes floats in pandas), and `"1.0"`
+    is another value. Half a surrogate pair, which no encoding holds, becomes "?"."""
     value = plain_value(value, field)
     if isinstance(value, float):
         return None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(float(value))
+    if isinstance(value, decimal.Decimal) and value.is_finite():  # Arrow writes all of a column to one place
+        whole, _, fraction = f"{value:f}".partition(".")
+        return f"{whole}.{fraction}".rstrip("0").removesuffix(".") if fraction else whole
     text = "" if value is None else str(value).strip()
     return (text if text.isascii() else text.encode("utf-8", "replace").decode()) or None
 
@@ -142,7 +155,8 @@ def _read_time(value: Any, field: str, format: str | None = None) -> float:
             else:  # a number has lost the zeros it began with
                 width = len(datetime.datetime(2000, 12, 31, 23, 59, 59).strftime(format)) if text.isdigit() else 0
                 time = datetime.datetime.strptime(text.zfill(width), format)
-        except ValueError as error:
+            time = time.astimezone(datetime.UTC) if time.tzinfo else time
+        except (ValueError, OverflowError) as error:  # in UTC it may be beyond the year 9999
             raise ValueError(
                 f"field {field!r}: {value!r} is no date or time ({error}); write ISO dates (2024-05-31T18:30Z) or "
                 "seconds since 1970, or pass its format ('%Y%m%d%H' for 2014102100)"
@@ -317,8 +331,8 @@ class CodedColumn(NamedTuple):
 
 def as_list(column: Any) -> Sequence[Any]:
     """A column as a Python sequence, whatever holds it."""
-    if isinstance(column, np.ndarray) and column.dtype == "datetime64[ns]":  # tolist would make integers of it
-        column = column.astype("datetime64[us]")
+    if isinstance(column, np.ndarray) and column.dtype in _NANOSECONDS:  # tolist would make integers of it
+        column = column.astype(_NANOSECONDS[column.dtype])
     for method in ("to_pylist", "tolist", "to_list"):  # arrow; numpy, pandas and torch; polars
         if hasattr(column, method):
             return getattr(column, method)()
@@ -348,7 +362,7 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     else:
         dtype = getattr(column, "dtype", "")
         coded = code_values(plain_values(as_list(column), field, first_row))
-    short = _SHORT_FLOATS.get(str(dtype).lower().removeprefix("torch."))
+    short = short_float(dtype)
     if short is None:
         return coded
     # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as

@@ -12,7 +12,7 @@ from .pulling_flip import check_sums, fetch, hub_arguments, workshop, write_sums
 
 
 # columns that are carried along and are no fields unless somebody names them
-NO_FIELDS = ("rating", "timestamp")
+NO_FIELDS = ("label", "rating", "timestamp")
 EXTRACTOR_FILES = ("preprocessor_config.json", VOCABULARY_NAME)
 
 

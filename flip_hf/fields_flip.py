@@ -32,6 +32,7 @@ from .columns_flip import (
     read_times,
     read_values,
     select_columns,
+    short_float,
     time_of,
 )
 
@@ -315,6 +316,8 @@ class MultivaluedField(CategoricalField):
             return value.split(self.separator)
         if isinstance(value, set | frozenset):
             return sorted(value, key=str)
+        if short_float(getattr(value, "dtype", "")):  # a list of Python's would have other digits
+            return list(value)
         return as_list(value) if is_container(value) and not isinstance(value, Mapping) else (value,)
 
     def elements(self, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -83,6 +83,32 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_weights_of_an_unbroken_o
         assert logs or stage == 2
 
 
+def test_what_a_training_goes_on_from_is_the_last_written_and_changed_settings_are_said(
+    stage_2, encoded, tmp_path, caplog
+):
+    rows, once = encoded["train"].select(range(64)), {**EVERY_STEP, "num_train_epochs": 1}
+    stage_2(train_dataset=rows, **once).train()
+    caplog.clear()
+    again = stage_2(train_dataset=rows, **once)
+    again.train(resume_from_checkpoint=True)
+    assert f"the training in {tmp_path / 'checkpoint-2'} is finished" in caplog.text and again.state.global_step == 2
+    assert "other settings" not in caplog.text
+
+    class Killed(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    caplog.clear()
+    with pytest.raises(KeyboardInterrupt):  # another training, which comes to a checkpoint of its own
+        stage_2(train_dataset=rows, callbacks=[Killed()], **{**once, "learning_rate": 0.5}).train()
+    other = stage_2(train_dataset=encoded["train"].select(range(1, 65)), **{**once, "learning_rate": 0.25})
+    other.train(resume_from_checkpoint=True)
+    said = "checkpoint-1, which was made with other settings, in brackets: learning_rate 0.25 (0.5), train_dataset "
+    assert said in caplog.text and "is finished" not in caplog.text
+    assert other.state.log_history[0].keys() and other.state.global_step == 2
+
+
 def killed(train, output_dir, number: int) -> int:
     """Trains in a process of its own that is killed at the given change of a file; returns how many there were."""
     read, write = os.pipe()

@@ -35,7 +35,7 @@ def test_the_string_of_a_value():
         (0.1, "0.1"), (np.float32(0.5), "0.5"), (1e22, "10000000000000000000000"), (float("-inf"), "-inf"),
         (2**70, "1180591620717411303424"), (np.uint64(2**64 - 1), "18446744073709551615"), (-3, "-3"), (-3.0, "-3"),
         (np.str_(" a "), "a"), (b" caf\xc3\xa9 ", "café"), (b"\xff", "\ufffd"), (b"  ", None), (np.array(2.0), "2"),
-        (torch.tensor(True), "True"), (decimal.Decimal("1.50"), "1.50"), (datetime.date(2024, 5, 31), "2024-05-31"),
+        (torch.tensor(True), "True"), (decimal.Decimal("1.50"), "1.5"), (datetime.date(2024, 5, 31), "2024-05-31"),
         ("NaN", "NaN"), ("None", "None"), ("a\ud800", "a?"), ("\udfff", "?"), ("\u2003x\n", "x"),
         (Path(" a\ud800 "), "a?"), (Path("<NA>"), None), (Path("  "), None), (decimal.Decimal("sNaN"), None),
         (pd.NaT, None), (pd.NA, None), (np.float16("nan"), None),
@@ -113,6 +113,7 @@ def test_what_is_no_time_is_named():
         ("1e300", "field 'when': '1e300' is no date or time"),
         (-(10**400), "is no date or time"),
         (datetime.time(12), "field 'when': '12:00:00' is no date or time"),
+        ("9999-12-31T23:59:59-05:00", "'9999-12-31T23:59:59-05:00' is no date or time .date value out of range"),
         # compact times, which would be June 1970, October 2034 and the year 2608
         (14102100, "14102100 is no date or time .as a number of 1970; only 1990 to 2100 are believed"),
         ("20240531", "'20240531' is no date or time .* pass its format \\('%Y%m%d%H' for 2014102100"),

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from conftest import tabular_model
+from datasets import Dataset
 
-from flip_hf import FlipCTRArguments, __version__
+from flip_hf import FlipCTRArguments, FlipFeatureExtractor, FlipProcessor, __version__, load_ctr_dataset
 from flip_hf.commands import COMMANDS, finetune, main, prepare, pretrain
 from flip_hf.commands.reading import read_rows
+from flip_hf.serving.pipeline import ClickThroughRatePipeline
 
 
 def printed(capsys, *argv: str) -> str:
@@ -100,3 +103,42 @@ def test_an_error_of_ours_is_a_sentence_whose_remedy_is_a_flag_and_one_of_others
     monkeypatch.setattr(prepare, "split_dataset", lambda *args, **kwargs: int("not a number"))
     with pytest.raises(ValueError, match="invalid literal"):
         main([*argv, "--label_map", '{"yes": 1, "no": 0}'])
+
+
+def test_no_folder_is_written_over_that_the_command_has_not_written(tmp_path, capsys):
+    table, out = tmp_path / "tables" / "clicks.csv", ["--output_dir", str(tmp_path)]
+    table.parent.mkdir()
+    table.write_text("user,label\n" + "ann,1\nbob,0\n" * 40)
+    with pytest.raises(SystemExit):
+        main(["prepare", "--dataset", str(table), *out])
+    assert "tables is not of a table prepared earlier: take another --output_dir" in capsys.readouterr().err
+    table.rename(tmp_path / "clicks.csv")
+    for seed in ("0", "1"):
+        main(["prepare", "--dataset", str(tmp_path / "clicks.csv"), *out, "--seed", seed])
+    assert (tmp_path / "clicks.csv").is_file() and (tmp_path / "tables" / "train").is_dir()
+
+
+def test_predictions_are_written_as_asked_and_what_cannot_be_is_said_before_anything_is_scored(
+    tmp_path, capsys, monkeypatch
+):
+    table = {"tags": [["a"], ["b", "c"]] * 20, "note": ["x", "y"] * 20, "label": [0, 1] * 20}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(table, fields=["tags"]))
+    tabular_model(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    Dataset.from_dict(table).to_json(tmp_path / "new.jsonl")
+    (tmp_path / "old.csv").write_text("tags;probability;note\na;0.5;\xfc\n", encoding="latin-1")
+    model, out = ["predict", "--model", str(tmp_path / "model"), "--data"], str(tmp_path / "scored")
+    flags = ["--delimiter", ";", "--encoding", "latin-1"]
+    for argv, message in (
+        (["new.jsonl", "--output", f"{out}.xlsx"], "scored.xlsx: name a file that ends in .csv, .jsonl, .parquet"),
+        (["new.jsonl", "--output", f"{out}.csv"], "tags holds lists, which a csv does not: take .jsonl or .parquet"),
+        (["old.csv", *flags, "--output", f"{out}.csv"], "old.csv has a column 'probability' already: rename it"),
+    ):
+        with pytest.raises(SystemExit), monkeypatch.context() as patch:
+            patch.setattr(ClickThroughRatePipeline, "__call__", lambda *_, **__: pytest.fail("scored"))
+            main([*model, str(tmp_path / argv[0]), *argv[1:]])
+        assert message in capsys.readouterr().err
+    for ending in ("jsonl", "parquet"):
+        main([*model, str(tmp_path / "new.jsonl"), "--output", f"{out}.{ending}"])
+        scored = load_ctr_dataset(f"{out}.{ending}")
+        assert scored["tags"][:] == table["tags"] and all(0 < value < 1 for value in scored["probability"])

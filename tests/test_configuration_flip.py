@@ -251,4 +251,4 @@ def test_preparing_data_that_is_killed_leaves_the_rows_and_the_processor_of_one_
         except FileNotFoundError:
             assert not (tmp_path / "rows").exists() and not (tmp_path / "processor").exists()
     prepare(1)
-    assert is_one_run() and not (tmp_path / "unfinished").exists()
+    assert is_one_run() and not (tmp_path / ".unfinished").exists()

@@ -196,8 +196,9 @@ def test_the_train_split_is_read_out_of_fold_and_a_lone_table_has_to_say():
     assert prepared["train"]["feature_ids"][:] == extractor(rows, out_of_fold=True).tolist()
     assert prepared["test"]["feature_ids"][:] == extractor(splits["test"]).tolist()
     assert extractor(rows, out_of_fold=True).tolist() != extractor(rows).tolist()
-    with pytest.raises(ValueError, match="say out_of_fold=True for those rows and False for others"):
-        prepare_dataset(splits["train"], processor, return_text=False)
+    for unnamed in (splits["train"], {"training": splits["train"], "test": splits["test"]}):
+        with pytest.raises(ValueError, match='False for others, or pass all splits, as a DatasetDict with "train"'):
+            prepare_dataset(unnamed, processor, return_text=False)
     for options in ({"out_of_fold": True, "batch_size": 7}, {"out_of_fold": False}):
         lone = prepare_dataset(splits["train"], processor, return_text=False, **options)
         assert lone["feature_ids"][:] == extractor(rows, out_of_fold=options["out_of_fold"]).tolist()

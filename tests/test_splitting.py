@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import make_table
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_from_disk
 
 from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset
 from flip_hf.data import splitting
@@ -169,6 +169,10 @@ def test_sampled_rows_keep_all_clicks_and_their_rate_goes_along(on_disk, tmp_pat
     assert negative_sampling_rate(table) == negative_sampling_rate(prepare_dataset(table, processor)) == 1.0
     twice = sample_negatives(sampled, 0.5)
     assert negative_sampling_rate(twice) == pytest.approx(rate * round(0.5 * kept) / kept)
+    more = sample_negatives(table, 0.5)
+    for rows in ([sampled, table], [sampled, more], [encoded, prepare_dataset(table, processor)], [sampled, sampled]):
+        with pytest.raises(ValueError, match="put together, of which some have 0.* of their non-clicks"):
+            negative_sampling_rate(concatenate_datasets(rows))
     assert sample_negatives(table, 0.1, seed=4)["title"][:] != sampled["title"][:]
     split_dataset(sampled)
     assert "those of validation and test are, too" in caplog.text

@@ -3,24 +3,29 @@
 
 import bz2
 import csv
+import datetime
+import decimal
 import gzip
 import itertools
 import json
 import pickle
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import make_table
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
 
-from flip_hf import FlipFeatureExtractor, load_ctr_dataset, prepare_dataset, split_dataset
+from flip_hf import FlipFeatureExtractor, FlipProcessor, load_ctr_dataset, prepare_dataset, split_dataset
 from flip_hf.data import private_datasets
 from flip_hf.data.readers import tables
 from flip_hf.fitting.schema import is_split
@@ -430,12 +435,52 @@ def test_rows_in_memory_that_are_no_table_are_refused():
             load_ctr_dataset([{"a": 1, "label": 1}], **option)
 
 
+def test_a_stream_keeps_a_label_column_of_the_name_that_labels_have_where_they_are_encoded():
+    rows = Dataset.from_dict({"x": list("ab") * 4, "labels": [0, 1] * 4})
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows, label="labels"))
+    table = prepare_dataset(rows, processor, return_text=False).to_list()
+    assert list(prepare_dataset(rows.to_iterable_dataset(), processor, return_text=False)) == table
+    assert [row["labels"] for row in table] == [0, 1] * 4
+
+
 def test_classes_of_a_stream_of_rows_are_encoded_by_their_names(processor):
     rows = make_table(20)
     dataset = Dataset.from_dict({**rows, "gender": [["male", "female"].index(gender) for gender in rows["gender"]]})
     dataset = dataset.cast_column("gender", ClassLabel(names=["male", "female"]))
     stream = dataset.to_iterable_dataset().map(lambda row: row, features=dataset.features)
     assert list(prepare_dataset(stream, processor)) == prepare_dataset(Dataset.from_dict(rows), processor).to_list()
+
+
+HOURS, DIGITS = [datetime.timedelta(hours=1), None, datetime.timedelta(days=2)], np.array([0.1, 0.2, 3.3], np.float32)
+SETS, LISTS = [set("abcdefgh"), None, frozenset("hg")], [DIGITS[:2], DIGITS[2:], DIGITS[:0]]
+# columns of three values, as Arrow would not write them by itself; of numbers, which a field may read as text, too
+ODD_COLUMNS = {
+    "timedelta": pd.Series(HOURS), "timedelta64": np.array(HOURS, "m8[ns]"), "timedeltas": HOURS,
+    "float[pyarrow]": pd.Series(DIGITS).astype("float[pyarrow]"), "float16": DIGITS.astype(np.float16),
+    "categories": pd.Series(DIGITS).astype("category"), "objects": [DIGITS[0], None, DIGITS[2]],
+    "dictionary": pa.array(DIGITS).dictionary_encode(), "tensor": torch.tensor(DIGITS),
+    "decimals": [decimal.Decimal("2.5"), decimal.Decimal("2.50"), decimal.Decimal("-10.125")],
+    "lists": LISTS, "lists of objects": [list(values) for values in LISTS], "sets": SETS,
+    "series of sets": pd.Series(SETS),
+    "intervals": pd.Series(pd.cut([1.0, 2.0, np.nan], 2)), "interval objects": [pd.Interval(0, 1)] * 3,
+    "periods": pd.Series(pd.period_range("2020", periods=3, freq="M")), "uuids": [uuid.UUID(int=k) for k in range(3)],
+    "sparse": pd.Series(pd.arrays.SparseArray([0.0, 0.0, 1.5])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value_type", [None, "text"])
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+def test_a_row_has_the_same_ids_and_the_same_fold_before_and_after_it_is_a_table(name, value_type):
+    rows = {"x": ODD_COLUMNS[name], "user": ["a", "b", "c"], "label": [0, 1, 1]}
+    options = {"kind": "multivalued", "max_values": 3} if "lists" in name or "sets" in name else {}
+    options |= {} if value_type is None else {"type": value_type}
+    given = {"user": {"statistics": ["label_mean"]}, **({"x": options} if options else {})}
+    extractor = FlipFeatureExtractor.fit(rows, field_options=given)
+    assert FlipFeatureExtractor.fit(load_ctr_dataset(rows), field_options=given).digest() == extractor.digest()
+    for out_of_fold in (False, True):
+        made = prepare_dataset(rows, FlipProcessor(extractor), return_text=False, out_of_fold=out_of_fold)
+        assert made["feature_ids"][:] == extractor(rows, out_of_fold=out_of_fold).tolist()
+    assert extractor.rates(np.array(made["feature_ids"][:]))["x"]["unseen"] == 0
 
 
 def test_what_is_used_of_datasets_beyond_its_public_face_is_there():

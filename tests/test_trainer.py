@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import tabular_model
+from datasets import concatenate_datasets
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from transformers import HfArgumentParser, Trainer, TrainingArguments
@@ -458,6 +459,11 @@ def test_data_sets_and_processors_that_do_not_fit_are_refused(stage_2, processor
         ({"eval_dataset": {"a": ones}}, "rows of a have labels"),
         ({"train_dataset": encoded["train"].remove_columns("labels")}, "train_dataset has no labels column"),
         ({"train_dataset": encoded["train"].select([])}, "all 0 rows of train_dataset"),
+        (
+            {"train_dataset": splits["train"]},
+            "train_dataset has user_id, .* and no feature_ids: encode it with prepare_d",
+        ),
+        ({"eval_dataset": splits["test"].to_pandas()}, "eval_dataset has user_id, .* and no feature_ids"),
         ({"label_smoothing_factor": 0.1}, "would pull every click probability towards 1/2"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -470,6 +476,9 @@ def test_data_sets_and_processors_that_do_not_fit_are_refused(stage_2, processor
     for name in some:
         with pytest.raises(ValueError, match=f"the rows of {name} were encoded with another processor"):
             stage_2(tabular_model(other), processing_class=other, **{**some, name: encoded["train"]})
+    mixed = concatenate_datasets([encoded["train"], prepare_dataset(changed, other)])
+    with pytest.raises(ValueError, match="the rows of train_dataset were encoded with another processor"):
+        stage_2(train_dataset=mixed)
     extended = copy.deepcopy(processor)
     extended.feature_extractor.extend({**splits["train"][:2], "user_id": ["somebody", "new"]})
     trainer = stage_2(tabular_model(extended), processing_class=extended)  # rows of before an extension are right
@@ -484,6 +493,8 @@ def test_down_sampled_rows_set_the_rate_and_are_said_where_they_are_evaluated(st
     assert "eval_dataset lacks non-clicks (sample_negatives)" in caplog.text
     with pytest.raises(ValueError, match="negative_sampling_rate=0.1 says otherwise"):
         stage_2(tabular_model(processor, negative_sampling_rate=0.1), train_dataset=rows)
+    stage_2(tabular_model(processor, negative_sampling_rate=0.1))
+    assert "nothing of sampled non-clicks, and config.negative_sampling_rate=0.1 lowers all" in caplog.text
 
 
 def test_every_metric_has_its_direction(tmp_path):

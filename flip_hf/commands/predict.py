@@ -7,42 +7,56 @@ Columns the model does not know are kept and not read; unseen and missing values
 printed, and a warning where they are far from what the training rows had.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, List
 from transformers import pipeline
+from transformers.hf_argparser import HfArg
 
 from ..data.load import load_ctr_dataset
+from .reading import FileArguments, read_arguments
+
+
+_WRITERS = {".csv": Dataset.to_csv, ".jsonl": Dataset.to_json, ".parquet": Dataset.to_parquet}
+
+
+@dataclass
+class PredictArguments:
+    model: str = HfArg(help="Folder or Hub name of a finetuned model.")
+    data: str = HfArg(help="csv, tsv, json or parquet; or the name of a known data set.")
+    output: str = HfArg(help="csv, jsonl or parquet to write: the table and a column 'probability'.")
+    data_dir: str | None = HfArg(default=None, help="Folder with the raw files of a named data set.")
+    mode: str | None = HfArg(default=None, help="Which of a joint model's modes to use: tabular, text or joint.")
+    text_model: str | None = HfArg(default=None, help="Of a folder with an adapter: where its language model lies.")
+    batch_size: int = HfArg(default=512, help="Rows per step.")
 
 
 def main(argv: Sequence[str]) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="flip_hf predict", description=__doc__, formatter_class=formatter)
-    parser.add_argument("--model", required=True, help="Folder or Hub name of a finetuned model.")
-    parser.add_argument("--data", required=True, help="csv, tsv, json or parquet; or the name of a known data set.")
-    parser.add_argument("--data_dir", help="Folder with the raw files of a named data set.")
-    parser.add_argument(
-        "--output", required=True, help="csv or parquet to write: the table and a column 'probability'."
-    )
-    parser.add_argument("--mode", choices=["tabular", "text", "joint"], help="Which of a joint model's modes to use.")
-    parser.add_argument("--batch_size", type=int, default=512, help="Rows per step.")
-    arguments = parser.parse_args(argv)
-
-    options = {"mode": arguments.mode} if arguments.mode else {}
+    arguments, files = read_arguments("predict", __doc__, [PredictArguments, FileArguments], argv)
+    output = Path(arguments.output)
+    if output.suffix not in _WRITERS:
+        raise ValueError(f"--output {output}: name a file that ends in {', '.join(_WRITERS)}")
+    options = {name: value for name in ("mode", "text_model") if (value := getattr(arguments, name)) is not None}
     scorer = pipeline("click-through-rate", model=arguments.model, model_kwargs=options)
-    table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir)
+    table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir, **vars(files))
+    lists = [name for name, feature in table.features.items() if isinstance(feature, List | dict)]
+    if lists and output.suffix == ".csv":
+        raise ValueError(
+            f"--output {output}: {', '.join(lists)} holds lists, which a csv does not: take .jsonl or .parquet"
+        )
+    if "probability" in table.column_names:
+        raise ValueError(f"{arguments.data} has a column 'probability' already: rename it, or leave it out")
 
     start = time.perf_counter()
     results, rates = scorer(table, batch_size=arguments.batch_size, return_rates=True)
     seconds = time.perf_counter() - start
 
     scored = table.add_column("probability", [row["probability"] for row in results])
-    (scored.to_parquet if arguments.output.endswith(".parquet") else scored.to_csv)(arguments.output)
-    print(
-        f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {arguments.output}"
-    )
+    _WRITERS[output.suffix](scored, output)
+    print(f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {output}")
     for name, shares in rates.items():
         if shares["unseen"] or shares["missing"]:
             found, expected = (

@@ -21,14 +21,19 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 from transformers.hf_argparser import HfArg
+from transformers.utils import PROCESSOR_NAME
 
 from ..data.encoding import prepare_dataset
 from ..data.load import load_ctr_dataset
 from ..data.readers import NAMED_DATASETS
 from ..data.splitting import split_dataset
-from ..feature_extraction_flip import FlipFeatureExtractor
+from ..feature_extraction_flip import NO_FIELDS, FlipFeatureExtractor
 from ..processing_flip import FlipProcessor
-from .reading import read_arguments, read_overrides
+from .reading import FileArguments, read_arguments, read_overrides
+
+
+# the folders that are written, and overwritten, and a file of each
+_WRITTEN = {"rows": "dataset_dict.json", "tables": "dataset_dict.json", "processor": PROCESSOR_NAME}
 
 
 @dataclass
@@ -43,7 +48,7 @@ class OutputArguments:
 
 
 @dataclass
-class TableArguments:
+class TableArguments(FileArguments):
     """Of `load_ctr_dataset`."""
 
     dataset: str = HfArg(
@@ -63,11 +68,6 @@ class TableArguments:
     label_map: dict | str | None = HfArg(
         default=None, help='0 or 1 for each value of the label column, as json: \'{"yes": 1, "no": 0}\'.'
     )
-    delimiter: str | None = HfArg(default=None, help="Delimiter of a csv.")
-    column_names: list[str] | None = HfArg(default=None, help="Columns of a csv without a header.")
-    quoting: int | None = HfArg(default=None, help="Quotes in a csv: 3 for characters as any other.")
-    escapechar: str | None = HfArg(default=None, help="What escapes a quote in a csv (default: it is doubled).")
-    encoding: str | None = HfArg(default=None, help="Encoding of text files, if not UTF-8.")
 
 
 @dataclass
@@ -76,7 +76,7 @@ class FieldArguments:
 
     fields: list[str] | None = HfArg(default=None, help="Fields, in order (default: all but the label).")
     exclude: list[str] = HfArg(
-        default_factory=lambda: ["rating", "timestamp"],
+        default_factory=lambda: list(NO_FIELDS),
         help="Columns that are no fields, such as an id of the row that a split goes by.",
     )
     # a bare `dict | None` is a type that argparse cannot read
@@ -113,6 +113,10 @@ class SplitArguments:
 def main(argv: Sequence[str]) -> None:
     kinds = [OutputArguments, TableArguments, FieldArguments, SplitArguments]
     output, *others = read_arguments("prepare", __doc__, kinds, argv)
+    output_dir = Path(output.output_dir)
+    for name, mark in _WRITTEN.items():
+        if any(output_dir.glob(f"{name}/*")) and not (output_dir / name / mark).is_file():
+            raise ValueError(f"{output_dir / name} is not of a table prepared earlier: take another --output_dir")
     table, fields, split = (dict(vars(one)) for one in others)
     source, table["label_map"] = table.pop("dataset"), read_overrides(table["label_map"]) or None
     dataset = load_ctr_dataset(source, **table)
@@ -124,10 +128,9 @@ def main(argv: Sequence[str]) -> None:
     processor = FlipProcessor(feature_extractor=extractor, tokenizer=tokenizer, max_length=output.max_length)
     rows = prepare_dataset(splits, processor, return_text=tokenizer is not None, num_proc=output.num_proc)
 
-    output_dir = Path(output.output_dir)
     # the three of one run, also where it is killed while it writes them: beside another run's processor rows would
     # stand for other values
-    unfinished = output_dir / "unfinished"
+    unfinished = output_dir / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     rows.save_to_disk(unfinished / "rows")
     splits.save_to_disk(unfinished / "tables")

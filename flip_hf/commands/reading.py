@@ -5,12 +5,14 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import DatasetDict, load_dataset, load_from_disk
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
 
 
 # those of transformers' arguments that a first run may want; FLIP's own are all shown
@@ -18,6 +20,17 @@ _SHOWN = {
     *("output_dir", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "warmup_steps", "max_grad_norm"),
     *("save_steps", "eval_steps", "seed", "use_cpu", "torch_compile", "report_to", "push_to_hub", "hub_model_id"),
 }
+
+
+@dataclass
+class FileArguments:
+    """Of `load_ctr_dataset`: how text files are written."""
+
+    delimiter: str | None = HfArg(default=None, help="Delimiter of a csv.")
+    column_names: list[str] | None = HfArg(default=None, help="Columns of a csv without a header.")
+    quoting: int | None = HfArg(default=None, help="Quotes in a csv: 3 for characters as any other.")
+    escapechar: str | None = HfArg(default=None, help="What escapes a quote in a csv (default: it is doubled).")
+    encoding: str | None = HfArg(default=None, help="Encoding of text files, if not UTF-8.")
 
 
 class _Loader(yaml.SafeLoader):

@@ -107,12 +107,21 @@ def prepare_dataset(
         keep_columns (`list[str]`): raw columns to carry along.
         out_of_fold (`bool`, *optional*): whether these are the rows that the processor was fitted on, which must not
             read their own labels in label statistics. By default the split `"train"` of a `DatasetDict` is, and other
-            splits are not; a table without a split has to say so, if the processor has such fields.
+            splits are not; a table without a split, and splits of which none is `"train"`, have to say so, if the
+            processor has such fields.
 
     Returns:
         The same kind of data set, with per row `input_ids`, `attention_mask`, `token_field_ids` (lists as long as the
         row's text), `feature_ids` (S) and, if the table has the label column, `labels` (0.0 or 1.0).
     """
+    extractor = processor.feature_extractor
+    knows_train = is_split(dataset) and "train" in dataset
+    if extractor.has_label_statistics and out_of_fold is None and not knows_train:
+        raise ValueError(
+            "the processor has label statistics, in which a row that it was fitted on must not find its own label: "
+            "say out_of_fold=True for those rows and False for others, or pass all splits, as a DatasetDict with "
+            '"train"'
+        )
     if is_split(dataset):
         encoded = DatasetDict() if type(dataset) is dict else type(dataset)()
         for name, split in dataset.items():
@@ -120,12 +129,6 @@ def prepare_dataset(
             options = (return_text, num_proc, batch_size, keep_columns, is_train)
             encoded[name] = prepare_dataset(split, processor, *options)
         return encoded
-    extractor = processor.feature_extractor
-    if extractor.has_label_statistics and out_of_fold is None:
-        raise ValueError(
-            "the processor has label statistics, in which a row that it was fitted on must not find its own label: "
-            "say out_of_fold=True for those rows and False for others, or pass all splits as a DatasetDict"
-        )
     is_stream = isinstance(dataset, IterableDataset)
     if not is_stream and not len(dataset := as_dataset(dataset)):
         raise ValueError("the table has no rows: there is nothing to encode")
@@ -144,7 +147,7 @@ def prepare_dataset(
     encoder = _Encoder(processor, return_text, out_of_fold, list(keep_columns), raw)
     settings = {"batched": True, "batch_size": batch_size, "remove_columns": list(raw), "features": Features(features)}
     if is_stream:  # which drops what is made under a name that is removed
-        settings["remove_columns"] = [name for name in raw if name not in keep_columns]
+        settings["remove_columns"] = [name for name in raw if name not in features]
         if not gives_arrow(dataset):
             return dataset.with_format(None).map(encoder.encode_lists, **settings)
         return dataset.with_format("arrow").map(encoder, **settings).with_format(None)
@@ -170,10 +173,15 @@ def _made_by(extractor: Any, num_features: int) -> str:
 
 
 def check_encoded(dataset: Any, processor: Any, name: str) -> None:
-    """Raises ValueError for encoded rows that say they were made by another processor (`info.description`, which `map`
-    and `select` carry along); one that was extended since is the same."""
-    made = _MADE.search(getattr(getattr(dataset, "info", None), "description", None) or "")
+    """Raises ValueError for rows that are not encoded, and for those that say they were made by another processor
+    (`info.description`, which `map` and `select` carry along); one that was extended since is the same."""
+    columns = getattr(dataset, "column_names", getattr(dataset, "columns", None))  # pandas has the latter
+    if columns is not None and "feature_ids" not in columns:
+        raise ValueError(
+            f"{name} has {', '.join(map(str, columns))} and no feature_ids: encode it with prepare_dataset"
+        )
     extractor = processor.feature_extractor
-    num_features = int(made[1]) if made else 0
-    if made and (num_features > extractor.num_features or made[0] != _made_by(extractor, num_features)):
-        raise ValueError(f"the rows of {name} were encoded with another processor: encode them with this one")
+    for made in _MADE.finditer(getattr(getattr(dataset, "info", None), "description", None) or ""):
+        num_features = int(made[1])
+        if num_features > extractor.num_features or made[0] != _made_by(extractor, num_features):
+            raise ValueError(f"the rows of {name} were encoded with another processor: encode them with this one")

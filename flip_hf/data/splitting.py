@@ -32,7 +32,7 @@ _SPLIT_NAMES = {
 }
 # a class rarer than that is spread evenly over random splits, and with fewer clicks than that metrics are chance
 _RARE_SHARE, _FEW_CLICKS = 0.01, 100
-_SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)$", re.MULTILINE)
+_SAMPLING_RATE = re.compile(r"^negative_sampling_rate=(\S+)(?: in (\d+) rows)?$", re.MULTILINE)
 # numbers that are all below are no times and no dates, but count days or steps
 _MOST_STEPS = 1_000_000
 # rows, and bytes of them, that are brought into order at a time
@@ -178,15 +178,26 @@ def sample_negatives(
     if not len(sampled):
         raise ValueError(f"rate={rate} of {len(others)} non-clicks is none: nothing could be learnt")
     info, share = dataset.info.copy(), negative_sampling_rate(dataset) * len(sampled) / len(others)
-    info.description = f"{_SAMPLING_RATE.sub('', info.description).strip()}\nnegative_sampling_rate={share!r}".strip()
-    return _take(dataset, np.sort(np.concatenate([clicks, sampled])), info, cache_dir)
+    rows = np.sort(np.concatenate([clicks, sampled]))
+    recorded = f"negative_sampling_rate={share!r} in {len(rows)} rows"
+    info.description = f"{_SAMPLING_RATE.sub('', info.description).strip()}\n{recorded}".strip()
+    return _take(dataset, rows, info, cache_dir)
 
 
 def negative_sampling_rate(dataset: Any) -> float:
-    """The share of the non-clicks that `sample_negatives` left in these rows, raw or encoded; 1.0 where it was not."""
+    """The share of the non-clicks that `sample_negatives` left in these rows, raw or encoded; 1.0 where it was not.
+    Raises `ValueError` for rows of several tables, of which it is not known."""
     info = getattr(dataset, "info", None)
-    recorded = _SAMPLING_RATE.search(info.description or "") if isinstance(info, DatasetInfo) else None
-    return float(recorded[1]) if recorded else 1.0
+    recorded = set(_SAMPLING_RATE.findall(info.description or "")) if isinstance(info, DatasetInfo) else set()
+    if not recorded:
+        return 1.0
+    (rate, num_rows), *others = recorded
+    if others or (num_rows and isinstance(dataset, Dataset) and len(dataset) > int(num_rows)):
+        problem = f"{len(dataset)} rows were put together, of which some have {rate} of their non-clicks"
+        raise ValueError(
+            f"{problem}: nobody knows what share all of them have; put whole tables together, then sample"
+        )
+    return float(rate)
 
 
 def _shares(values: np.ndarray, fractions: _Fractions) -> list[np.ndarray]:

@@ -2,10 +2,12 @@
 """Checkpoints that are whole or not there, and how a training goes on from the last of them as if it had not stopped,
 with weights that accelerate shards over devices (FSDP2) too.
 
-A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks them too). It is written in the folder
-`unfinished` beside and renamed when all of it is on the disk.
+A checkpoint carries `SHA256SUMS` of its files (`sha256sum -c SHA256SUMS` checks them too), and in `settings.json` what
+arguments and rows it was made with. It is written in the folder `.unfinished` beside and renamed when all of it is on
+the disk.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,12 +23,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 from transformers.utils import logging
 
+from ..data.private_datasets import fingerprint_of
 from ..pulling_flip import SUMS_NAME, read_sums, sha256, write_sums
 
 
 logger = logging.get_logger(__name__)
 
-_UNFINISHED = "unfinished"  # folder of an output folder
+_UNFINISHED = ".unfinished"  # folder of an output folder
+_SETTINGS = "settings.json"  # of a checkpoint
 _WAIT = 15.0  # seconds in which the workers of a training that was killed notice it
 
 
@@ -52,9 +56,15 @@ def check_sealed(folder: Path) -> None:
 
 
 def get_last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that is whole, if there is one. Newer ones that are not are named in a warning."""
-    passed_over = []
-    for folder in reversed(sort_checkpoints(str(output_dir))):
+    """The checkpoint that was written last and is whole, if there is one: an earlier training in the same folder may
+    have come further. Those written later that are not whole are named in a warning."""
+
+    def written(folder: str) -> float:
+        sums = Path(folder, SUMS_NAME)
+        return (sums if sums.is_file() else Path(folder)).stat().st_mtime
+
+    passed_over, folders = [], sort_checkpoints(str(output_dir))
+    for folder in sorted(folders, key=lambda folder: (written(folder), folders.index(folder)), reverse=True):
         try:
             check_sealed(Path(folder))
         except (OSError, ValueError) as error:
@@ -72,7 +82,8 @@ class ResumableTrainer(Trainer):
     """
     A `Trainer` that a machine may die under. One training at a time writes to a folder. `train(True)` goes on from the
     newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early stopping
-    counts on, and what is finished is not trained any further.
+    counts on. A warning says what arguments are others than the checkpoint was made with, that the training rows are,
+    and that a training is finished and not trained any further.
 
     Under FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`) checkpoints may be of shards; what is saved besides
     is a whole model, as one device writes it. `ValueError` for `--fsdp_cpu_ram_efficient_loading true`, accelerate's
@@ -128,7 +139,24 @@ class ResumableTrainer(Trainer):
                 f"{asked} was written by {num_processes} processes, not {self.args.world_size}: the training goes on "
                 "with its rows and masks, and with other dropout"
             )
+        self._warn_of_other_settings(Path(asked))
         return str(asked)
+
+    def _settings(self) -> dict[str, Any]:
+        rows = self.train_dataset
+        made = {"train_dataset": fingerprint_of(rows)} if isinstance(rows, datasets.Dataset) else {}
+        settings = {**self.args.to_dict(), **made}
+        return json.loads(json.dumps({name: settings[name] for name in settings if name != "output_dir"}, default=str))
+
+    def _warn_of_other_settings(self, checkpoint: Path) -> None:
+        path, now = checkpoint / _SETTINGS, self._settings()
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+        changed = [f"{name} {now.get(name)} ({before[name]})" for name in before if before[name] != now.get(name)]
+        if changed:
+            logger.warning(
+                f"the training goes on from {checkpoint}, which was made with other settings, in brackets: "
+                f"{', '.join(changed)}. Another training needs another output_dir"
+            )
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         rows = self.train_dataset
@@ -165,6 +193,7 @@ class ResumableTrainer(Trainer):
                 self.state.best_model_checkpoint = os.path.join(run, name)
             if self.args.should_save:
                 self.state.save_to_json(str(beside / name / TRAINER_STATE_NAME))
+                (beside / name / _SETTINGS).write_text(json.dumps(self._settings(), indent=1), encoding="utf-8")
                 seal(beside / name)
                 if final.exists():  # of an earlier training, or torn
                     final.rename(beside / "earlier")
@@ -198,6 +227,8 @@ class ResumableTrainer(Trainer):
             if isinstance(callback, EarlyStoppingCallback) and isinstance(saved, dict):
                 callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
                 is_over |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        if is_over:
+            logger.warning(f"the training in {checkpoint} is finished, and not trained any further")
         return (num_epochs, 0) if is_over else (epoch, num_batches)
 
     @property

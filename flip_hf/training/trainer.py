@@ -591,6 +591,11 @@ class FlipCTRTrainer(FlipTrainer):
                 f"train_dataset has {rate:.4g} of its non-clicks (sample_negatives), "
                 f"negative_sampling_rate={known:g} says otherwise: leave it at 1, and the trainer sets it"
             )
+        elif known < 1.0 and isinstance(self.train_dataset, datasets.Dataset) and rate == 1.0:
+            logger.warning(
+                f"train_dataset says nothing of sampled non-clicks, and config.negative_sampling_rate={known:g} "
+                "lowers all probabilities: set it to 1 if these rows have all of them"
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         # a mode that reads no text has none decoded, and no batches of similar length

@@ -18,7 +18,16 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from transformers.utils import logging
 
-from ...columns_flip import as_columns, canonical_value, class_names, read_number, with_class_names
+from ...columns_flip import (
+    as_columns,
+    as_list,
+    canonical_value,
+    class_names,
+    is_container,
+    plain_value,
+    read_number,
+    with_class_names,
+)
 from ...fitting.schema import is_split
 from ..private_datasets import stream_of_tables
 from .files import kind_of, name_of, opened, reading
@@ -206,11 +215,26 @@ def as_table(rows: Any, where: str = "") -> pa.Table:
     for name, column in as_columns(rows).items():
         try:
             is_arrow = isinstance(column, pa.Array | pa.ChunkedArray)
-            columns[str(name)] = column if is_arrow else pa.array(column, from_pandas=True)
+            columns[str(name)] = column if is_arrow else _arrow_column(column)
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
             problem = f"column {str(name)!r} holds values that have no type in common"
             raise ValueError(f"{where}{problem} ({error}): write strings") from error
     return _tidy(pa.table(columns), TableOptions())
+
+
+def _arrow_column(column: Any) -> pa.Array:
+    """What Arrow has no type for (intervals, periods, UUIDs, sets) is what a field reads in its place."""
+    if hasattr(column, "detach"):  # of torch, whose floats of 32 bits Arrow would make 64 of
+        column = column.detach().cpu().numpy()
+    try:
+        found = pa.array(column, from_pandas=True)
+        has_sets = pa.types.is_list(found.type) and any(isinstance(value, set | frozenset) for value in column)
+        if not has_sets and not isinstance(getattr(found.type, "value_type", found.type), pa.BaseExtensionType):
+            return found
+    except pa.ArrowException:
+        pass
+    values = [sorted(value, key=str) if isinstance(value, set | frozenset) else value for value in as_list(column)]
+    return pa.array([value if is_container(value) else plain_value(value) for value in values], from_pandas=True)
 
 
 def label_rows(dataset: Dataset, options: TableOptions) -> Dataset:
