@@ -353,7 +353,8 @@ def is_arrow(column: Any) -> bool:
 def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     """A column of single values as they are. Raises `TypeError` at the first container, naming its field and row."""
     if is_arrow(column):
-        dtype, encoded = column.type, column.dictionary_encode()
+        dtype = column.type
+        encoded = (column.cast("float32") if dtype == "halffloat" else column).dictionary_encode()
         if hasattr(encoded, "combine_chunks"):
             encoded = encoded.combine_chunks()
         values = plain_values(encoded.dictionary.to_pylist(), field)

@@ -33,7 +33,7 @@ def said(field, value) -> str | None:
 def test_wrong_options_are_named_with_the_field_and_the_remedy():
     for spec, message in (
         ({"kind": "categorial"}, "kind='categorial' is not one of categorical, numeric, multivalued"),
-        ({"kind": "numeric", "num_bucket": 3}, "unexpected .* 'num_bucket', of .*; of kind 'numeric' it has bucket"),
+        ({"kind": "numeric", "num_bucket": 3}, "unexpected .* 'num_bucket'.*, of .*; of kind 'numeric' it has bucket"),
         ({"type": "int"}, "type='int' is not one of integer, number, boolean, time, text"),
         ({"kind": "numeric", "type": "text"}, "unexpected keyword argument 'type'.*it has bucketing"),
         ({"view": "ids"}, "view='ids' is not one of joint, tabular, text"),

@@ -38,6 +38,10 @@ from flip_hf.training.optimization import parameter_groups
 from flip_hf.training.precision import has_fast_bf16
 
 
+HAS_NEW_NAME = "activation_checkpointing" in TrainingArguments.__dataclass_fields__  # of transformers 5.23
+CHECKPOINTING = "activation_checkpointing" if HAS_NEW_NAME else "gradient_checkpointing"
+
+
 def test_arguments_of_trainer_have_their_names_and_places_and_those_of_others_are_refused(processor, tmp_path):
     of_ours = inspect.signature(FlipPreTrainingTrainer.__init__).parameters
     assert list(of_ours) == list(inspect.signature(Trainer.__init__).parameters)
@@ -561,7 +565,7 @@ def test_without_validation_rows_nothing_is_selected_and_predicting_warns_of_not
 @pytest.mark.parametrize(
     "options",
     [
-        {"bf16": True, "activation_checkpointing": True, "neftune_noise_alpha": 1.0, "auto_find_batch_size": True,
+        {"bf16": True, CHECKPOINTING: True, "neftune_noise_alpha": 1.0, "auto_find_batch_size": True,
          "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "eval_do_concat_batches": False,
          "include_for_metrics": ["inputs", "loss"], "save_only_model": True, "save_strategy": "steps",
          "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss", "ignore_data_skip": True},
