@@ -191,7 +191,7 @@ class Stopwatch:
 def main() -> None:
     arguments = parse_arguments()
     output = Path(arguments.output_dir)
-    checkpoints = output / "checkpoints"  # of the best epoch; gone at the end
+    checkpoints = output / ".checkpoints"  # of the best epoch; gone at the end
     text_model, text_model_name, num_hidden_layers = find_text_model(arguments)
     stopwatch = Stopwatch()
 
