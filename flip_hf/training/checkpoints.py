@@ -64,7 +64,8 @@ def get_last_checkpoint(output_dir: str | Path) -> str | None:
         return (sums if sums.is_file() else Path(folder)).stat().st_mtime
 
     passed_over, folders = [], sort_checkpoints(str(output_dir))
-    for folder in sorted(folders, key=lambda folder: (written(folder), folders.index(folder)), reverse=True):
+    folders.sort(key=written)
+    for folder in reversed(folders):
         try:
             check_sealed(Path(folder))
         except (OSError, ValueError) as error:
