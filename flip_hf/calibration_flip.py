@@ -15,9 +15,9 @@ _SETTINGS = {"temperature": ("temperature",), "platt": ("scale", "bias"), "isoto
 CALIBRATION_METHODS = tuple(_SETTINGS)
 
 
-def check_calibration(calibration: dict[str, Any] | None, positive_weight: float = 1.0) -> None:
+def check_calibration(calibration: dict[str, Any] | None, **settings: float) -> None:
     """Raises `ValueError` for a calibration that [`predict_probabilities`] cannot apply, that would turn the order of
-    the rows around, or that was fitted for another weight of clicks."""
+    the rows around, or that was fitted for other `settings`: `positive_weight`, `negative_sampling_rate`."""
     if calibration is None:
         return
     method = calibration.get("method") if isinstance(calibration, dict) else calibration
@@ -27,10 +27,11 @@ def check_calibration(calibration: dict[str, Any] | None, positive_weight: float
     absent = [key for key in _SETTINGS[method] if key not in calibration]
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
-    fitted_for = calibration.get("positive_weight", 1.0)
-    if fitted_for != positive_weight:
-        problem = f"fitted for positive_weight={fitted_for!r}, and the model's is {positive_weight!r}"
-        raise ValueError(f"the calibration was {problem}: fit_calibration(..., positive_weight={positive_weight!r})")
+    for name, value in settings.items():
+        fitted_for = calibration.get(name, 1.0)
+        if not math.isclose(fitted_for, value, rel_tol=1e-6):
+            problem = f"fitted for {name}={fitted_for!r}, and the model's is {value!r}"
+            raise ValueError(f"the calibration was {problem}: fit_calibration(..., {name}={value!r})")
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
         ascend = sorted(set(logits)) == logits and sorted(probabilities) == probabilities

@@ -393,7 +393,6 @@ class FlipForCTR(FlipPreTrainedModel):
     """
 
     _reads_folders_of = ("FlipForPreTraining", "FlipModel")
-    _keys_to_ignore_on_load_unexpected = [r"^((mlm|mtm|icl)_head|flip\.(text|tabular)|fusion|text_classifier)\."]
     accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself: exact under gradient accumulation
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None):
@@ -403,6 +402,9 @@ class FlipForCTR(FlipPreTrainedModel):
             self.text_classifier = nn.Linear(config.text_config.hidden_size, 1)
         if config.mode == "joint":
             self.fusion = FlipFusion(config, self.flip.tabular.hidden_size)
+        other_tower = {"tabular": "text", "text": "tabular"}.get(config.mode, "neither")  # is not loaded
+        unread = rf"^((mlm|mtm|icl)_head|flip\.{other_tower}|fusion|text_classifier)\."
+        self._keys_to_ignore_on_load_unexpected = [unread]
         self.post_init()
 
     @classmethod
@@ -424,7 +426,8 @@ class FlipForCTR(FlipPreTrainedModel):
     def set_calibration(self, calibration: dict[str, Any] | None) -> None:
         """Stores what [`fit_calibration`] returns for this model's logits in its configuration, for the mode that the
         model has now: a model of another mode loaded from the same folder leaves it aside. `None` takes it out."""
-        check_calibration(calibration, self.config.positive_weight)
+        names = ("positive_weight", "negative_sampling_rate")
+        check_calibration(calibration, **{name: getattr(self.config, name) for name in names})
         self.config.calibration = None if calibration is None else {**calibration, "mode": self.config.mode}
 
     def combine(self, tabular_vector: Any, tabular_logits: Any, text_vector: Any) -> tuple[Any, Any, Any]:

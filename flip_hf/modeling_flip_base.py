@@ -147,8 +147,13 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             if (kind := found.get("model_type")) != FlipConfig.model_type:
                 remedy = f"to start from a language model use {cls.__name__}.from_text_pretrained"
                 raise ValueError(f"{name} holds a model of type {kind!r}, not a FLIP one: {remedy}")
+            if kwargs.get("backbone_config") and kwargs.get("backbone", found.get("backbone")) == found.get(
+                "backbone"
+            ):
+                kwargs["backbone_config"] = {**(found.get("backbone_config") or {}), **kwargs["backbone_config"]}
+            dtypes = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if kwargs.get(key) == "auto"}
             config, kwargs = FlipConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
-            kwargs = {**where, **kwargs}
+            kwargs = {**where, **kwargs, **dtypes}
         source = (config.architectures or [None])[0]
         if source not in (None, cls.__name__, *cls._reads_folders_of):
             remedy = f"use {source}.from_pretrained, or its Auto class: {getattr(config, 'auto_map', None)}"
@@ -156,7 +161,8 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
         config = cls._prepare_config(config, source, mode)
         # a language model may be stored in another type than the rest, which transformers would make one
         text_dtype = None if config.text_config is None or asks_for_dtype else config.text_config.dtype
-        kwargs |= {"config": config, "output_loading_info": True}
+        takes_fresh = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             check_weight_files(name, where)
             with quiet_loading():
@@ -166,6 +172,17 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             raise ValueError(f"{problem}: copy or download them again") from error
         if text_dtype is not None and model.text_tower is not None:
             model._cast_language_model(text_dtype)
+        mismatched = sorted(info["mismatched_keys"])
+        if mismatched and not takes_fresh:
+            key, there, wanted = mismatched[0]
+            sizes = f"{key}, which is {tuple(there)} in {name} and {tuple(wanted)} in the model asked for"
+            raise ValueError(
+                f"{len(mismatched)} weights have other sizes, among them {sizes}: leave the settings alone"
+            )
+        left = sorted(key for key in info["unexpected_keys"] if key.startswith("flip.") and hasattr(model, "flip"))
+        if left:
+            problem = f"the model asked for has no place for {len(left)} weights of {name}, among them {left[0]}"
+            raise ValueError(f"{problem}: leave backbone_config as it is there")
         missing, elsewhere = set(info["missing_keys"]), model._keys_to_ignore_on_save
         if elsewhere and elsewhere <= missing:
             where = {key: kwargs[key] for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
@@ -184,6 +201,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             if has_values and not bool(weight.isfinite().all()):
                 raise ValueError(f"{name}: the weight {key} is not finite (it diverged): take another checkpoint")
         info["missing_keys"] = missing
+        missing |= {key for key, *_ in mismatched}
         untrained = sorted(missing | (model.state_dict().keys() & (config.newly_initialized or [])))
         model.config.newly_initialized = untrained or None  # a copy of `config`
         if untrained:

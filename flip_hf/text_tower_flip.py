@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,11 +77,17 @@ def load_text_config(
     """Configuration of a pretrained language model, cut to its lowest layers; `ValueError` where that cannot be."""
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "attn_implementation")}
     text_config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    if getattr(text_config, "is_encoder_decoder", False):
+        problem = f"{name_or_path} is a {text_config.model_type}, an encoder and a decoder"
+        raise ValueError(f"{problem}, and a text tower is one of them: take a model that is")
     text_config.use_cache = False  # of keys and values, for texts that grow: ours do not
     if text_dropout is not None:
-        for name, value in vars(text_config).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(text_config, name, text_dropout)
+        # "pdrop" in GPT-2; in json a 0 may be whole
+        names = [n for n, v in vars(text_config).items() if re.search("dropout|pdrop", n) and type(v) in (int, float)]
+        if not names:
+            raise ValueError(f"text_dropout={text_dropout}: {name_or_path} names no dropout in its configuration")
+        for name in names:
+            setattr(text_config, name, text_dropout)
     if num_hidden_layers is None:
         return text_config
     setting, total = f"num_hidden_layers={num_hidden_layers}", text_config.num_hidden_layers

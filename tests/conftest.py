@@ -192,7 +192,8 @@ def exported(kinds_processor, text_config, tmp_path_factory) -> Path:
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     options = {"negative_sampling_rate": 0.8, "positive_weight": 2.0, "backbone": "lr"}
     model = FlipForCTR(joint_config(kinds_processor, text_config, **options))
-    model.set_calibration({"method": "platt", "scale": 0.7, "bias": -0.3, "positive_weight": 2.0})
+    fitted_for = {"positive_weight": 2.0, "negative_sampling_rate": 0.8}
+    model.set_calibration({"method": "platt", "scale": 0.7, "bias": -0.3, **fitted_for})
     folder = save_moved(model, kinds_processor, tmp_path_factory.mktemp("exported"))
     for mode in ("joint", "tabular"):
         export_onnx(folder, mode=mode)

@@ -143,6 +143,9 @@ def test_extreme_logits_stay_apart_and_half_precision_is_read(processor):
 @pytest.mark.parametrize("calibration", [PLATT, TEMPERATURE, ISOTONIC], ids=METHODS)
 def test_a_calibration_is_saved_with_the_model_and_leaves_logits_alone(calibration, processor, splits, tmp_path):
     model = tabular_model(processor, negative_sampling_rate=0.5).eval()
+    with pytest.raises(ValueError, match=r"negative_sampling_rate=1.0, and the model's is 0.5: fit_calibration\("):
+        model.set_calibration(calibration)
+    calibration = {**calibration, "negative_sampling_rate": 0.5}
     ids = torch.from_numpy(processor.feature_extractor(splits["test"][:8])).long()
     raw = model(ids).logits
     model.set_calibration(calibration)

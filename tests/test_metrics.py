@@ -34,7 +34,11 @@ def test_golden_values():
     loss = -(math.log(0.9) + math.log(0.8) + math.log(0.4) + math.log(0.6)) / 4
     expected = {"auc": 3.5 / 4, "logloss": loss, "gauc": 0.75, "ne": loss / math.log(2), "rig": 1 - loss / math.log(2)}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-    assert ece([0, 1, 1, 0], [0.1, 0.8, 0.4, 0.4], num_bins=2) == pytest.approx((abs(0.5 - 1) + abs(1.2 - 1)) / 4)
+    assert ece([0, 1, 1, 0], [0.1, 0.8, 0.3, 0.4], num_bins=2) == pytest.approx((abs(0.4 - 1) + abs(1.2 - 1)) / 4)
+    # rows of one prediction stay in one bin, in whatever order they come
+    assert ece([0, 1, 1, 0], [0.1, 0.8, 0.4, 0.4], num_bins=2) == pytest.approx((0.1 + abs(1.6 - 2)) / 4)
+    for labels in (np.repeat([0, 1], 50), np.tile([0, 1], 50)):
+        assert ece(labels, np.full(100, 0.5)) == 0.0
     assert list(CTR_METRICS) == ["loss", *metrics]
 
 

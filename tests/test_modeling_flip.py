@@ -368,6 +368,28 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, stage_1, batch,
                 FlipForCTR.from_pretrained(tmp_path / "stage2", mode=other)
 
 
+def test_settings_of_a_backbone_join_those_of_the_folder_and_trained_weights_are_not_dropped(processor, tmp_path):
+    model = tabular_model(processor, backbone_config={"num_cross_layers": 4, "dnn_dropout": 0.1})
+    model.save_pretrained(tmp_path)
+    again = FlipForCTR.from_pretrained(tmp_path, backbone_config={"dnn_dropout": 0.3}, dtype="auto")
+    assert again.config.backbone_config == {"num_cross_layers": 4, "dnn_dropout": 0.3}
+    assert again.state_dict().keys() == model.state_dict().keys() and again.dtype == torch.float32
+    for options, message in (
+        (
+            {"backbone_config": {"num_cross_layers": 2}},
+            r"no place for \d+ weights of .*flip.tabular.backbone.cross",
+        ),
+        (
+            {"feature_embedding_size": 16},
+            r"other sizes, among them flip.tabular.*, which is \(.*\) in",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FlipForCTR.from_pretrained(tmp_path, **options)
+    fresh = FlipForCTR.from_pretrained(tmp_path, feature_embedding_size=16, ignore_mismatched_sizes=True)
+    assert "flip.tabular.embeddings.weight" in fresh.config.newly_initialized
+
+
 def test_auto_classes_open_folders_and_their_towers_or_name_what_does(stage_1, ctr, batch, text_model_dir, tmp_path):
     for source in ("stage1", *MODES):
         model = (stage_1() if source == "stage1" else ctr(source)).eval()

@@ -197,7 +197,7 @@ def test_calibrated_probabilities_and_raw_reasons(text_model_dir, processor, row
     model = make_model(text_model_dir, processor, negative_sampling_rate=0.1)
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
     before = scorer(rows, return_reasons=True)
-    model.set_calibration({"method": "platt", "scale": 0.5, "bias": 0.25})
+    model.set_calibration({"method": "platt", "scale": 0.5, "bias": 0.25, "negative_sampling_rate": 0.1})
     found = scorer(rows, return_towers=True, return_reasons=True)
     for row, plain, earlier in zip(found, expected, before, strict=True):
         odds, tower_odds = (plain[name] / (1 - plain[name]) * 0.1 for name in ("probability", "text_probability"))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import assert_opens_elsewhere, tiny_tokenizer
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AlbertConfig, AutoConfig, AutoModel, AutoModelForMaskedLM, GPT2Config, T5Config
 from transformers.utils import import_utils
 
 from flip_hf import (
@@ -31,7 +31,7 @@ from flip_hf import (
     FlipProcessor,
     prepare_dataset,
 )
-from flip_hf.text_tower_flip import load_text_model
+from flip_hf.text_tower_flip import load_text_config, load_text_model
 from flip_hf.training.optimization import parameter_groups
 
 
@@ -694,3 +694,16 @@ def test_a_language_model_trains_with_the_dropout_that_is_asked_for_also_from_it
     noisy = architecture.stage_1(text_dropout=0.4, init_mlm_head_from_text_model=True).train()
     (once, _), (twice, _) = (noisy.flip.encode_text(batch["input_ids"], batch["attention_mask"]) for _ in range(2))
     assert (once - twice).abs().max() > 0.1
+
+
+def test_dropout_has_many_names_and_what_has_both_an_encoder_and_a_decoder_is_refused(tmp_path):
+    for config, names in (
+        (GPT2Config(n_layer=1), ("resid_pdrop", "embd_pdrop", "attn_pdrop")),
+        (AlbertConfig(hidden_dropout_prob=0), ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ):
+        config.save_pretrained(tmp_path)
+        found = load_text_config(str(tmp_path), text_dropout=0.2)
+        assert [getattr(found, name) for name in names] == [0.2] * len(names)
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a t5, an encoder and a decoder, and a text tower is one of them"):
+        load_text_config(str(tmp_path))

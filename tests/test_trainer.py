@@ -421,7 +421,7 @@ def test_metrics_are_of_the_models_probabilities_and_of_groups_of_raw_values(sta
     rows = splits["validation"].remove_columns("user_id").add_column("user_id", users)
     rows = prepare_dataset(rows, processor, keep_columns=["user_id"])
     model = tabular_model(processor, negative_sampling_rate=0.25)
-    model.set_calibration({"method": "platt", "scale": 1.5, "bias": -0.5})
+    model.set_calibration({"method": "platt", "scale": 1.5, "bias": -0.5, "negative_sampling_rate": 0.25})
     batch = DataCollatorForFlipCTR(processor)(list(rows))
     with torch.no_grad():
         logits = model.eval()(**batch).logits
@@ -501,6 +501,22 @@ def test_down_sampled_rows_set_the_rate_and_are_said_where_they_are_evaluated(st
     assert "nothing of sampled non-clicks, and config.negative_sampling_rate=0.1 lowers all" in caplog.text
 
 
+def test_what_a_training_froze_learns_in_the_next(stage_2, processor):
+    model = tabular_model(processor)
+    before = model.flip.tabular.embeddings.weight.detach().clone()
+    stage_2(model, embedding_learning_rate=0.0, num_train_epochs=1).train()
+    assert torch.equal(model.flip.tabular.embeddings.weight, before)
+    stage_2(model, num_train_epochs=1).train()
+    assert not torch.equal(model.flip.tabular.embeddings.weight, before)
+
+
+def test_a_tower_that_normalises_over_a_batch_takes_no_last_batch_of_one_row(stage_2, encoded, processor):
+    rows, options = encoded["train"].select(range(33)), {"per_device_train_batch_size": 32, "num_train_epochs": 1}
+    with pytest.raises(ValueError, match="33 rows leave a last batch of one, over which a afn cannot .*_drop_last"):
+        stage_2(tabular_model(processor, backbone="afn"), train_dataset=rows, **options)
+    stage_2(tabular_model(processor, backbone="afn"), train_dataset=rows, dataloader_drop_last=True, **options).train()
+
+
 def test_every_metric_has_its_direction(tmp_path):
     cases = [(FlipCTRArguments, name, name in ("auc", "gauc", "rig")) for name in CTR_METRICS]
     cases += [(FlipPreTrainingArguments, name, not name.endswith("loss")) for name in PRE_TRAINING_METRICS]
@@ -514,12 +530,14 @@ def test_every_metric_has_its_direction(tmp_path):
             kind(str(tmp_path), greater_is_better=not better, **options)
 
 
-def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2):
+def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2, encoded):
     with pytest.raises(ValueError, match="'f1' is none of loss, auc, .*ece: say greater_is_better"):
         stage_2(metric_for_best_model="f1")
-    for name in ("f1", "gauc"):  # which is not evaluated without group_field
-        with pytest.raises(KeyError, match=f"eval_{name}"):
-            stage_2(metric_for_best_model=name, greater_is_better=True).train()
+    for name, sets in (("f1", None), ("gauc", None), ("auc", ["a", "b"])):  # gauc needs group_field
+        rows = {} if sets is None else {"eval_dataset": dict.fromkeys(sets, encoded["validation"])}
+        first = "loss" if sets is None else "a_loss"
+        with pytest.raises(ValueError, match=f"'{name}' is none of those evaluated: {first}, "):
+            stage_2(metric_for_best_model=name, greater_is_better=True, **rows)
     own = {"compute_metrics": lambda prediction: {"f1": 0.5}, "greater_is_better": True, "num_train_epochs": 1}
     trainer = stage_2(metric_for_best_model="f1", **own)
     trainer.train()
@@ -602,8 +620,9 @@ def test_a_search_trains_a_new_model_in_every_trial(stage, stage_1, stage_2, tex
             metrics = trainer.evaluate()
             assert objective(metrics) == pytest.approx(metrics[name])
             assert stage == 1 or objective({name: 0.0}) == trainer.state.best_metric  # the best one is loaded
-            is_frozen = not any(weight.requires_grad for weight in trainer.model.flip.text.parameters())
+            is_frozen = not any(group["name"].startswith("text") for group in trainer.optimizer.param_groups)
             found.append((getattr(trainer.data_collator, "text_mask_ratio", ratio), is_frozen))
+            assert all(weight.requires_grad for weight in trainer.model.parameters())  # in its training alone
         return direction
 
     def model_init():

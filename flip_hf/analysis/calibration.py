@@ -55,8 +55,8 @@ def fit_calibration(
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
     found: dict[str, Any] = {"method": method}
-    if positive_weight != 1.0:
-        found["positive_weight"] = positive_weight
+    given = {"positive_weight": positive_weight, "negative_sampling_rate": negative_sampling_rate}
+    found |= {name: value for name, value in given.items() if value != 1.0}
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)

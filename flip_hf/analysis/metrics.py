@@ -130,8 +130,10 @@ def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
 def ece(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> float:
     """Expected calibration error over so many bins, see [`compute_ctr_metrics`]."""
     order = np.argsort(probabilities, kind="stable")
-    gaps = (np.asarray(probabilities, np.float64) - np.asarray(labels, np.float64))[order]
-    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))
+    labels, probabilities = (np.asarray(values, np.float64)[order] for values in (labels, probabilities))
+    first = [part[0] for part in np.array_split(np.arange(len(order)), min(num_bins, len(order)))]
+    starts = np.unique(np.searchsorted(probabilities, probabilities[first]))  # rows of one prediction stay together
+    return float(np.abs(np.add.reduceat(probabilities - labels, starts)).sum() / len(order))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class OnnxClickModel:
         problem = ids_problem(encoder.feature_extractor, *described)
         if problem is not None:
             raise ValueError(f"the processor does not fit the model: {problem}")
-        check_calibration(config.get("calibration"), config.get("positive_weight", 1.0))
+        check_calibration(config.get("calibration"), positive_weight=config.get("positive_weight", 1.0))
         warn_if_not_calibrated(config.get("calibration"), mode)
         return cls(session, encoder, config, mode)
 

@@ -46,6 +46,8 @@ def rank(
     Raises:
         ValueError: if a field is on both sides or on neither, `user_row` is not one row, or a logit is not finite.
     """
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k={top_k} candidates cannot be returned: None returns all")
     check_click_model(model, processor)
     extractor = processor.feature_extractor
     user_row, stream = _one_row(user_row), as_stream(items)

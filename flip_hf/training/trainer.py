@@ -7,6 +7,7 @@ goes on. The loop, mixed precision and several processes are transformers' and a
 import copy
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import time
@@ -23,7 +24,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..analysis.metrics import PRE_TRAINING_METRICS, auc, compute_ctr_metrics
+from ..analysis.metrics import CTR_METRICS, PRE_TRAINING_METRICS, auc, compute_ctr_metrics
 from ..data.encoding import check_encoded
 from ..data.splitting import negative_sampling_rate, value_codes
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
@@ -72,6 +73,7 @@ class FlipTrainer(ResumableTrainer):
     # those that make up the loss of the step that is computed, and the sums of those since the last log
     _losses: dict[str, torch.Tensor]
     _logged_losses: dict[str, torch.Tensor]
+    _learnt: Sequence[nn.Parameter] = ()  # weights that were not frozen when the training began
     _step_of_last_log = 0
     _clock = 0.0  # when the steps since then began
     _on_device: Sequence[tuple[datasets.Dataset, RowsOnDevice]] = ()  # the tables that were read last
@@ -161,9 +163,13 @@ class FlipTrainer(ResumableTrainer):
             return output
         finally:
             self.processing_class, self._last_step = self._processor, None
+            for weight in self._learnt:  # what was frozen was frozen for this training
+                weight.requires_grad_(True)
+            self._learnt = []
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         self.processing_class = self._processor
+        self._learnt = [weight for weight in self.model.parameters() if weight.requires_grad]
         if self.args.freeze_text is not None:  # only now has a search set the arguments of its trial
             self.model.freeze_text(self.args.freeze_text)
         if self.optimizer is None:
@@ -457,7 +463,8 @@ class FlipPreTrainingTrainer(FlipTrainer):
         self._need_finite(where, self._evaluated, inputs.get("feature_ids"), output.loss)
         num_rows = torch.tensor(float(len(inputs["input_ids"])), device=output.loss.device)
         counts = {"mlm": output.num_masked_tokens, "mtm": output.num_masked_features, "icl": num_rows}
-        values = dict(output) | ({"icl_chance": num_rows.log()} if "icl_loss" in output else {})
+        chance = (num_rows * self.args.world_size).log()  # the contrast is with the rows of all processes
+        values = dict(output) | ({"icl_chance": chance} if "icl_loss" in output else {})
         sums = torch.zeros(1, 2, len(_EVALUATED), device=output.loss.device)
         for k, name in enumerate(_EVALUATED):
             if name in values:
@@ -503,9 +510,20 @@ class FlipCTRTrainer(FlipTrainer):
 
     def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.compute_metrics == self._stage_metrics and self.args.eval_strategy != "no":
+            self._check_metric()
         self.teacher = FlipForCTR.from_pretrained(teacher) if isinstance(teacher, str | Path) else teacher
         if self.teacher is not None:
             self._check_teacher()
+
+    def _check_metric(self) -> None:
+        """Raises `ValueError` for a best metric that no evaluation will have."""
+        metric, rows = self.args.metric_for_best_model, self.eval_dataset
+        names = [name for name in CTR_METRICS if name != "gauc" or self.args.group_field]
+        names += ["tabular_auc", "text_auc"] if self.model.config.mode == "joint" else []
+        names = [f"{part}_{name}" for part in rows for name in names] if isinstance(rows, dict) else names
+        if metric is not None and metric.removeprefix("eval_") not in names:
+            raise ValueError(f"metric_for_best_model={metric!r} is none of those evaluated: {', '.join(names)}")
 
     def _check_teacher(self) -> None:
         """Raises an error for a teacher that cannot read the training rows, or reads other ids in them."""
@@ -554,6 +572,11 @@ class FlipCTRTrainer(FlipTrainer):
             self.optimizer.state.pop(table.weight, None)
         super()._run_epoch(**kwargs)
 
+    def _settings(self) -> dict[str, Any]:
+        tables = (weight.float().cpu().numpy() for _, weight in self._restored)
+        restored = {"restored": [hashlib.blake2b(table, digest_size=8).hexdigest() for table in tables]}
+        return super()._settings() | (restored if self._restored else {})
+
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in data.items():
             if isinstance(rows, datasets.Dataset):  # streams are not looked into
@@ -580,6 +603,13 @@ class FlipCTRTrainer(FlipTrainer):
             if model.flip.tabular is None:
                 raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
             self._restored = [(table, table.weight.detach().clone()) for table in model.flip.tabular.tables()]
+        tower, rows = model.flip.tabular, self.train_dataset
+        num_left = len(rows) % self.args.train_batch_size if isinstance(rows, datasets.Dataset) else 0
+        if tower is not None and tower.backbone.norms_batches and num_left == 1 and not self.args.dataloader_drop_last:
+            raise ValueError(
+                f"{len(rows)} rows leave a last batch of one, over which a {model.config.backbone} cannot normalise: "
+                "take dataloader_drop_last=True, or another per_device_train_batch_size"
+            )
         for rows in _by_name(self.eval_dataset).values():
             self._groups(rows)
         rate, known = negative_sampling_rate(self.train_dataset), model.config.negative_sampling_rate
