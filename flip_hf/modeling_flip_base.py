@@ -147,9 +147,8 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             if (kind := found.get("model_type")) != FlipConfig.model_type:
                 remedy = f"to start from a language model use {cls.__name__}.from_text_pretrained"
                 raise ValueError(f"{name} holds a model of type {kind!r}, not a FLIP one: {remedy}")
-            if kwargs.get("backbone_config") and kwargs.get("backbone", found.get("backbone")) == found.get(
-                "backbone"
-            ):
+            stays = kwargs.get("backbone") in (None, found.get("backbone"))
+            if stays and kwargs.get("backbone_config"):  # of the folder's, what is not asked for otherwise
                 kwargs["backbone_config"] = {**(found.get("backbone_config") or {}), **kwargs["backbone_config"]}
             dtypes = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if kwargs.get(key) == "auto"}
             config, kwargs = FlipConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
@@ -179,8 +178,8 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
             raise ValueError(
                 f"{len(mismatched)} weights have other sizes, among them {sizes}: leave the settings alone"
             )
-        left = sorted(key for key in info["unexpected_keys"] if key.startswith("flip.") and hasattr(model, "flip"))
-        if left:
+        left = sorted(key for key in info["unexpected_keys"] if key.startswith("flip."))
+        if left and hasattr(model, "flip"):  # FlipModel has no logit layers
             problem = f"the model asked for has no place for {len(left)} weights of {name}, among them {left[0]}"
             raise ValueError(f"{problem}: leave backbone_config as it is there")
         missing, elsewhere = set(info["missing_keys"]), model._keys_to_ignore_on_save

@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_weights_of_an_unbroken_o
 
 
 def test_what_a_training_goes_on_from_is_the_last_written_and_changed_settings_are_said(
-    stage_2, encoded, tmp_path, caplog
+    stage_2, processor, encoded, tmp_path, caplog
 ):
     rows, once = encoded["train"].select(range(64)), {**EVERY_STEP, "num_train_epochs": 1}
     stage_2(train_dataset=rows, **once).train()
@@ -106,7 +106,13 @@ def test_what_a_training_goes_on_from_is_the_last_written_and_changed_settings_a
     other.train(resume_from_checkpoint=True)
     said = "checkpoint-1, which was made with other settings, in brackets: learning_rate 0.25 (0.5), train_dataset "
     assert said in caplog.text and "is finished" not in caplog.text
-    assert other.state.log_history[0].keys() and other.state.global_step == 2
+    assert other.state.global_step == 2
+    once |= {"restore_embeddings": True, "output_dir": str(tmp_path / "restored")}
+    for size in (0.1, 0.2):  # a model that begins with other embeddings, and is to return to them
+        caplog.clear()
+        model = tabular_model(processor, tabular_initializer_range=size)
+        stage_2(model, train_dataset=rows, **once).train(resume_from_checkpoint=size == 0.2)
+    assert "other settings, in brackets: restored ['" in caplog.text
 
 
 def killed(train, output_dir, number: int) -> int:

@@ -125,6 +125,8 @@ def test_what_cannot_be_ranked_is_named(model, processor, items):
     ):
         with pytest.raises(ValueError, match=message):
             rank(model, processor, user, table)
+    with pytest.raises(ValueError, match="top_k=-1 candidates cannot be returned"):
+        rank(model, processor, USER, items, top_k=-1)
     # a label, or anything else that is no field, may be on both sides
     noted = rank(model, processor, {**USER, "label": 1}, {**items, "label": [0] * len(items["genre"])})
     np.testing.assert_array_equal(noted.indices, rank(model, processor, USER, items).indices)

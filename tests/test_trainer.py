@@ -533,6 +533,8 @@ def test_every_metric_has_its_direction(tmp_path):
 def test_a_metric_that_is_unknown_is_refused_unless_it_is_ones_own(stage_2, encoded):
     with pytest.raises(ValueError, match="'f1' is none of loss, auc, .*ece: say greater_is_better"):
         stage_2(metric_for_best_model="f1")
+    with pytest.raises(ValueError, match="early_stopping_patience=0 stops at"):
+        stage_2(early_stopping_patience=0)
     for name, sets in (("f1", None), ("gauc", None), ("auc", ["a", "b"])):  # gauc needs group_field
         rows = {} if sets is None else {"eval_dataset": dict.fromkeys(sets, encoded["validation"])}
         first = "loss" if sets is None else "a_loss"

@@ -142,9 +142,7 @@ class FlipCTRArguments(FlipTrainingArguments):
         if not 0.0 <= args.distillation_weight <= 1.0:
             raise ValueError(f"distillation_weight={args.distillation_weight!r} is not in [0, 1]")
         if args.early_stopping_patience is not None and args.early_stopping_patience < 1:
-            raise ValueError(
-                "early_stopping_patience=0 stops after one evaluation, whatever it says: None stops never"
-            )
+            raise ValueError("early_stopping_patience=0 stops at the first evaluation: take 1, or None for no stop")
         evaluated, saved = args.eval_strategy, args.save_strategy
         if args.load_best_model_at_end and "no" in (evaluated, saved):
             name = "eval_strategy" if evaluated == "no" else "save_strategy"

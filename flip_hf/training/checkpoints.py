@@ -82,9 +82,9 @@ def get_last_checkpoint(output_dir: str | Path) -> str | None:
 class ResumableTrainer(Trainer):
     """
     A `Trainer` that a machine may die under. One training at a time writes to a folder. `train(True)` goes on from the
-    newest checkpoint that is whole, and begins anew where none is; one given by name has to be whole. Early stopping
-    counts on. A warning says what arguments are others than the checkpoint was made with, that the training rows are,
-    and that a training is finished and not trained any further.
+    checkpoint that was written last and is whole, and begins anew where none is; one given by name has to be whole.
+    Early stopping counts on. A warning says what arguments are others than the checkpoint was made with, that the
+    training rows are, and that a training is finished and not trained any further.
 
     Under FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`) checkpoints may be of shards; what is saved besides
     is a whole model, as one device writes it. `ValueError` for `--fsdp_cpu_ram_efficient_loading true`, accelerate's

@@ -507,6 +507,7 @@ class FlipCTRTrainer(FlipTrainer):
     _trains, _takes, _collates = FlipForCTR, FlipCTRArguments, DataCollatorForFlipCTR
     _taught: tuple[Any, np.ndarray] | None = None  # which training rows, and the teacher's probabilities of them
     _restored: Sequence[tuple[nn.Embedding, torch.Tensor]] = ()  # tables, and what an epoch begins with
+    _restored_digests: Sequence[str] = ()  # of the latter
 
     def __init__(self, *args: Any, teacher: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -573,9 +574,7 @@ class FlipCTRTrainer(FlipTrainer):
         super()._run_epoch(**kwargs)
 
     def _settings(self) -> dict[str, Any]:
-        tables = (weight.float().cpu().numpy() for _, weight in self._restored)
-        restored = {"restored": [hashlib.blake2b(table, digest_size=8).hexdigest() for table in tables]}
-        return super()._settings() | (restored if self._restored else {})
+        return super()._settings() | ({"restored": self._restored_digests} if self._restored else {})
 
     def _checked_arguments(self, args: Any, data: dict[str, Any], compute_loss_func: Any) -> Any:
         for name, rows in data.items():
@@ -603,6 +602,8 @@ class FlipCTRTrainer(FlipTrainer):
             if model.flip.tabular is None:
                 raise ValueError(f"restore_embeddings: mode {model.config.mode!r} has no feature embeddings")
             self._restored = [(table, table.weight.detach().clone()) for table in model.flip.tabular.tables()]
+            arrays = (weight.float().cpu().numpy() for _, weight in self._restored)
+            self._restored_digests = [hashlib.blake2b(array, digest_size=8).hexdigest() for array in arrays]
         tower, rows = model.flip.tabular, self.train_dataset
         num_left = len(rows) % self.args.train_batch_size if isinstance(rows, datasets.Dataset) else 0
         if tower is not None and tower.backbone.norms_batches and num_left == 1 and not self.args.dataloader_drop_last:
