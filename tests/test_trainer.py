@@ -113,6 +113,14 @@ def test_every_batch_has_the_ratio_of_its_own_step(case, stage_1, processor, enc
     collator([encoded["train"][0]])  # as a model card does, of no step
 
 
+def test_chance_counts_the_rows_of_all_processes(stage_1, encoded, monkeypatch):
+    trainer = stage_1()
+    batch = next(iter(trainer.get_eval_dataloader(encoded["validation"].select(range(8)))))
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    sums, counts = trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=False)[1][0]
+    assert (sums / counts)[-1].item() == pytest.approx(np.log(16))
+
+
 def test_a_contrast_at_chance_is_said_once(stage_1, caplog):
     trainer = stage_1()
     for step, loss in enumerate([9.0] * 4 + [np.log(32) * 0.95] + [np.log(32)] * 5):
