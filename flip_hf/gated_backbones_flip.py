@@ -61,7 +61,7 @@ class FieldSelfAttention(Layer):
 
     def __init__(self, size: int, num_heads: int, use_residual: bool = True):
         super().__init__()
-        if num_heads < 1 or size % num_heads:
+        if size % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide feature_embedding_size={size}")
         self.size, self.num_heads = size, num_heads
         self.projection = self.normal(size**-0.5, (4 if use_residual else 3) * size, size)  # W_q, W_k, W_v, W_res
@@ -115,8 +115,6 @@ class SqueezeExcitation(nn.Module):
     of size std / sqrt(D), and weights of that size would leave this layer no gradient."""
 
     def __init__(self, num_fields: int, size: int, reduction_ratio: int, activation: str = "relu", std: float = 0.05):
-        if reduction_ratio < 1:
-            raise ValueError(f"reduction_ratio={reduction_ratio} is below 1: it divides the number of fields")
         check_choice("excitation_activation", activation.lower(), "relu", "sigmoid")
         super().__init__()
         self.activation = torch.relu if activation.lower() == "relu" else torch.sigmoid
@@ -218,7 +216,7 @@ class BilinearFusion(Layer):
     `(B, size_2)` -> `(B,)`."""
 
     def __init__(self, size_1: int, size_2: int, num_heads: int = 1):
-        if num_heads < 1 or size_1 % num_heads or size_2 % num_heads:
+        if size_1 % num_heads or size_2 % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the streams' last sizes, {size_1} and {size_2}")
         super().__init__()
         size_1, size_2 = size_1 // num_heads, size_2 // num_heads
@@ -353,8 +351,6 @@ class MaskNet(Backbone):
         is_parallel = model_type == "ParallelMaskNet"
         if not is_parallel and (parallel_num_blocks is not None or parallel_block_dim is not None):
             raise ValueError(f"a SerialMaskNet has no {parallel_num_blocks=}, {parallel_block_dim=}: leave them out")
-        if not dnn_hidden_units:
-            raise ValueError(f"dnn_hidden_units={dnn_hidden_units!r} has no layer: name one size at least")
         flat = self.flat_size
         self.norm = FieldLayerNorm(self.num_fields, self.size) if emb_layernorm else nn.Identity()
         self.dnn = None

@@ -74,14 +74,14 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
         if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf
             auto_map = {"AutoModel": "modeling_flip.FlipModel"}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+        index, adapter = Path(save_directory, SAFE_WEIGHTS_INDEX_NAME), Path(save_directory, "text_adapter")
+        if is_main:  # those of an earlier save, of more weights or before the adapter was merged
+            for file in (index, *adapter.glob("adapter_*")):
+                file.unlink(missing_ok=True)
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
             if self.config.text_adapter is not None and is_main:
-                folder = os.path.join(save_directory, "text_adapter")
-                save_adapter(self.text_tower, folder, self.config.text_model_name_or_path)
-        index = Path(save_directory, SAFE_WEIGHTS_INDEX_NAME)
-        if is_main:
-            index.unlink(missing_ok=True)
+                save_adapter(self.text_tower, str(adapter), self.config.text_model_name_or_path)
         super().save_pretrained(save_directory, *args, **kwargs)
         if is_main:
             if index.is_file():  # transformers would rather load the one file of an earlier save

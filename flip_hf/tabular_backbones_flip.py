@@ -151,8 +151,6 @@ class VectorCrossNetwork(Layer):
 
     def __init__(self, size: int, num_layers: int):
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_cross_layers={num_layers} leaves no cross layer: give one at least")
         self.weight = self.normal((2 / (size + 1)) ** 0.5, num_layers, size)
         self.bias = self.normal(0, num_layers, size)
 
@@ -341,8 +339,6 @@ class CompressedInteractionNetwork(nn.Module):
 
     def __init__(self, num_fields: int, hidden_units: Units, split_half: bool = False, activation: str = "linear"):
         super().__init__()
-        if not hidden_units:
-            raise ValueError(f"cin_hidden_units={hidden_units!r} has no layer: name one size at least")
         check_choice("cin_activation", activation, "linear", "relu")
         if split_half and any(units % 2 for units in hidden_units[:-1]):
             raise ValueError(f"cin_split_half=True cannot halve cin_hidden_units={list(hidden_units)}: one is odd")
@@ -459,12 +455,17 @@ TABULAR_BACKBONES: dict[str, type[nn.Module]] = {
 
 
 def build_backbone(config: FlipConfig) -> nn.Module:
-    """The body that `config.backbone` names, with the hyper-parameters of `config.backbone_config`."""
+    """The body that `config.backbone` names, with the hyper-parameters of `config.backbone_config`. `ValueError` for
+    one that is not known, and for sizes, numbers of layers and the like that are not above 0."""
     check_choice("backbone", config.backbone, *TABULAR_BACKBONES)
     backbone = TABULAR_BACKBONES[config.backbone]
     known = list(inspect.signature(backbone).parameters)[1:]
-    for name in config.backbone_config:
+    for name, value in config.backbone_config.items():
         if name not in known:
             known_names = ", ".join(known) or "none"
             raise ValueError(f"{config.backbone} has no hyper-parameter {name!r}; it has {known_names}")
+        sizes = value if isinstance(value, list | tuple) else [value]
+        is_nothing = any(type(size) in (int, float) and size <= 0 for size in sizes) and "dropout" not in name
+        if is_nothing or (name.endswith("hidden_units") and not value):
+            raise ValueError(f"{name}={value!r} of {config.backbone}: take sizes and numbers above 0, one at least")
     return backbone(config, **config.backbone_config)

@@ -67,8 +67,6 @@ class MultiLayerPerceptron(nn.Sequential):
     (DeepFM, arXiv 1703.04247, eq. 4). `(B, input_size)` -> `(B, output_size)`, the last of `hidden_units`."""
 
     def __init__(self, input_size: int, hidden_units: Sequence[int], dropout: float = 0.0, batch_norm: bool = False):
-        if not hidden_units:
-            raise ValueError(f"dnn_hidden_units={hidden_units!r} has no layer: name one size at least")
         layers: list[nn.Module] = []
         for size_in, size_out in zip([input_size, *hidden_units], hidden_units, strict=False):
             layers.append(nn.Linear(size_in, size_out))

@@ -40,6 +40,21 @@ def test_ten_million_ids_take_what_an_id_takes_ten_million_times(stage, optim, t
         assert copied - frozen["weights"] == 33 * 4 * sizes[1]
 
 
+def test_chunks_and_optimisers_count_and_what_cannot_be_told_is_said(text_config, tmp_path):
+    config = FlipConfig(fields=[{"name": "a"}, {"name": "b"}], num_features=100, text_config=text_config)
+
+    def estimate(config=config, **options):
+        args = FlipPreTrainingArguments(str(tmp_path), per_device_train_batch_size=64, use_cpu=True, **options)
+        return estimate_memory(config, args, 32)
+
+    whole = estimate()
+    assert estimate(contrast_chunk_size=8)["activations"] < 0.4 * whole["activations"]
+    assert 0 < estimate(optim="adafactor")["optimizer"] < 0.1 * whole["optimizer"]
+    for problem in ({"mtm_loss": "full_softmax"}, {"text_adapter": {"r": 4}}):
+        with pytest.raises(ValueError, match=f"{next(iter(problem))}=.*cannot be estimated"):
+            estimate(FlipConfig(**{**config.to_dict(), **problem}))
+
+
 @pytest.mark.slow
 def test_what_a_step_holds_follows_the_rows_the_tokens_and_the_precision(text_config, tmp_path):
     config = FlipConfig(fields=[{"name": "a"}, {"name": "b"}], num_features=100, text_config=text_config)

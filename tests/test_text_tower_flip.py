@@ -511,6 +511,10 @@ def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_p
     torch.testing.assert_close(again(**bert.batch()).logits, expected)
     again.merge_text_adapter()
     torch.testing.assert_close(again(**bert.batch()).logits, expected, atol=1e-5, rtol=1e-4)
+    again.save_pretrained(tmp_path)  # over the folder with the adapter, of which nothing stays
+    assert not any((tmp_path / "text_adapter").iterdir())
+    whole = FlipForCTR.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(whole(**bert.batch()).logits, again(**bert.batch()).logits)
 
 
 @every_tower

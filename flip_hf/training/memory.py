@@ -53,8 +53,14 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
         args ([`FlipPreTrainingArguments`] or [`FlipCTRArguments`]): stage 1 or 2; rows of a batch, optimiser,
             frozen layers, autocast, gradient checkpointing are read.
         num_tokens (`int`): of the longest text of a batch.
+
+    Raises `ValueError` for `mtm_loss="full_softmax"`, which holds what the masked fields' vocabularies take, and for
+    an adapter, which peft cannot put into a model without numbers.
     """
     is_stage_1 = isinstance(args, FlipPreTrainingArguments)
+    if config.text_adapter is not None or (is_stage_1 and config.mtm_weight and config.mtm_loss == "full_softmax"):
+        what = "text_adapter" if config.text_adapter is not None else "mtm_loss"
+        raise ValueError(f"{what}={getattr(config, what)!r}: what a training of it takes cannot be estimated")
     config, size = copy.deepcopy(config), args.per_device_train_batch_size
     optim = Trainer.get_optimizer_cls_and_kwargs(args)
     choice, num_features = embedding_optim(args, optim[0], config.num_features), config.num_features
@@ -69,11 +75,13 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
         batch = {name: torch.zeros(size, num_tokens, dtype=torch.long) for name in ("input_ids", "attention_mask")}
         batch["feature_ids"] = torch.zeros(size, config.num_slots, dtype=torch.long)
         tables = [] if model.flip.tabular is None else [table.weight for table in model.flip.tabular.tables()]
+        options: dict[str, Any] = {}
         noise: tuple[torch.Tensor, ...] = ()
         if not is_stage_1:
             batch["labels"] = torch.zeros(size)
         else:
             batch |= {f"masked_{name}": batch[name].clone() for name in ("input_ids", "feature_ids")}
+            options["chunk_size"] = args.contrast_chunk_size
             head = model.mtm_head
             if head is not None:
                 zeros = torch.zeros(config.num_features, dtype=torch.double)
@@ -85,16 +93,16 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
         optimizer = optim[0](groups, **optim[1])
         for _ in range(2):
             with torch.autocast("cpu", torch.float16 if args.fp16 else torch.bfloat16, enabled=args.bf16 or args.fp16):
-                loss = model(**batch).loss
+                loss = model(**batch, **options).loss
             loss.backward()
             del loss
             optimizer.step()
             optimizer.zero_grad()
-        states = (tensor for state in optimizer.state.values() for tensor in state.values())
+        states = (value for state in optimizer.state.values() for value in state.values())
         parts = {
             "weights": sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *noise)),
             "gradients": sum(weight.nbytes for weight in model.parameters() if weight.requires_grad),
-            "optimizer": sum(tensor.nbytes for tensor in states),
+            "optimizer": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
         }
         beside = max(0, held.most - sum(parts.values()))
         if getattr(args, "restore_embeddings", False):
