@@ -2,6 +2,7 @@
 """What a training will take is known before it is there, and is what it takes."""
 
 import json
+import platform
 import runpy
 import subprocess
 import sys
@@ -53,6 +54,33 @@ def test_chunks_and_optimisers_count_and_what_cannot_be_told_is_said(text_config
     for problem in ({"mtm_loss": "full_softmax"}, {"text_adapter": {"r": 4}}):
         with pytest.raises(ValueError, match=f"{next(iter(problem))}=.*cannot be estimated"):
             estimate(FlipConfig(**{**config.to_dict(), **problem}))
+
+
+_FREED = """
+import torch
+from pathlib import Path
+from flip_hf.training.precision import give_memory_back
+
+def resident():  # kB
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+{}
+torch.ones(6 << 20)  # 24 MiB, after which glibc takes blocks of fewer from its heap
+before = resident()
+held = [torch.ones(3 << 20) for _ in range(20)]
+del held[::2]
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have their own ways")
+def test_freed_blocks_between_others_that_stay_go_back_to_the_system():
+    kept, gone = (
+        int(subprocess.run([sys.executable, "-c", _FREED.format(line)], capture_output=True, check=True).stdout)
+        for line in ("", "give_memory_back()")
+    )
+    assert kept > 220_000 and gone == pytest.approx(122_880, rel=0.1)  # 20 blocks, and the 10 that are held
 
 
 @pytest.mark.slow

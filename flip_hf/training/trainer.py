@@ -156,6 +156,8 @@ class FlipTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer.train copies a tokenizer's special tokens into the configuration: it sees none until create_optimizer
         self.processing_class = None
+        if self.args.device.type == "cpu":
+            give_memory_back()
         try:
             with flushed_denormals():
                 output = super().train(*args, **kwargs)
