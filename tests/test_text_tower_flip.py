@@ -13,6 +13,7 @@ import json
 import logging
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_opens_elsewhere, tiny_tokenizer
@@ -29,8 +30,10 @@ from flip_hf import (
     FlipForPreTraining,
     FlipModel,
     FlipProcessor,
+    load_ctr_dataset,
     prepare_dataset,
 )
+from flip_hf.commands import main
 from flip_hf.text_tower_flip import load_text_config, load_text_model
 from flip_hf.training.optimization import parameter_groups
 
@@ -515,6 +518,21 @@ def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_p
     assert not any((tmp_path / "text_adapter").iterdir())
     whole = FlipForCTR.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(whole(**bert.batch()).logits, again(**bert.batch()).logits)
+
+
+def test_the_command_finds_the_language_model_of_an_adapter(bert, peft, splits, tmp_path):
+    model = move_adapter(bert.stage_2(mode="text", text_adapter=LORA))
+    model.save_pretrained(tmp_path / "model")
+    bert.processor.save_pretrained(tmp_path / "model")
+    table, scored = (str(tmp_path / name) for name in ("new.jsonl", "scored.jsonl"))
+    rows = splits["train"].select(range(24))
+    rows.to_json(table)
+    argv = ["predict", "--model", str(tmp_path / "model"), "--data", table, "--output", scored]
+    main([*argv, "--text_model", bert.folder])
+    with torch.no_grad():
+        inputs = bert.processor(rows, padding=True, return_tensors="pt")
+        expected = model.predict_probabilities(model(**inputs).logits)
+    np.testing.assert_allclose(load_ctr_dataset(scored)["probability"][:], expected, atol=1e-6)
 
 
 @every_tower
