@@ -20,22 +20,15 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict
 from hub_in_memory import Hub, connected
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
-from flip_hf import (
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipPreTrainingArguments,
-    FlipPreTrainingTrainer,
-    FlipProcessor,
-    export_onnx,
-    prepare_dataset,
-)
+from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor, export_onnx, prepare_dataset
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.training.arguments import FlipCTRArguments, FlipPreTrainingArguments
+from flip_hf.training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,6 +62,12 @@ def make_table(num_rows: int, seed: int = 0) -> dict[str, list]:
         "genre": [GENRES[item % 4] for item in items],
         "label": [int((user + item) % 2 == 0) for user, item in zip(users, items, strict=True)],
     }
+
+
+def rows_of(table: dict[str, list], *left_out: str, **more) -> list[dict]:
+    """Rows of a table without the columns that are named, each with the same values more."""
+    names = [name for name in table if name not in left_out]
+    return [{**more, **dict(zip(names, row, strict=True))} for row in zip(*map(table.get, names), strict=True)]
 
 
 def tiny_tokenizer(kind: str, model_max_length: int = 100_000) -> PreTrainedTokenizerFast:
@@ -134,13 +133,10 @@ def text_config(tokenizer) -> BertConfig:
 
 
 KINDS = {
-    "user_id": {"statistics": ["frequency", "label_mean"]},
-    "genre": {"pooling": "attention"},
-    "words": {"pooling": "sum"},
-    "device": {"hash_buckets": 8, "view": "tabular"},
-    "opened": {"kind": "datetime", "parts": ["weekday", "age"]},
-    "title": {"view": "text"},
-}
+    "user_id": {"statistics": ["frequency", "label_mean"]}, "genre": {"pooling": "attention"},
+    "words": {"pooling": "sum"}, "device": {"hash_buckets": 8, "view": "tabular"},
+    "opened": {"kind": "datetime", "parts": ["weekday", "age"]}, "title": {"view": "text"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -169,15 +165,28 @@ def kinds_processor(kinds_table, tokenizer) -> FlipProcessor:
 def save_moved(model, processor, folder) -> Path:
     """The model, its weights away from where they start, so that rows have logits that differ by tenths."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-            if name.startswith(("text_classifier.weight", "flip.tabular.logit.weight")):
-                parameter *= 10
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+        if name.startswith(("text_classifier.weight", "flip.tabular.logit.weight")):
+            parameter.data *= 10
     model.config.newly_initialized = None
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)
+
+
+def assert_comes_back(model, folder, batch, **options):
+    """From a folder, bit by bit: the model that is read says the same of a batch, and is returned."""
+    model.eval().save_pretrained(folder)
+    again = type(model).from_pretrained(folder, **options).eval()
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    # an optimiser may rely on what is saved being what is trained: nothing more and nothing less
+    assert set(load_file(Path(folder, "model.safetensors"))) == set(model.state_dict())
+    of_text = [one.config.text_config and one.config.text_config.to_dict() for one in (again, model)]
+    assert of_text[0] == of_text[1] and again.config.backbone_config == model.config.backbone_config
+    # a product may round by where its operands lie
+    torch.testing.assert_close(dict(again(**batch)), dict(model(**batch)))
+    return again
 
 
 def joint_config(processor, text_config, **options) -> FlipConfig:
@@ -222,10 +231,14 @@ def trainable_text_model_dir(text_config, tmp_path_factory) -> str:
     return str(folder)
 
 
+def from_text(kind: type, folder: str, processor, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    return kind.from_text_pretrained(folder, processor=processor, **options)
+
+
 @pytest.fixture()
 def pretraining_model(text_model_dir, processor) -> FlipForPreTraining:
-    torch.manual_seed(0)
-    return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor)
+    return from_text(FlipForPreTraining, text_model_dir, processor)
 
 
 def tabular_model(processor, **options) -> FlipForCTR:
@@ -265,6 +278,11 @@ def stage_2(processor, encoded, tmp_path) -> Callable[..., FlipCTRTrainer]:
     return trainer_maker(*made, processor, encoded, tmp_path)
 
 
+def trained(trainer: Trainer, **resume) -> Trainer:
+    trainer.train(**resume)
+    return trainer
+
+
 @pytest.fixture()
 def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
     """A Hub in memory that this process talks to as the user `hub.owner`, with an empty cache."""
@@ -279,6 +297,19 @@ def _rank(rank: int, port: int, work: Callable, arguments: tuple) -> None:
     torch.distributed.init_process_group("gloo")
     work(rank, *arguments)
     torch.distributed.destroy_process_group()
+
+
+class Computes(TorchDispatchMode):
+    """Shows `look` all that torch computes inside: the function, what it is given, what it gives."""
+
+    def __init__(self, look: Callable[[Callable, tuple, object], object]):
+        super().__init__()
+        self.look = look
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        self.look(function, (args, kwargs), output)
+        return output
 
 
 def free_port() -> int:
@@ -322,19 +353,26 @@ def data_folder(name: str) -> Path:
     return root / name
 
 
+def refused(message: str, call: Callable, /, *arguments, error: type[Exception] = ValueError, **options) -> None:
+    """That `call(*arguments, **options)` raises an error in whose text the pattern `message` is found."""
+    __tracebackhide__ = True
+    with pytest.raises(error, match=message):
+        call(*arguments, **options)
+
+
 def run_example(monkeypatch, script: str, *arguments: object) -> None:
     """A script of examples/ in this process, where nothing is imported again."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
 
 
-def elsewhere(tmp_path, *arguments: str, code: str) -> str:
-    """Last line that `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+def elsewhere(tmp_path, *arguments: str, code: str, **settings: str) -> str:
+    """What `code` prints in a process of its own, in `tmp_path`, with a cache of its own for remote code."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", **settings}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    return result.stdout.strip().splitlines()[-1]
+    return result.stdout.strip()
 
 
 OPENED_ELSEWHERE = """
@@ -370,6 +408,6 @@ def assert_opens_elsewhere(tmp_path, rows: dict[str, list], models: list[tuple])
         with torch.no_grad():
             said = model.flip(**inputs).text_vector if kind == "AutoModel" else model(**inputs).logits
         expected += [said.tolist()] * (1 + (last[kind, bool(arguments)] == number))
-    found = json.loads(elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=OPENED_ELSEWHERE))
-    for one, of_it in zip(found, expected, strict=True):
+    said = elsewhere(tmp_path, json.dumps(folders), json.dumps(rows), code=OPENED_ELSEWHERE).splitlines()[-1]
+    for one, of_it in zip(json.loads(said), expected, strict=True):
         np.testing.assert_allclose(one, of_it, atol=1e-5)

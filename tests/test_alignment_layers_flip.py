@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, alignment_layers_flip
@@ -83,16 +84,14 @@ def test_noise_draws_have_the_stated_frequencies(noise, field, seeds, monkeypatc
 
 
 def test_a_head_that_was_told_no_frequencies_draws_real_features_alone():
-    head = FlipMTMHead(make_config(), tabular_size=6)
-    draws = head.draw_noise(torch.zeros(500, dtype=torch.long))
+    draws = FlipMTMHead(make_config(), tabular_size=6).draw_noise(torch.zeros(500, dtype=torch.long))
     assert set(draws.flatten().tolist()) == {6, 7, 8, 9, 10}
 
 
 def test_accuracies_leave_draws_of_the_target_out():
     head = make_mtm_head()
     torch.nn.init.zeros_(head.feature_embeddings.weight)
-    with torch.no_grad():
-        head.feature_bias.copy_(torch.arange(11.0))  # feature 10 scores highest, 9 next
+    head.feature_bias.data.copy_(torch.arange(11.0))  # feature 10 scores highest, 9 next
     hidden = torch.zeros(2, 3, dtype=torch.float64)
     fields, targets = torch.tensor([1, 0]), torch.tensor([10, 7])
     noise = torch.tensor([[10, 9], [6, 8]])
@@ -105,8 +104,7 @@ def test_accuracies_leave_draws_of_the_target_out():
 
 
 def test_wrong_number_of_counts_is_refused():
-    with pytest.raises(ValueError, match="3 feature counts for a model of 11 features"):
-        make_mtm_head().set_feature_counts([1, 2, 3], [0, 0, 0])
+    refused("3 feature counts for a model of 11 features", make_mtm_head().set_feature_counts, [1, 2, 3], [0, 0, 0])
 
 
 def test_recall_is_the_share_of_rows_whose_text_scores_highest():

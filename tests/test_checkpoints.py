@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import refused, tabular_model, trained
 from filelock import FileLock
 from transformers import TrainerCallback, set_seed
 
@@ -83,14 +83,11 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_weights_of_an_unbroken_o
         assert logs or stage == 2
 
 
-def test_what_a_training_goes_on_from_is_the_last_written_and_changed_settings_are_said(
-    stage_2, processor, encoded, tmp_path, caplog
-):
+def test_it_goes_on_from_the_last_written_and_changed_settings_are_said(stage_2, processor, encoded, tmp_path, caplog):
     rows, once = encoded["train"].select(range(64)), {**EVERY_STEP, "num_train_epochs": 1}
     stage_2(train_dataset=rows, **once).train()
     caplog.clear()
-    again = stage_2(train_dataset=rows, **once)
-    again.train(resume_from_checkpoint=True)
+    again = trained(stage_2(train_dataset=rows, **once), resume_from_checkpoint=True)
     assert f"the training in {tmp_path / 'checkpoint-2'} is finished" in caplog.text and again.state.global_step == 2
     assert "other settings" not in caplog.text
 
@@ -204,21 +201,18 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_or_refused_by_name(stage_
         shutil.rmtree(second, ignore_errors=True)
         shutil.copytree(kept, second)
         damage(second)
-        with pytest.raises(ValueError, match=f"{second}.*{message}"):
-            checkpoints.check_sealed(second)
+        refused(f"{second}.*{message}", checkpoints.check_sealed, second)
         assert checkpoints.get_last_checkpoint(tmp_path) == str(first)
         assert f"the training goes on from {first}: {second}" in caplog.text and message in caplog.text
         caplog.clear()
     trainer = stage_2(**{**EVERY_STEP, "max_steps": 3, "save_strategy": "no"})
-    with pytest.raises(ValueError, match=f"{second}.*{message}"):
-        trainer.train(resume_from_checkpoint=str(second))
+    refused(f"{second}.*{message}", trainer.train, resume_from_checkpoint=str(second))
     assert trainer.state.global_step == 0
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3 and len([log for log in trainer.state.log_history if "loss" in log]) == 3
     (first / "scheduler.pt").unlink()
     shutil.rmtree(second)  # none is whole: it begins anew, and says so
-    trainer = stage_2(**{**EVERY_STEP, "max_steps": 1, "save_only_model": True})
-    trainer.train(resume_from_checkpoint=True)
+    trainer = trained(stage_2(**{**EVERY_STEP, "max_steps": 1, "save_only_model": True}), resume_from_checkpoint=True)
     begins_anew = f"no checkpoint is whole, and the training begins anew: {first} lacks scheduler.pt"
     assert trainer.state.global_step == 1 and begins_anew in caplog.text
     with pytest.raises(ValueError, match="was written with save_only_model: its optimizer.pt, scheduler.pt and rng"):
@@ -258,14 +252,12 @@ def test_a_finished_training_goes_no_further_and_patience_counts_on(stage_2, tmp
     options["metric_for_best_model"] = "loss"
 
     def train(**resume):
-        trainer = stage_2(**options)
-        trainer.train(**resume)
+        trainer = trained(stage_2(**options), **resume)
         return trainer.state.global_step, trainer.state.best_global_step, trainer.model.state_dict()
 
     last, best, whole = train()
     assert best < last == best + 16 < 72
-    resumes = [True, str(tmp_path / f"checkpoint-{best}"), str(tmp_path / f"checkpoint-{best + 8}")]
-    for resume in resumes:
+    for resume in [True, str(tmp_path / f"checkpoint-{best}"), str(tmp_path / f"checkpoint-{best + 8}")]:
         *steps, resumed = train(resume_from_checkpoint=resume)
         assert steps == [last, best] and all(torch.equal(whole[name], resumed[name]) for name in whole)
     options = {"max_steps": 1, "eval_dataset": None, "save_strategy": "steps", "output_dir": str(tmp_path / "steps")}
@@ -274,14 +266,11 @@ def test_a_finished_training_goes_no_further_and_patience_counts_on(stage_2, tmp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are found in /proc")
-def test_a_worker_that_is_killed_stops_the_training_which_goes_on_to_the_same_weights(
-    stage_1, pretraining_model, tmp_path
-):
+def test_a_killed_worker_stops_the_training_which_goes_on_to_the_same_weights(stage_1, pretraining_model, tmp_path):
     def train(where, model, *callbacks, **resume):
         options = {**EVERY_STEP, "dataloader_num_workers": 1, "callbacks": list(callbacks)}
         set_seed(0)
-        trainer = stage_1(copy.deepcopy(model), output_dir=str(tmp_path / where), **options)
-        trainer.train(**resume)
+        trainer = trained(stage_1(copy.deepcopy(model), output_dir=str(tmp_path / where), **options), **resume)
         return trainer.model.state_dict()
 
     class Kills(TrainerCallback):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tabular_model
+from conftest import refused, tabular_model
 from datasets import Dataset
 
 from flip_hf import FlipCTRArguments, FlipFeatureExtractor, FlipProcessor, __version__, load_ctr_dataset
@@ -73,8 +73,7 @@ def test_flags_and_files_read_the_same_and_bfloat16_is_for_texts(tmp_path, monke
         (tmp_path / f"settings.{suffix}").write_text(json.dumps(settings))
         argv = [str(tmp_path / f"settings.{suffix}")]
     monkeypatch.setattr(finetune, "set_seed", lambda seed: sys.exit(3))
-    with pytest.raises(SystemExit, match="3"):
-        finetune.main(argv)
+    refused("3", finetune.main, argv, error=SystemExit)
     assert asked == [(bf16, 1e-5)]
 
 
@@ -83,13 +82,10 @@ def test_splits_that_are_not_there_and_unknown_keys_are_named_before_anything_is
     with pytest.raises(FileNotFoundError, match="rows/validation is not there: prepare the rows of train, validation"):
         read_rows(str(tmp_path), ["train", "validation"])
     (tmp_path / "a.yaml").write_text("prepared_dir: rows\ntext_model: bert\noutput_dir: run\nlearning_rte: 1\n")
-    with pytest.raises(ValueError, match="learning_rte"):
-        pretrain.main([str(tmp_path / "a.yaml")])
+    refused("learning_rte", pretrain.main, [str(tmp_path / "a.yaml")])
 
 
-def test_an_error_of_ours_is_a_sentence_whose_remedy_is_a_flag_and_one_of_others_keeps_its_traceback(
-    tmp_path, capsys, monkeypatch
-):
+def test_our_errors_are_sentences_with_a_flag_as_remedy_others_keep_their_traceback(tmp_path, capsys, monkeypatch):
     (tmp_path / "clicks.csv").write_text("ann,yes\nbob,no\n" * 40)
     argv = ["prepare", "--dataset", str(tmp_path / "clicks.csv"), "--column_names", "user", "clicked"]
     argv += ["--label", "clicked", "--output_dir", str(tmp_path / "out")]
@@ -101,8 +97,7 @@ def test_an_error_of_ours_is_a_sentence_whose_remedy_is_a_flag_and_one_of_others
     main([*argv, "--label_map", '{"yes": 1, "no": 0}'])
     assert "train: 64 rows, 53.1% positive" in capsys.readouterr().out
     monkeypatch.setattr(prepare, "split_dataset", lambda *args, **kwargs: int("not a number"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main([*argv, "--label_map", '{"yes": 1, "no": 0}'])
+    refused("invalid literal", main, [*argv, "--label_map", '{"yes": 1, "no": 0}'])
 
 
 def test_no_folder_is_written_over_that_the_command_has_not_written(tmp_path, capsys):
@@ -118,9 +113,7 @@ def test_no_folder_is_written_over_that_the_command_has_not_written(tmp_path, ca
     assert (tmp_path / "clicks.csv").is_file() and (tmp_path / "tables" / "train").is_dir()
 
 
-def test_predictions_are_written_as_asked_and_what_cannot_be_is_said_before_anything_is_scored(
-    tmp_path, capsys, monkeypatch
-):
+def test_predictions_are_written_as_asked_and_what_cannot_be_is_said_before_scoring(tmp_path, capsys, monkeypatch):
     table = {"tags": [["a"], ["b", "c"]] * 20, "note": ["x", "y"] * 20, "label": [0, 1] * 20}
     processor = FlipProcessor(FlipFeatureExtractor.fit(table, fields=["tags"]))
     tabular_model(processor).save_pretrained(tmp_path / "model")

@@ -5,20 +5,13 @@ import copy
 
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import from_text, refused, tabular_model, trained
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from flip_hf import (
-    DataCollatorForFlipCTR,
-    FlipCTRArguments,
-    FlipCTRTrainer,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipModel,
-    FlipProcessor,
-    prepare_dataset,
-    sample_negatives,
-)
+from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipModel, FlipProcessor, prepare_dataset, sample_negatives
+from flip_hf.training.arguments import FlipCTRArguments
+from flip_hf.training.collators import DataCollatorForFlipCTR
+from flip_hf.training.trainer import FlipCTRTrainer
 
 
 PLAIN = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
@@ -27,8 +20,7 @@ PLAIN = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", 
 @pytest.fixture()
 def teacher(text_model_dir, processor) -> FlipForCTR:
     """Of the joint mode, with logits worth learning, and dropout that would be seen in them."""
-    torch.manual_seed(3)
-    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", alpha_init=0.5)
+    model = from_text(FlipForCTR, text_model_dir, processor, seed=3, mode="joint", alpha_init=0.5)
     torch.nn.init.normal_(model.flip.tabular.first_order.weight, std=2.0)
     torch.nn.init.normal_(model.text_classifier.weight)
     return model.train()
@@ -65,8 +57,7 @@ def test_a_step_follows_labels_and_teacher_by_weight(accumulation, trainer_of, t
     sizes = {"per_device_train_batch_size": 64 // accumulation, "gradient_accumulation_steps": accumulation}
     options = {"max_steps": 1, "distillation_weight": 0.75, "weight_decay": 0.0, **sizes, **PLAIN}
     given = teacher if accumulation == 1 else str(tmp_path / "teacher")
-    trainer = trainer_of(tabular_model(processor, l2_coefficient=1e-2), given, rows, **options)
-    trainer.train()
+    trainer = trained(trainer_of(tabular_model(processor, l2_coefficient=1e-2), given, rows, **options))
     for name, before in tabular_model(processor).named_parameters():
         after = before - 0.5 * expected.get_parameter(name).grad
         torch.testing.assert_close(trainer.model.get_parameter(name), after, rtol=1e-4, atol=1e-6, msg=name)
@@ -76,8 +67,7 @@ def test_a_step_follows_labels_and_teacher_by_weight(accumulation, trainer_of, t
 def test_the_teacher_reads_the_rows_once_and_evaluation_has_their_own_labels(trainer_of, teacher, processor, encoded):
     read = []
     teacher.register_forward_hook(lambda *_: read.append(1))
-    trainer = trainer_of(tabular_model(processor), teacher, num_train_epochs=2)
-    trainer.train()
+    trainer = trained(trainer_of(tabular_model(processor), teacher, num_train_epochs=2))
     trainer.train()
     assert len(read) == 6  # 256 rows, 50 at a time
     trainer.train_dataset = encoded["train"].shuffle(seed=1)
@@ -117,8 +107,6 @@ def test_a_teacher_that_cannot_teach_is_refused(trainer_of, teacher, processor, 
         (teacher, rows.to_iterable_dataset(), TypeError, "a IterableDataset has to be a Dataset"),
         (other, rows, ValueError, "the processor does not fit the model: its ids of user_id stand for other"),
     ):
-        with pytest.raises(error, match=message):
-            trainer_of(model, who, of_rows, max_steps=2)
+        refused(message, trainer_of, model, who, of_rows, error=error, max_steps=2)
     for weight in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=f"distillation_weight={weight} is not in"):
-            FlipCTRArguments(str(tmp_path), distillation_weight=weight)
+        refused(f"distillation_weight={weight} is not in", FlipCTRArguments, str(tmp_path), distillation_weight=weight)

@@ -14,17 +14,20 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig
 
-from flip_hf import (
-    FlipConfig,
-    FlipCTRArguments,
-    FlipCTRTrainer,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipPreTrainingArguments,
-    FlipPreTrainingTrainer,
-)
+from flip_hf import FlipConfig, FlipCTRTrainer, FlipForCTR, FlipForPreTraining, FlipPreTrainingTrainer
 from flip_hf.alignment_layers_flip import FlipICLHead
 from flip_hf.training import checkpoints
+from flip_hf.training.arguments import FlipCTRArguments, FlipPreTrainingArguments
+
+
+STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
+STAGES = {
+    1: (FlipForPreTraining, STILL, FlipPreTrainingArguments, FlipPreTrainingTrainer),
+    2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01}, FlipCTRArguments, FlipCTRTrainer),
+}
+THREE_STEPS = {"max_steps": 3, "per_device_train_batch_size": 32, "train_sampling_strategy": "sequential"}
+THREE_STEPS |= {"optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1, "lr_scheduler_type": "constant"}
+OF_CONTRAST = {"icl_normalize": True, "icl_learnable_temperature": True, "mtm_loss": "full_softmax"}
 
 
 def contrast(part: slice) -> tuple[float, dict[str, torch.Tensor]]:
@@ -53,25 +56,11 @@ def test_ranks_of_unequal_size_learn_what_one_process_learns_on_the_joined_batch
         torch.testing.assert_close(of_rank, gradients, rtol=1e-4, atol=1e-6)
 
 
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer",
-}
-
-
 def shard(**others: str) -> None:
     """What `accelerate launch --use_fsdp` tells a process; on CPUs accelerate leaves it aside without a word."""
-    os.environ.update(FSDP2, **others)
+    fsdp2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"}
+    os.environ.update(fsdp2, FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", **others)
     PartialState()._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-
-STILL = {"mlm_dropout_prob": 0.0, "icl_dropout_prob": 0.0}
-STAGES = {
-    1: (FlipForPreTraining, STILL, FlipPreTrainingArguments, FlipPreTrainingTrainer),
-    2: (FlipForCTR, {"mode": "joint", "l2_coefficient": 0.01}, FlipCTRArguments, FlipCTRTrainer),
-}
 
 
 def make_model(stage: int, text_model_dir: str, processor, **options):
@@ -125,10 +114,6 @@ def trained(processor, encoded, tmp_path):
     return run
 
 
-THREE_STEPS = {"max_steps": 3, "per_device_train_batch_size": 32, "train_sampling_strategy": "sequential"}
-THREE_STEPS |= {"optim": "sgd", "learning_rate": 0.1, "text_learning_rate": 0.1, "lr_scheduler_type": "constant"}
-
-
 def assert_same(found: tuple, expected: tuple, stage: int, rtol: float = 1e-4, atol: float = 1e-6) -> None:
     assert found[0] == [pytest.approx(entry, rel=1e-4) for entry in expected[0]]
     if stage == 2:  # in the order of the rows
@@ -141,9 +126,7 @@ def assert_same(found: tuple, expected: tuple, stage: int, rtol: float = 1e-4, a
     ("stage", "optim", "chunk_size"),
     [(1, "sgd", None), (1, "rowwise_adagrad", 6), (2, "sgd", None), (2, "rowwise_adagrad", None)],
 )
-def test_two_processes_train_what_one_trains(
-    stage, optim, chunk_size, trained, trainable_text_model_dir, processor, tmp_path
-):
+def test_two_processes_train_as_one(stage, optim, chunk_size, trained, trainable_text_model_dir, processor, tmp_path):
     options = {"text_mask_level": "token"} if chunk_size else {}
     model = make_model(stage, trainable_text_model_dir, processor, **options)
     settings, bounds = THREE_STEPS, {}
@@ -171,9 +154,6 @@ def refused(rank: int, model, processor, encoded, folder: str) -> None:
 @pytest.mark.slow
 def test_a_loading_that_accelerate_cannot_do_is_refused(trainable_text_model_dir, processor, encoded, tmp_path):
     in_two_processes(refused, make_model(1, trainable_text_model_dir, processor), processor, encoded, str(tmp_path))
-
-
-OF_CONTRAST = {"icl_normalize": True, "icl_learnable_temperature": True, "mtm_loss": "full_softmax"}
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for page in PAGES f
 # why it does not run, language, what stands behind it, the block
 BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n)?^```(\w*)([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+COMMAND = re.compile(r"^(?:.*&& )?(?:python|accelerate launch.*?) ((?:[\w./]+/)?\w+\.py)(.*)", flags=re.MULTILINE)
 # what is made smaller, beside the language model: a test is no training
 SMALLER = {r"num_train_epochs=1,": "max_steps=4,", r"num_train_epochs=\d+": "num_train_epochs=1"}
 SMALLER |= {r'(FlipPreTrainingArguments\(\s*"runs/aligned", )num_train_epochs=\d+': r"\1max_steps=4"}
@@ -152,9 +153,6 @@ def usage(script: str) -> str:
                 patched.syspath_prepend(str((ROOT / script).parent))
                 runpy.run_path(str(ROOT / script), run_name="__main__")
     return said.getvalue()
-
-
-COMMAND = re.compile(r"^(?:.*&& )?(?:python|accelerate launch.*?) ((?:[\w./]+/)?\w+\.py)(.*)", flags=re.MULTILINE)
 
 
 def commands() -> list[tuple[str, str, list[str]]]:

@@ -8,20 +8,12 @@ A new entry of TABULAR_BACKBONES is under test without a line here.
 import numpy as np
 import pytest
 import torch
-from conftest import assert_opens_elsewhere, tabular_model
-from safetensors.torch import load_file
+from conftest import assert_comes_back, assert_opens_elsewhere, tabular_model
 
-from flip_hf import (
-    DataCollatorForFlipCTR,
-    DataCollatorForFlipPreTraining,
-    FlipConfig,
-    FlipForCTR,
-    FlipForPreTraining,
-    modeling_flip_tabular,
-    prepare_dataset,
-    tabular_layers_flip,
-)
+from flip_hf import FlipForCTR, FlipForPreTraining, modeling_flip_tabular, prepare_dataset, tabular_layers_flip
+from flip_hf.configuration_flip import FlipConfig
 from flip_hf.tabular_backbones_flip import TABULAR_BACKBONES
+from flip_hf.training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 
 
 VARIANTS = [("dcnv2", {"use_low_rank_mixture": False}), ("pnn", {"product_type": "outer"})]
@@ -54,16 +46,6 @@ def train(model, batch, steps: int, learning_rate: float, until: float = 0.0) ->
     return losses
 
 
-def assert_reads_itself(model, folder, batch) -> None:
-    again = type(model).from_pretrained(folder).eval()
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    # an optimiser may rely on what is saved being what is trained: nothing more and nothing less
-    assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
-    assert again.config.backbone_config == model.config.backbone_config
-    # a product may round by where its operands lie
-    torch.testing.assert_close(again(**batch).loss, model.eval()(**batch).loss)
-
-
 @every_tower
 def test_stage_1_learns_and_then_joint(backbone, options, kinds_processor, rows, trainable_text_model_dir, tmp_path):
     torch.manual_seed(0)
@@ -71,36 +53,29 @@ def test_stage_1_learns_and_then_joint(backbone, options, kinds_processor, rows,
     model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, **settings)
     batch = DataCollatorForFlipPreTraining(kinds_processor, seed=0)(rows[:16])
     train(model, batch, 12, 3e-3)
-    model.save_pretrained(tmp_path / "1")
-    assert_reads_itself(model, tmp_path / "1", batch)
+    assert_comes_back(model, tmp_path / "1", batch)
 
     vector = model.flip.tabular(batch["feature_ids"]).vector
     joint = FlipForCTR.from_pretrained(tmp_path / "1", mode="joint", alpha_init=0.5).eval()
     torch.testing.assert_close(joint.flip.tabular(batch["feature_ids"]).vector, vector)
     clicks = DataCollatorForFlipCTR(kinds_processor)(rows[:16])
     train(joint, clicks, 12, 3e-3)
-    joint.save_pretrained(tmp_path / "2")
-    assert_reads_itself(joint, tmp_path / "2", clicks)
+    assert_comes_back(joint, tmp_path / "2", clicks)
 
 
 @every_tower
 def test_the_tower_alone_learns_32_rows_by_heart(backbone, options, kinds_processor, rows, tmp_path):
     batch = DataCollatorForFlipCTR(kinds_processor, mode="tabular")(rows[:32])
-    torch.manual_seed(0)
-    settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options, "l2_coefficient": 0.0}
-    model = FlipForCTR(FlipConfig.from_processor(kinds_processor, **settings))
+    model = tabular_model(kinds_processor, backbone=backbone, backbone_config=options, l2_coefficient=0.0)
     train(model, batch, 150, 0.1 if backbone == "lr" else 1e-2, until=0.03)
     assert torch.equal(model.eval()(**batch).logits > 0, batch["labels"] == 1)
-    model.save_pretrained(tmp_path)
-    assert_reads_itself(model, tmp_path, batch)
+    assert_comes_back(model, tmp_path, batch)
 
 
 @every_tower
 def test_some_rows_at_a_time_are_all_rows_at_once(backbone, options, kinds_processor, rows, monkeypatch):
     batch = DataCollatorForFlipCTR(kinds_processor, mode="tabular")(rows[:32])
-    torch.manual_seed(0)
-    settings = {"mode": "tabular", "backbone": backbone, "backbone_config": options}
-    model = FlipForCTR(FlipConfig.from_processor(kinds_processor, **settings)).train()
+    model = tabular_model(kinds_processor, backbone=backbone, backbone_config=options).train()
     made = []
     for num_rows in (512, 5):
         for module in (tabular_layers_flip, modeling_flip_tabular):

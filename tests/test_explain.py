@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_table, run_example
+from conftest import make_table, refused, run_example
 
 from flip_hf import FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor
 
@@ -233,13 +233,11 @@ def test_what_cannot_be_explained_is_refused(processor, rich_processor, text_con
         (ValueError, "has no tokenizer", row, {"processor": FlipProcessor(processor.feature_extractor)}),
         (ValueError, "the processor does not fit the model", row, {"processor": rich_processor}),
     ):
-        with pytest.raises(error, match=message):
-            model.explain_alignment(wrong, **{"processor": processor, **options})
+        refused(message, model.explain_alignment, wrong, error=error, **{"processor": processor, **options})
     with pytest.raises(ValueError, match="mtm_weight=0 and mlm_weight=0"):
         build(processor, text_config, mtm_weight=0.0, mlm_weight=0.0).explain_alignment(row, processor)
     model.mtm_head.feature_fields.fill_(-1)
-    with pytest.raises(ValueError, match="set_feature_counts"):
-        model.explain_alignment(row, processor)
+    refused("set_feature_counts", model.explain_alignment, row, processor)
     assert not hasattr(FlipForCTR, "explain_alignment")
 
 
@@ -254,8 +252,7 @@ def test_a_picture_is_drawn_of_each_half_and_of_odd_values(processor, rich_proce
         assert ("hidden in the text" in svg) == bool(explanation.words) and "$5 &amp; &lt;b&gt;" in svg
     model = build(rich_processor, text_config)
     empty = model.explain_alignment(splits["test"][0], rich_processor, fields=["item_id_frequency"])
-    with pytest.raises(ValueError, match="nothing to draw"):
-        empty.draw(tmp_path / "row.png")
+    refused("nothing to draw", empty.draw, tmp_path / "row.png")
 
 
 def test_guesses_of_long_names_stay_in_their_column(pretraining_model, processor, splits, tmp_path, monkeypatch):
@@ -289,7 +286,5 @@ def test_the_example_explains_rows(pretraining_model, processor, splits, tmp_pat
     assert splits["test"][3]["title"] in printed and (tmp_path / "row.png").stat().st_size > 5_000
     row = {name: value for name, value in splits["test"][3].items() if name != "label"}
     assert "hidden word" in start("--row", json.dumps({**row, "user_id": "nobody"}), "--fields", "user_id")
-    with pytest.raises(SystemExit, match="--row 64: there are rows 0 to 63"):
-        start(*prepared, "64")
-    with pytest.raises(SystemExit, match="of which table"):
-        start()
+    refused("--row 64: there are rows 0 to 63", start, *prepared, "64", error=SystemExit)
+    refused("of which table", start, error=SystemExit)

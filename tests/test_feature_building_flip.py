@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import refused
 from datasets import Dataset, DatasetDict
 
 from flip_hf import FlipFeatureExtractor, FlipProcessor, prepare_dataset
@@ -14,6 +15,8 @@ from flip_hf.fitting.counts import code_columns, row_folds
 
 
 INF, NAN = math.inf, math.nan
+SHOP_OPTIONS = {"user": {"statistics": ["frequency", "label_mean"], "smoothing": 4.0}}
+SHOP_OPTIONS["item"] = {"statistics": ["label_mean"]}
 
 
 def said(extractor, **row) -> str | None:
@@ -84,8 +87,7 @@ def test_ages_count_from_the_newest_training_row_and_recent_days_are_told_apart(
     extractor = FlipFeatureExtractor.fit({"seen": times}, field_options=options)
     assert len(set(extractor({"seen": times})[:, 0].tolist())) == 24, "hours are told apart"
     message = "field 'seen_age': ages are counted to the newest .* of the year 10000: make"
-    with pytest.raises(ValueError, match=message):
-        FlipFeatureExtractor.fit({"seen": ["2024-05-01", "9999-12-31"]}, field_options=options)
+    refused(message, FlipFeatureExtractor.fit, {"seen": ["2024-05-01", "9999-12-31"]}, field_options=options)
     # an age in the text alone knows the newest row too
     options["seen"]["view"] = "text"
     extractor = FlipFeatureExtractor.fit({"seen": days, "a": days}, fields=["seen"], field_options=options)
@@ -126,10 +128,6 @@ def shop(num_rows=300, seed=0):
     users = [None if number == 0 else f"u{number}" for number in (draw.zipf(1.6, num_rows) % 40).tolist()]
     items = [f"i{number}" for number in draw.integers(0, 30, num_rows).tolist()]
     return {"user": users, "item": items, "label": draw.integers(0, 2, num_rows).tolist()}
-
-
-SHOP_OPTIONS = {"user": {"statistics": ["frequency", "label_mean"], "smoothing": 4.0}}
-SHOP_OPTIONS["item"] = {"statistics": ["label_mean"]}
 
 
 def fit_shop(rows, **options):

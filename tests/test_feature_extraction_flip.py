@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refused
 from datasets import Dataset, DatasetDict
 from transformers import AutoFeatureExtractor
 
@@ -19,6 +20,7 @@ from flip_hf.fitting.counts import Counts
 
 ROWS = {"user": ["b", "a", "b", None, "c"], "age": [30, 41, 30, 30, 41]}
 ROWS |= {"label": [0, 1, 0, 1, 1], "rating": [1, 5, 2, 4, 5]}
+LISTS = {"genre": [["Drama", "War"], ["War"], [], None, ["Crime", None, "War", "Drama"]], "n": [1, 2, 3, 4, 5]}
 
 
 @pytest.fixture()
@@ -37,8 +39,7 @@ def test_ids_are_laid_out_as_documented(extractor):
     # 64 values fill the store of their counts, and none is missing or unseen
     assert FlipFeatureExtractor.fit({"a": [f"{k}x" for k in range(64)]}).feature_counts.tolist() == [0] * 4 + [1] * 64
     ids = extractor({"user": ["a", "z", None, "y"], "age": [30, 30, 30, None]})
-    rates = extractor.rates(ids)
-    assert rates == {"user": {"unseen": 0.5, "missing": 0.25}, "age": {"unseen": 0.0, "missing": 0.25}}
+    assert extractor.rates(ids) == {"user": {"unseen": 0.5, "missing": 0.25}, "age": {"unseen": 0.0, "missing": 0.25}}
     assert extractor.decode([0, 1, 2, 3, 4, 5, 6, 9]) == [
         "[PAD]", "[MASK]", "[UNSEEN]", "[MISSING]", "[UNSEEN]", "[MISSING]", "b", "30",
     ]  # fmt: skip
@@ -56,17 +57,13 @@ def test_tables_that_cannot_be_fitted_say_why():
         (iter([{"a": ["x"], "b": ["y"]}, {"a": ["x"]}]), {}, ValueError, "no column for field 'b'; the rows have a"),
         (iter([{"a": ["x", "y"]}, {"a": ["z", ["w"]]}]), {}, TypeError, "field 'a' holds a list in row 3 .*join it"),
     ):
-        with pytest.raises(error, match=message):
-            FlipFeatureExtractor.fit(rows, **options)
+        refused(message, FlipFeatureExtractor.fit, rows, error=error, **options)
 
 
 def test_a_missing_column_and_a_list_are_errors_that_name_the_field(extractor):
-    with pytest.raises(ValueError, match="no column for field 'age'; the rows have user"):
-        extractor({"user": ["a"]})
-    with pytest.raises(TypeError, match="field 'user' holds a list"):
-        extractor({"user": [["a", "b"]], "age": [1]})
-    with pytest.raises(ValueError, match="not fitted"):
-        FlipFeatureExtractor([{"name": "a", "kind": "categorical", "num_slots": 1}])({"a": ["x"]})
+    refused("no column for field 'age'; the rows have user", extractor, {"user": ["a"]})
+    refused("field 'user' holds a list", extractor, {"user": [["a", "b"]], "age": [1]}, error=TypeError)
+    refused("not fitted", FlipFeatureExtractor([{"name": "a", "kind": "categorical", "num_slots": 1}]), {"a": ["x"]})
 
 
 def test_a_folder_tells_no_value_in_json_and_a_damaged_or_absent_vocabulary_is_named(extractor, tmp_path):
@@ -75,17 +72,14 @@ def test_a_folder_tells_no_value_in_json_and_a_damaged_or_absent_vocabulary_is_n
     assert '"b"' not in (tmp_path / "preprocessor_config.json").read_text()
     path = tmp_path / "feature_vocabulary.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"feature_vocabulary\.safetensors of .* is corrupt or of another model"):
-        FlipFeatureExtractor.from_pretrained(tmp_path)
+    corrupt = r"feature_vocabulary\.safetensors of .* is corrupt or of another model"
+    refused(corrupt, FlipFeatureExtractor.from_pretrained, tmp_path)
     (tmp_path / "SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match="is cut off or no feature_vocabulary.safetensors"):
-        FlipFeatureExtractor.from_pretrained(tmp_path)
+    refused("is cut off or no feature_vocabulary.safetensors", FlipFeatureExtractor.from_pretrained, tmp_path)
     path.unlink()
-    with pytest.raises(OSError, match=r"feature_vocabulary\.safetensors"):
-        FlipFeatureExtractor.from_pretrained(tmp_path)
+    refused(r"feature_vocabulary\.safetensors", FlipFeatureExtractor.from_pretrained, tmp_path, error=OSError)
     FlipFeatureExtractor.fit(LISTS, fields=["genre"]).save_vocabulary(tmp_path)
-    with pytest.raises(ValueError, match=r"does not belong to the fields \['user', 'age'\]"):
-        FlipFeatureExtractor.from_pretrained(tmp_path)
+    refused(r"does not belong to the fields \['user', 'age'\]", FlipFeatureExtractor.from_pretrained, tmp_path)
 
 
 def test_caches_are_bounded_and_do_not_travel(extractor, monkeypatch):
@@ -139,9 +133,6 @@ def test_equally_frequent_values_stand_in_the_order_of_their_bytes():
         assert counts.tolist() == [3] + [2] * len(values)
     assert most_frequent_of(dict.fromkeys(values, 2), 1, 3)[0] == [b"a", b"a\0", b"a\0b"]
     assert most_frequent_of({"a": 1, None: 2}, 2)[0] == []
-
-
-LISTS = {"genre": [["Drama", "War"], ["War"], [], None, ["Crime", None, "War", "Drama"]], "n": [1, 2, 3, 4, 5]}
 
 
 def test_lists_take_several_slots_in_their_order_padded_at_the_end():
@@ -231,8 +222,7 @@ def test_extending_takes_every_form_of_rows_and_needs_every_column():
         extractor = fit_old()
         extractor.extend(form)
         assert extractor == expected, type(form)
-    with pytest.raises(ValueError, match="no column for field 'hashed'"):
-        fit_old().extend(dataset.remove_columns("hashed"))
+    refused("no column for field 'hashed'", fit_old().extend, dataset.remove_columns("hashed"))
 
 
 def test_extending_does_not_change_an_extractor_that_shares_its_arrays_and_rare_values_stay_unseen(tmp_path):

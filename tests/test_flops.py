@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from conftest import refused
 
 from flip_hf import DataCollatorForFlipPreTraining, FlipConfig, FlipForCTR, FlipForPreTraining, FlipTabularModel
 from flip_hf.analysis.flops import flops_per_row
@@ -51,8 +52,7 @@ def test_operations_of_the_modes_of_stage_2_add_up(text_model_dir, processor, at
 def test_stage_1_counts_a_batch_of_the_collator(text_model_dir, processor, encoded):
     model = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mlm_weight=0, mtm_weight=0)
     batch = DataCollatorForFlipPreTraining(processor)([encoded["train"][k] for k in range(8)])
-    with pytest.raises(ValueError, match="give flops_per_row a batch of its collator"):
-        flops_per_row(model)
+    refused("give flops_per_row a batch of its collator", flops_per_row, model)
     tokens = batch["input_ids"].shape[1]
     towers = 2 * tokens * linear_layers(model.flip.text) + 2 * (2 * 2 * tokens * tokens * 32) + 2 * tokens * 32
     towers += flops_per_row(model.flip.tabular)

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Computes, refused, trained
 from torch.utils._pytree import tree_leaves
 from transformers import set_seed
 
@@ -27,9 +27,8 @@ def gradients(model, batch, chunk_size) -> tuple[dict, dict]:
     """Of a step in which these rows are half of what is masked, and one of two micro-batches."""
     set_seed(1)
     model.train().zero_grad()
-    output = model(
-        **batch, num_masked_tokens=300.0, num_masked_features=70.0, num_micro_batches=2, chunk_size=chunk_size
-    )
+    counts = {"num_masked_tokens": 300.0, "num_masked_features": 70.0, "num_micro_batches": 2}
+    output = model(**batch, **counts, chunk_size=chunk_size)
     torch.amp.GradScaler("cpu", init_scale=2.0**10).scale(output.loss).backward()
     losses = {name: value.item() for name, value in output.items()}
     return losses, {name: parameter.grad / 2**10 for name, parameter in model.named_parameters()}
@@ -57,10 +56,8 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_batch(case, text_model_dir, p
 
 def test_what_normalises_over_a_batch_is_refused_and_chunks_of_no_row(text_model_dir, processor, encoded):
     model, batch = make(text_model_dir, processor, encoded, num_rows=9, backbone="afn")
-    with pytest.raises(ValueError, match="contrast_chunk_size=3: the backbone 'afn' normalises over the rows"):
-        gradients(model, batch, 3)
-    with pytest.raises(ValueError, match="contrast_chunk_size=0 has to be 1 or more"):
-        FlipPreTrainingArguments("run", contrast_chunk_size=0)
+    refused("contrast_chunk_size=3: the backbone 'afn' normalises over the rows", gradients, model, batch, 3)
+    refused("contrast_chunk_size=0 has to be 1 or more", FlipPreTrainingArguments, "run", contrast_chunk_size=0)
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
@@ -74,32 +71,30 @@ def test_dropout_and_noise_are_those_of_the_first_pass(precision, text_model_dir
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that are made inside and alive at a time, at most."""
+class Alive:
+    """Bytes of the tensors that it has seen made and that are alive at a time, at most."""
 
     def __init__(self):
-        super().__init__()
         self.known, self.now, self.peak = weakref.WeakKeyDictionary(), 0, 0
 
     def _freed(self, size: int) -> None:
         self.now -= size
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
+    def look(self, function, given, made) -> None:
+        for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.known:
                 size = self.known[storage] = storage.nbytes()
                 weakref.finalize(storage, self._freed, size)
                 self.now += size
                 self.peak = max(self.peak, self.now)
-        return output
 
 
 def test_the_memory_of_a_step_falls_with_the_chunk(text_model_dir, processor, encoded):
     model, batch = make(text_model_dir, processor, encoded, 128)
     peaks = {}
     for chunk_size in (128, 64, 32, None):
-        with Alive() as alive:
+        alive = Alive()
+        with Computes(alive.look):
             gradients(model, batch, chunk_size)
         peaks[chunk_size] = alive.peak
     of_row = (peaks[64] - peaks[32]) / 32
@@ -110,13 +105,12 @@ def test_the_memory_of_a_step_falls_with_the_chunk(text_model_dir, processor, en
 def test_a_training_in_chunks_ends_with_the_same_weights(stage_1, trainable_text_model_dir, processor):
     settings = {"per_device_train_batch_size": 50, "gradient_accumulation_steps": 2, "embedding_optim": "lazy_adamw"}
     settings |= {"optim": "sgd", "learning_rate": 0.01, "num_train_epochs": 2}
-    trained = []
+    ends = []
     for chunk_size in (None, 16):
         set_seed(0)
         model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor, **NO_DROPOUT)
-        trainer = stage_1(model, contrast_chunk_size=chunk_size, **settings)
-        trainer.train()
-        trained.append((model.state_dict(), trainer.state.log_history[-2]))
-    torch.testing.assert_close(trained[1][0], trained[0][0], rtol=1e-3, atol=1e-5)
+        trainer = trained(stage_1(model, contrast_chunk_size=chunk_size, **settings))
+        ends.append((model.state_dict(), trainer.state.log_history[-2]))
+    torch.testing.assert_close(ends[1][0], ends[0][0], rtol=1e-3, atol=1e-5)
     names = ["loss", "mlm_loss", "mtm_loss", "icl_loss", "grad_norm"]
-    assert [trained[1][1][name] for name in names] == pytest.approx([trained[0][1][name] for name in names], rel=1e-4)
+    assert [ends[1][1][name] for name in names] == pytest.approx([ends[0][1][name] for name in names], rel=1e-4)

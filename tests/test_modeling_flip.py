@@ -6,21 +6,14 @@ import math
 
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import Computes, assert_comes_back, from_text, refused, tabular_model
 from equations import affine, dot, relu, sigmoid
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, BertModel
 
-from flip_hf import (
-    DataCollatorForFlipCTR,
-    DataCollatorForFlipPreTraining,
-    FlipConfig,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipModel,
-)
+from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
+from flip_hf.training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 
 
 MODES = ["tabular", "text", "joint"]
@@ -31,8 +24,7 @@ def stage_1(text_model_dir, processor):
     """A function that builds a pre-training model with some options, always from the same seed."""
 
     def build(**options) -> FlipForPreTraining:
-        torch.manual_seed(0)
-        return FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, **options)
+        return from_text(FlipForPreTraining, text_model_dir, processor, **options)
 
     return build
 
@@ -44,8 +36,7 @@ def ctr(text_model_dir, processor):
     def build(mode, **options) -> FlipForCTR:
         if mode == "tabular":
             return tabular_model(processor, **options)
-        torch.manual_seed(0)
-        return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=mode, **options)
+        return from_text(FlipForCTR, text_model_dir, processor, mode=mode, **options)
 
     return build
 
@@ -81,27 +72,16 @@ def test_stage_1_reads_and_draws_once_and_trains_every_weight(text_passes, mtm_l
     assert 0.0 <= float(model.eval()(**batch).mtm_accuracy) <= 1.0 and drawn  # evaluation draws, too
 
 
-class Operations(TorchDispatchMode):
-    """Notes the names of all that torch computes inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def test_the_host_waits_for_numbers_of_the_accelerator_before_a_step_and_not_within(stage_1, ctr, masked_batch, batch):
     steps = [(stage_1(**options), masked_batch) for options in ({}, {"text_passes": 1, "text_pooling": "cls"})]
     for model, rows in [*steps, (ctr("tabular", l2_coefficient=1e-5), batch)]:
         model.train()(**rows)  # the distribution of the noise is known from now on
-        with Operations() as operations:
+        names = []
+        with Computes(lambda function, *_, names=names: names.append(str(function))):
             model(**rows).loss.backward()
-        begins = next(k for k, name in enumerate(operations.names) if name.startswith(("aten.addmm", "aten.mm")))
+        begins = next(k for k, name in enumerate(names) if name.startswith(("aten.addmm", "aten.mm")))
         waits = ("aten.nonzero", "aten._local_scalar_dense", "aten._unique", "aten.masked_select", "aten.equal")
-        assert not [name for name in operations.names[begins:] if name.startswith(waits)]
+        assert not [name for name in names[begins:] if name.startswith(waits)]
 
 
 def test_losses_start_where_an_untrained_model_stands_and_evaluation_asks_the_same_every_time(stage_1, masked_batch):
@@ -182,16 +162,12 @@ def test_what_cannot_be_built_or_read_is_refused(stage_1, ctr, batch, masked_bat
         ({"mtm_nois": "field"}, "'mtm_nois' is no field of FlipConfig; did you mean 'mtm_noise'"),
         ({"mtm_noise": "local"}, "mtm_noise='local' is not one of global, field"),
     ):
-        with pytest.raises(ValueError, match=message):
-            stage_1(**options)
+        refused(message, stage_1, **options)
     with pytest.raises(ValueError, match="stage 1 needs .*masked_feature_ids.*DataCollatorForFlipPreTraining"):
         stage_1()(**{name: tensor for name, tensor in masked_batch.items() if "masked" not in name})
-    with pytest.raises(ValueError, match="stage 1 aligns ids with text and config.text_config is None"):
-        FlipForPreTraining(ctr("tabular").config)
-    with pytest.raises(ValueError, match="needs input_ids"):
-        ctr("joint")(feature_ids=batch["feature_ids"])
-    with pytest.raises(ValueError, match="needs feature_ids"):
-        ctr("tabular")(input_ids=batch["input_ids"])
+    refused("stage 1 aligns ids with text and config.text_config is None", FlipForPreTraining, ctr("tabular").config)
+    refused("needs input_ids", ctr("joint"), feature_ids=batch["feature_ids"])
+    refused("needs feature_ids", ctr("tabular"), input_ids=batch["input_ids"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -243,10 +219,7 @@ def test_every_fusion_is_its_formula_in_float64_and_starts_on_a_pre_trained_fold
             expected = dot([share, 1 - share], [output.tabular_logits[row], output.text_logits[row]])
             assert float(output.tabular_weights[row]) == pytest.approx(share, rel=1e-6)
         assert float(output.logits[row]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    model.save_pretrained(tmp_path / "2")
-    again = FlipForCTR.from_pretrained(tmp_path / "2", dtype=torch.float64).eval()
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(again(**batch).logits, output.logits)
+    assert_comes_back(model, tmp_path / "2", batch, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -281,8 +254,7 @@ def test_outputs_are_tuples_on_demand_and_show_the_language_model_from_inside(ki
     if kind == "tabular":  # which reads no text
         assert "hidden_states" not in model(**given, output_hidden_states=True, output_attentions=True)
         return
-    with pytest.raises(ValueError, match="'sdpa' keeps no attentions.*set_attn_implementation"):
-        model(**given, output_attentions=True)
+    refused("'sdpa' keeps no attentions.*set_attn_implementation", model, **given, output_attentions=True)
     model.text_tower.set_attn_implementation("eager")
     output = model(**given, output_hidden_states=True, output_attentions=True)
     ids, mask = given["input_ids"], given["attention_mask"]
@@ -345,12 +317,9 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, stage_1, batch,
     assert "newly initialized" in caplog.text
 
     model.train()(**batch).loss.backward()
-    model.save_pretrained(tmp_path / "stage2")
     caplog.clear()
-    again = FlipForCTR.from_pretrained(tmp_path / "stage2").eval()
+    again = assert_comes_back(model, tmp_path / "stage2", batch)
     assert again.config.mode == mode and again.config.newly_initialized is None and not caplog.text
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
     files = {path.suffix for path in (tmp_path / "stage2").iterdir()}
     assert files == {".json", ".safetensors", ".py", ""}  # SHA256SUMS
     if mode == "tabular":
@@ -364,8 +333,7 @@ def test_from_pre_training_to_each_mode_and_back_from_disk(mode, stage_1, batch,
         for other in {"tabular": ["text", "joint"], "text": ["tabular", "joint"]}[mode]:
             tower = {"tabular": "a text tower", "text": "an ID tower"}[mode]
             message = f'mode "{other}" needs {tower}, and this folder holds a {mode} model alone'
-            with pytest.raises(ValueError, match=message):
-                FlipForCTR.from_pretrained(tmp_path / "stage2", mode=other)
+            refused(message, FlipForCTR.from_pretrained, tmp_path / "stage2", mode=other)
 
 
 def test_settings_of_a_backbone_join_those_of_the_folder_and_trained_weights_are_not_dropped(processor, tmp_path):
@@ -375,17 +343,10 @@ def test_settings_of_a_backbone_join_those_of_the_folder_and_trained_weights_are
     assert again.config.backbone_config == {"num_cross_layers": 4, "dnn_dropout": 0.3}
     assert again.state_dict().keys() == model.state_dict().keys() and again.dtype == torch.float32
     for options, message in (
-        (
-            {"backbone_config": {"num_cross_layers": 2}},
-            r"no place for \d+ weights of .*flip.tabular.backbone.cross",
-        ),
-        (
-            {"feature_embedding_size": 16},
-            r"other sizes, among them flip.tabular.*, which is \(.*\) in",
-        ),
+        ({"backbone_config": {"num_cross_layers": 2}}, r"no place for \d+ weights of .*flip.tabular.backbone.cross"),
+        ({"feature_embedding_size": 16}, r"other sizes, among them flip.tabular.*, which is \(.*\) in"),
     ):
-        with pytest.raises(ValueError, match=message):
-            FlipForCTR.from_pretrained(tmp_path, **options)
+        refused(message, FlipForCTR.from_pretrained, tmp_path, **options)
     fresh = FlipForCTR.from_pretrained(tmp_path, feature_embedding_size=16, ignore_mismatched_sizes=True)
     assert "flip.tabular.embeddings.weight" in fresh.config.newly_initialized
 
@@ -437,8 +398,7 @@ def test_weights_that_are_missing_cut_off_or_not_finite_are_refused_by_name(stag
                 cls.from_pretrained(tmp_path / "1")
     change("1", embeddings, None)
     for cls in (FlipForPreTraining, FlipForCTR):
-        with pytest.raises(ValueError, match=rf"lacks 1 weights of a Flip.*{embeddings}"):
-            cls.from_pretrained(tmp_path / "1")
+        refused(rf"lacks 1 weights of a Flip.*{embeddings}", cls.from_pretrained, tmp_path / "1")
     change("2", "fusion.alpha", None)  # a finetuned folder may lack nothing at all
     with pytest.raises(ValueError, match="lacks 1 weights of a FlipForCTR with mode='joint', among them fusion.alpha"):
         FlipForCTR.from_pretrained(tmp_path / "2")
@@ -446,5 +406,4 @@ def test_weights_that_are_missing_cut_off_or_not_finite_are_refused_by_name(stag
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut off or corrupt.*copy or download them again"):
-        FlipForCTR.from_pretrained(tmp_path / "2")
+    refused("cut off or corrupt.*copy or download them again", FlipForCTR.from_pretrained, tmp_path / "2")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import KINDS, tiny_tokenizer
+from conftest import KINDS, refused, tiny_tokenizer
 from transformers import pipeline
 
 from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipProcessor, export_onnx, rank
@@ -108,42 +108,38 @@ def test_probabilities_come_in_the_order_of_the_rows_to_all_threads_and_of_any_f
     assert model.predict([]).shape == (0,)
     columns = {name: [row.get(name) for row in strange] for name in strange[0]}
     np.testing.assert_allclose(model.predict(columns), expected[0], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="no column for field 'user_id'"):
-        model.predict([{"title": "red"}])
-    with pytest.raises(ValueError, match="batch_size=0"):
-        model.predict(strange, 0)
+    refused("no column for field 'user_id'", model.predict, [{"title": "red"}])
+    refused("batch_size=0", model.predict, strange, 0)
     model.session = SimpleNamespace(run=lambda names, inputs: [np.full(len(inputs["input_ids"]), np.nan)])
-    with pytest.raises(ValueError, match="logits of 40 of 40 rows are not finite"):
-        model.predict(strange)
+    refused("logits of 40 of 40 rows are not finite", model.predict, strange)
 
 
 def test_a_folder_that_is_not_whole_or_not_of_one_model_is_refused(exported, kinds_table, tmp_path):
     copy, source = tmp_path / "copy", exported
 
-    def refused(error, match, change, file_name="model.onnx"):
+    def broken(error, match, change):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(source, copy)
         change()
-        with pytest.raises(error, match=match):
-            OnnxClickModel.from_pretrained(copy, file_name)
+        refused(match, OnnxClickModel.from_pretrained, copy, error=error)
 
-    refused(FileNotFoundError, "model.onnx is not there: flip_hf.export_onnx", lambda: shutil.rmtree(copy / "onnx"))
-    refused(FileNotFoundError, "tokenizer.json is not there", (copy / "tokenizer.json").unlink)
-    refused(FileNotFoundError, "feature_vocabulary", (copy / "feature_vocabulary.safetensors").unlink)
+    broken(FileNotFoundError, "model.onnx is not there: flip_hf.export_onnx", lambda: shutil.rmtree(copy / "onnx"))
+    broken(FileNotFoundError, "tokenizer.json is not there", (copy / "tokenizer.json").unlink)
+    broken(FileNotFoundError, "feature_vocabulary", (copy / "feature_vocabulary.safetensors").unlink)
     renamed = kinds_table.map(lambda row: {"words": [word.replace("Horror", "Terror") for word in row["words"]]})
     other = FlipFeatureExtractor.fit(renamed, field_options=KINDS)
     vocabulary = Path(other.save_vocabulary(tmp_path))
     fits = "the processor does not fit the model: it knows"
-    refused(ValueError, "feature_vocabulary.safetensors of .* is corrupt or", lambda: shutil.copy(vocabulary, copy))
+    broken(ValueError, "feature_vocabulary.safetensors of .* is corrupt or", lambda: shutil.copy(vocabulary, copy))
     graph = copy / "onnx" / "model.onnx"
-    refused(ValueError, "onnx/model.onnx of .* is corrupt or", lambda: graph.write_bytes(graph.read_bytes() + b"\0"))
+    broken(ValueError, "onnx/model.onnx of .* is corrupt or", lambda: graph.write_bytes(graph.read_bytes() + b"\0"))
     source = shutil.copytree(exported, tmp_path / "without sums")  # as if somebody had taken the lines out
     (source / "SHA256SUMS").unlink()
-    refused(ValueError, fits, lambda: shutil.copy(vocabulary, copy))
+    broken(ValueError, fits, lambda: shutil.copy(vocabulary, copy))
     weights = copy / "model.safetensors"
-    refused(ValueError, "was made of other weights", lambda: weights.write_bytes(weights.read_bytes()[:-1] + b"\0"))
+    broken(ValueError, "was made of other weights", lambda: weights.write_bytes(weights.read_bytes()[:-1] + b"\0"))
     config = copy / "processor_config.json"
-    refused(ValueError, "holds a Bert", lambda: config.write_text('{"processor_class": "Bert"}'))
+    broken(ValueError, "holds a Bert", lambda: config.write_text('{"processor_class": "Bert"}'))
     shutil.copytree(source, copy, dirs_exist_ok=True)
     weights.unlink()  # serving needs none
     assert OnnxClickModel.from_pretrained(copy, "model_tabular.onnx").mode == "tabular"

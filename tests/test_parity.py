@@ -64,14 +64,9 @@ class Weights(dict):
 
 
 def make_tower(backbone: str, options: dict, use_first_order: bool) -> FlipTabularModel:
-    config = FlipConfig(
-        fields=[{"name": name} for name in FIELDS],
-        num_features=FIRST_FEATURE + sum(FIELDS.values()),
-        feature_embedding_size=SIZE,
-        backbone=backbone,
-        backbone_config=options,
-        use_first_order=use_first_order,
-    )
+    fields, num_features = [{"name": name} for name in FIELDS], FIRST_FEATURE + sum(FIELDS.values())
+    settings = {"feature_embedding_size": SIZE, "backbone_config": options, "use_first_order": use_first_order}
+    config = FlipConfig(fields=fields, num_features=num_features, backbone=backbone, **settings)
     return FlipTabularModel(config).double().eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import refused, tiny_tokenizer
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
@@ -28,6 +28,8 @@ TEXTS = [
     "user id is 202. gender is female. title is Über Ω? genre is comedy, horror.",
     " user item title genre gender male female missing is . , ( ) 0 1 2 3 4 5 6 7 8 9",
 ]
+ODD = st.sampled_from(["[MASK]", "a [SEP] b", "x.", "(1996).", "...", "é é", "#1"])
+VALUES = st.one_of(st.text(max_size=30), st.integers(-10, 10**6), ODD)
 
 
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
@@ -64,8 +66,7 @@ def whole(processor, rows):
 
 
 def test_golden_field_ids_of_a_wordpiece_row(tokenizer):
-    extractor = FlipFeatureExtractor.fit({"user_id": ["105"], "genre": ["Drama, Horror"]})
-    processor = FlipProcessor(extractor, tokenizer)
+    processor = FlipProcessor(FlipFeatureExtractor.fit({"user_id": ["105"], "genre": ["Drama, Horror"]}), tokenizer)
     row = processor({"user_id": ["105"], "genre": ["Drama, Horror"]})
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"][0])
     assert list(zip(tokens, row["token_field_ids"][0], strict=True)) == [
@@ -73,10 +74,6 @@ def test_golden_field_ids_of_a_wordpiece_row(tokenizer):
         ("genre", -1), ("is", -1), ("drama", 1), (",", 1), ("horror", 1), (".", -1), ("[SEP]", -1),
     ]  # fmt: skip
     assert row["attention_mask"] == [[1] * 15]
-
-
-ODD = st.sampled_from(["[MASK]", "a [SEP] b", "x.", "(1996).", "...", "é é", "#1"])
-VALUES = st.one_of(st.text(max_size=30), st.integers(-10, 10**6), ODD)
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,8 +137,7 @@ def test_without_text_no_tokenizer_is_needed(processor, splits, tmp_path):
     again = FlipProcessor.from_pretrained(tmp_path)
     assert again.tokenizer is None
     assert again(splits["train"][:3], return_text=False)["feature_ids"] == output["feature_ids"].tolist()
-    with pytest.raises(ValueError, match="has no tokenizer: pass return_text=False"):
-        ids_only(splits["train"][:3])
+    refused("has no tokenizer: pass return_text=False", ids_only, splits["train"][:3])
     extractor = FlipFeatureExtractor.fit({"a": ["x", "y"]}, field_options={"a": {"view": "tabular"}})
     with pytest.raises(ValueError, match="all fields are for the ID tower alone .*: pass return_text=False"):
         FlipProcessor(extractor, processor.tokenizer)({"a": ["x"]})
@@ -168,11 +164,9 @@ def test_the_disk_gives_back_the_same_processor(processor, splits, tmp_path):
     assert FlipProcessor.from_pretrained(tmp_path, max_length=32).max_length == 32
     (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
     (tmp_path / "SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match="holds a CLIPProcessor, not a FlipProcessor"):
-        FlipProcessor.from_pretrained(tmp_path)
+    refused("holds a CLIPProcessor, not a FlipProcessor", FlipProcessor.from_pretrained, tmp_path)
     (tmp_path / "processor_config.json").unlink()
-    with pytest.raises(OSError, match="processor_config.json"):
-        FlipProcessor.from_pretrained(tmp_path)
+    refused("processor_config.json", FlipProcessor.from_pretrained, tmp_path, error=OSError)
 
 
 def test_pickles_hold_no_cache_and_hashes_are_stable(processor, splits):
@@ -198,8 +192,7 @@ def test_prepare_dataset_keeps_columns_counts_rows_of_the_table_and_guards_its_o
     table = splits["test"]
     slim = prepare_dataset(table, processor, return_text=False, keep_columns=["title"])
     assert slim.column_names == ["feature_ids", "labels", "title"] and slim["title"][:] == table["title"][:]
-    with pytest.raises(ValueError, match="1 labels in column 'label' for 2 rows"):
-        processor({**table[:2], "label": [1]}, return_text=False)
+    refused("1 labels in column 'label' for 2 rows", processor, {**table[:2], "label": [1]}, return_text=False)
     labels = table["label"][:]
     twice = table.add_column("labels", labels)
     broken = table.remove_columns("label").add_column("label", [*labels[:-1], 7])
@@ -209,8 +202,7 @@ def test_prepare_dataset_keeps_columns_counts_rows_of_the_table_and_guards_its_o
         (table, {"keep_columns": ["nope"]}, "keep_columns names 'nope', and the table has user_id"),
         (twice, {"keep_columns": ["labels"]}, "keep_columns names 'labels', which the processor makes: rename it"),
     ):
-        with pytest.raises(ValueError, match=message):
-            prepare_dataset(dataset, processor, **options)
+        refused(message, prepare_dataset, dataset, processor, **options)
 
 
 def test_the_store_of_pieces_is_bounded(processor, splits, monkeypatch):
@@ -247,8 +239,7 @@ def test_length_and_truncation_can_be_said_for_one_call(tokenizer):
         ({"truncation": "left"}, "truncation='left' is not True"),
         ({"padding": "nope", "return_tensors": "pt"}, "padding='nope' is not one of"),
     ):
-        with pytest.raises(ValueError, match=message):
-            processor(rows, **options)
+        refused(message, processor, rows, **options)
 
 
 def test_settings_changed_after_use_hold_for_every_value(tokenizer):
@@ -276,8 +267,7 @@ def test_a_tokenizer_that_merges_across_borders_after_one_letter_alone_is_notice
 def test_rows_of_different_lengths_make_no_tensor_without_padding(processor, splits):
     rows = {**splits["train"][:2], "genre": ["Horror", "Action, Thriller"], "title": ["red", "red house (1996)"]}
     for kind in ("pt", "np"):
-        with pytest.raises(ValueError, match=r"rows of \d+ to \d+ tokens make no tensor: pass padding=True"):
-            processor(rows, return_tensors=kind)
+        refused(r"rows of \d+ to \d+ tokens make no tensor: pass padding=True", processor, rows, return_tensors=kind)
     assert dict(processor(rows, padding="do_not_pad")) == dict(processor(rows))
 
 
@@ -287,8 +277,7 @@ def test_a_pad_token_is_asked_for_only_where_something_is_padded(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128)
     processor = FlipProcessor(FlipFeatureExtractor.fit({"title": ["a", "a b"]}), bare)
     assert processor({"title": ["a", "b"]}, padding=True, return_tensors="pt")["input_ids"].shape[0] == 2
-    with pytest.raises(ValueError, match="has no pad token"):
-        processor({"title": ["a", "a b"]}, padding=True, return_tensors="pt")
+    refused("has no pad token", processor, {"title": ["a", "a b"]}, padding=True, return_tensors="pt")
 
 
 KINDS = {
@@ -367,9 +356,7 @@ def test_one_row_of_every_kind(kinds, tokenizer):
         assert FlipProcessor(extractor, tokenizer).render({"x": numbers}) == expected
 
 
-def test_every_kind_is_read_by_a_folders_own_code_and_grows_where_flip_hf_is_installed(
-    kinds, tokenizer, tmp_path, monkeypatch
-):
+def test_every_kind_is_read_by_a_folders_code_and_grows_beside_the_package(kinds, tokenizer, tmp_path, monkeypatch):
     opened, whole = [], FlipProcessor(kinds, tokenizer, max_length=128)
     for one, file, auto in (
         (kinds, "preprocessor_config.json", "AutoFeatureExtractor"),

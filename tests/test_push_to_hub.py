@@ -12,36 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_table, run_example
+import transformers
+from conftest import make_table, refused, run_example, trained
 from hub_in_memory import NO_FAULT, OWNER, READ_TOKEN, STRANGERS_TOKEN, TOKEN, Hub, Repository
 from huggingface_hub import ModelCard, constants
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoProcessor,
-)
 
-from flip_hf import (
-    FlipConfig,
-    FlipCTRTrainer,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipProcessor,
-    FlipTabularModel,
-    push_to_hub,
-    write_model_card,
-)
+from flip_hf import FlipConfig, FlipFeatureExtractor, FlipProcessor, FlipTabularModel, push_to_hub, write_model_card
+from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining
 from flip_hf.sharing import hub as pushing
+from flip_hf.training.trainer import FlipCTRTrainer
 
 
 NAME = f"{OWNER}/flip"
 NOBODYS_TOKEN = "hf_TokenThatNobodyHas"
 ROWS = {name: values[:5] for name, values in make_table(5, seed=3).items() if name != "label"}
 PROCESSOR_FILES = {"processor_config.json", "feature_vocabulary.safetensors"}
+FILES = dict.fromkeys(("config.json", "model.safetensors"), FlipForCTR)
+FILES |= dict.fromkeys(("processor_config.json", "tokenizer.json"), FlipProcessor)
+FILES["feature_vocabulary.safetensors"] = FlipFeatureExtractor
+OUTSIDE = [f"{where}outside.safetensors" for where in ("../", "/tmp/", "..\\")]
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +135,7 @@ def test_a_link_in_place_of_a_file_is_refused_and_nothing_behind_it_is_sent_or_w
     outside, content = folder.parent / "outside", (folder / name).read_bytes()
     (folder / name).rename(outside)
     (folder / name).symlink_to(outside)
-    with pytest.raises(ValueError, match=f"{name} is a link: put the file itself in its place"):
-        push_to_hub(folder, NAME, title="another title")
+    refused(f"{name} is a link: put the file itself in its place", push_to_hub, folder, NAME, title="another title")
     assert hub.requests == [] and outside.read_bytes() == content
 
 
@@ -233,14 +221,11 @@ def test_a_hub_that_fails_gives_one_error_leaves_nothing_half_there_and_may_be_a
 def test_what_cannot_be_pushed_or_reached_is_one_clear_error(hub, folder):
     with pytest.raises(TypeError, match="a FlipForCTR cannot be pushed: pass a folder or a trainer"):
         push_to_hub(FlipForCTR.from_pretrained(folder), NAME)
-    with pytest.raises(ValueError, match="test_dataset is for a trainer"):
-        push_to_hub(folder, NAME, test_dataset=[])
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        push_to_hub(folder / "nowhere", NAME)
+    refused("test_dataset is for a trainer", push_to_hub, folder, NAME, test_dataset=[])
+    refused("nowhere", push_to_hub, folder / "nowhere", NAME, error=FileNotFoundError)
     assert hub.requests == []
     hub.is_up = False
-    with pytest.raises(OSError, match="was not pushed"):
-        push_to_hub(folder, NAME)
+    refused("was not pushed", push_to_hub, folder, NAME, error=OSError)
 
 
 def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(hub, folder, tmp_path):
@@ -264,9 +249,10 @@ def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(h
 
 
 WEIGHTS, TOKENIZER = {"config.json", "model.safetensors"}, {"tokenizer.json", "tokenizer_config.json"}
-LOADERS = {FlipForCTR: WEIGHTS, AutoModelForSequenceClassification: WEIGHTS, AutoConfig: {"config.json"}}
-LOADERS |= {FlipFeatureExtractor: PROCESSOR_FILES, AutoFeatureExtractor: PROCESSOR_FILES}
-LOADERS |= {FlipProcessor: PROCESSOR_FILES | TOKENIZER, AutoProcessor: PROCESSOR_FILES | TOKENIZER}
+LOADERS = {FlipForCTR: WEIGHTS, transformers.AutoModelForSequenceClassification: WEIGHTS}
+LOADERS[transformers.AutoConfig] = {"config.json"}
+LOADERS |= {FlipFeatureExtractor: PROCESSOR_FILES, transformers.AutoFeatureExtractor: PROCESSOR_FILES}
+LOADERS |= {FlipProcessor: PROCESSOR_FILES | TOKENIZER, transformers.AutoProcessor: PROCESSOR_FILES | TOKENIZER}
 each_loader = pytest.mark.parametrize("loader", LOADERS, ids=lambda loader: loader.__name__)
 
 
@@ -304,18 +290,15 @@ def test_a_subfolder_and_a_full_cache_are_enough_and_what_is_not_there_is_named(
             patch.setattr(constants, "HF_HUB_OFFLINE", True)
             loader.from_pretrained(NAME, subfolder="deep/inside")
 
-    with pytest.raises((OSError, ValueError), match=f"{NAME}|couldn't find them in the cached files"):
-        load_offline()
+    refused(f"{NAME}|couldn't find them in the cached files", load_offline, error=(OSError, ValueError))
     assert hub.requests == []
     for token in (STRANGERS_TOKEN, NOBODYS_TOKEN, False):
         with pytest.raises((OSError, ValueError), match=NAME) as raised:
             loader.from_pretrained(NAME, token=token, subfolder="deep/inside")
         assert not token or token not in "".join(traceback.format_exception(raised.value))
     assert {request.status for request in hub.requests} == {401, 404}
-    with pytest.raises((OSError, ValueError), match="no_such_branch"):
-        loader.from_pretrained(NAME, revision="no_such_branch")
-    with pytest.raises((OSError, ValueError), match=f"{OWNER}/nothing"):
-        loader.from_pretrained(f"{OWNER}/nothing")
+    refused("no_such_branch", loader.from_pretrained, NAME, error=(OSError, ValueError), revision="no_such_branch")
+    refused(f"{OWNER}/nothing", loader.from_pretrained, f"{OWNER}/nothing", error=(OSError, ValueError))
     hub.requests.clear()
     loader.from_pretrained(NAME, subfolder="deep/inside")
     asked = {request.file[1] for request in hub.pulled()} - {"adapter_config.json"}  # peft's, by transformers
@@ -330,26 +313,19 @@ def test_a_subfolder_and_a_full_cache_are_enough_and_what_is_not_there_is_named(
 
 
 def test_other_classes_come_from_the_hub_too(hub, encoded, processor, pretraining_model, stage_1):
-    trainer = stage_1(max_steps=2, eval_dataset=None)
-    trainer.train()
-    push_to_hub(trainer, NAME, test_dataset=encoded["test"])
+    push_to_hub(trained(stage_1(max_steps=2, eval_dataset=None)), NAME, test_dataset=encoded["test"])
     text = hub.files(NAME)["README.md"].decode()
     for part in ("It predicts no clicks yet", "AutoModelForPreTraining", "FlipForPreTraining.from_", "| icl_loss |"):
         assert part in text
     assert ModelCard.load(NAME).data.eval_results is None
-    assert type(AutoModelForPreTraining.from_pretrained(NAME)) is FlipForPreTraining
+    assert type(transformers.AutoModelForPreTraining.from_pretrained(NAME)) is FlipForPreTraining
     assert FlipForCTR.from_pretrained(NAME, mode="tabular").text_tower is None
     tower = FlipTabularModel(FlipConfig.from_processor(processor))
     for model, name in ((tower, "tower"), (pretraining_model.flip, "towers")):
         model.push_to_hub(f"{OWNER}/{name}")
         again = type(model).from_pretrained(f"{OWNER}/{name}", token=TOKEN)
         torch.testing.assert_close(again.state_dict(), model.state_dict())
-    assert type(AutoModel.from_pretrained(f"{OWNER}/towers")).__name__ == "FlipModel"
-
-
-FILES = dict.fromkeys(("config.json", "model.safetensors"), FlipForCTR)
-FILES |= dict.fromkeys(("processor_config.json", "tokenizer.json"), FlipProcessor)
-FILES["feature_vocabulary.safetensors"] = FlipFeatureExtractor
+    assert type(transformers.AutoModel.from_pretrained(f"{OWNER}/towers")).__name__ == "FlipModel"
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -374,14 +350,9 @@ def test_weights_in_a_pickle_are_not_read(hub, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     put_folder(hub, folder)
     for where in (folder, NAME):
-        with pytest.raises(OSError, match="model.safetensors"):
-            FlipForCTR.from_pretrained(where)
+        refused("model.safetensors", FlipForCTR.from_pretrained, where, error=OSError)
     assert not any("pytorch_model.bin" in request.path for request in hub.pulled())
-    with pytest.raises(ValueError, match="use_safetensors=False asks for a pickle"):
-        FlipForCTR.from_pretrained(folder, use_safetensors=False)
-
-
-OUTSIDE = [f"{where}outside.safetensors" for where in ("../", "/tmp/", "..\\")]
+    refused("use_safetensors=False asks for a pickle", FlipForCTR.from_pretrained, folder, use_safetensors=False)
 
 
 @pytest.mark.parametrize("shard", [*OUTSIDE, "pytorch_model-1.bin2"])
@@ -391,8 +362,7 @@ def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hu
     hub.put(NAME, {shard: (folder.parent / "outside.safetensors").read_bytes()})
     before = set(folder.parent.rglob("*"))
     for where in (folder, NAME):
-        with pytest.raises(ValueError, match="which is no .safetensors file of that folder"):
-            FlipForCTR.from_pretrained(where)
+        refused("which is no .safetensors file of that folder", FlipForCTR.from_pretrained, where)
     assert set(folder.parent.rglob("*")) == before
     assert not any(request.path.endswith(shard) for request in hub.pulled())
 
@@ -439,8 +409,7 @@ def trainer_of(stage_2, tmp_path):
 
 def test_a_trainer_is_pushed_with_what_it_knows(hub, encoded, trainer_of, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/train.py", "--seed", "3", "--hub_token", TOKEN])
-    trainer = trainer_of("run", seed=3, hub_model_id=NAME, hub_token=TOKEN)
-    trainer.train()
+    trainer = trained(trainer_of("run", seed=3, hub_model_id=NAME, hub_token=TOKEN))
     card = {"dataset_name": "clicks", "label_rule": "clicked", "title": "FLIP_ID on clicks"}
     card["test_dataset"] = encoded["test"]
     url = push_to_hub(trainer, NAME, **card)
@@ -470,8 +439,7 @@ def test_a_card_has_no_figures_of_other_weights_than_those_that_are_pushed(encod
     def card(trainer, **options) -> str:
         return trainer.create_model_card(**options).joinpath("README.md").read_text()
 
-    trainer = trainer_of("last", load_best_model_at_end=False)
-    trainer.train()
+    trainer = trained(trainer_of("last", load_best_model_at_end=False))
     first, last = (entry for entry in trainer.state.log_history if "eval_logloss" in entry)
     trainer.state.best_global_step = first["step"]  # it may be the better one: the last one is pushed
     text = card(trainer, model_name="a name")
@@ -479,10 +447,8 @@ def test_a_card_has_no_figures_of_other_weights_than_those_that_are_pushed(encod
     assert "# a name" in text and "On 64 validation rows, on which the model was selected" in text
     trainer.state.global_step = 99  # of which there was no evaluation
     assert "No figures were given." in card(trainer)
-    with pytest.raises(ValueError, match="test_dataset was trained or selected on"):
-        trainer.create_model_card(test_dataset=trainer.eval_dataset)
-    trainer = trainer_of("best")
-    trainer.train()
+    refused("test_dataset was trained or selected on", trainer.create_model_card, test_dataset=trainer.eval_dataset)
+    trainer = trained(trainer_of("best"))
     step = trainer.state.best_global_step
     best = next(one for one in trainer.state.log_history if "eval_auc" in one and one["step"] == step)
     trainer.evaluate(encoded["test"])  # of test rows, and not of validation

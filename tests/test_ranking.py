@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import from_text, refused, rows_of, tabular_model
 from datasets import Dataset
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
@@ -34,19 +34,13 @@ def items(splits) -> dict[str, list]:
 
 @pytest.fixture(scope="module", params=["joint", "text", "tabular"])
 def model(request, text_model_dir, processor) -> FlipForCTR:
-    torch.manual_seed(1)
     settings = {"tabular_initializer_range": 0.15, "initializer_range": 0.15, "alpha_init": 0.4}
-    return FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode=request.param, **settings).eval()
-
-
-def rows_of(table: dict[str, list], user: dict | None = None) -> list[dict]:
-    """A row for each item, joined to the user's by hand."""
-    return [{**(user or {}), **dict(zip(table, row, strict=True))} for row in zip(*table.values(), strict=True)]
+    return from_text(FlipForCTR, text_model_dir, processor, seed=1, mode=request.param, **settings).eval()
 
 
 def test_a_ranking_is_exactly_the_pipeline_on_the_joined_rows(model, processor, items):
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
-    expected = np.array([row["probability"] for row in scorer(rows_of(items, USER), batch_size=8)])
+    expected = np.array([row["probability"] for row in scorer(rows_of(items, **USER), batch_size=8)])
     assert len(np.unique(expected)) > 10
     ranking = rank(model, processor, USER, items, batch_size=8)
     np.testing.assert_array_equal(ranking.probabilities, expected[ranking.indices])
@@ -72,7 +66,7 @@ def test_the_model_reads_what_the_joined_rows_give_and_looks_a_value_up_once(mod
         rank(model, processor, USER, items)
     assert looked_up[0] == looked_up[1] == 1  # the user's two fields
     assert looked_up[2] == len(set(items["item_id"]))
-    expected = processor.encode(rows_of(items, USER), return_text=model.config.mode != "tabular")
+    expected = processor.encode(rows_of(items, **USER), return_text=model.config.mode != "tabular")
     for name in ("tokens", "token_fields", "lengths", "feature_ids"):
         np.testing.assert_array_equal(getattr(seen[0], name), getattr(expected, name))
 
@@ -93,7 +87,7 @@ def test_equal_candidates_are_computed_once_and_keep_their_order(model, processo
     ranking = rank(model, processor, USER, twice)
     hook.remove()
     assert sizes == [8]
-    rows = ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(twice, USER))
+    rows = ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(twice, **USER))
     expected = np.array([row["probability"] for row in rows])
     np.testing.assert_allclose(ranking.probabilities, expected[ranking.indices], rtol=1e-6)
     assert len(set(ranking.probabilities.tolist())) == 8 and sorted(ranking.indices.tolist()) == list(range(17))
@@ -123,10 +117,8 @@ def test_what_cannot_be_ranked_is_named(model, processor, items):
         ([USER, USER], items, "user_row is not one row"),
         (whole, {"label": [0, 1]}, "the items have no column of any field, only label"),
     ):
-        with pytest.raises(ValueError, match=message):
-            rank(model, processor, user, table)
-    with pytest.raises(ValueError, match="top_k=-1 candidates cannot be returned"):
-        rank(model, processor, USER, items, top_k=-1)
+        refused(message, rank, model, processor, user, table)
+    refused("top_k=-1 candidates cannot be returned", rank, model, processor, USER, items, top_k=-1)
     # a label, or anything else that is no field, may be on both sides
     noted = rank(model, processor, {**USER, "label": 1}, {**items, "label": [0] * len(items["genre"])})
     np.testing.assert_array_equal(noted.indices, rank(model, processor, USER, items).indices)
@@ -150,7 +142,7 @@ def test_a_field_of_several_kinds_on_either_side():
         {"tags": [], "price": None},
     ):
         items = {name: table[name][:4] for name in ("born", "at", "tags", "price") if name not in user}
-        scores = ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(items, user))
+        scores = ClickThroughRatePipeline(model, processor, device="cpu")(rows_of(items, **user))
         ranking = rank(model, processor, user, items)
         expected = np.array([row["probability"] for row in scores])[ranking.indices]
         np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)
@@ -161,9 +153,8 @@ def test_texts_of_items_are_read_once_for_all_users(mode, splits, items, tokeniz
     alone = {"view": "tabular"}
     extractor = FlipFeatureExtractor.fit(splits["train"], field_options={"user_id": alone, "gender": alone})
     processor = FlipProcessor(extractor, tokenizer)
-    torch.manual_seed(1)
     settings = {"tabular_initializer_range": 0.15, "initializer_range": 0.15, "mode": mode}
-    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **settings)
+    model = from_text(FlipForCTR, text_model_dir, processor, seed=1, **settings)
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
     users = [USER, {"user_id": "101", "gender": "female"}]
     expected = [scorer.rank(user, items, batch_size=8) for user in users]
@@ -186,7 +177,7 @@ def test_texts_of_items_are_read_once_for_all_users(mode, splits, items, tokeniz
     check(2 * 5)  # those that are not known, for each user
     assert scorer.precompute_texts(items) == 5 and scorer.precompute_texts(items) == 0
     check(0)
-    rows = rows_of(items, USER)
+    rows = rows_of(items, **USER)
     assert scorer(rows[3])["probability"] == pytest.approx(expected[0].probabilities[expected[0].indices == 3][0])
     assert not num_read
     with torch.no_grad():  # the language model learns something
@@ -211,5 +202,4 @@ def test_threads_that_read_texts_at_once_get_their_own(splits, text_model_dir, p
 def test_texts_that_are_not_the_items_alone_are_refused(model, processor, items):
     scorer = ClickThroughRatePipeline(model, processor, device="cpu")
     problem = 'mode "tabular": it reads no text' if model.config.mode == "tabular" else "also says 'user_id', 'gender'"
-    with pytest.raises(ValueError, match=problem):
-        scorer.precompute_texts(items)
+    refused(problem, scorer.precompute_texts, items)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import make_table
+from conftest import make_table, rows_of
 
 from flip_hf import ClickThroughRatePipeline, FlipConfig, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.analysis.rates import RateWatch, count_occurrences, expected_occurrences, is_far
@@ -63,14 +63,13 @@ def scorer() -> ClickThroughRatePipeline:
 
 
 def table_of(num_rows: int, **changed) -> dict[str, list]:
-    table = make_table(num_rows, seed=5)
-    return table | {name: [value] * num_rows for name, value in changed.items()}
+    return make_table(num_rows, seed=5) | {name: [value] * num_rows for name, value in changed.items()}
 
 
 def test_rates_come_with_the_answer_of_a_table_a_row_and_a_stream(scorer):
     table = table_of(40, gender=None)
     table["item_id"][:10] = ["new"] * 10
-    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    rows = rows_of(table)
     results, rates = scorer(table, return_rates=True, batch_size=1)
     assert results == scorer(table, batch_size=1) and list(rates) == ["user_id", "gender", "item_id", "title", "genre"]
     assert rates["item_id"] == {"unseen": 0.25, "missing": 0.0, "expected_unseen": 0.0, "expected_missing": 0.0}

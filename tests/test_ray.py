@@ -41,9 +41,7 @@ def test_rows_prepared_on_ray_are_those_of_one_process(kind, tokenizer, text_mod
     tables = {split: load_ctr_dataset(str(tmp_path / split), cache_dir=tmp_path / "cache") for split in sizes}
     extractor = FlipFeatureExtractor.fit(tables["train"], field_options=OPTIONS)
     processor = FlipProcessor(extractor, tokenizer, max_length=40)
-    expected = {
-        split: prepare_dataset(table, processor, out_of_fold=split == "train") for split, table in tables.items()
-    }
+    expected = {name: prepare_dataset(one, processor, out_of_fold=name == "train") for name, one in tables.items()}
     shards = [argument for split in sizes for argument in (f"--{split}", tmp_path / split / f"*.{kind}")]
     settings = ["--field_options", json.dumps(OPTIONS), "--text_model", tmp_path / "tokenizer", "--max_length", 40]
     if kind == "parquet":  # in one file all blocks are one

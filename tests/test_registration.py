@@ -3,11 +3,9 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
-from conftest import tabular_model
+from conftest import elsewhere, tabular_model
 
 import flip_hf
 
@@ -20,14 +18,6 @@ def folder(processor, tmp_path_factory):
     processor.save_pretrained(folder)
     (folder / "processor.pkl").write_bytes(pickle.dumps(processor))
     return folder
-
-
-def run(code: str, cwd=None, **environment: str) -> str:
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
 
 
 HEAVY = ["datasets", "evaluate", "sklearn", "pandas", "matplotlib", "pyarrow", "transformers.trainer"]
@@ -67,7 +57,7 @@ SLOW = ("a module of flip_hf", "transformers", "two threads")
 @pytest.mark.parametrize("first", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FIRST])
 def test_auto_classes_and_pipelines_know_flip_whatever_is_imported_first(first, folder):
     known = "FlipForPreTraining FlipModel FlipForCTR FlipProcessor FlipFeatureExtractor ClickThroughRatePipeline"
-    assert run(f"{FIRST[first]}\n{THEN}", folder) == known
+    assert elsewhere(folder, code=f"{FIRST[first]}\n{THEN}") == known
 
 
 def test_a_transformers_that_cannot_be_imported_is_an_ordinary_error_and_so_is_a_missing_torch(tmp_path):
@@ -87,4 +77,5 @@ print(transformers.__version__)
     package = os.path.dirname(os.path.dirname(flip_hf.__file__))
     # in front of what is installed, without bytecode of the file that is written over
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), package]), "PYTHONDONTWRITEBYTECODE": "1"}
-    assert run(code, tmp_path, **path).splitlines() == ["No module named 'no_such_package'"] * 3 + ["of other things"]
+    said = elsewhere(tmp_path, code=code, **path).splitlines()
+    assert said == ["No module named 'no_such_package'"] * 3 + ["of other things"]

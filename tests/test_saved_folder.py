@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import make_table
+from conftest import from_text, make_table, refused
 
 from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipProcessor, push_to_hub
 
@@ -20,9 +19,8 @@ ROWS = {name: column for name, column in make_table(8, seed=3).items() if name !
 def save(folder: Path, text_model_dir: str, tokenizer, seed: int = 0, **settings) -> Path:
     """A joint model and its processor, of a table and with weights of this seed."""
     processor = FlipProcessor(FlipFeatureExtractor.fit(make_table(256, seed)), tokenizer, max_length=64)
-    torch.manual_seed(seed)
     options = {"mode": "joint", "alpha_init": 0.5, "tabular_initializer_range": 0.2, **settings}
-    model = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, **options)
+    model = from_text(FlipForCTR, text_model_dir, processor, seed, **options)
     model.set_calibration({"method": "platt", "scale": 0.5 + seed, "bias": 0.25})
     model.save_pretrained(folder, max_shard_size="60KB")
     processor.save_pretrained(folder)
@@ -59,8 +57,7 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_an_error_that_names_it(tex
         if number < 2:
             hub.put(repository, pushed | {name: content})
         for where in (tmp_path / name, repository) if number < 2 else (tmp_path / name,):
-            with pytest.raises(ValueError, match=f"{name} of {where} is corrupt .*SHA256SUMS: copy or download"):
-                probabilities(where)
+            refused(f"{name} of {where} is corrupt .*SHA256SUMS: copy or download", probabilities, where)
     with pytest.raises(ValueError, match=f"config.json of {folder}"):  # who changes a file takes its line out
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "calibration": None}))

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import make_table, run_example, serving, tabular_model
+from conftest import from_text, make_table, refused, rows_of, run_example, serving, tabular_model
 
 from flip_hf import ClickThroughRatePipeline, FlipFeatureExtractor, FlipForCTR, FlipProcessor, rank
 from flip_hf.commands import serve as serve_command
@@ -31,15 +30,9 @@ JSON = {"Content-Type": "application/json"}
 USER = {"user_id": "105", "gender": "male"}
 
 
-def rows_of(table: dict[str, list], *left_out: str) -> list[dict]:
-    names = [name for name in table if name not in left_out]
-    return [dict(zip(names, row, strict=True)) for row in zip(*(table[name] for name in names), strict=True)]
-
-
 @pytest.fixture(scope="module")
 def pipelines(text_model_dir, processor):
-    torch.manual_seed(0)
-    joint = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="joint", num_hidden_layers=1)
+    joint = from_text(FlipForCTR, text_model_dir, processor, mode="joint", num_hidden_layers=1)
     tabular = tabular_model(processor, tabular_initializer_range=0.3)
     return {m.config.mode: ClickThroughRatePipeline(m.eval(), processor, device="cpu") for m in (tabular, joint)}
 
@@ -130,9 +123,8 @@ def test_what_is_wrong_is_said_in_a_sentence_to_the_one_who_sent_it(pipelines):
     async def talk(client):
         posts = [client.post(path, content=json.dumps(body)) for path, body, _, _ in requests]
         good = [client.post("/predict", json={"rows": [row]}) for _ in range(3)]
-        good.append(
-            client.post("/predict", json={"rows": [{**row, "user_id": who} for who in ("nobody", None, None)]})
-        )
+        others = [{**row, "user_id": who} for who in ("nobody", None, None)]
+        good.append(client.post("/predict", json={"rows": others}))
         replies = await asyncio.gather(*posts, *good, client.post("/predict", content='{"rows": ['))
         metrics = await client.get("/metrics")
         return replies, metrics.text
@@ -223,9 +215,8 @@ def test_a_request_that_nobody_waits_for_any_more_harms_no_other_and_costs_nothi
     async def leave():
         goes_on, read = threading.Event(), []
         batcher = Batcher(lambda rows: goes_on.wait(30) and rows.feature_ids[:, 0], batch_rows=2)
-        left, stays, late, last = (
-            asyncio.create_task(batcher.score(lambda name=name: read.append(name) or encoded, 1)) for name in "abcd"
-        )
+        jobs = [lambda name=name: read.append(name) or encoded for name in "abcd"]
+        left, stays, late, last = (asyncio.create_task(batcher.score(job, 1)) for job in jobs)
         await asyncio.sleep(0.05)
         left.cancel(), late.cancel()  # one is at work, one waits
         await asyncio.sleep(0)
@@ -282,20 +273,18 @@ def test_the_example_is_a_row_that_the_model_reads(kinds_processor, kinds_table)
 def test_an_onnx_file_that_is_named_has_to_be_there_and_in_a_folder(pipelines, tmp_path, monkeypatch):
     pipelines["tabular"].save_pretrained(tmp_path)
     assert isinstance(load_model(str(tmp_path)), TorchModel)
-    refused = "not there: flip_hf.export_onnx writes such files, huggingface_hub.snapshot_download brings"
-    with pytest.raises(FileNotFoundError, match=f"model_quantized.onnx is {refused}"):
+    absent = "not there: flip_hf.export_onnx writes such files, huggingface_hub.snapshot_download brings"
+    with pytest.raises(FileNotFoundError, match=f"model_quantized.onnx is {absent}"):
         load_model(str(tmp_path), "model_quantized.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("user/clicks", str(tmp_path)):
-        with pytest.raises(FileNotFoundError, match=f"{name}/onnx/model.onnx is {refused}"):
-            load_model(name)
+        refused(f"{name}/onnx/model.onnx is {absent}", load_model, name, error=FileNotFoundError)
 
 
 def test_the_command_says_what_it_takes_and_needs_where_nothing_of_it_is_installed(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "flip_hf.serving.app")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(SystemExit, match="0"):
-        serve_command.main(["--help"])
+    refused("0", serve_command.main, ["--help"], error=SystemExit)
     assert "--file_name" in capsys.readouterr().out
     with pytest.raises(ImportError, match=r"uvicorn is not installed: pip install flip_hf\[serve\]"):
         serve_command.main(["--model", "folder"])

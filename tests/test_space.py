@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_table, serving, tabular_model
+from conftest import ROOT, make_table, rows_of, serving, tabular_model
 
 from flip_hf import ClickThroughRatePipeline, FlipForCTR, FlipForPreTraining
 
@@ -152,7 +152,7 @@ def test_fill_in_click_and_see(page, models, tmp_path):
     shows("#said", "nowhere is not there: name a folder")
     type_into("#model textarea, #model input", str(tmp_path / "models"))
     shows("#said", "3 models")
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*(make_table(30)[n] for n in names), strict=True)]
+    rows = rows_of(make_table(30), "label")
     for left_out, said in (("genre", "the table has no column genre; it has user_id"), ("", "30 rows of rows.csv")):
         with open(tmp_path / "rows.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, [name for name in names if name != left_out], extrasaction="ignore")

@@ -3,21 +3,13 @@
 
 import pytest
 import torch
-from conftest import tabular_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Computes, from_text, refused, tabular_model, trained
 from torch.utils._pytree import tree_leaves
 from transformers import set_seed
 
-from flip_hf import (
-    DataCollatorForFlipCTR,
-    DataCollatorForFlipPreTraining,
-    FlipFeatureExtractor,
-    FlipForCTR,
-    FlipForPreTraining,
-    FlipProcessor,
-    prepare_dataset,
-)
+from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipProcessor, prepare_dataset
 from flip_hf.training import optimization
+from flip_hf.training.collators import DataCollatorForFlipCTR, DataCollatorForFlipPreTraining
 from flip_hf.training.optimization import RowGradients, RowSparseOptimizer, make_optimizer, parameter_groups
 
 
@@ -34,8 +26,7 @@ def make_model(stage: int, processor, folder: str):
     """In stage 1 every feature is noise, so that each row of the output table is read in each step."""
     if stage == 2:
         return tabular_model(processor, backbone="deepfm", l2_coefficient=1e-3)
-    torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(folder, processor=processor)
+    model = from_text(FlipForPreTraining, folder, processor)
     first = model.config.num_reserved_features
     features = torch.arange(first, model.config.num_features)
     model.mtm_head.draw_noise = lambda fields, *given: features.expand(len(fields), -1)
@@ -141,25 +132,9 @@ def test_a_scaler_of_losses_scales_rows_back_and_leaves_a_step_that_overflowed_o
     torch.testing.assert_close(*tables)
 
 
-class PassesOverAllRows(TorchDispatchMode):
-    """Operations that get or make something with a number for each row, once training has begun in earnest."""
-
-    # views, and those that read or write the rows which they are given
-    BY_ROW = {"index_select", "index_copy_", "embedding", "gather", "detach", "select", "_sparse_coo_tensor_unsafe"}
-    BY_ROW |= {"searchsorted", "index"}
-
-    def __init__(self, trainer, num_rows: int):
-        super().__init__()
-        self.trainer, self.num_rows, self.found = trainer, num_rows, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        tensors = [one for one in tree_leaves((args, kwargs, made)) if isinstance(one, torch.Tensor)]
-        is_large = any(one.layout == torch.strided and max(one.shape, default=0) >= self.num_rows for one in tensors)
-        name = func._schema.name.removeprefix("aten::")
-        if is_large and name not in self.BY_ROW and 1 <= self.trainer.state.global_step < 3:
-            self.found.add(name)
-        return made
+# views, and those that read or write the rows which they are given
+BY_ROW = {"index_select", "index_copy_", "embedding", "gather", "detach", "select", "_sparse_coo_tensor_unsafe"}
+BY_ROW |= {"searchsorted", "index"}
 
 
 @pytest.mark.parametrize("kind", ["adamw", *KINDS])
@@ -174,9 +149,19 @@ def test_no_operation_of_a_step_passes_over_all_rows(stage, kind, splits, tokeni
         trainer = stage_1(FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor), **options)
     else:
         trainer = stage_2(tabular_model(processor, backbone="deepfm"), **options)
-    with PassesOverAllRows(trainer, num_rows=30_000) as mode:
+    found = set()
+
+    def look(function, given, made):
+        """Notes what gets or makes something with a number for each row, once training has begun in earnest."""
+        tensors = [one for one in tree_leaves((given, made)) if isinstance(one, torch.Tensor)]
+        is_large = any(one.layout == torch.strided and max(one.shape, default=0) >= 30_000 for one in tensors)
+        name = function._schema.name.removeprefix("aten::")
+        if is_large and name not in BY_ROW and 1 <= trainer.state.global_step < 3:
+            found.add(name)
+
+    with Computes(look):
         trainer.train()
-    assert ("index_add_" in mode.found) if kind == "adamw" else not mode.found, mode.found
+    assert ("index_add_" in found) if kind == "adamw" else not found, found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,9 +171,7 @@ def test_accumulation_changes_nothing_and_no_other_kind_goes_on_from_a_checkpoin
         options = {"embedding_optim": kind, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
         options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 32 // batch_size}
         model = tabular_model(processor, backbone="deepfm", l2_coefficient=1e-2)
-        trainer = stage_2(model, eval_dataset=None, **options)
-        trainer.train(**resume)
-        return trainer.model.state_dict()
+        return trained(stage_2(model, eval_dataset=None, **options), **resume).model.state_dict()
 
     torch.testing.assert_close(run(8), run(32), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="different number of parameter groups"):
@@ -211,5 +194,4 @@ def test_auto_is_lazy_for_large_tables_and_adamw(stage_2, text_model_dir, proces
     assert type(optimizer_of(optim="sgd")[0]) is torch.optim.SGD
     text = FlipForCTR.from_text_pretrained(text_model_dir, processor=processor, mode="text")
     assert type(optimizer_of(text, embedding_optim="lazy_adamw")[0]) is torch.optim.AdamW
-    with pytest.raises(ValueError, match="embedding_optim='lazy' is not one of auto, adamw, lazy_adamw"):
-        optimizer_of(embedding_optim="lazy")
+    refused("embedding_optim='lazy' is not one of auto, adamw, lazy_adamw", optimizer_of, embedding_optim="lazy")

@@ -18,7 +18,7 @@ FIELDS = [{"name": "a"}, {"name": "b"}, {"name": "c", "kind": "multivalued", "nu
 SLOT_FIELDS = [0, 1, 2, 2]
 FEATURE_FIELDS = [-1, -1, 0, 0, 1, 1, 2, 2, 0, 0, 0, 1, 1, 2, 2, 2]
 COUNTS = [0] * 8 + [5, 3, 1, 6, 3, 4, 2, 9]
-N, K, MASK_TOKEN = 16, 3, 4
+N, K = 16, 3
 
 IDS = torch.tensor([[8, 11, 13, 15], [9, 12, 14, 0], [10, 4, 13, 14], [8, 11, 6, 15]])
 MASKED_IDS = torch.tensor([[1, 11, 1, 1], [9, 1, 14, 0], [1, 4, 13, 14], [8, 11, 1, 1]])
@@ -28,21 +28,24 @@ BATCH = {"input_ids": TOKENS, "attention_mask": (TOKENS != 0).long(), "feature_i
 BATCH |= {"masked_input_ids": MASKED_TOKENS, "masked_feature_ids": MASKED_IDS}
 NOISE = torch.tensor([[9, 8, 12], [13, 15, 8], [15, 15, 14], [11, 12, 12], [10, 8, 15], [15, 9, 11]])
 
+OPTIONS = [
+    {}, {"mtm_noise": "field"}, {"mtm_loss": "sampled_softmax"}, {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
+    {"mtm_loss": "full_softmax"}, {"text_passes": 1}, {"text_passes": 1, "hide_target_in_text": True},
+    {"hide_target_in_text": True}, {"text_pooling": "mean"}, {"text_pooling": "mean", "text_passes": 1},
+    {"icl_normalize": True, "icl_temperature": 0.1}, {"icl_learnable_temperature": True, "icl_temperature": 0.3},
+    {"icl_projection_size": 11}, {"mlm_weight": 0.0, "mtm_weight": 2.5}, {"mtm_weight": 0.0, "icl_weight": 0.5},
+    {"icl_weight": 0.0, "mlm_weight": 3.0}, {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
+]  # fmt: skip
+
 
 def build(**options) -> FlipForPreTraining:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     text_config = BertConfig(vocab_size=17, **sizes)
-    config = FlipConfig(
-        fields=FIELDS,
-        num_features=N,
-        text_config=text_config,
-        feature_embedding_size=4,
-        backbone_config={"dnn_hidden_units": [6]},
-        num_noise_features=K,
-        mtm_embedding_size=3,
-        **{"icl_projection_size": 5, "initializer_range": 0.4, "tabular_initializer_range": 0.4, **options},
-    )
+    settings = {"feature_embedding_size": 4, "backbone_config": {"dnn_hidden_units": [6]}, "mtm_embedding_size": 3}
+    settings |= {"num_noise_features": K, "icl_projection_size": 5}
+    settings |= {"initializer_range": 0.4, "tabular_initializer_range": 0.4, **options}
+    config = FlipConfig(fields=FIELDS, num_features=N, text_config=text_config, **settings)
     model = FlipForPreTraining(config).double().eval()
     if model.mtm_head is not None:
         model.mtm_head.set_feature_counts(COUNTS, FEATURE_FIELDS)
@@ -137,16 +140,6 @@ def slow_icl(model, texts, vectors) -> float:
     to_text = sum(cross_entropy(s[k], k) for k in range(4)) / 4
     to_ids = sum(cross_entropy([s[i][k] for i in range(4)], k) for k in range(4)) / 4
     return (to_text + to_ids) / 2
-
-
-OPTIONS = [
-    {}, {"mtm_noise": "field"}, {"mtm_loss": "sampled_softmax"}, {"mtm_loss": "sampled_softmax", "mtm_noise": "field"},
-    {"mtm_loss": "full_softmax"}, {"text_passes": 1}, {"text_passes": 1, "hide_target_in_text": True},
-    {"hide_target_in_text": True}, {"text_pooling": "mean"}, {"text_pooling": "mean", "text_passes": 1},
-    {"icl_normalize": True, "icl_temperature": 0.1}, {"icl_learnable_temperature": True, "icl_temperature": 0.3},
-    {"icl_projection_size": 11}, {"mlm_weight": 0.0, "mtm_weight": 2.5}, {"mtm_weight": 0.0, "icl_weight": 0.5},
-    {"icl_weight": 0.0, "mlm_weight": 3.0}, {"mlm_weight": 0.0, "icl_weight": 0.0, "text_passes": 1},
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()))

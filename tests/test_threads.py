@@ -21,6 +21,7 @@ from flip_hf.serving.scoring import score
 
 
 NUM_THREADS = 8
+LARGE = pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)
 
 
 def make_rows(num_rows: int, seed: int = 0) -> list[dict]:
@@ -84,9 +85,6 @@ def wrong_rows(processor: FlipProcessor, rows: list[dict], expected: list, order
         found = zip(*output.values(), strict=True)
         wrong |= {number for number, row in zip(numbers, found, strict=True) if row != expected[number]}
     return wrong
-
-
-LARGE = pytest.param(20_000, 16, (1, 2, 1, 5, 100, 300), marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("num_rows", "num_threads", "sizes"), [(60, 8, (1, 1, 2, 5, 1, 3)), LARGE])

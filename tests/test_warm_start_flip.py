@@ -6,7 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import refused, tabular_model
 from datasets import Dataset
 
 from flip_hf import FlipForCTR, FlipForPreTraining, prepare_dataset
@@ -26,8 +26,7 @@ def extended(processor):
     """The session's processor, copied, with one new user, two new items and two new titles."""
     other = copy.copy(processor)
     other.feature_extractor = copy.deepcopy(processor.feature_extractor)
-    grown = other.feature_extractor.extend(NEW_ROWS)
-    assert grown == {"user_id": 1, "item_id": 2, "title": 2}
+    assert other.feature_extractor.extend(NEW_ROWS) == {"user_id": 1, "item_id": 2, "title": 2}
     return other
 
 
@@ -170,5 +169,4 @@ def test_what_cannot_be_grown_or_started_is_refused(pretraining_model, processor
     with pytest.raises(ValueError, match="was not extended from that of this model: it has .* 98 features"):
         pretraining_model.resize_feature_embeddings(processor)
     without = FlipForPreTraining.from_text_pretrained(text_model_dir, processor=processor, mtm_weight=0.0)
-    with pytest.raises(ValueError, match="mtm_weight=0: without masked tabular modelling"):
-        without.warm_start_features(extended, NEW_ROWS)
+    refused("mtm_weight=0: without masked tabular modelling", without.warm_start_features, extended, NEW_ROWS)

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tabular_model
+from conftest import from_text, refused, tabular_model
 from transformers import AutoModel
 
 from flip_hf import FlipFeatureExtractor, FlipForPreTraining, FlipProcessor, start_from_words
@@ -76,8 +76,7 @@ def test_few_components_keep_the_most_of_it_and_equal_words_are_equal_rows(wordy
 
 
 def test_stage_1_starts_from_its_own_text_tower(processor, trainable_text_model_dir, text_model):
-    torch.manual_seed(0)
-    model = FlipForPreTraining.from_text_pretrained(trainable_text_model_dir, processor=processor)
+    model = from_text(FlipForPreTraining, trainable_text_model_dir, processor)
     other = tabular_model(processor)
     started = start_from_words(model, processor)
     assert started.tolist() == start_from_words(other, processor, text_model).tolist()
@@ -96,5 +95,4 @@ def test_what_has_no_words_or_no_table_is_refused(wordy, processor, text_model):
     assert len(start_from_words(tabular_model(rare), rare, text_model)) == 0
     with pytest.raises(ValueError, match="this processor has no tokenizer"):
         start_from_words(tabular_model(wordy), FlipProcessor(wordy.feature_extractor), text_model)
-    with pytest.raises(ValueError, match="the processor does not fit the model"):
-        start_from_words(tabular_model(wordy), processor, text_model)
+    refused("the processor does not fit the model", start_from_words, tabular_model(wordy), processor, text_model)
