@@ -17,7 +17,8 @@ CALIBRATION_METHODS = tuple(_SETTINGS)
 
 def check_calibration(calibration: dict[str, Any] | None, **settings: float) -> None:
     """Raises `ValueError` for a calibration that [`predict_probabilities`] cannot apply, that would turn the order of
-    the rows around, or that was fitted for other `settings`: `positive_weight`, `negative_sampling_rate`."""
+    the rows around, or that was fitted for other `settings`: `positive_weight`, `negative_sampling_rate` (which one of
+    before does not say)."""
     if calibration is None:
         return
     method = calibration.get("method") if isinstance(calibration, dict) else calibration
@@ -28,7 +29,7 @@ def check_calibration(calibration: dict[str, Any] | None, **settings: float) -> 
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
     for name, value in settings.items():
-        fitted_for = calibration.get(name, 1.0)
+        fitted_for = calibration.get(name, 1.0 if name == "positive_weight" else value)
         if not math.isclose(fitted_for, value, rel_tol=1e-6):
             problem = f"fitted for {name}={fitted_for!r}, and the model's is {value!r}"
             raise ValueError(f"the calibration was {problem}: fit_calibration(..., {name}={value!r})")

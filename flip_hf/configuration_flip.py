@@ -161,7 +161,8 @@ class FlipConfig(PreTrainedConfig):
         if not (self.mlm_weight or self.mtm_weight or self.icl_weight):
             raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: stage 1 would have no loss")
         check_masks(self)
-        check_calibration(self.calibration, positive_weight=self.positive_weight)
+        settings = {"positive_weight": self.positive_weight, "negative_sampling_rate": self.negative_sampling_rate}
+        check_calibration(self.calibration, **settings)
         known = ("hidden_size", "hidden_act", "layer_norm_eps")
         for key in self.mlm_transform_config.keys() - known:
             raise ValueError(f"mlm_transform_config has {key!r}, which is not one of {known}")

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """FlipFeatureExtractor: how an encoder of features is fitted, saved and loaded, as transformers has it."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import PROCESSOR_NAME
 
 from .feature_encoding_flip import VOCABULARY_NAME, FeatureEncoder
-from .pulling_flip import check_sums, fetch, hub_arguments, workshop, write_sums
+from .pulling_flip import PushMixin, check_sums, fetch, hub_arguments, workshop, write_sums
 
 
 # columns that are carried along and are no fields unless somebody names them
@@ -16,7 +18,7 @@ NO_FIELDS = ("label", "rating", "timestamp")
 EXTRACTOR_FILES = ("preprocessor_config.json", VOCABULARY_NAME)
 
 
-class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
+class FlipFeatureExtractor(FeatureEncoder, PushMixin, FeatureExtractionMixin):
     r"""Fitted fields of a table: `extractor(rows)` gives `feature_ids`, as [`FeatureEncoder`] says.
 
     Build one with [`FlipFeatureExtractor.fit`], [`FlipFeatureExtractor.from_counts`] or
@@ -102,7 +104,14 @@ class FlipFeatureExtractor(FeatureEncoder, FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`, and the code that reads them."""
+        """Writes `preprocessor_config.json` and `feature_vocabulary.safetensors`, and the code that reads them. Raises
+        `ValueError` where a processor with other fields lies, of which this would be half."""
+        path = os.path.join(save_directory, PROCESSOR_NAME)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                other = (json.load(file).get("feature_extractor") or {}).get("field_specs")
+            if other != json.loads(json.dumps(self.field_specs)):
+                raise ValueError(f"{save_directory} holds a processor with other fields: save a whole processor there")
         files = [*super().save_pretrained(save_directory), self.save_vocabulary(save_directory)]
         write_sums(save_directory, *EXTRACTOR_FILES)
         if push_to_hub:

@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .configuration_flip import FlipConfig
-from .pulling_flip import HUB_ARGUMENTS, check_sums, check_weight_files, hub_arguments, workshop, write_sums
+from .pulling_flip import HUB_ARGUMENTS, PushMixin, check_sums, check_weight_files, hub_arguments, workshop, write_sums
 from .text_tower_flip import TextTowerMixin, load_text_model, quiet_loading, save_adapter
 
 
@@ -41,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
+class FlipPreTrainedModel(PushMixin, TextTowerMixin, PreTrainedModel):
     """Base of all FLIP models."""
 
     config_class = FlipConfig
@@ -68,7 +68,7 @@ class FlipPreTrainedModel(TextTowerMixin, PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """With the digests of its files in `SHA256SUMS`, for `from_pretrained`. With an adapter: without the language
         model, and with the adapter as peft writes it in `text_adapter`."""
-        asks, hub = kwargs.pop("push_to_hub", False), {"repo_id": os.path.basename(save_directory)}
+        asks, hub = kwargs.pop("push_to_hub", False), dict[str, Any](repo_id=os.path.basename(save_directory))
         hub |= {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
         is_main = kwargs.get("is_main_process", True)
         if self._auto_class is not None:  # the towers of every folder open with AutoModel, also without flip_hf

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from transformers.utils import PROCESSOR_NAME
 
 from .feature_extraction_flip import EXTRACTOR_FILES, FlipFeatureExtractor
 from .masking_flip import pad_rows
-from .pulling_flip import check_sums, fetch, hub_arguments, workshop, write_sums
+from .pulling_flip import PushMixin, check_sums, fetch, hub_arguments, workshop, write_sums
 from .text_encoding_flip import NO_LIMIT, SETTINGS, EncodedRows, RowEncoder
 
 
 PROCESSOR_FILES = (PROCESSOR_NAME, "tokenizer*")  # of a folder, and those of the extractor
 
 
-class FlipProcessor(RowEncoder, ProcessorMixin):
+class FlipProcessor(RowEncoder, PushMixin, ProcessorMixin):
     r"""Feature extractor, tokenizer and template in one: `processor(rows)` gives what `model(**inputs)` takes.
 
     Args:
@@ -164,6 +165,8 @@ class FlipProcessor(RowEncoder, ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Writes `processor_config.json`, the tokenizer's files, the vocabularies, and the code that reads them."""
+        for name in ("special_tokens_map.json", "added_tokens.json"):  # of another tokenizer, which would be read
+            Path(save_directory, name).unlink(missing_ok=True)
         if self.tokenizer is None:  # which ProcessorMixin would look for
             os.makedirs(save_directory, exist_ok=True)
             if self._auto_class is not None:

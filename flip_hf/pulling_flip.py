@@ -62,16 +62,22 @@ def write_sums(folder: str | os.PathLike, *patterns: str) -> None:
     for file in (file for part in patterns for file in path.parent.glob(part) if file.is_file() and file != path):
         sums[file.relative_to(folder).as_posix()] = sha256(file)
     lines = [f"{sums[name]}  {name}\n" for name in sorted(sums) if Path(folder, name).is_file()]
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    unfinished = path.with_suffix(".tmp")  # a link, to a cache of the Hub perhaps, is replaced and not followed
+    unfinished.write_text("".join(lines), encoding="utf-8", newline="\n")
+    os.replace(unfinished, path)
 
 
 def check_sums(name: str, where: dict[str, Any], *patterns: str) -> None:
-    """Raises `ValueError` for a file of such a name that is not the one that was saved, if its digest was."""
+    """Raises `ValueError` for a file of such a name that is not the one that was saved, if its digest was, and
+    `OSError` if it is not there."""
     where = {**where, "_raise_exceptions_for_missing_entries": False}
     sums = fetch(name, SUMS_NAME, where)
-    for file, digest in {} if sums is None else read_sums(sums).items():
-        path = fetch(name, file, where) if any(fnmatch(file, part) for part in patterns) else None
-        if path is not None and sha256(path) != digest:
+    listed = {} if sums is None else read_sums(sums)
+    for file in (file for file in listed if any(fnmatch(file, part) for part in patterns)):
+        path = fetch(name, file, where)
+        if path is None:
+            raise OSError(f"{name} lacks {file}, which {SUMS_NAME} lists: copy or download it again")
+        if sha256(path) != listed[file]:
             problem = f"{file} of {name} is corrupt or of another model, its digest is not that of {SUMS_NAME}"
             raise ValueError(f"{problem}: copy or download it again (or, if you changed it, take its line out there)")
 
@@ -84,6 +90,13 @@ def check_weight_files(name: str, where: dict[str, Any]) -> None:
         if os.path.basename(shard) != shard or "\\" in shard or not shard.endswith(".safetensors"):
             problem = f"{index} names weights in {shard!r}, which is no .safetensors file of that folder"
             raise ValueError(f"{problem}: do not load it")
+
+
+class PushMixin:
+    """A repository that a part makes by its own `push_to_hub` is private, too: vocabularies are values of a table."""
+
+    def push_to_hub(self, *args: Any, private: bool | None = None, **kwargs: Any) -> Any:
+        return super().push_to_hub(*args, private=private is not False, **kwargs)  # type: ignore[misc]
 
 
 def workshop(name: str) -> Any:

@@ -39,7 +39,7 @@ def test_the_temperature_is_the_one_of_least_loss():
     for scale in (0.05, 0.4, 1.0, 3.0):
         labels, logits = make_rows(500, scale=scale, bias=0.0)
         found = fit_calibration(labels, logits, "temperature")
-        assert set(found) == {"method", "temperature"}
+        assert set(found) == {"method", "temperature", "negative_sampling_rate"}
         scaled = logits / found["temperature"]
         best, *others = (logloss(labels, sigmoid(scaled / factor)) for factor in (1, 0.99, 0.999, 1.001, 1.01))
         assert best < min(others)
@@ -122,6 +122,11 @@ def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calib
     for calibration in (fitted, None):
         found = model.predict_probabilities(torch.from_numpy(logits), calibrated=calibration is not None).numpy()
         np.testing.assert_array_equal(found, applied(logits, calibration, 0.1, 20.0))
+    model.set_calibration(fitted)
+    model.config.negative_sampling_rate = 0.5
+    refused("fitted for negative_sampling_rate=0.1, and the model's is 0.5", model.config.check)
+    del model.config.calibration["negative_sampling_rate"]  # as it was before: what it is for is not known
+    model.config.check()
 
 
 def test_extreme_logits_stay_apart_and_half_precision_is_read(processor):
@@ -140,7 +145,7 @@ def test_extreme_logits_stay_apart_and_half_precision_is_read(processor):
 def test_a_calibration_is_saved_with_the_model_and_leaves_logits_alone(calibration, processor, splits, tmp_path):
     model = tabular_model(processor, negative_sampling_rate=0.5).eval()
     with pytest.raises(ValueError, match=r"negative_sampling_rate=1.0, and the model's is 0.5: fit_calibration\("):
-        model.set_calibration(calibration)
+        model.set_calibration({**calibration, "negative_sampling_rate": 1.0})
     calibration = {**calibration, "negative_sampling_rate": 0.5}
     ids = torch.from_numpy(processor.feature_extractor(splits["test"][:8])).long()
     raw = model(ids).logits

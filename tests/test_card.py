@@ -2,7 +2,10 @@
 """What a model's card says, what a machine reads of it, and what text from data and files cannot do in it."""
 
 import re
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import from_text, refused, tabular_model
@@ -136,6 +139,12 @@ def test_the_metadata_are_those_that_the_hub_knows(joint, tmp_path):
     names = {"base_model", "datasets", "library_name", "license", "model-index", "pipeline_tag", "tags"}
     assert set(card.data.to_dict()) == names and card.data.library_name == "flip_hf"
     assert card.data.license == "mit" and card.data.base_model == "google/some-bert"
+    row = pd.Series(
+        {"id": np.int64(7), "price": Decimal("1.5"), "when": pd.Timestamp("2024-05-01"), "tags": ("a", "b")}
+    )
+    card = ModelCard.load(write_model_card(tmp_path, joint, example=row))
+    shown = {"id": [7], "price": ["1.5"], "when": ["2024-05-01 00:00:00"], "tags": [["a", "b"]]}
+    assert card.data.to_dict()["widget"] == [{"structuredData": shown}]
 
 
 def test_training_curves_are_drawn_from_a_trainers_log(tmp_path, monkeypatch):

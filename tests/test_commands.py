@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import refused, tabular_model
 from datasets import Dataset
@@ -135,3 +139,41 @@ def test_predictions_are_written_as_asked_and_what_cannot_be_is_said_before_scor
         main([*model, str(tmp_path / "new.jsonl"), "--output", f"{out}.{ending}"])
         scored = load_ctr_dataset(f"{out}.{ending}")
         assert scored["tags"][:] == table["tags"] and all(0 < value < 1 for value in scored["probability"])
+
+
+def test_predictions_are_exact_in_every_format_and_no_label_is_in_their_way(tmp_path, processor, splits, capsys):
+    model = tabular_model(processor, negative_sampling_rate=1e-9)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    rows = splits["test"].to_pandas().head(4).assign(label=["yes", None, "3", "no"])
+    rows["note"], rows["w"] = ["a\rb", 'c "d", e', "NA", None], np.arange(4) * 1e-12 / 3
+    rows["seen"] = pd.date_range("2024-05-01", periods=4, freq="h")
+    rows.to_parquet(tmp_path / "new.parquet")
+    found = {}
+    for ending in ("csv", "jsonl", "parquet"):
+        out = tmp_path / f"scored.{ending}"
+        main(
+            [
+                "predict",
+                "--model",
+                str(tmp_path / "model"),
+                "--data",
+                str(tmp_path / "new.parquet"),
+                "--output",
+                str(out),
+            ]
+        )
+        found[ending] = load_ctr_dataset(str(out), label="").to_pandas()
+    whole = found["parquet"]
+    assert whole["label"].tolist() == rows["label"].tolist() and whole["probability"].between(1e-12, 1e-8).all()
+    for ending in ("csv", "jsonl"):
+        for name in ("w", "probability"):
+            assert found[ending][name].astype(float).tolist() == whole[name].tolist()
+        assert found[ending]["note"].fillna("").tolist() == rows["note"].fillna("").tolist()
+        assert found[ending]["seen"].str[:13].tolist() == rows["seen"].dt.strftime("%Y-%m-%d %H").tolist()
+    table = pa.table({"tags": pa.array([["a"]], pa.large_list(pa.string())), **{n: [rows[n][0]] for n in rows}})
+    pq.write_table(table, tmp_path / "lists.parquet")
+    with pytest.raises(SystemExit):
+        argv = ["--data", str(tmp_path / "lists.parquet"), "--output", str(tmp_path / "scored.csv")]
+        main(["predict", "--model", str(tmp_path / "model"), *argv])
+    assert "tags holds lists, which a csv does not" in capsys.readouterr().err

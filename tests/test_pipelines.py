@@ -127,6 +127,8 @@ def test_a_stream_is_read_no_further_than_a_chunk_ahead(scorer, rows, expected, 
     close(list(scorer(IterableDataset.from_generator(lambda: iter(rows)), batch_size=3)), expected)
     close(list(scorer(Rows(rows))), expected)
     refused("rows are a list", next, scorer(iter([rows])), error=TypeError)
+    sparse = [row if place < 2 else {k: row[k] for k in row if k != "title"} for place, row in enumerate(rows)]
+    close(list(scorer(iter(sparse), batch_size=1)), scorer(sparse))  # a key that later chunks lack
 
 
 def test_longer_rows_share_batches_with_one_another(scorer, model, processor, rows, monkeypatch):
@@ -202,6 +204,7 @@ def test_calibrated_probabilities_and_raw_reasons(text_model_dir, processor, row
 
 
 def test_a_saved_pipeline_is_found_with_its_processor_and_needs_no_trust(scorer, rows, expected, tmp_path):
+    refused("a pipeline pushes nothing", scorer.save_pretrained, tmp_path, push_to_hub=True)
     scorer.save_pretrained(tmp_path)
     again = pipeline(TASK, model=str(tmp_path), device="cpu", batch_size=3, return_towers=True)
     assert type(again) is ClickThroughRatePipeline and again.task == TASK
@@ -230,6 +233,7 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
         ([{"user_id": "1"}], {}, ValueError, "no column for field 'gender', 'item_id'"),
         (rows, {"return_tower": True}, TypeError, "unexpected keyword argument 'return_tower'"),
         (rows, {"batch_size": 0}, ValueError, "batch_size=0"),
+        (rows, {"return_reasons": -1}, ValueError, "return_reasons=-1 is no number of fields"),
     ):
         refused(message, scorer, table, error=error, **options)
     without_tokenizer = FlipProcessor(processor.feature_extractor)

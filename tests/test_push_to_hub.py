@@ -98,12 +98,14 @@ def test_a_folder_is_one_commit_and_comes_back_as_the_same_model(hub, folder):
 
 
 def test_weights_of_an_earlier_push_do_not_stay_beside_new_ones(hub, folder):
-    hub.put(NAME, {"pytorch_model.bin": b"a pickle", "notes.txt": b"mine", "model.safetensors": b"old"})
+    stale = {"text_adapter/adapter_model.safetensors": b"merged since", "special_tokens_map.json": b"{}"}
+    hub.put(NAME, {"pytorch_model.bin": b"a pickle", "notes.txt": b"mine", "model.safetensors": b"old", **stale})
     FlipForCTR.from_pretrained(folder).save_pretrained(folder, max_shard_size="400KB")
     push_to_hub(folder, NAME)
     weights = {name for name in hub.files(NAME) if name.startswith(("model.", "model-", "pytorch"))}
     assert "model.safetensors.index.json" in weights and len(weights) > 2
     assert not weights & {"model.safetensors", "pytorch_model.bin"} and "notes.txt" in hub.files(NAME)
+    assert not stale.keys() & hub.files(NAME).keys()
     torch.testing.assert_close(logits(NAME), logits(folder))
 
 
@@ -190,6 +192,17 @@ def test_an_automatic_card_is_replaced_and_our_own_stays(hub, folder):
         push_to_hub(folder, NAME)
         card = hub.files(NAME)["README.md"].decode()
         assert card.endswith(f"of {library}") == stays and "library_name: flip_hf" in card
+        assert (folder / "README.md.before").read_text().endswith("of transformers")  # somebody's, perhaps
+
+
+def test_a_card_of_other_weights_is_said_to_be_one(hub, folder, caplog):
+    push_to_hub(folder, NAME)
+    assert "other weights" not in caplog.text
+    model = FlipForCTR.from_pretrained(folder)
+    model.text_classifier.bias.data += 1.0
+    model.save_pretrained(folder)
+    push_to_hub(folder, NAME)
+    assert "README.md has the figures of other weights: write_model_card" in caplog.text
 
 
 @pytest.mark.parametrize("token", [READ_TOKEN, STRANGERS_TOKEN, NOBODYS_TOKEN, None])
@@ -244,6 +257,7 @@ def test_parts_push_themselves_with_the_code_and_the_vocabulary_that_they_need(h
         thing.save_pretrained(tmp_path / name, push_to_hub=True, repo_id=f"{OWNER}/{name}")
         thing.save_pretrained(tmp_path / name, push_to_hub=True, repo_id=f"{OWNER}/{name}")  # into one that is there
         again = type(thing).from_pretrained(f"{OWNER}/{name}")
+        assert hub.repositories[f"{OWNER}/{name}"].private
         assert getattr(again, "feature_extractor", again) == extractor
         assert "feature_extraction_flip.py" in hub.files(f"{OWNER}/{name}")
 
@@ -358,6 +372,7 @@ def test_weights_in_a_pickle_are_not_read(hub, folder):
 @pytest.mark.parametrize("shard", [*OUTSIDE, "pytorch_model-1.bin2"])
 def test_an_index_of_weights_cannot_name_pickles_and_files_outside_the_folder(hub, folder, shard):
     with_index(folder, shard)
+    (folder / "SHA256SUMS").unlink()  # which would say that the whole file is missing
     put_folder(hub, folder)
     hub.put(NAME, {shard: (folder.parent / "outside.safetensors").read_bytes()})
     before = set(folder.parent.rglob("*"))

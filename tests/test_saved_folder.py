@@ -74,6 +74,28 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_an_error_that_names_it(tex
         assert probabilities(folder) == probabilities(kept)
 
 
+def test_what_another_part_left_in_a_folder_is_not_read_in_silence(text_model_dir, tokenizer, tmp_path):
+    folder = save(tmp_path / "saved", text_model_dir, tokenizer)
+    before, name = probabilities(folder), "tokenizer_config.json"
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "[OTHER]", "mask_token": "[MASK]"}')
+    processor = FlipProcessor.from_pretrained(tmp_path / "saved")
+    processor.tokenizer = tokenizer
+    processor.save_pretrained(folder)
+    assert probabilities(folder) == before
+    (folder / name).rename(tmp_path / name)
+    refused(f"{folder} lacks {name}, which SHA256SUMS lists", probabilities, folder, error=OSError)
+    (tmp_path / name).rename(folder / name)
+    other = FlipFeatureExtractor.fit(make_table(256), field_options={"user_id": {"hash_buckets": 8}})
+    refused("holds a processor with other fields: save a whole", other.save_pretrained, folder)
+    assert probabilities(folder) == before
+    blob = tmp_path / "blob"  # as in a cache of the Hub, which others read
+    (folder / "SHA256SUMS").rename(blob)
+    (folder / "SHA256SUMS").symlink_to(blob)
+    content = blob.read_bytes()
+    FlipForCTR.from_pretrained(folder).save_pretrained(folder)
+    assert blob.read_bytes() == content != (folder / "SHA256SUMS").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, {"r": 2}])
 def test_of_200_mutations_of_a_folder_none_is_silent(adapter, text_model_dir, tokenizer, tmp_path):

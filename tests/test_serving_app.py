@@ -127,6 +127,10 @@ def test_what_is_wrong_is_said_in_a_sentence_to_the_one_who_sent_it(pipelines):
         good.append(client.post("/predict", json={"rows": others}))
         replies = await asyncio.gather(*posts, *good, client.post("/predict", content='{"rows": ['))
         metrics = await client.get("/metrics")
+        form = await client.post(
+            "/predict", content=json.dumps({"rows": [row]}), headers={"content-type": "text/plain"}
+        )
+        assert form.status_code == 422 and form.json()["detail"].startswith("send json, and say so: Content-Type")
         return replies, metrics.text
 
     replies, metrics = ask(TorchModel(pipelines["tabular"]), talk, max_rows=3, max_bytes=2000)
@@ -203,6 +207,35 @@ def test_nothing_more_is_taken_when_much_waits_and_what_waits_is_answered_before
     answers = np.concatenate([reply.json()["probabilities"] for reply in replies])
     np.testing.assert_allclose(answers, alone[:30] + alone[31:33], atol=1e-6)
     assert max(model.sizes) == 8 and model.sizes[0] == 1
+
+
+def test_rows_whose_client_hangs_up_are_not_scored(pipelines):
+    model, row = HeldModel(pipelines["tabular"]), rows_of(make_table(1), "label")[0]
+    app, statuses = create_app(model, batch_rows=1), []
+
+    async def ask_and_leave(number: int) -> None:
+        messages = iter([{"type": "http.request", "body": json.dumps({"rows": [row] * number}).encode()}])
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+        scope["headers"] = [(b"content-type", b"application/json")]
+
+        async def send(message):
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        async def receive():
+            return next(messages, {"type": "http.disconnect"})
+
+        await app(scope, receive, send)
+
+    async def talk():
+        at_work = asyncio.create_task(ask_and_leave(1))
+        await asyncio.to_thread(model.started.wait, 30)
+        await asyncio.gather(at_work, ask_and_leave(2))
+        model.goes_on.set()
+        async with app.router.lifespan_context(app):
+            pass  # ends when all is done
+
+    asyncio.run(talk())
+    assert statuses == [499, 499] and model.sizes == [1]  # one that is at work is not stopped
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import argparse
 import base64
 import functools
 import html
+import json
 import logging
 import os
 import re
@@ -119,8 +120,15 @@ def known_values(extractor: Any) -> dict[str, list[str]]:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """As a browser shows and sends it: "" is missing, and elements of lists have commas between."""
-    joined = table.map(lambda value: ", ".join(map(str, value)) if isinstance(value, list | np.ndarray) else value)
+    """As a browser shows and sends it: "" is missing, and elements of lists have commas between, or are json."""
+
+    def joined_list(value: Any) -> Any:
+        if not isinstance(value, list | np.ndarray):
+            return value
+        parts = list(map(str, value))
+        return json.dumps(parts, ensure_ascii=False) if any("," in part for part in parts) else ", ".join(parts)
+
+    joined = table.map(joined_list)
     return joined.astype(object).where(joined.notna(), "").map(str)
 
 
@@ -136,7 +144,11 @@ def as_rows(models: Models, table: pd.DataFrame) -> list[dict[str, Any]]:
     if len(table) > MAX_ROWS:
         raise ValueError(f"the table has {len(table):,} rows, and this page takes {MAX_ROWS:,}")
     rows = table[models.columns].to_dict("records")
-    return [{k: re.split(r"\s*,\s*", v) if k in lists and v else v or None for k, v in row.items()} for row in rows]
+    return [{k: elements(v) if k in lists and v else v or None for k, v in row.items()} for row in rows]
+
+
+def elements(text: str) -> list[str]:
+    return json.loads(text) if text.startswith("[") else re.split(r"\s*,\s*", text)
 
 
 def in_a_sentence(num_others: int) -> Callable:
@@ -215,7 +227,8 @@ def open_names(names: str, file: str | None) -> tuple:
     models = open_models(names or "")
     table, source = models.table, "rows that come with it"
     if file is not None:
-        table, source = as_text(pd.read_csv(file, dtype=str, nrows=MAX_ROWS)), f"rows of {Path(file).name}"
+        read = pd.read_csv(file, dtype=str, keep_default_na=False, nrows=MAX_ROWS)
+        table, source = as_text(read), f"rows of {Path(file).name}"
         as_rows(models, table)  # says what is wrong
     said = f"{len(models.scorers)} models, {len(table):,} {source}"
     of_user = gr.CheckboxGroup(models.columns, value=columns_of_user(table[models.columns]))
@@ -279,8 +292,13 @@ def score_table(names: str, table: pd.DataFrame) -> tuple:
     table = as_text(table)
     rows = as_rows(models, table[(table != "").any(axis=1)])
     scored = {title: [one["probability"] for one in scorer(rows)] for title, scorer in models.scorers.items()}
-    result = pd.concat([pd.DataFrame(scored).round(4), pd.DataFrame(rows)], axis=1)
+    result = pd.concat([pd.DataFrame(scored).map(rounded), pd.DataFrame(rows)], axis=1)
     return "", result, result
+
+
+def rounded(probability: float) -> float:
+    """To four digits that count: clicks may be rare."""
+    return float(f"{probability:.4g}")
 
 
 def as_csv(table: pd.DataFrame | None) -> Iterator[str | None]:
@@ -308,7 +326,7 @@ def rank_items(names: str, row: dict, table: pd.DataFrame, of_user: list[str], t
         {name: user[name] for name in of_user}, [{name: one[name] for name in of_items} for one in rows], int(top_k)
     )
     result = items.iloc[ranking.indices][of_items]
-    result.insert(0, "probability", ranking.probabilities.round(4))
+    result.insert(0, "probability", list(map(rounded, ranking.probabilities)))
     return f"<p class='flip what'>{len(ranking.indices)} of {len(items):,} items</p>", result
 
 

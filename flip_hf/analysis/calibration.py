@@ -54,9 +54,8 @@ def fit_calibration(
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are equal: a calibration needs clicks and non-clicks")
     logits = correct_for_sampling(logits, negative_sampling_rate, positive_weight)
-    found: dict[str, Any] = {"method": method}
-    given = {"positive_weight": positive_weight, "negative_sampling_rate": negative_sampling_rate}
-    found |= {name: value for name, value in given.items() if value != 1.0}
+    found: dict[str, Any] = {"method": method, "negative_sampling_rate": negative_sampling_rate}
+    found |= {} if positive_weight == 1.0 else {"positive_weight": positive_weight}
     if method == "isotonic":
         slope = auc(labels, logits) - 0.5  # below 0 a curve would follow the noise at both ends
         found["logits"], found["probabilities"] = _fit_isotonic(labels, logits, weights)

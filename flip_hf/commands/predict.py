@@ -7,20 +7,30 @@ Columns the model does not know are kept and not read; unseen and missing values
 printed, and a warning where they are far from what the training rows had.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, List
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 from transformers import pipeline
 from transformers.hf_argparser import HfArg
 
 from ..data.load import load_ctr_dataset
+from ..data.readers import NAMED_DATASETS
 from .reading import FileArguments, read_arguments
 
 
-_WRITERS = {".csv": Dataset.to_csv, ".jsonl": Dataset.to_json, ".parquet": Dataset.to_parquet}
+def _write_jsonl(table: pa.Table, path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:  # pandas would round numbers
+        for batch in table.to_batches(max_chunksize=10_000):
+            file.writelines(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+
+
+_WRITERS = {".csv": pyarrow.csv.write_csv, ".jsonl": _write_jsonl, ".parquet": pyarrow.parquet.write_table}
 
 
 @dataclass
@@ -41,22 +51,24 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--output {output}: name a file that ends in {', '.join(_WRITERS)}")
     options = {name: value for name in ("mode", "text_model") if (value := getattr(arguments, name)) is not None}
     scorer = pipeline("click-through-rate", model=arguments.model, model_kwargs=options)
-    table: Dataset = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir, **vars(files))
-    lists = [name for name, feature in table.features.items() if isinstance(feature, List | dict)]
+    label = None if arguments.data in NAMED_DATASETS else ""  # which nobody reads
+    table = load_ctr_dataset(arguments.data, data_dir=arguments.data_dir, label=label, **vars(files))
+    rows: pa.Table = table.with_format("arrow")[:]
+    lists = [field.name for field in rows.schema if pa.types.is_nested(field.type)]
     if lists and output.suffix == ".csv":
         raise ValueError(
             f"--output {output}: {', '.join(lists)} holds lists, which a csv does not: take .jsonl or .parquet"
         )
-    if "probability" in table.column_names:
+    if "probability" in rows.column_names:
         raise ValueError(f"{arguments.data} has a column 'probability' already: rename it, or leave it out")
 
     start = time.perf_counter()
     results, rates = scorer(table, batch_size=arguments.batch_size, return_rates=True)
     seconds = time.perf_counter() - start
 
-    scored = table.add_column("probability", [row["probability"] for row in results])
-    _WRITERS[output.suffix](scored, output)
-    print(f"{len(table):,} rows in {seconds:.1f} s ({len(table) / seconds:,.0f} rows/s), written to {output}")
+    scored = rows.append_column("probability", pa.array([row["probability"] for row in results], pa.float64()))
+    _WRITERS[output.suffix](scored.replace_schema_metadata(), output)
+    print(f"{len(rows):,} rows in {seconds:.1f} s ({len(rows) / seconds:,.0f} rows/s), written to {output}")
     for name, shares in rates.items():
         if shares["unseen"] or shares["missing"]:
             found, expected = (

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     try:
         from ..serving.app import serve
+
+        serve(arguments.model, arguments.host, arguments.port, arguments.file_name)
     except ImportError as error:
         raise ImportError(f"{error.name} is not installed: pip install flip_hf[serve]") from error
-    serve(arguments.model, arguments.host, arguments.port, arguments.file_name)

@@ -62,7 +62,8 @@ def load_ctr_dataset(
         data_dir (`str`, *optional*): of a named set: the folder of its published files, gzipped or not, or the archive
             they came in (.zip, .tar.gz); default: the set's usual folder name in `$FLIP_DATA`, or here.
         label (`str`, *optional*): the column that becomes `label` (default: `label`; a table without one is for
-            prediction). Values: 0 and 1, also as text, true and false, or a `ClassLabel` of two classes.
+            prediction; `""`: no column is looked at as one). Values: 0 and 1, also as text, true and false, or a
+            `ClassLabel` of two classes.
         label_threshold (`float`, *optional*): the label is 1 where the label column (named sets: the rating) is above
             it. Defaults of named sets: 3 (of 1 to 5), 5 for BookCrossing (0 to 10), 1 for restaurants (0 to 2).
         delimiter (`str`, *optional*): of a csv; default `,` (tab for .tsv and .txt).

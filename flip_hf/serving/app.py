@@ -80,6 +80,29 @@ class Metrics:
                 self.values.labels(name, status).inc(amount)
 
 
+class Measures:
+    """How long requests take, by path and status. (What FastAPI makes of a function hides that a client hangs up.)"""
+
+    def __init__(self, app: Callable, seconds: prometheus.Histogram):
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, status = time.perf_counter(), 500
+
+        async def noticed(message: dict[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noticed)
+        finally:
+            path = scope["path"] if "endpoint" in scope else "other"  # no labels without end
+            self.seconds.labels(path, status).observe(time.perf_counter() - start)
+
+
 def create_app(
     model: Any, max_rows: int = 5_000, max_bytes: int = 10_000_000, max_waiting: int = 20_000, batch_rows: int = 256
 ) -> FastAPI:
@@ -126,18 +149,28 @@ def create_app(
     def read_metrics() -> Response:
         return Response(prometheus.generate_latest(metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
+    async def score(encode: Callable[[], EncodedRows], num_rows: int, client: Request) -> np.ndarray:
+        """Logits; rows whose client hangs up while they wait are not scored."""
+        if not num_rows:
+            return np.zeros(0)
+        scoring = asyncio.ensure_future(batcher.score(encode, num_rows))
+        while not (await asyncio.wait([scoring], timeout=0.2))[0]:
+            if await client.is_disconnected() and scoring.cancel():
+                raise refusal(499, "the client has gone")
+        return await scoring
+
     @app.post("/predict")
-    async def predict(request: Rows) -> dict[str, list[float]]:
+    async def predict(request: Rows, client: Request) -> dict[str, list[float]]:
         """The probability of a click on each row."""
 
         def encode() -> EncodedRows:
             return model.encoder.encode_columns(extractor.select_columns(request.rows), return_text=has_text)
 
-        logits = await batcher.score(encode, len(request.rows)) if request.rows else np.zeros(0)
+        logits = await score(encode, len(request.rows), client)
         return {"probabilities": model.probabilities(logits).tolist()}
 
     @app.post("/rank")
-    async def rank(request: Candidates) -> dict[str, list]:
+    async def rank(request: Candidates, client: Request) -> dict[str, list]:
         """The best items for a user: their places in `items`, the best first, and probabilities of a click."""
         candidate = np.zeros(0, np.int64)  # which of the distinct rows each item makes
 
@@ -146,24 +179,17 @@ def create_app(
             of_rows, candidate = distinct(extractor.select_columns(join(extractor, request.user, request.items)))
             return model.encoder.encode_columns(of_rows, return_text=has_text)
 
-        logits = (await batcher.score(encode, len(request.items)) if request.items else np.zeros(0))[candidate]
+        logits = (await score(encode, len(request.items), client))[candidate]
         indices = np.argsort(-logits, kind="stable")[: request.top_k]  # an isotonic calibration makes ties
         return {"indices": indices.tolist(), "probabilities": model.probabilities(logits[indices]).tolist()}
 
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable) -> Response:
-        start, status = time.perf_counter(), 500
-        try:
-            response = await call_next(request)
-            status = response.status_code
-            return response
-        finally:
-            path = request.url.path if "endpoint" in request.scope else "other"  # no labels without end
-            metrics.seconds.labels(path, status).observe(time.perf_counter() - start)
+    app.add_middleware(Measures, metrics.seconds)
 
     @app.exception_handler(RequestValidationError)
     async def say_what_is_wrong(request: Request, error: RequestValidationError) -> Response:
-        said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        said = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3]]
+        if "json" not in request.headers.get("content-type", "json"):
+            said = ["send json, and say so: Content-Type: application/json"]
         return await http_exception_handler(request, refusal(422, "; ".join(said)))
 
     return app

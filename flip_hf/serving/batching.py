@@ -24,13 +24,16 @@ BATCHES_OF_TABLE, BATCHES_OF_STREAM = 32, 8
 
 def chunks(rows: Any, fields: Iterable[Any], batch_size: int, stream: Iterator[Any] | None = None) -> Iterator[Any]:
     """Tables of at most so many batches, one after another; none of an empty list. `stream` gives the rows of one that
-    come one by one."""
+    come one by one: keys that rows of it had before are missing in rows that lack them."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} has to be 1 or more")
     size = batch_size * BATCHES_OF_TABLE
     if stream is not None:
+        keys: dict[str, None] = {}
         while chunk := list(itertools.islice(stream, batch_size * BATCHES_OF_STREAM)):
-            yield with_class_names(chunk, getattr(rows, "features", None))
+            table = with_class_names(chunk, getattr(rows, "features", None))
+            keys |= dict.fromkeys(table)
+            yield {name: table.get(name, [None] * len(chunk)) for name in keys}
     elif hasattr(rows, "with_format") and hasattr(rows, "select"):  # a datasets.Dataset, larger than memory perhaps
         for start in range(0, len(rows), size):
             yield rows.select(range(start, min(start + size, len(rows))))

@@ -98,8 +98,7 @@ class OnnxClickModel:
             raise FileNotFoundError(f"{problem}, huggingface_hub.snapshot_download brings those of a repository here")
         read = ("config.json", "processor_config.json", VOCABULARY_NAME, "tokenizer*", f"{ONNX_FOLDER}/{file_name}*")
         if (folder / SUMS_NAME).is_file():
-            there = (file.relative_to(folder).as_posix() for part in read for file in folder.glob(part))
-            check_sums(str(folder), {}, *there)
+            check_sums(str(folder), {}, *read)
         config = _read(folder / "config.json")
         session = onnxruntime.InferenceSession(path, **{"providers": ["CPUExecutionProvider"], **session_options})
         mode = check_weights(path, session.get_modelmeta().custom_metadata_map, folder)
@@ -108,7 +107,8 @@ class OnnxClickModel:
         problem = ids_problem(encoder.feature_extractor, *described)
         if problem is not None:
             raise ValueError(f"the processor does not fit the model: {problem}")
-        check_calibration(config.get("calibration"), positive_weight=config.get("positive_weight", 1.0))
+        fitted_for = ("positive_weight", "negative_sampling_rate")
+        check_calibration(config.get("calibration"), **{name: config.get(name, 1.0) for name in fitted_for})
         warn_if_not_calibrated(config.get("calibration"), mode)
         return cls(session, encoder, config, mode)
 

@@ -110,6 +110,8 @@ class ClickThroughRatePipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model (with `kwargs`) and processor into a folder that `pipeline("click-through-rate", ...)` loads."""
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("a pipeline pushes nothing: flip_hf.push_to_hub(folder, name) sends all of the folder")
         # the task is not written into the configuration: transformers would then want trust_remote_code=True for it
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
@@ -121,6 +123,8 @@ class ClickThroughRatePipeline(Pipeline):
         if return_towers and mode != "joint":
             raise ValueError(f'return_towers=True needs a model of mode "joint": this one is "{mode}"')
         asked = {"return_towers": return_towers, "return_reasons": return_reasons, "return_rates": return_rates}
+        if return_reasons is not None and return_reasons < 0:
+            raise ValueError(f"return_reasons={return_reasons} is no number of fields: True gives all")
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
     def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]

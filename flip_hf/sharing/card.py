@@ -3,6 +3,7 @@
 
 import copy
 import html
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from ..analysis.metrics import BootstrapInterval
 from ..analysis.report import FlipReport, markdown, percent, printable
 from ..configuration_flip import FlipConfig
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..serving.onnx_files import weights_digest
 
 
 _TEMPLATE = Path(__file__).parent.parent / "resources" / "model_card.md"
@@ -122,6 +124,7 @@ def write_model_card(
         for name, one in known.items()
         if is_click_model and math.isfinite(one.value)  # others have no place in the metadata
     ]
+    shown = json.loads(json.dumps(dict({} if example is None else example), default=_plain))
     card = ModelCard.from_template(
         ModelCardData(
             library_name=LIBRARY_NAME,
@@ -132,7 +135,7 @@ def write_model_card(
             license=license,
             model_name=title if results else None,
             eval_results=results or None,
-            widget=[{"structuredData": {name: [value] for name, value in example.items()}}] if example else None,
+            widget=None if example is None else [{"structuredData": {name: [shown[name]] for name in shown}}],
         ),
         template_path=str(_TEMPLATE),
         cell=lambda text: markdown(_line(text)),  # what comes from elsewhere
@@ -163,11 +166,17 @@ def write_model_card(
         curves=curves,
         reliability=reliability,
         report=report,
+        weights=weights_digest(folder),
         versions=f"torch {torch.__version__}, transformers {transformers.__version__}, flip_hf {__version__}",
     )
     path = Path(folder) / "README.md"
     card.save(path)
     return path
+
+
+def _plain(value: Any) -> Any:
+    """Of numpy or torch as Python has it; dates, Decimals and the like as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _line(text: Any) -> str:

@@ -31,14 +31,18 @@ from ..feature_encoding_flip import VOCABULARY_NAME
 from ..modeling_flip_base import MODEL_FILES
 from ..processing_flip import FlipProcessor
 from ..pulling_flip import SUMS_NAME, check_sums, check_weight_files, sha256
-from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name
+from ..serving.onnx_files import ONNX_FOLDER, check_weights, data_name, weights_digest
 from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model_card
 
 
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CARD, _PICTURES = "README.md", {"curves": "training_curves.png", "reliability": "reliability.png"}
+_CARD, _BEFORE, _PICTURES = (
+    "README.md",
+    "README.md.before",
+    {"curves": "training_curves.png", "reliability": "reliability.png"},
+)
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # beside the vocabulary files that the tokenizer's class names
 _ADAPTER = ("text_adapter/adapter_config.json", "text_adapter/adapter_model.safetensors")
@@ -81,7 +85,8 @@ def push_to_hub(
             unseen and missing values. Default: what the log says of validation rows.
         onnx (`bool`): what [`export_onnx`] wrote goes along. Without it exports of an earlier push are taken away,
             since nothing says that they are of these weights.
-        card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it.
+        card: anything [`write_model_card`] takes. A folder's card stays if none is given, if flip_hf wrote it; one of
+            your own becomes `README.md.before`.
 
     Returns the URL of the commit; a push of what is already there makes no new one.
 
@@ -105,8 +110,14 @@ def push_to_hub(
     exports = _exports(folder) if onnx else set()
     library = ModelCard.load(readme, ignore_metadata_errors=True).data.library_name if readme.is_file() else None
     if card or library != LIBRARY_NAME:
+        is_there = readme.is_file() and library != LIBRARY_NAME
+        if is_there and "generated_from_trainer" not in readme.read_text(encoding="utf-8"):
+            readme.replace(folder / _BEFORE)  # somebody's own
         write_model_card(folder, FlipConfig.from_pretrained(folder), **{**_pictures(folder), **card})
     text = readme.read_text(encoding="utf-8")
+    written_for = re.search(r"<!-- weights (\w+) -->", text)
+    if written_for and written_for[1] != weights_digest(folder):
+        logger.warning(f"{readme} has the figures of other weights: write_model_card makes a card of these")
     shown = {unquote(name) for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+\.(?:png|svg|jpg))\)", text)}
     present = {path.name: path for path in folder.iterdir() if path.is_symlink() or path.is_file()}
     saved = files - {_CARD}
@@ -117,7 +128,7 @@ def push_to_hub(
             content = (folder / name).read_text(encoding="utf-8", errors="replace")
             if any(known in content for known in tokens) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", content):
                 raise ValueError(f"{folder / name} holds an access token: take it out; nothing was sent")
-    stays = ", ".join(sorted({*present} - files - {*_CODE, SUMS_NAME, ".training.lock"}))
+    stays = ", ".join(sorted({*present} - files - {*_CODE, SUMS_NAME, _BEFORE, ".training.lock"}))
     if stays:
         logger.warning_once(f"not pushed, being no part of the model: {stays} of {folder}")
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
@@ -130,9 +141,10 @@ def push_to_hub(
         if exports:
             text = text.replace("<!-- onnx\n", "").replace("onnx -->\n", "")
         sent[_CARD] = text.replace(f'"{PLACE}"', json.dumps(repo_id)).encode()
-        weights = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)|onnx/[^/]+\.onnx(_data)?"
+        ours = r"(model|pytorch_model)[^/]*(\.safetensors|\.bin|\.index\.json)|onnx/[^/]+\.onnx(_data)?"
+        ours += r"|text_adapter/adapter_[^/]+|(special_tokens_map|added_tokens)\.json"
         # of an earlier push: beside new ones in other files they would be loaded, are a pickle, or say something else
-        old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(weights, name)]
+        old = [name for name in api.list_repo_files(repo_id, revision=revision) if re.fullmatch(ours, name)]
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in sent.items()]
         operations += [CommitOperationDelete(name) for name in old if name not in sent]
         message = commit_message or "Upload FLIP model"

@@ -247,7 +247,7 @@ def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
     """Values in place of categories and classes, but for a label of two classes, and no index of pandas."""
     has_features = b"huggingface" in (table.schema.metadata or {})
     features = Features.from_arrow_schema(table.schema) if has_features else None
-    label = (options.label or "label") if options.label_map is None else None
+    label = ("label" if options.label is None else options.label) if options.label_map is None else None
     names = class_names(features).get(label) if label in table.column_names else None
     if names is not None:
         if len(names) != 2:
@@ -269,7 +269,9 @@ def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
 
 def labelled(table: pa.Table, options: TableOptions, source: str) -> pa.Table:
     """The label column, if there is one, as `label`, 0 or 1, the last."""
-    names, name = table.column_names, options.label or "label"
+    names, name = table.column_names, "label" if options.label is None else options.label
+    if not name:
+        return table
     if name not in names:
         if options.label is options.threshold is options.label_map is None:
             return table
