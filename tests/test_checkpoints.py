@@ -161,7 +161,7 @@ def test_a_run_that_is_killed_while_it_writes_goes_on(stage, stage_1, stage_2, t
     num_steps, best, whole = train("whole")
     assert len([path for path in (tmp_path / "whole").iterdir() if path.is_dir()]) == 2
     num_changes = killed(lambda: train("counted"), tmp_path / "counted", 0)
-    num_kills = 20
+    num_kills = int(os.environ.get("FLIP_KILLS", 20))
     for kill in range(num_kills):
         number = 1 + kill * (num_changes - 1) // (num_kills - 1)
         name = f"killed at {number}"
