@@ -69,14 +69,14 @@ def write_sums(folder: str | os.PathLike, *patterns: str) -> None:
 
 def check_sums(name: str, where: dict[str, Any], *patterns: str) -> None:
     """Raises `ValueError` for a file of such a name that is not the one that was saved, if its digest was, and
-    `OSError` if it is not there."""
+    `FileNotFoundError` if it is not there."""
     where = {**where, "_raise_exceptions_for_missing_entries": False}
     sums = fetch(name, SUMS_NAME, where)
     listed = {} if sums is None else read_sums(sums)
     for file in (file for file in listed if any(fnmatch(file, part) for part in patterns)):
         path = fetch(name, file, where)
         if path is None:
-            raise OSError(f"{name} lacks {file}, which {SUMS_NAME} lists: copy or download it again")
+            raise FileNotFoundError(f"{name} lacks {file}, which {SUMS_NAME} lists: copy or download it again")
         if sha256(path) != listed[file]:
             problem = f"{file} of {name} is corrupt or of another model, its digest is not that of {SUMS_NAME}"
             raise ValueError(f"{problem}: copy or download it again (or, if you changed it, take its line out there)")

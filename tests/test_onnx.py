@@ -124,8 +124,8 @@ def test_a_folder_that_is_not_whole_or_not_of_one_model_is_refused(exported, kin
         refused(match, OnnxClickModel.from_pretrained, copy, error=error)
 
     broken(FileNotFoundError, "model.onnx is not there: flip_hf.export_onnx", lambda: shutil.rmtree(copy / "onnx"))
-    broken(FileNotFoundError, "tokenizer.json is not there", (copy / "tokenizer.json").unlink)
-    broken(FileNotFoundError, "feature_vocabulary", (copy / "feature_vocabulary.safetensors").unlink)
+    broken(FileNotFoundError, "lacks tokenizer.json, which SHA256SUMS", (copy / "tokenizer.json").unlink)
+    broken(FileNotFoundError, "lacks feature_vocabulary", (copy / "feature_vocabulary.safetensors").unlink)
     renamed = kinds_table.map(lambda row: {"words": [word.replace("Horror", "Terror") for word in row["words"]]})
     other = FlipFeatureExtractor.fit(renamed, field_options=KINDS)
     vocabulary = Path(other.save_vocabulary(tmp_path))

@@ -83,7 +83,7 @@ def test_what_another_part_left_in_a_folder_is_not_read_in_silence(text_model_di
     processor.save_pretrained(folder)
     assert probabilities(folder) == before
     (folder / name).rename(tmp_path / name)
-    refused(f"{folder} lacks {name}, which SHA256SUMS lists", probabilities, folder, error=OSError)
+    refused(f"{folder} lacks {name}, which SHA256SUMS lists", probabilities, folder, error=FileNotFoundError)
     (tmp_path / name).rename(folder / name)
     other = FlipFeatureExtractor.fit(make_table(256), field_options={"user_id": {"hash_buckets": 8}})
     refused("holds a processor with other fields: save a whole", other.save_pretrained, folder)
