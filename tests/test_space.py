@@ -74,6 +74,12 @@ def test_a_visitor_opens_only_what_the_owner_names_and_sees_no_insides(models, t
     assert not list(file) and not path.parent.exists()  # gradio has its copy by then
     said, _ = app["rank_items"](names, row, pd.DataFrame([row]), ["user_id", "gender"], "no such model", 3)
     assert "This should not happen; the log" in said and "no such model" not in said
+    (tmp_path / "new.csv").write_text("user_id,gender,item_id,title,genre\nNA,null,1,None,nan\n")
+    table = app["open_names"](names, str(tmp_path / "new.csv"))[2]  # values as any other
+    assert table.iloc[0].tolist()[:2] == ["NA", "null"]
+    lists = pd.DataFrame({"genre": [["Drama", "War"], ["Action, Thriller"]]})
+    assert list(map(app["elements"], app["as_text"](lists)["genre"])) == lists["genre"].tolist()
+    assert app["rounded"](1.23456e-7) == 1.235e-7
 
 
 @pytest.fixture()
