@@ -38,11 +38,8 @@ from .card import LIBRARY_NAME, PLACE, draw_training_curves, redact, write_model
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CARD, _BEFORE, _PICTURES = (
-    "README.md",
-    "README.md.before",
-    {"curves": "training_curves.png", "reliability": "reliability.png"},
-)
+_CARD, _BEFORE = "README.md", "README.md.before"
+_PICTURES = {"curves": "training_curves.png", "reliability": "reliability.png"}
 _CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # beside the vocabulary files that the tokenizer's class names
 _ADAPTER = ("text_adapter/adapter_config.json", "text_adapter/adapter_model.safetensors")
