@@ -75,9 +75,8 @@ class FlipPreTrainedModel(PushMixin, TextTowerMixin, PreTrainedModel):
             auto_map = {"AutoModel": "modeling_flip.FlipModel"}
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         index, adapter = Path(save_directory, SAFE_WEIGHTS_INDEX_NAME), Path(save_directory, "text_adapter")
-        if is_main:  # those of an earlier save, of more weights or before the adapter was merged
-            for file in (index, *adapter.glob("adapter_*")):
-                file.unlink(missing_ok=True)
+        if is_main:
+            index.unlink(missing_ok=True)
         if self.text_tower is not None:
             self.config.text_config.dtype = self.text_tower.dtype  # that of the rest is written by transformers
             if self.config.text_adapter is not None and is_main:
@@ -86,6 +85,9 @@ class FlipPreTrainedModel(PushMixin, TextTowerMixin, PreTrainedModel):
         if is_main:
             if index.is_file():  # transformers would rather load the one file of an earlier save
                 index.with_name(SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
+            # of an earlier save, before the adapter was merged: gone when the whole model is there
+            for file in adapter.glob("adapter_*") if self.config.text_adapter is None else ():
+                file.unlink()
             write_sums(save_directory, *MODEL_FILES)
         if asks and is_main:
             self.push_to_hub(**hub, **{key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs})

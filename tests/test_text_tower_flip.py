@@ -18,6 +18,7 @@ import torch
 from conftest import assert_comes_back, assert_opens_elsewhere, refused, tiny_tokenizer, trained
 from safetensors.torch import load_file
 from transformers import AlbertConfig, AutoConfig, AutoModel, AutoModelForMaskedLM, GPT2Config, T5Config
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import import_utils
 
 from flip_hf import FlipFeatureExtractor, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor, prepare_dataset
@@ -464,7 +465,7 @@ def test_what_is_wrong_with_an_adapter_is_said(bert, make, peft, tmp_path, monke
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": "all-linear", "use_rslora": True}])
-def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_path):
+def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_path, monkeypatch):
     model = move_adapter(bert.stage_2(mode="text", text_adapter={**LORA, **settings}))
     model.save_pretrained(tmp_path)
     again = FlipForCTR.from_pretrained(tmp_path, text_model=bert.folder).eval()
@@ -472,6 +473,10 @@ def test_other_kinds_of_adapters_come_back_and_merge(bert, peft, settings, tmp_p
     torch.testing.assert_close(again(**bert.batch()).logits, expected)
     again.merge_text_adapter()
     torch.testing.assert_close(again(**bert.batch()).logits, expected, atol=1e-5, rtol=1e-4)
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: int("no space"))
+        refused("no space", again.save_pretrained, tmp_path)
+    assert len(list((tmp_path / "text_adapter").iterdir())) == 2  # until the whole model is there
     again.save_pretrained(tmp_path)  # over the folder with the adapter, of which nothing stays
     assert not any((tmp_path / "text_adapter").iterdir())
     whole = FlipForCTR.from_pretrained(tmp_path).eval()

@@ -3,8 +3,8 @@
 
     flip_hf predict --model flip --data new_rows.csv --output scored.csv
 
-Columns the model does not know are kept and not read; unseen and missing values are no error: their shares are
-printed, and a warning where they are far from what the training rows had.
+Columns the model does not know, a label too, are kept and not read; unseen and missing values are no error: their
+shares are printed, and a warning where they are far from what the training rows had.
 """
 
 import json

@@ -80,7 +80,7 @@ class Metrics:
                 self.values.labels(name, status).inc(amount)
 
 
-class Measures:
+class RequestTimer:
     """How long requests take, by path and status. (What FastAPI makes of a function hides that a client hangs up.)"""
 
     def __init__(self, app: Callable, seconds: prometheus.Histogram):
@@ -183,7 +183,7 @@ def create_app(
         indices = np.argsort(-logits, kind="stable")[: request.top_k]  # an isotonic calibration makes ties
         return {"indices": indices.tolist(), "probabilities": model.probabilities(logits[indices]).tolist()}
 
-    app.add_middleware(Measures, metrics.seconds)
+    app.add_middleware(RequestTimer, metrics.seconds)
 
     @app.exception_handler(RequestValidationError)
     async def say_what_is_wrong(request: Request, error: RequestValidationError) -> Response:

@@ -50,8 +50,8 @@ def estimate_memory(config: FlipConfig, args: FlipTrainingArguments, num_tokens:
 
     Args:
         config ([`FlipConfig`]): of the model.
-        args ([`FlipPreTrainingArguments`] or [`FlipCTRArguments`]): stage 1 or 2; rows of a batch, optimiser,
-            frozen layers, autocast, gradient checkpointing are read.
+        args ([`FlipPreTrainingArguments`] or [`FlipCTRArguments`]): stage 1 or 2; rows of a batch (and of a
+            chunk), optimiser, frozen layers, autocast, gradient checkpointing are read.
         num_tokens (`int`): of the longest text of a batch.
 
     Raises `ValueError` for `mtm_loss="full_softmax"`, which holds what the masked fields' vocabularies take, and for

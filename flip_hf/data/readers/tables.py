@@ -55,6 +55,11 @@ class TableOptions:
     column_names: Sequence[str] | None = None
     label_map: Mapping[str, int] | None = None
 
+    @property
+    def label_name(self) -> str:
+        """Of the label column; `""` where none is looked for."""
+        return "label" if self.label is None else self.label
+
 
 def read_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
     """
@@ -247,7 +252,7 @@ def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
     """Values in place of categories and classes, but for a label of two classes, and no index of pandas."""
     has_features = b"huggingface" in (table.schema.metadata or {})
     features = Features.from_arrow_schema(table.schema) if has_features else None
-    label = ("label" if options.label is None else options.label) if options.label_map is None else None
+    label = options.label_name if options.label_map is None else None
     names = class_names(features).get(label) if label in table.column_names else None
     if names is not None:
         if len(names) != 2:
@@ -269,7 +274,7 @@ def _tidy(table: pa.Table, options: TableOptions) -> pa.Table:
 
 def labelled(table: pa.Table, options: TableOptions, source: str) -> pa.Table:
     """The label column, if there is one, as `label`, 0 or 1, the last."""
-    names, name = table.column_names, "label" if options.label is None else options.label
+    names, name = table.column_names, options.label_name
     if not name:
         return table
     if name not in names:
