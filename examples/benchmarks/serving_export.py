@@ -4,8 +4,8 @@
     pip install -c constraints.txt -e ".[onnx,parity]"
     python examples/benchmarks/serving_export.py --text_model <all-MiniLM-L6-v2> --data_dir <ml-100k>
 
-1. Trains a joint model on some rows, exports it (float32, and with an int8 language model) and its FLIP_ID.
-2. Test AUC of the joint logit and of the text's own, float32 and int8, and their difference with a 95 % interval
+1. Trains a joint model on some rows, exports it and its FLIP_ID, both in float32 and in int8.
+2. Test AUC of the joint logit and of either tower's own, float32 and int8, and their difference with a 95 % interval
    (bootstrap, paired by rows).
 3. Rows/s of encoded rows, all sides one after another within each repeat; the figure is the median over repeats.
    FLIP_ID is also measured beside deepctr-torch's and fuxictr's models of the same tower (both kinds of DCN-V2),
@@ -152,7 +152,7 @@ def train(arguments: argparse.Namespace, splits: Any, processor: FlipProcessor, 
 def print_auc(paths: dict[str, Path], rows: list[dict[str, Any]], processor: FlipProcessor, threads: int) -> None:
     labels = np.array([row["labels"] for row in rows])
     order = sorted(range(len(rows)), key=lambda k: len(rows[k]["input_ids"]))  # little padding
-    found: dict[str, dict[str, np.ndarray]] = {"logits": {}, "text_logits": {}}
+    found: dict[str, dict[str, np.ndarray]] = {"logits": {}, "tabular_logits": {}, "text_logits": {}}
     for kind, path in paths.items():
         session = session_of(path, threads)
         for made in found.values():
@@ -170,8 +170,8 @@ def print_auc(paths: dict[str, Path], rows: list[dict[str, Any]], processor: Fli
         difference = bootstrap_intervals(labels, made, reference="float32")["int8"]
         plain = bootstrap_intervals(labels, made)
         print(
-            f"  {name:12} float32 {plain['float32'].value:.4f}, int8 {plain['int8'].value:.4f}, "
-            f"{difference.difference:+.4f} [{difference.difference_low:+.4f}, {difference.difference_high:+.4f}]; "
+            f"  {name:14} float32 {plain['float32'].value:.4f}, int8 {plain['int8'].value:.4f}, "
+            f"{difference.difference:+.5f} [{difference.difference_low:+.5f}, {difference.difference_high:+.5f}]; "
             f"logits differ by {np.abs(made['int8'] - made['float32']).max():.3f} at most, of a standard deviation of "
             f"{made['float32'].std():.3f}"
         )
@@ -195,7 +195,8 @@ def against_peers(arguments: argparse.Namespace, folder: Path) -> None:
         FlipProcessor(extractor).save_pretrained(folder)
         ids = np.random.default_rng(0).integers(0, vocabulary, (max(sizes), num_fields))
         encoded = torch.from_numpy(np.asarray(extractor(dict(zip(names, ids.T, strict=True))))).long()
-        sides = {"eager": eager(model), "onnx": exported(export_onnx(folder), arguments.threads)}
+        paths = {"onnx": export_onnx(folder), "onnx int8": export_onnx(folder, quantize=True)}
+        sides = {"eager": eager(model)} | {kind: exported(path, arguments.threads) for kind, path in paths.items()}
         for name, (_, maker) in peers.items():
             # each library's own kind of input, made beforehand
             whole = torch.from_numpy(ids).float() if name == "deepctr-torch" else torch.from_numpy(ids)
@@ -244,10 +245,14 @@ def main() -> None:
         torch.manual_seed(0)
         train(arguments, encoded, processor, folder)
         paths = {"float32": export_onnx(folder), "int8": export_onnx(folder, quantize=True)}
-        of_ids = export_onnx(folder, mode="tabular")
+        of_ids = {
+            "float32": export_onnx(folder, mode="tabular"),
+            "int8": export_onnx(folder, mode="tabular", quantize=True),
+        }
         print(f"{name}, {len(encoded['train']):,} training rows, {arguments.num_hidden_layers} layers")
         weights = (folder / "model.safetensors").stat().st_size
-        sizes = {"model.safetensors": weights} | {path.name: path.stat().st_size for path in (*paths.values(), of_ids)}
+        files = (*paths.values(), *of_ids.values())
+        sizes = {"model.safetensors": weights} | {path.name: path.stat().st_size for path in files}
         print("size: " + ", ".join(f"{file} {size / 1e6:.1f} MB" for file, size in sizes.items()))
         print(f"AUC on {len(rows):,} test rows")
         print_auc(paths, rows, processor, arguments.threads)
@@ -256,10 +261,8 @@ def main() -> None:
             some = [rows[k % len(rows)] for k in range(max(batch_sizes))]
             batches = {size: batch_of(some[:size], processor, mode) for size in batch_sizes}
             sides = {"eager": eager(model), "compiled": compiled(model)}
-            if mode == "tabular":
-                sides["onnx"] = exported(of_ids, arguments.threads)
-            else:
-                sides |= {f"onnx {kind}": exported(path, arguments.threads) for kind, path in paths.items()}
+            of_mode = of_ids if mode == "tabular" else paths
+            sides |= {f"onnx {kind}": exported(path, arguments.threads) for kind, path in of_mode.items()}
             print(f"rows/s, mode {mode} (times eager's)")
             print_rates(sides, batches, arguments.repeats, "eager")
 

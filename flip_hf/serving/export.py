@@ -77,8 +77,8 @@ def export_onnx(
     Args:
         folder: that of a [`FlipForCTR`] and its processor. An adapter is merged into the language model.
         mode (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`; default: the folder's own.
-        quantize (`bool`): the language model's weight matrices, by column, and what they multiply, by batch, are in 8
-            bits, so that a row's logit depends a little on the rows beside it. Embeddings and ID tower stay float32.
+        quantize (`bool`): weight matrices of both towers, by column, and what they multiply, by batch, are in 8 bits,
+            so that a row's logit depends a little on the rows beside it. Embeddings stay float32.
         text_model: as in `FlipForCTR.from_pretrained`, for a folder with an adapter.
 
     Raises:
@@ -93,8 +93,6 @@ def export_onnx(
         raise ImportError(f"{error.name} is not installed: pip install flip_hf[onnx]") from error
     model, longest = _load(folder, mode, text_model)
     own_mode, mode = FlipConfig.from_pretrained(folder).mode, model.config.mode
-    if quantize and mode == "tabular":
-        raise ValueError('quantize=True is for a language model, and mode "tabular" has none: leave it out')
     name = "model" + ("" if mode == own_mode else f"_{mode}") + ("_quantized" if quantize else "") + ".onnx"
     rows = [_rows(model.config, *sizes) for sizes in ((1, 1), (1, longest), (7, min(5, longest)))]
     with torch.no_grad():
@@ -103,7 +101,9 @@ def export_onnx(
         axes = {key: dict(enumerate(_AXES[key])) for key in rows[0]}
         outputs = list(expected[0])
         made = torch.onnx.export(_program(model), dynamic_shapes=axes, output_names=outputs, verbose=False).model
-    products = [node.name for node in made.graph if node.op_type == "MatMul" and _is_of_text(node)]
+    products = [node.name for node in made.graph if _multiplies_by_a_matrix(node)]
+    if quantize and not products:
+        raise ValueError(f"quantize=True: {model.config.backbone!r} multiplies by no matrix, leave it out")
     for node in made.graph:
         node.metadata_props.clear()  # a quarter of a small tower's file
     target = Path(folder, ONNX_FOLDER)
@@ -119,7 +119,7 @@ def export_onnx(
         for one, logits in zip(rows, expected, strict=True):
             found = session.run(outputs, {key: value.numpy() for key, value in one.items()})
             for key, value in zip(outputs, found, strict=True):
-                _compare(key, torch.from_numpy(value), logits[key], is_float=not quantize or key == "tabular_logits")
+                _compare(key, torch.from_numpy(value), logits[key], is_float=not quantize)
         for file in (path.with_name(data_name(name)), path):
             if file.is_file():
                 file.replace(target / file.name)
@@ -168,18 +168,20 @@ def _program(model: FlipForCTR) -> torch.export.ExportedProgram:
     return program
 
 
-def _is_of_text(node: Any) -> bool:
-    """Whether a node of an exported graph is of the language model."""
-    return "'model.flip.text'" in node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+def _multiplies_by_a_matrix(node: Any) -> bool:
+    """Whether a node of an exported graph multiplies by weights of several columns: not by those of a logit."""
+    weights = node.inputs[1].const_value if node.op_type in ("MatMul", "Gemm") else None
+    return weights is not None and len(weights.shape) == 2 and 1 not in weights.shape
 
 
 def _quantized(made: Any, products: list[str], unfinished: Path) -> Any:
-    """A model of onnx_ir, of which the `MatMul` nodes `products` multiply by weights, with these in int8."""
+    """A model of onnx_ir, with the weights that its nodes `products` multiply by in int8."""
     import onnx_ir
     from onnxruntime.quantization import quantize_dynamic
 
     whole, small = unfinished / "whole.onnx", unfinished / "small.onnx"
     is_large = _save(made, whole)
+    products = [*products, *(f"{name}_MatMul" for name in products)]  # as onnxruntime calls a Gemm's on its way
     options = {"per_channel": True, "use_external_data_format": is_large}
     quantize_dynamic(whole, small, nodes_to_quantize=products, **options)
     return onnx_ir.load(small)
