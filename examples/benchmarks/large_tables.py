@@ -178,7 +178,8 @@ def measure_workers(folder: Path, vocabulary: str) -> dict[str, float]:
     users = [f"u{n * 7919 % 1_000_003}-{n % 97}" for n in rng.integers(0, NUM_IDS, 4_000_000).tolist()]
     table = Dataset.from_dict({"user_id": users})
     if vocabulary == "copied":
-        encoding._EncodeTable.share_vocabulary = lambda *_: None  # type: ignore[method-assign]
+        encoding._Encoder.__getstate__ = lambda self: self.__dict__  # type: ignore[method-assign]
+        encoding._Encoder.__setstate__ = lambda self, state: self.__dict__.update(state)  # type: ignore[method-assign]
     most = {"pss": 0, "private": 0}
     is_done = threading.Event()
 

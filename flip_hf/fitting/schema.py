@@ -107,6 +107,11 @@ def infer_column(pieces: Sequence[Any], name: str, separator: str | None = None)
     for piece in pieces:
         piece = piece[: BATCH_SIZE - num_rows]
         num_rows += len(piece)
+        in_arrow = columns_flip.arrow_lists(piece, name)
+        if in_arrow is not None:
+            has_lists |= piece.null_count < len(piece)
+            elements |= dict.fromkeys(in_arrow[0].values)
+            continue
         values = () if columns_flip.is_arrow(piece) else columns_flip.as_list(piece)
         lists = [value for value in values if columns_flip.is_container(value)]
         if any(isinstance(value, Mapping) for value in lists):
