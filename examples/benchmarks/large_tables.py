@@ -8,21 +8,21 @@ ones, a number, a list) and read as a stream. Each measurement is a process of i
 at any time, less what it held after its imports. Rates at 100,000 rows are medians of 3, and every size is fitted on
 its own rows. A CPU second is one of computing, whatever else the machine does.
 
-With the default sizes on 2 CPU cores (AMD EPYC), shared with other work (load 4 to 8); Python 3.11, torch 2.13.0,
+With the default sizes on 2 CPU cores (AMD EPYC), shared with other work (load 3); Python 3.11, torch 2.13.0,
 transformers 5.23.0, datasets 5.2.0, pyarrow 26.0.1; in brackets the rate over that at 100,000 rows:
 
     task               rows   features       rows/s    rows per CPU s  memory
-    fit             100,000    193,423      172,883           260,330  0.15 GB
-    fit           1,000,000  1,127,555  150,134 (0.87)  236,141 (0.91)  0.35 GB
-    fit          10,000,000  2,021,878  157,579 (0.91)  254,352 (0.98)  0.56 GB
-    encode ids      100,000    193,423      134,496           213,140  0.09 GB
-    encode ids   10,000,000  2,021,878  123,216 (0.92)  190,804 (0.90)  0.16 GB
-    encode text     100,000    193,423        8,465            14,954  0.21 GB
-    encode text   1,000,000  1,127,555    9,788 (1.16)   15,169 (1.01)  0.28 GB
+    fit             100,000    193,423      206,551           202,022  0.19 GB
+    fit           1,000,000  1,127,555  187,090 (0.91)  188,445 (0.93)  0.50 GB
+    fit          10,000,000  2,021,878  245,947 (1.19)  252,959 (1.25)  0.75 GB
+    encode ids      100,000    193,423      213,028           225,249  0.10 GB
+    encode ids   10,000,000  2,021,878  152,348 (0.72)  159,279 (0.71)  0.21 GB
+    encode text     100,000    193,423       15,827            15,892  0.22 GB
+    encode text   1,000,000  1,127,555   15,720 (0.99)   15,867 (1.00)  0.29 GB
 
-A processor of 1,000,000 ids: saved in 0.14 s, loaded in 0.04 s, hashed for `datasets.map` in 0.08 s, its repr has 107
-characters. 8 workers of `prepare_dataset` hold together (PSS) 1,430 MB with a vocabulary of 2 ids, 1,506 MB with one
-of 1,000,000 that they share, as they do, and 1,940 MB if each has a copy; private 771, 805 and 1,243 MB.
+A processor of 1,000,000 ids: saved in 0.05 s, loaded in 0.11 s, hashed for `datasets.map` in 0.14 s, its repr has 93
+characters. 8 workers of `prepare_dataset` hold together (PSS) 1,377 MB with a vocabulary of 2 ids, 1,600 MB with one
+of 1,000,000 that they share, as they do, and 1,835 MB if each has a copy; private 708, 955 and 1,149 MB.
 """
 
 import argparse
