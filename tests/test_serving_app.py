@@ -329,8 +329,9 @@ def test_64_clients_lose_nothing_and_a_server_ends_when_it_has_answered(pipeline
     table = make_table(60, seed=6)
     pd.DataFrame(table).drop(columns="label").to_csv(tmp_path / "rows.csv", index=False)
     with serving(tmp_path / "log", "serving/app.py", "--model", tmp_path / "model") as (server, url):
-        options = ("--url", url, "--data", tmp_path / "rows.csv", "--clients", 64, "--candidates", 1, 100)
-        run_example(monkeypatch, "serving/load.py", *options, "--seconds", 20)  # exits if one is lost or mixed up
+        options = ("--url", url, "--data", tmp_path / "rows.csv", "--clients", 64)
+        for candidates, seconds in ((1, 60), (100, 20)):  # exits if an answer is lost or mixed up
+            run_example(monkeypatch, "serving/load.py", *options, "--candidates", candidates, "--seconds", seconds)
         printed = capsys.readouterr().out
         assert printed.count("64 clients") == 2 and printed.count(" 0 problems") == 2
         # stopped in the midst: what it has taken is answered
