@@ -35,6 +35,7 @@ PLAIN_INTEGER = re.compile(r"0|[1-9]\d*", re.ASCII)
 _CODE = re.compile(r"(?i)[+-]?0\d+\.?\d*(e[+-]?\d+)?", re.ASCII)
 _LOST_ZEROS = re.compile(r"(0|-?[1-9]\d*)(\.0+)?", re.ASCII)
 _DATE_AND_HOUR = re.compile(r"(199\d|20\d\d|2100)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])\.")
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800.0, 253_402_300_799.0
 EXACT = 2.0**53  # a float beyond is several whole numbers
 _SHORT_FLOATS = {"float32": np.float32, "float": np.float32, "float16": np.float16, "halffloat": np.float16}
 _NANOSECONDS = {np.dtype(f"{kind}[ns]"): f"{kind}[us]" for kind in ("datetime64", "timedelta64")}
@@ -42,7 +43,9 @@ _LABELS: dict[str | None, float] = {"0": 0.0, "1": 1.0, "False": 0.0, "True": 1.
 
 
 def is_container(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset | Mapping) or getattr(value, "ndim", 0) > 0
+    if isinstance(value, list | tuple | set | frozenset | Mapping) or getattr(value, "ndim", 0) > 0:
+        return True
+    return hasattr(value, "as_py") and is_container(value.as_py())  # one of Arrow
 
 
 def short_float(kind: Any) -> Any:
@@ -58,6 +61,8 @@ def plain_value(value: Any, field: str = "", row: int | None = None) -> Any:
         return value
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if hasattr(value, "as_py"):  # one of Arrow
+        return plain_value(value.as_py(), field, row)
     if is_container(value):
         where = "" if row is None else f" in row {row}"
         raise TypeError(
@@ -86,7 +91,9 @@ def canonical_value(value: Any, field: str = "") -> str | None:
     value = plain_value(value, field)
     if isinstance(value, float):
         return None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(float(value))
-    if isinstance(value, decimal.Decimal) and value.is_finite():  # Arrow writes all of a column to one place
+    if isinstance(value, decimal.Decimal):  # Arrow writes all of a column to one place
+        if not value or value.is_infinite():  # as the float that it is equal to
+            return canonical_value(float(value))
         whole, _, fraction = f"{value:f}".partition(".")
         return f"{whole}.{fraction}".rstrip("0").removesuffix(".") if fraction else whole
     text = "" if value is None else str(value).strip()
@@ -176,8 +183,8 @@ def _seconds(number: float) -> float:
 
 
 def time_of(seconds: float) -> datetime.datetime:
-    """Seconds since 1970 -> the time in UTC, without a zone."""
-    return datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
+    """Seconds since 1970 -> the time in UTC, without a zone; what is beyond the years 1 to 9999 is their end."""
+    return datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=min(max(seconds, _FIRST_SECOND), _LAST_SECOND))
 
 
 def read_values(values: Sequence[Any], value_type: str, field: str = "", codes: Codes = None) -> list[str | None]:
@@ -239,6 +246,8 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     Arrow table, a frame or a row of pandas, records of numpy, or a frame of polars -> a mapping of columns."""
     if isinstance(rows, Mapping):
         # the first column of a batch ends this: a lazy batch need not decode the others
+        if not all(isinstance(name, str) for name in rows):
+            return as_columns(_by_name(list(rows.items())), label)
         return rows if any(is_column(rows[name]) for name in rows) else {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
         return with_class_names(rows.with_format("arrow")[:], rows.features, label)
@@ -256,7 +265,7 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
             raise ValueError("the table has no rows: the list is empty")
         if all(isinstance(row, Mapping) for row in rows):
             names = dict.fromkeys(name for row in rows for name in row)
-            return {name: [row.get(name) for row in rows] for name in names}
+            return as_columns({name: [row.get(name) for row in rows] for name in names})
     known = "a dict of lists, a list of dicts, one dict, a datasets.Dataset, an Arrow table, a pandas or polars frame"
     raise TypeError(f"rows are a {type(rows).__name__}: pass {known}")
 
@@ -363,24 +372,40 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     else:
         dtype = getattr(column, "dtype", "")
         coded = code_values(plain_values(as_list(column), field, first_row))
-    short = short_float(dtype)
-    if short is None:
+    if short_float(dtype) is not np.float16:
         return coded
-    # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
-    printed = np.array(coded.values, short).astype(str).astype(np.float64).tolist()
+    printed = np.array(coded.values, np.float16).astype(str).astype(np.float64).tolist()
     return coded.mapped([None if value != value else value for value in printed])
 
 
 def plain_values(column: Sequence[Any], field: str, first_row: int | None = None) -> Sequence[Any]:
     """Values as Python has them, fit to be keys. Beside numbers a truth becomes a word: 1 and `True` are one key."""
     types = set(map(type, column))
-    if types <= {str, int, float, type(None)} or types <= {bool, type(None)}:
+    if types <= {bool, type(None)}:
         return column
-    rows = itertools.repeat(None) if first_row is None else itertools.count(first_row)
-    plain = list(map(plain_value, column, itertools.repeat(field), rows))
-    if {bool} < set(map(type, plain)) - {str, type(None)}:
-        return [str(value) if type(value) is bool else value for value in plain]
-    return plain
+    if not types <= {str, int, float, type(None)}:
+        rows = itertools.repeat(None) if first_row is None else itertools.count(first_row)
+        column = list(map(plain_value, column, itertools.repeat(field), rows))
+        types = set(map(type, column))
+        if {bool} < types - {str, type(None)}:
+            column = [str(value) if type(value) is bool else value for value in column]
+    return _printed(column) if float in types else column
+
+
+def _printed(values: Sequence[Any]) -> Sequence[Any]:
+    """Floats of 32 bits as they print, 3.3 and not the 3.2999999523 that is stored. Rows of a data set do not say that
+    they had 32 bits: a float that 32 bits hold is one (of others one in 2**29 is, by chance); whole ones stay."""
+    places = [place for place, value in enumerate(values) if type(value) is float]
+    wide = np.array([values[place] for place in places])
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    is_short = (narrow == wide) & (wide != np.floor(wide))
+    if not is_short.any():
+        return values
+    values = list(values)
+    for place, value in zip(np.array(places)[is_short].tolist(), narrow[is_short].astype(str).tolist(), strict=True):
+        values[place] = float(value)
+    return values
 
 
 def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, list[int]] | None:

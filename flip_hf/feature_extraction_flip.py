@@ -2,6 +2,7 @@
 """FlipFeatureExtractor: how an encoder of features is fitted, saved and loaded, as transformers has it."""
 
 import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +62,7 @@ class FlipFeatureExtractor(FeatureEncoder, PushMixin, FeatureExtractionMixin):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
         categorical; columns of dates or times are left out. What was decided, and why, is logged.
         """
+        min_frequency = operator.index(min_frequency)  # of numpy, too
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
         count = workshop("fitting.counts").FeatureCounts.count
@@ -78,6 +80,7 @@ class FlipFeatureExtractor(FeatureEncoder, PushMixin, FeatureExtractionMixin):
 
     def extend(self, rows: Any) -> dict[str, int]:
         """Adds the values of new training rows that are unseen so far, with ids behind all others: no id moves.
+        (A number that was read as the one known code with zeros, 12 as "00012", is unseen once "0012" is known, too.)
         Returns for each field that grew the number of its new features.
 
         Frequencies of values that are known grow by those of the new rows; labels are not read. Buckets, statistics

@@ -108,9 +108,9 @@ class Field:
 
     def to_dict(self) -> dict[str, Any]:
         """For json: kind, number of slots, and every option that is not at its default."""
-        changed = {
-            o.name: getattr(self, o.name) for o in dataclasses.fields(self) if getattr(self, o.name) != o.default
-        }
+        options = {o.name: (getattr(self, o.name), o.default) for o in dataclasses.fields(self)}
+        changed = {name: value for name, (value, default) in options.items() if value != default}
+        changed = {name: value.item() if isinstance(value, np.generic) else value for name, value in changed.items()}
         return {"name": self.name, "kind": self.kind, "num_slots": self.num_slots, "view": self.view, **changed}
 
 
@@ -310,8 +310,12 @@ class MultivaluedField(CategoricalField):
 
     def split(self, value: Any) -> Sequence[Any]:
         """A raw value -> its elements."""
+        if hasattr(value, "as_py"):  # one of Arrow
+            value = value.as_py()
         if value is None:
             return ()
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
         if isinstance(value, str) and self.separator:
             return value.split(self.separator)
         if isinstance(value, set | frozenset):

@@ -15,12 +15,14 @@ import itertools
 import logging
 import operator
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import Unigram
 
 from .columns_flip import CodedColumn, as_columns, code_values, read_labels
 from .feature_encoding_flip import FeatureEncoder
@@ -97,11 +99,11 @@ class _TextEncoder:
     share it: it only grows. By its `settings`, wording, tokenizer and its size, a processor knows that it is its
     own."""
 
-    def __init__(self, settings: tuple[_Wording, Tokenizer, int], can_be_cut: bool | None = None):
+    def __init__(self, settings: tuple[_Wording, Tokenizer, int], before: "_TextEncoder | None" = None):
         self.settings, self.wording = settings, settings[0]
-        self.can_be_cut = can_be_cut  # `None`: not tried yet
+        self.can_be_cut = None if before is None else before.can_be_cut  # `None`: not tried yet
         self.fields = self.wording.extractor.text_fields
-        self.backend = _private_copy(settings[1])
+        self.backend = _private_copy(settings[1]) if before is None else before.backend
         # what the tokenizer puts before and after a text
         whole = self.backend.encode("a")
         start, after = whole.special_tokens_mask.index(0), whole.special_tokens_mask[::-1].index(0)
@@ -246,6 +248,11 @@ def _private_copy(backend: Tokenizer) -> Tokenizer:
     for is_special, tokens in itertools.groupby(in_order, operator.attrgetter("special")):
         (copied.add_special_tokens if is_special else copied.add_tokens)(list(tokens))
     copied.encode_special_tokens = True  # as any other characters
+    special = [token.content for token in in_order if token.special and len(token.content) > 1]
+    if special and isinstance(backend.model, Unigram):  # which has them among its pieces, and would find them
+        first = "|".join(f"{re.escape(content[0])}(?={re.escape(content[1:])})" for content in special)
+        steps = [pre_tokenizers.Split(Regex(first), "isolated")]
+        copied.pre_tokenizer = pre_tokenizers.Sequence([*filter(None, [backend.pre_tokenizer]), *steps])
     return copied
 
 
@@ -344,7 +351,7 @@ class RowEncoder:
             if encoder is None or encoder.settings != settings:
                 encoder = _TextEncoder(settings)
             elif encoder.num_bytes > _MAX_STORED_BYTES:
-                encoder = _TextEncoder(settings, encoder.can_be_cut)
+                encoder = _TextEncoder(settings, encoder)
             self._pieces = encoder
         return encoder
 

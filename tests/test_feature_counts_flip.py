@@ -129,6 +129,15 @@ def test_a_row_has_one_fold_wherever_and_in_whatever_form_it_stands(rows, whole)
     assert [folds_of(whole.fields, part(rows, [number])) for number in (0, 7)] == [[folds[0]], [folds[7]]]
 
 
+def test_a_code_without_its_zeros_has_the_fold_it_was_counted_in():
+    rows = {"zip": ["00501"] * 5 + ["501", "00502"], "item": list("abcdefg"), "label": [0, 1, 1, 0, 1, 0, 1]}
+    options = {"item": {"statistics": ["label_mean"]}}
+    extractor = FlipFeatureExtractor.fit(rows, field_options=options, min_frequency=np.int64(2))
+    coded = extractor.select_columns(rows)  # where 501 is the known 00501
+    assert len(coded[0].values) == 2
+    assert counting.row_folds(extractor.fields, coded).tolist() == folds_of(extractor.fields, rows)
+
+
 def test_a_schema_that_cannot_be_says_why():
     for options, message in (
         ({"fields": ["a", "nope"]}, "fields has 'nope', and the table has a, when, when_hour, label"),
@@ -190,10 +199,10 @@ def stream_of(rows, crash_at: int) -> IterableDataset:
 def test_a_pass_that_was_cut_off_goes_on_to_bit_equal_counts(form, rows, whole, tmp_path, monkeypatch):
     for module in ("fitting.schema", "fitting.counts"):
         monkeypatch.setattr(f"flip_hf.{module}.BATCH_SIZE", 8)
-    checkpoint = tmp_path / "checkpoint"
+    checkpoint = tmp_path / "made" / "checkpoint"  # in a folder that is not there
     with pytest.raises(Crash):
         count(stream_of(rows, 41), checkpoint=checkpoint, checkpoint_rows=16)
-    assert FeatureCounts.load(checkpoint).num_rows == 32 and [*tmp_path.glob("*checkpoint*")] == [checkpoint]
+    assert FeatureCounts.load(checkpoint).num_rows == 32 and [*checkpoint.parent.iterdir()] == [checkpoint]
     rest = Dataset.from_dict(rows) if form == "table" else stream_of(rows, 99)
     assert_same(count(rest, checkpoint=checkpoint, checkpoint_rows=16), whole)
     # what is complete is not counted again

@@ -49,7 +49,7 @@ def test_tables_that_cannot_be_fitted_say_why():
     for rows, options, error, message in (
         ({"a": [], "label": []}, {}, ValueError, "the table has no rows"),
         ({"a": [None, ""], "b": ["x", "y"]}, {}, ValueError, "field 'a' has no value in any of the 2 rows: leave it"),
-        ({"a": ["-", "b"]}, {"field_options": {"a": {"kind": "numeric"}}}, ValueError, "field 'a' has no value in"),
+        ({"a": ["-", "b"]}, {"field_options": {"a": {"kind": "numeric"}}}, ValueError, "field 'a' has no number in"),
         (ROWS, {"min_frequency": 0}, ValueError, "min_frequency=0 is less than 1"),
         (ROWS, {"fields": "user"}, TypeError, "fields='user' is one string: pass a list"),
         (DatasetDict(train=Dataset.from_dict(ROWS)), {}, ValueError, r"training rows alone.*fit\(splits\['train'\]"),

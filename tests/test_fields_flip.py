@@ -102,7 +102,8 @@ def test_lists_in_all_their_forms():
     ):
         assert rows_of(lists(), column) == [("b", "a"), ("1", "True", "1"), (), (), ("x",), ("c",)]
     strings = ["b|a", " b | a|", "", None, "||"]
-    for column in (strings, pa.array(strings)):
+    in_bytes = [value and value.encode() for value in strings]
+    for column in (strings, pa.array(strings), in_bytes, pa.array(in_bytes)):
         assert rows_of(lists(separator="|"), column) == [("b", "a"), ("b", "a"), (), (), ()]
     matrix = [[1, 2], [3, 1]]
     for column in (np.array(matrix), pa.array(matrix), pa.array(matrix, pa.list_(pa.int8(), 2))):
@@ -142,6 +143,7 @@ def test_parts_of_a_date():
         (datetime.datetime(1969, 2, 28, 23, 59, 59, 999999), "23", "Friday", "February"),
         (1709164800000, "0", "Thursday", "February"),  # 2024-02-29, in milliseconds
         ("2024-05-31T23:30-02:00", "1", "Saturday", "June"), (None, None, None, None), (pd.NaT, None, None, None),
+        ("9999-12-31 23:59:59.9999999", "23", "Friday", "December"),  # which a float rounds up to the year 10000
     ):  # fmt: skip
         fields = [kinds.DatePartField(name="when", part=part) for part in ("hour", "weekday", "month")]
         assert [said(field, value) for field in fields] == parts

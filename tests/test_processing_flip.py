@@ -89,6 +89,20 @@ def test_any_values_give_the_ids_of_the_whole_sentence(minilm, rows):
     assert all(not specials & set(ids[1:-1]) for ids in output["input_ids"])
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes", "unigram"])
+def test_special_tokens_in_a_value_are_spelled_out(kind):
+    tokenizer = tiny_tokenizer(kind)
+    special = tokenizer.all_special_tokens
+    titles = [*special, *(f"a {content}drama {content}" for content in special)]
+    rows = {"title": titles, "user_id": list(range(len(titles)))}
+    processor = FlipProcessor(FlipFeatureExtractor.fit(rows), tokenizer)
+    around = {*tokenizer("")["input_ids"], *({tokenizer.unk_token_id} if kind == "wordpiece" else ())}
+    for title, ids in zip(titles, processor(rows)["input_ids"], strict=True):
+        inside = [token for token in ids if token not in around]
+        assert not {*inside} & {*tokenizer.all_special_ids}, title
+        assert len(ids) - len(inside) == len(tokenizer("")["input_ids"]), title
+
+
 def test_unseen_values_keep_their_words_and_missing_ones_say_so(processor):
     row = {"user_id": "999", "gender": None, "item_id": "200", "title": "new night (1980)", "genre": "Drama"}
     output = processor(row)

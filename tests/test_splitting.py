@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits: complete, disjoint, in the order they promise, and refused where they cannot be made."""
 
+import datetime
 import itertools
 import pickle
 from pathlib import Path
@@ -9,7 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import make_table, refused
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    load_from_disk,
+)
 
 from flip_hf import FlipFeatureExtractor, prepare_dataset, sample_negatives, split_dataset
 from flip_hf.data import splitting
@@ -59,6 +69,12 @@ def test_a_split_reads_times_as_a_field_of_times_does():
         assert rows_of(splits) == {"train": [3, 1], "validation": [2], "test": [0]}
         splits = split_dataset(table, strategy="last", time_format=time_format)
         assert rows_of(splits) == {"train": [1, 3], "validation": [2], "test": [0]}
+    # of which Arrow would make dates
+    times = [datetime.date(2024, 1, 2), *(datetime.datetime(2024, 1, 1, hour) for hour in (8, 9, 7))]
+    splits = split_dataset(
+        {"row": range(4), "timestamp": times, "label": [0, 1, 0, 1]}, "time", fractions=(0.5, 0.25, 0.25)
+    )
+    assert rows_of(splits) == {"train": [3, 1], "validation": [2], "test": [0]}
 
 
 def test_a_time_that_is_none_or_not_known_is_refused():
@@ -272,6 +288,8 @@ def test_a_hash_sends_an_id_the_same_way_in_every_table_and_stream_however_it_is
         parts.append(rows_of(split_dataset(table, strategy="hash", column="user")))
         stream = table.to_iterable_dataset(num_shards=3).with_format("numpy")
         assert rows_of(split_dataset(stream, strategy="hash", column="user")) == parts[-1]
+        made_in_python = IterableDataset.from_generator(lambda rows: iter(rows), gen_kwargs={"rows": table.to_list()})
+        assert rows_of(split_dataset(made_in_python, strategy="hash", column="user")) == parts[-1]  # rows with holes
     rows = parts[0]
     assert rows == parts[1] == parts[2] and all_rows(rows) == list(range(2002))
     later = split_dataset(table.select(range(1999, 500, -1)), strategy="hash", column="user")

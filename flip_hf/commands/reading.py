@@ -80,7 +80,10 @@ def _hide_rare(parser: argparse.ArgumentParser, training: type) -> None:
 
 def read_overrides(given: dict | str | None) -> dict[str, Any]:
     """Fields of a configuration, or options: a mapping in a file, json on the command line."""
-    return json.loads(given) if isinstance(given, str) else given or {}
+    try:
+        return json.loads(given) if isinstance(given, str) else given or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{given} is no json ({error}): names are in double quotes, as in '{{\"a\": 1}}'") from None
 
 
 def read_rows(prepared_dir: str, splits: Sequence[str]) -> DatasetDict:

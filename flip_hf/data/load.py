@@ -92,6 +92,7 @@ def load_ctr_dataset(
     clicks = None if label_map is None else {label_key(value): click for value, click in label_map.items()}
     if clicks is not None and (label_threshold is not None or not {*clicks.values()} <= {0, 1}):
         raise ValueError(f"label_map={clicks} has to say 0 or 1 of each label, without a label_threshold")
+    clicks = clicks and {key: int(click) for key, click in clicks.items()}  # truths, too
     names = None if column_names is None else list(column_names)
     options = TableOptions(label, label_threshold, delimiter, encoding, quoting, escapechar, names, clicks)
     paths = [name_or_path] if isinstance(name_or_path, str | os.PathLike) else name_or_path

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, Iterabl
 from transformers.utils import logging
 
 from ..columns_flip import as_columns, canonical_value, code_scalars, read_labels, read_times, with_class_names
+from ..fitting.schema import gives_arrow
 from .cache import cache_root, cached
 from .private_datasets import fingerprint_of, table_rows
 from .readers.tables import as_dataset
@@ -305,24 +306,26 @@ _STRATEGIES: dict[str, Callable[..., list[np.ndarray]]] = {
 def _split_stream(dataset: IterableDataset, seed: int, fractions: _Fractions, column: Any) -> IterableDatasetDict:
     if dataset.column_names is not None:
         _check_column(dataset, column, "column")
-    arrow = dataset.with_format("arrow")  # a hundred times as fast as rows of Python objects
+    # tables are a hundred times as fast as rows of Python objects, of which each batch would have types of its own
+    stream = dataset.with_format("arrow" if gives_arrow(dataset) else None)
     splits = IterableDatasetDict()
     for part, name in enumerate(_SPLITS):
         settings = {"part": part, "column": column, "seed": seed, "fractions": fractions, "features": dataset.features}
-        rows = arrow.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
+        rows = stream.filter(_is_part, batched=True, batch_size=10_000, fn_kwargs=settings)
         splits[name] = rows.with_format(None)
     return splits
 
 
-def _is_part(rows: pa.Table, part: int, column: str, seed: int, fractions: _Fractions, features: Any) -> list[bool]:
+def _is_part(rows: Any, part: int, column: str, seed: int, fractions: _Fractions, features: Any) -> list[bool]:
     _check_column(rows, column, "column")  # a stream may not know its columns before
-    values = with_class_names(rows.select([column]), features)[column]
+    values = with_class_names({column: rows[column]}, features)[column]
     return (_hash_parts(*_coded(values, column), seed, fractions) == part).tolist()
 
 
 def _check_column(table: Any, column: str | None, argument: str) -> None:
-    if column not in table.column_names:
-        names = ", ".join(table.column_names)
+    known = getattr(table, "column_names", table)
+    if column not in known:
+        names = ", ".join(known)
         raise ValueError(f"there is no column {column!r} to split by; the table has {names}: name one with {argument}")
 
 

@@ -141,8 +141,9 @@ class FeatureBuilder:
 
     def _check_any(self, index: int, num_values: int) -> None:
         if not num_values:
-            name, num_rows = self.fields[index].name, self.counts.num_rows
-            raise ValueError(f"field {name!r} has no value in any of the {num_rows} rows: leave it out (exclude)")
+            field, rows = self.fields[index], f"any of the {self.counts.num_rows} rows"
+            what = "number" if isinstance(field, NumericField) else "value"
+            raise ValueError(f"field {field.name!r} has no {what} in {rows}: leave it out (exclude)")
 
     def _add_values(self, index: int, field: CategoricalField, counts: Counts) -> None:
         if isinstance(field, MultivaluedField):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..columns_flip import CodedColumn, as_columns, class_names, is_code, read_labels
+from ..columns_flip import CodedColumn, as_columns, class_names, is_code, read_labels, whole_number
 from ..feature_encoding_flip import NUM_FOLDS, hash_buckets
 from ..feature_extraction_flip import NO_FIELDS
 from ..fields_flip import Field, MultivaluedField, NumericField, StatisticField, code_columns, field_from_dict
@@ -36,7 +36,7 @@ HOUR_BITS = 20
 # the key of what is no number, beside the bins of numbers; that of a missing value is `None`
 UNREADABLE = "unreadable"
 # of the file of counts: what an older one holds is named otherwise
-_FORMAT = "feature_counts_3"
+_FORMAT = "feature_counts_4"
 _SIGN = np.int64(0x7FFFFFFFFFFFFFFF)
 # zero and the powers of two of both signs, between which a CTR model tells amounts apart
 LOG_EDGES = (*(-(2.0**power) for power in range(63, -21, -1)), 0.0, *(2.0**power for power in range(-20, 64)))
@@ -82,9 +82,10 @@ def _content_hashes(field: Any, values: Sequence[Any]) -> np.ndarray:
     if hasattr(field, "numbers"):
         numbers, _ = field.numbers(values)
         return np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)  # one nan of many
-    if hasattr(field, "elements"):
-        values = ["\0".join(field.elements(value)) for value in values]
-    return np.array([zlib.crc32((text or "").encode()) for text in values], np.uint64)
+    is_text = getattr(field, "type", "") == "text"  # of which 501 may have become the known 00501 since
+    rows = map(field.elements, values) if hasattr(field, "elements") else ([text or ""] for text in values)
+    texts = ("\0".join(whole_number(text) or text for text in row) if is_text else "\0".join(row) for row in rows)
+    return np.array([zlib.crc32(text.encode()) for text in texts], np.uint64)
 
 
 def rows_and_clicks(indices: np.ndarray, num_values: int, folds: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -203,6 +204,8 @@ class FeatureCounts:
         if checkpoint is not None and not hasattr(dataset, "skip"):
             kind = type(dataset).__name__
             raise TypeError(f"a {kind} cannot be resumed: checkpoint needs a datasets.Dataset or IterableDataset")
+        if checkpoint is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(checkpoint)), exist_ok=True)  # now, and not after hours
         rest = batches(dataset, label)
         heads: list[Mapping[str, Any]] = []
         num_head_rows = 0
@@ -255,6 +258,8 @@ class FeatureCounts:
                 found = ", ".join(map(str, rows))
                 raise ValueError(f"label_mean needs the label column {self.label!r}; the rows have {found}")
             labels = read_labels(rows[self.label], self.label)
+            if len(labels) != coded[0].num_rows:
+                raise ValueError(f"{len(labels)} labels in column {self.label!r} for {coded[0].num_rows} rows")
         for field, column, counts in zip(self.fields, coded, self.of_field, strict=True):
             self._warn_of_codes(field, column)
             if counts is None:

@@ -2,6 +2,7 @@
 """Tables of users, files or rows in memory, -> Arrow tables of one schema whose label is 0 or 1."""
 
 import csv
+import datetime
 import io
 import itertools
 import json
@@ -83,6 +84,8 @@ def read_pieces(file: str, options: TableOptions) -> Iterator[pa.Table]:
 
 def _csv_pieces(file: str, options: TableOptions, delimiter: str) -> Iterator[pa.Table]:
     """All columns are strings, so that codes keep their zeros; an empty cell is null."""
+    if len(delimiter) != 1:
+        raise ValueError(f"delimiter={delimiter!r} is not one character (a tab is \"\\t\", in a shell $'\\t')")
     with opened(file) as stream:
         names = _open_csv(stream, options, delimiter).schema.names
     listed = f"{name_of(file)} has the columns {', '.join(map(repr, names))}"
@@ -221,7 +224,7 @@ def as_table(rows: Any, where: str = "") -> pa.Table:
         try:
             is_arrow = isinstance(column, pa.Array | pa.ChunkedArray)
             columns[str(name)] = column if is_arrow else _arrow_column(column)
-        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
             problem = f"column {str(name)!r} holds values that have no type in common"
             raise ValueError(f"{where}{problem} ({error}): write strings") from error
     return _tidy(pa.table(columns), TableOptions())
@@ -234,12 +237,22 @@ def _arrow_column(column: Any) -> pa.Array:
     try:
         found = pa.array(column, from_pandas=True)
         has_sets = pa.types.is_list(found.type) and any(isinstance(value, set | frozenset) for value in column)
-        if not has_sets and not isinstance(getattr(found.type, "value_type", found.type), pa.BaseExtensionType):
+        is_date = pa.types.is_date(found.type)  # of times after a date, too, whose hours are gone
+        is_cut = is_date and any(isinstance(value, datetime.datetime) for value in as_list(column))
+        is_foreign = isinstance(getattr(found.type, "value_type", found.type), pa.BaseExtensionType)
+        if not (has_sets or is_cut or is_foreign):
             return found
-    except pa.ArrowException:
-        pass
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
+        is_cut = False
     values = [sorted(value, key=str) if isinstance(value, set | frozenset) else value for value in as_list(column)]
-    return pa.array([value if is_container(value) else plain_value(value) for value in values], from_pandas=True)
+    plain = [value if is_container(value) else plain_value(value) for value in values]
+    if is_cut:
+        midnight = datetime.time()
+        plain = [datetime.datetime.combine(one, midnight) if type(one) is datetime.date else one for one in plain]
+    # half a surrogate pair, which Arrow cannot hold, becomes what a field reads in its place
+    plain = [one.encode("utf-8", "replace").decode() if isinstance(one, str) else one for one in plain]
+    is_natural = all(one is None or (type(one) is int and one >= 0) for one in plain)
+    return pa.array(plain, pa.uint64() if is_natural and any(plain) else None, from_pandas=True)
 
 
 def label_rows(dataset: Dataset, options: TableOptions) -> Dataset:
@@ -305,6 +318,9 @@ def _click(value: Any, options: TableOptions, where: str) -> int:
         click = (options.label_map or {"0": 0, "1": 1}).get(key)
     else:
         click = None if number is None or math.isnan(number) else int(number > options.threshold)
+    if click is None and options.label_map is not None:
+        known = ", ".join(map(repr, options.label_map))
+        raise ValueError(f"{where} has the label {value!r}, of which label_map says nothing; it has {known}")
     if click is None:
         raise ValueError(
             f"{where} has the label {value!r}, which is neither 0 nor 1: label_threshold=3 makes 1 what is above 3, "
