@@ -101,9 +101,9 @@ class _TextEncoder:
 
     def __init__(self, settings: tuple[_Wording, Tokenizer, int], before: "_TextEncoder | None" = None):
         self.settings, self.wording = settings, settings[0]
-        self.can_be_cut = None if before is None else before.can_be_cut  # `None`: not tried yet
+        self.can_be_cut: bool | None = None if before is None else before.can_be_cut  # `None`: not tried yet
         self.fields = self.wording.extractor.text_fields
-        self.backend = _private_copy(settings[1]) if before is None else before.backend
+        self.backend: Tokenizer = _private_copy(settings[1]) if before is None else before.backend
         # what the tokenizer puts before and after a text
         whole = self.backend.encode("a")
         start, after = whole.special_tokens_mask.index(0), whole.special_tokens_mask[::-1].index(0)
