@@ -372,40 +372,24 @@ def code_scalars(column: Any, field: str, first_row: int = 0) -> CodedColumn:
     else:
         dtype = getattr(column, "dtype", "")
         coded = code_values(plain_values(as_list(column), field, first_row))
-    if short_float(dtype) is not np.float16:
+    short = short_float(dtype)
+    if short is None:
         return coded
-    printed = np.array(coded.values, np.float16).astype(str).astype(np.float64).tolist()
+    # as it prints: 3.3 of 32 bits is 3.3, and not the 3.2999999523 that it is stored as
+    printed = np.array(coded.values, short).astype(str).astype(np.float64).tolist()
     return coded.mapped([None if value != value else value for value in printed])
 
 
 def plain_values(column: Sequence[Any], field: str, first_row: int | None = None) -> Sequence[Any]:
     """Values as Python has them, fit to be keys. Beside numbers a truth becomes a word: 1 and `True` are one key."""
     types = set(map(type, column))
-    if types <= {bool, type(None)}:
+    if types <= {str, int, float, type(None)} or types <= {bool, type(None)}:
         return column
-    if not types <= {str, int, float, type(None)}:
-        rows = itertools.repeat(None) if first_row is None else itertools.count(first_row)
-        column = list(map(plain_value, column, itertools.repeat(field), rows))
-        types = set(map(type, column))
-        if {bool} < types - {str, type(None)}:
-            column = [str(value) if type(value) is bool else value for value in column]
-    return _printed(column) if float in types else column
-
-
-def _printed(values: Sequence[Any]) -> Sequence[Any]:
-    """Floats of 32 bits as they print, 3.3 and not the 3.2999999523 that is stored. Rows of a data set do not say that
-    they had 32 bits: a float that 32 bits hold is one (of others one in 2**29 is, by chance); whole ones stay."""
-    places = [place for place, value in enumerate(values) if type(value) is float]
-    wide = np.array([values[place] for place in places])
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    is_short = (narrow == wide) & (wide != np.floor(wide))
-    if not is_short.any():
-        return values
-    values = list(values)
-    for place, value in zip(np.array(places)[is_short].tolist(), narrow[is_short].astype(str).tolist(), strict=True):
-        values[place] = float(value)
-    return values
+    rows = itertools.repeat(None) if first_row is None else itertools.count(first_row)
+    plain = list(map(plain_value, column, itertools.repeat(field), rows))
+    if {bool} < set(map(type, plain)) - {str, type(None)}:
+        return [str(value) if type(value) is bool else value for value in plain]
+    return plain
 
 
 def arrow_lists(column: Any, field: str) -> tuple[CodedColumn, list[int]] | None:

@@ -2,7 +2,7 @@
 """FlipFeatureExtractor: how an encoder of features is fitted, saved and loaded, as transformers has it."""
 
 import json
-import operator
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,9 +62,9 @@ class FlipFeatureExtractor(FeatureEncoder, PushMixin, FeatureExtractionMixin):
         without options numbers that are not all whole are numeric, lists multivalued, whole numbers, truths and text
         categorical; columns of dates or times are left out. What was decided, and why, is logged.
         """
-        min_frequency = operator.index(min_frequency)  # of numpy, too
         if min_frequency < 1:
             raise ValueError(f"min_frequency={min_frequency} is less than 1, which keeps every value")
+        min_frequency = math.ceil(min_frequency)  # as a number of Python, which json knows
         count = workshop("fitting.counts").FeatureCounts.count
         counts = count(dataset, fields, label, exclude, field_options, checkpoint, statistics=statistics)
         return cls.from_counts(counts, min_frequency)

@@ -246,11 +246,6 @@ def test_short_floats_are_the_numbers_that_they_print_as():
     ):  # fmt: skip
         read = values_of_rows(column)
         assert read[0] == read[2] == 3.3 and (read[1] is None or read[1] != read[1])
-        if "16" not in str(getattr(column, "dtype", "")):  # as rows of a data set have it, without a type
-            assert values_of_rows(np.array(column, np.float64).tolist())[0] == 3.3
-    for stays in (123_456_792.0, 0.1, 3.3, 1e300, math.inf, -math.inf):
-        assert values_of_rows([stays]) == values_of_rows(np.array([stays])) == [stays]
-    assert values_of_rows(np.array([123_456_792], np.float32)) == [123_456_792.0]
 
 
 def test_arrow_columns_of_every_type_in_one_piece_and_in_several():

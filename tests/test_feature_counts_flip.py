@@ -136,6 +136,9 @@ def test_a_code_without_its_zeros_has_the_fold_it_was_counted_in():
     coded = extractor.select_columns(rows)  # where 501 is the known 00501
     assert len(coded[0].values) == 2
     assert counting.row_folds(extractor.fields, coded).tolist() == folds_of(extractor.fields, rows)
+    assert type(extractor.min_frequency) is int
+    short = {**rows, "label": [0, 1, 0]}
+    refused("3 labels in column 'label' for 7 rows", FlipFeatureExtractor.fit, short, field_options=options)
 
 
 def test_a_schema_that_cannot_be_says_why():

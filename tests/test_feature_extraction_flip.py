@@ -45,6 +45,15 @@ def test_ids_are_laid_out_as_documented(extractor):
     ]  # fmt: skip
 
 
+def test_columns_may_have_numbers_as_names():
+    columns = {0: [1, 2], 1: ["a", "b"]}
+    extractor = FlipFeatureExtractor.fit(columns)
+    rows = [{0: 1, 1: "a"}, {0: 2, 1: "b"}]
+    for form in (columns, rows, pd.DataFrame(columns)):
+        assert extractor(form).tolist() == [[6, 8], [7, 9]]
+    assert extractor(rows[1]).tolist() == [[7, 9]]
+
+
 def test_tables_that_cannot_be_fitted_say_why():
     for rows, options, error, message in (
         ({"a": [], "label": []}, {}, ValueError, "the table has no rows"),

@@ -98,6 +98,7 @@ def test_lists_in_all_their_forms():
         [np.array(["b", "a"]), np.array([1, True, "1"], object), np.array([]), None, ["x", math.nan], "c"],
         pd.Series([["b", "a"], [1, True, "1"], [], math.nan, ["x", None], ["c"]]),
         pa.array([["b", "a"], ["1", "True", "1"], [], None, ["x", None], ["c"]]),
+        list(pa.array([["b", "a"], ["1", "True", "1"], [], None, ["x", None], ["c"]])),
         pa.chunked_array([[["b", "a"]], [["1", "True", "1"], [], None, ["x", None], ["c"]]]),
     ):
         assert rows_of(lists(), column) == [("b", "a"), ("1", "True", "1"), (), (), ("x",), ("c",)]
@@ -215,6 +216,8 @@ def test_types_of_columns_without_a_schema():
         (pd.Series(pd.to_datetime(["2024-05-31", None], utc=True)), False, "time"),
         (pa.array(["7"]).dictionary_encode(), False, "integer"), (pa.chunked_array([[0.5]]), False, "number"),
         (pa.array([["a"]], pa.large_list(pa.string())), True, "text"), (pa.nulls(2), False, "text"),
+        (pa.array([None, None], pa.list_(pa.string())), False, "text"),
+        (pa.array([[], None], pa.list_(pa.int8())), True, "text"),
     ):  # fmt: skip
         assert infer_column([column], "x")[:2] == (is_list, value_type)
 

@@ -70,7 +70,8 @@ def test_a_split_reads_times_as_a_field_of_times_does():
         splits = split_dataset(table, strategy="last", time_format=time_format)
         assert rows_of(splits) == {"train": [1, 3], "validation": [2], "test": [0]}
     # of which Arrow would make dates
-    times = [datetime.date(2024, 1, 2), *(datetime.datetime(2024, 1, 1, hour) for hour in (8, 9, 7))]
+    times = [datetime.date(2024, 1, 2), *(datetime.datetime(2024, 1, 1, hour) for hour in (8, 9))]
+    times.append(np.datetime64("2024-01-01T07"))
     splits = split_dataset(
         {"row": range(4), "timestamp": times, "label": [0, 1, 0, 1]}, "time", fractions=(0.5, 0.25, 0.25)
     )

@@ -447,7 +447,7 @@ ODD_COLUMNS = {
     "series of sets": pd.Series(SETS),
     "intervals": pd.Series(pd.cut([1.0, 2.0, np.nan], 2)), "interval objects": [pd.Interval(0, 1)] * 3,
     "periods": pd.Series(pd.period_range("2020", periods=3, freq="M")), "uuids": [uuid.UUID(int=k) for k in range(3)],
-    "sparse": pd.Series(pd.arrays.SparseArray([0.0, 0.0, 1.5])), "objects of 32 and 64 bits": [DIGITS[2], 0.25, 3.3],
+    "sparse": pd.Series(pd.arrays.SparseArray([0.0, 0.0, 1.5])),
     "halves of pairs": ["nice \ud83d", None, "b"], "beyond 63 bits": [2**64 - 1, None, 3],
     "scalars of Arrow": list(pa.array(["a", None, "b"])), "bytes of Arrow": list(pa.array([b"a", None, b"b"])),
     "lists of Arrow": list(pa.array([["a"], None, ["b", "a"]])), "lists of 32 bits": pa.array(LISTS),
@@ -466,8 +466,6 @@ def test_a_row_has_the_same_ids_and_the_same_fold_before_and_after_it_is_a_table
     for out_of_fold in (False, True):
         made = prepare_dataset(rows, FlipProcessor(extractor), return_text=False, out_of_fold=out_of_fold)
         assert made["feature_ids"][:] == extractor(rows, out_of_fold=out_of_fold).tolist()
-    if name != "float16":  # of which rows, where all floats have 64 bits, have too many digits
-        assert [extractor(row)[0].tolist() for row in load_ctr_dataset(rows)] == extractor(rows).tolist()
     assert extractor.rates(np.array(made["feature_ids"][:]))["x"]["unseen"] == 0
 
 

@@ -77,8 +77,8 @@ def export_onnx(
     Args:
         folder: that of a [`FlipForCTR`] and its processor. An adapter is merged into the language model.
         mode (`str`, *optional*): `"tabular"`, `"text"` or `"joint"`; default: the folder's own.
-        quantize (`bool`): weight matrices of both towers, by column, and what they multiply, by batch, are in 8 bits,
-            so that a row's logit depends a little on the rows beside it. Embeddings stay float32.
+        quantize (`bool`): weights of two dimensions, by column, and what they multiply, by batch, are in 8 bits, so
+            that a row's logit depends a little on the rows beside it. Embeddings stay float32, and the last layer.
         text_model: as in `FlipForCTR.from_pretrained`, for a folder with an adapter.
 
     Raises:

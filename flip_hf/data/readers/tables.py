@@ -237,22 +237,23 @@ def _arrow_column(column: Any) -> pa.Array:
     try:
         found = pa.array(column, from_pandas=True)
         has_sets = pa.types.is_list(found.type) and any(isinstance(value, set | frozenset) for value in column)
-        is_date = pa.types.is_date(found.type)  # of times after a date, too, whose hours are gone
-        is_cut = is_date and any(isinstance(value, datetime.datetime) for value in as_list(column))
+        # Arrow makes dates of times after a date as well
+        is_cut = pa.types.is_date(found.type) and not {*map(type, as_list(column))} <= {datetime.date, type(None)}
         is_foreign = isinstance(getattr(found.type, "value_type", found.type), pa.BaseExtensionType)
         if not (has_sets or is_cut or is_foreign):
             return found
     except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-        is_cut = False
+        pass
     values = [sorted(value, key=str) if isinstance(value, set | frozenset) else value for value in as_list(column)]
     plain = [value if is_container(value) else plain_value(value) for value in values]
-    if is_cut:
+    if any(isinstance(one, datetime.datetime) for one in plain):
         midnight = datetime.time()
         plain = [datetime.datetime.combine(one, midnight) if type(one) is datetime.date else one for one in plain]
     # half a surrogate pair, which Arrow cannot hold, becomes what a field reads in its place
     plain = [one.encode("utf-8", "replace").decode() if isinstance(one, str) else one for one in plain]
     is_natural = all(one is None or (type(one) is int and one >= 0) for one in plain)
-    return pa.array(plain, pa.uint64() if is_natural and any(plain) else None, from_pandas=True)
+    largest: Any = max(filter(None, plain), default=0) if is_natural else 0
+    return pa.array(plain, pa.uint64() if largest >= 2**63 else None, from_pandas=True)
 
 
 def label_rows(dataset: Dataset, options: TableOptions) -> Dataset:
