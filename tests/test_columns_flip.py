@@ -42,6 +42,8 @@ def test_the_string_of_a_value():
         (pd.NaT, None), (pd.NA, None), (np.float16("nan"), None),
     ):  # fmt: skip
         assert canonical_value(value) == expected
+    for number in (-0.0, math.inf, -math.inf):  # equal values, which are one key, are one text
+        assert canonical_value(decimal.Decimal(number)) == canonical_value(number)
 
 
 @pytest.mark.parametrize("value", [["a"], ("a",), {"a"}, frozenset("a"), {"a": 1}, np.array(["a"]), torch.tensor([1])])

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from flip_hf import FlipCTRArguments, FlipFeatureExtractor, FlipProcessor, __version__, load_ctr_dataset
 from flip_hf.commands import COMMANDS, finetune, main, prepare, pretrain
-from flip_hf.commands.reading import read_rows
+from flip_hf.commands.reading import read_overrides, read_rows
 from flip_hf.serving.pipeline import ClickThroughRatePipeline
 
 
@@ -82,6 +82,7 @@ def test_flags_and_files_read_the_same_and_bfloat16_is_for_texts(tmp_path, monke
 
 
 def test_splits_that_are_not_there_and_unknown_keys_are_named_before_anything_is_trained(tmp_path):
+    refused("{yes:1} is no json .*double quotes", read_overrides, "{yes:1}")
     (tmp_path / "rows" / "train").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="rows/validation is not there: prepare the rows of train, validation"):
         read_rows(str(tmp_path), ["train", "validation"])

@@ -101,6 +101,8 @@ def test_special_tokens_in_a_value_are_spelled_out(kind):
         inside = [token for token in ids if token not in around]
         assert not {*inside} & {*tokenizer.all_special_ids}, title
         assert len(ids) - len(inside) == len(tokenizer("")["input_ids"]), title
+        if kind == "unigram":  # no space comes between its letters
+            assert title in "".join(tokenizer.convert_ids_to_tokens(ids)).replace("▁", " ")
 
 
 def test_unseen_values_keep_their_words_and_missing_ones_say_so(processor):
