@@ -25,7 +25,7 @@ from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.arguments import FlipCTRArguments, FlipPreTrainingArguments
 from flip_hf.training.collators import ResumableFieldGroupedSampler, ResumableLengthGroupedSampler, text_lengths
 from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.precision import has_fast_bf16
+from flip_hf.training.precision import has_fast_bf16, short_rows_attention
 from flip_hf.training.trainer import FlipCTRTrainer, FlipPreTrainingTrainer
 
 
@@ -261,6 +261,23 @@ def test_no_thread_computes_with_denormal_numbers_while_a_model_is_trained(stage
 
     # in a process of its own: where two threads have computed, what is forked later waits for one of them for ever
     torch.multiprocessing.start_processes(check, nprocs=1, start_method="fork")
+
+
+def test_a_step_in_bfloat16_takes_attention_of_short_rows_apart_and_nothing_else_does(stage_1, monkeypatch):
+    attend, fused = torch.nn.functional.scaled_dot_product_attention, {}
+
+    def look(*args, **kwargs):
+        fused.setdefault(torch.is_grad_enabled(), set()).add(torch.backends.cuda.flash_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    for bf16 in (True, False):
+        fused.clear()
+        trained(stage_1(bf16=bf16, use_cpu=True, max_steps=1, eval_strategy="steps", eval_steps=1))
+        assert fused == {True: {not bf16}, False: {True}}  # with gradients, and in the evaluation
+    for num_tokens in (128, 129):
+        with short_rows_attention(torch.zeros(2, num_tokens)):
+            assert torch.backends.cuda.flash_sdp_enabled() is (num_tokens > 128)
 
 
 def test_a_probe_sees_what_the_vector_knows_of_the_label_and_teaches_it_nothing(stage_1, encoded):

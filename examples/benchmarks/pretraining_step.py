@@ -6,16 +6,20 @@
 The release pads every text to 100 tokens, passes the language model three times and computes the vocabulary's logits
 at every position; here texts are padded to the longest of the batch, two passes serve all losses and only masked
 positions reach the vocabulary. Both sides use the same rows, heads, losses and optimiser (fused AdamW), in train mode,
-float32. A third step is the first in bfloat16 autocast, as `bf16="auto"` trains where the CPU has it; a fourth reads
-the masked text alone (`text_passes=1`), which is not what the paper does.
+float32. A third step is the first in bfloat16 autocast, as `bf16="auto"` trains where the CPU has it; a fourth is the
+third without dropout in the language model (`text_dropout=0`), where attention would take torch's fused kernel and the
+trainers have it taken apart; a fifth is the first that reads the masked text alone (`text_passes=1`), which is not
+what the paper does.
 
-Prints, for a random batch and for one of rows of similar length: seconds of each step (median), their ratios, and the
-share of the machine's matrix-product rate that the language model's own arithmetic reaches here, counted as
-6 x parameters of its layers x tokens x 2 passes (padding not counted). Then the seconds of the way back with denormal
-numbers flushed to zero, as the trainers do, and without: with `mtm_query_init=1` some CPUs take several times as long.
+Prints, for a random batch and for one of rows of similar length: seconds of each step (median), their ratios (of the
+fourth also the time with the fused kernel), and the share of the machine's matrix-product rate that the language
+model's own arithmetic reaches here, counted as 6 x parameters of its layers x tokens x 2 passes (padding not counted).
+Then the seconds of the way back with denormal numbers flushed to zero, as the trainers do, and without: with
+`mtm_query_init=1` some CPUs take several times as long.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +39,7 @@ from flip_hf import (
     split_dataset,
 )
 from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.precision import flushed_denormals
+from flip_hf.training.precision import flushed_denormals, short_rows_attention
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,11 +78,18 @@ def release_step(model: FlipForPreTraining, batch: dict[str, torch.Tensor]) -> t
     return mlm + mtm + icl
 
 
-def timed(step: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, bf16: bool = False) -> float:
-    start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = step()
-    loss.backward()
+def timed(
+    step: Callable[[], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    input_ids: torch.Tensor | None = None,
+    fused: bool = False,
+) -> float:
+    """Seconds of a step: in bfloat16 where `input_ids` are given."""
+    start, bf16 = time.perf_counter(), input_ids is not None
+    with contextlib.nullcontext() if fused else short_rows_attention(input_ids):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = step()
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     return time.perf_counter() - start
@@ -112,13 +123,15 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.text_model)
     processor = FlipProcessor(FlipFeatureExtractor.fit(splits["train"]), tokenizer, max_length=100)
     rows = prepare_dataset(splits["train"], processor)
-    model = FlipForPreTraining.from_text_pretrained(
-        arguments.text_model,
-        processor=processor,
-        num_hidden_layers=arguments.num_hidden_layers,
-        mtm_query_init=arguments.mtm_query_init,
-    ).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1e-4, 1e-3), fused=True)
+    options = {"num_hidden_layers": arguments.num_hidden_layers, "mtm_query_init": arguments.mtm_query_init}
+    model, without_dropout = (
+        FlipForPreTraining.from_text_pretrained(arguments.text_model, processor=processor, **options, **more).train()
+        for more in ({}, {"text_dropout": 0.0})
+    )
+    optimizer, its_optimizer = (
+        torch.optim.AdamW(parameter_groups(trained, 1e-3, 1e-4, 1e-3), fused=True)
+        for trained in (model, without_dropout)
+    )
     layers = sum(parameter.numel() for parameter in model.flip.text.encoder.layer.parameters())
 
     order = np.random.default_rng(0).permutation(len(rows))
@@ -138,7 +151,7 @@ def main() -> None:
         f"{size}, float32"
     )
     for name, pool in pools.items():
-        here, release, half, once, shares = [], [], [], [], []
+        here, release, half, still, fused, once, shares = ([] for _ in range(7))
         for k in range(arguments.steps + 1):
             examples = rows.select(pool(k)).to_list()
             batch, long_batch = to_longest(examples), to_100(examples)
@@ -146,7 +159,10 @@ def main() -> None:
             seconds = timed(lambda batch=batch: model(**batch).loss, optimizer)
             here.append(seconds)
             release.append(timed(lambda batch=long_batch: release_step(model, batch), optimizer))
-            half.append(timed(lambda batch=batch: model(**batch).loss, optimizer, bf16=True))
+            ids = batch["input_ids"]
+            half.append(timed(lambda batch=batch: model(**batch).loss, optimizer, ids))
+            for kind, seconds_of in ((False, still), (True, fused)):
+                seconds_of.append(timed(lambda batch=batch: without_dropout(**batch).loss, its_optimizer, ids, kind))
             short_batch = one_pass(examples)
             model.config.text_passes = 1
             once.append(timed(lambda batch=short_batch: model(**batch).loss, optimizer))
@@ -157,13 +173,17 @@ def main() -> None:
             )
             shares.append(6 * layers * tokens * 2 / seconds / rate)
         # the first of each warms up
-        times, in_bf16 = ([b / a for a, b in zip(own[1:], release[1:], strict=True)] for own in (here, half))
+        times, in_bf16, without = (
+            statistics.median(b / a for a, b in zip(own[1:], release[1:], strict=True)) for own in (here, half, still)
+        )
+        kernel = statistics.median(b / a for a, b in zip(still[1:], fused[1:], strict=True))
         saved = statistics.median(b / a for a, b in zip(here[1:], once[1:], strict=True))
         print(
             f"{name:15} here {statistics.median(here[1:]):.2f} s, the release's way "
-            f"{statistics.median(release[1:]):.2f} s: {statistics.median(times):.1f} times faster, in bfloat16 "
-            f"{statistics.median(half[1:]):.2f} s: {statistics.median(in_bf16):.1f} times; language model at "
-            f"{statistics.median(shares[1:]):.0%} of the matrix-product rate; one pass of the text "
+            f"{statistics.median(release[1:]):.2f} s: {times:.1f} times faster, in bfloat16 "
+            f"{statistics.median(half[1:]):.2f} s: {in_bf16:.1f} times, without dropout "
+            f"{statistics.median(still[1:]):.2f} s: {without:.1f} times (fused attention: {kernel:.2f} of its time); "
+            f"language model at {statistics.median(shares[1:]):.0%} of the matrix-product rate; one pass of the text "
             f"{statistics.median(once[1:]):.2f} s, {saved:.2f} of two"
         )
 

@@ -46,7 +46,7 @@ from .collators import (
     text_lengths,
 )
 from .optimization import RowGradients, make_optimizer, parameter_groups
-from .precision import flushed_denormals, give_memory_back
+from .precision import flushed_denormals, give_memory_back, short_rows_attention
 from .probe import gradient_norms, probe_auc
 
 
@@ -190,7 +190,8 @@ class FlipTrainer(ResumableTrainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._losses = {}
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with short_rows_attention(inputs.get("input_ids") if self.args.bf16 else None):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self._check_last_step()
         self._last_step = (self.state.global_step + 1, inputs.get("feature_ids"), {"loss": loss, **self._losses})
         return loss
