@@ -167,6 +167,27 @@ def test_nothing_runs_twice_and_a_killed_cell_gives_the_same_numbers(study, grid
     assert files_of(study) == before and not list(study.rglob("*.part-*")) and not list(study.rglob("*.claim"))
 
 
+@pytest.mark.slow
+def test_a_stage_1_that_was_killed_goes_on_from_its_last_checkpoint(study, grid, options, monkeypatch):
+    (cell,) = (cell for cell in expand(grid, "miniature") if cell.kind == "stage1")
+    before, folder, steps = files_of(study), study / cell.path, []
+    step = work.FlipPreTrainingTrainer.training_step
+
+    def counted(trainer, *args, **kwargs):
+        steps.append(trainer.state.global_step)
+        return step(trainer, *args, **kwargs) if len(steps) != 6 else (_ for _ in ()).throw(KeyboardInterrupt)
+
+    monkeypatch.setattr(work.FlipPreTrainingTrainer, "training_step", counted)
+    monkeypatch.setitem(work.KEPT, "save_steps", 3)
+    num_steps = 240 // 32
+    shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_all([cell], study, options)
+    assert run.state_of(cell, study) == "to run" and run.run_all([cell], study, options) == set()
+    assert steps == [*range(6), *range(3, num_steps)] and files_of(study) == before
+    assert not list(study.rglob("*.part-*")) and not list(study.rglob("checkpoint-*"))
+
+
 def test_a_cell_that_another_process_holds_is_left_alone(tmp_path):
     assert run.claim(tmp_path / "cell") and not run.claim(tmp_path / "cell")  # this process lives
     for owner in ('{"host": "elsewhere", "pid": 1}', ""):  # of another machine; being written

@@ -8,9 +8,10 @@ r"""Runs a grid of the study, cell by cell, each once.
 A finished cell is a folder below `--output_dir` and never runs again. While it runs it has another name, and a file
 `<cell>.claim` names host, process and time, so that several processes, on several machines, may share the folder:
 start the command again beside the first. A process that was killed leaves its claim: on the same host the next process
-takes it over and starts the cell anew; the claim of a machine that is gone has to be deleted by hand (`--list` shows
-it). A cell that fails leaves its traceback as `<cell>.failed`, what needs it does not run, and the next start tries it
-again. A finished cell whose entry in the grid has changed is refused: delete its folder, or take another.
+takes it over and starts the cell anew, a stage 1 from its last checkpoint; the claim of a machine that is gone has to
+be deleted by hand (`--list` shows it). A cell that fails leaves its traceback as `<cell>.failed`, what needs it does
+not run, and the next start tries it again. A finished cell whose entry in the grid has changed is refused: delete its
+folder, or take another.
 """
 
 import argparse
@@ -56,11 +57,16 @@ def run_cell(cell: Cell, output_dir: Path, options: argparse.Namespace) -> None:
     from work import compute  # imports torch
 
     folder = output_dir / cell.path
-    for part in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
-        shutil.rmtree(part)
+    config = json.dumps({"kind": cell.kind, "needs": cell.needs, **cell.spec}, indent=1)
     part = folder.with_name(f"{folder.name}.part-{socket.gethostname()}-{os.getpid()}")
-    part.mkdir()
-    (part / "config.json").write_text(json.dumps({"kind": cell.kind, "needs": cell.needs, **cell.spec}, indent=1))
+    for left in sorted(folder.parent.glob(f"{folder.name}.part-*")):  # of processes that were killed
+        known = left / "config.json"
+        if not (cell.kind == "stage1" and known.is_file() and known.read_text() == config):
+            shutil.rmtree(left)
+        elif not part.exists():
+            left.rename(part)
+    part.mkdir(exist_ok=True)
+    (part / "config.json").write_text(config)
     start = time.perf_counter()
     metrics = compute(cell, output_dir, part, options)
     metrics["seconds"] = round(time.perf_counter() - start, 1)

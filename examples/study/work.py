@@ -49,6 +49,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ARGUMENTS = {field.name for field in dataclasses.fields(FlipCTRArguments)}
 QUIET = {"report_to": "none", "disable_tqdm": True, "logging_steps": 20, "per_device_eval_batch_size": 1024}
+KEPT = {"save_strategy": "steps", "save_steps": 200, "save_total_limit": 1}  # of a stage 1, while it trains
 
 
 def compute(cell: Cell, output_dir: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def pretrain(spec: dict[str, Any], folder: Path, prepared: Path, options: argpar
         num_hidden_layers=text_model["num_hidden_layers"],
         **recipe["config"],
     )
-    settings = {"seed": spec["seed"], "save_strategy": "no", **QUIET, **device(has_bf16(options)), **recipe["args"]}
+    settings = {"seed": spec["seed"], **KEPT, **QUIET, **device(has_bf16(options)), **recipe["args"]}
     settings["per_device_eval_batch_size"] = settings["per_device_train_batch_size"]  # the contrast depends on it
     trainer = FlipPreTrainingTrainer(
         model=model,
@@ -173,9 +174,9 @@ def device(bf16: bool) -> dict[str, Any]:
 
 
 def train(trainer: Any, folder: Path) -> None:
-    """Trains, and leaves the log of it in `folder`."""
+    """Trains, from the last checkpoint in `folder` if there is one, and leaves the log of it there."""
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=any((folder / "checkpoints").glob("checkpoint-*")))
     lines = (json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     (folder / "log.jsonl").write_text("".join(lines))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
