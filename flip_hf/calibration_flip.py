@@ -28,11 +28,7 @@ def check_calibration(calibration: dict[str, Any] | None, **settings: float) -> 
     absent = [key for key in _SETTINGS[method] if key not in calibration]
     if absent:
         raise ValueError(f"the {method} calibration lacks {', '.join(absent)}: it has {', '.join(calibration)}")
-    for name, value in settings.items():
-        fitted_for = calibration.get(name, 1.0 if name == "positive_weight" else value)
-        if not math.isclose(fitted_for, value, rel_tol=1e-6):
-            problem = f"fitted for {name}={fitted_for!r}, and the model's is {value!r}"
-            raise ValueError(f"the calibration was {problem}: fit_calibration(..., {name}={value!r})")
+    _check_settings(calibration, settings)
     if method == "isotonic":
         logits, probabilities = list(calibration["logits"]), list(calibration["probabilities"])
         ascend = sorted(set(logits)) == logits and sorted(probabilities) == probabilities
@@ -44,6 +40,14 @@ def check_calibration(calibration: dict[str, Any] | None, **settings: float) -> 
         low, problem = (-math.inf, "no finite number") if key == "bias" else (0.0, "not above 0 and finite")
         if not low < calibration[key] < math.inf:
             raise ValueError(f"calibration {key}={calibration[key]!r} is {problem}")
+
+
+def _check_settings(calibration: dict[str, Any], settings: dict[str, float]) -> None:
+    for name, value in settings.items():
+        fitted_for = calibration.get(name, 1.0 if name == "positive_weight" else value)
+        if not math.isclose(fitted_for, value, rel_tol=1e-6):
+            problem = f"fitted for {name}={fitted_for!r}, and the model's is {value!r}"
+            raise ValueError(f"the calibration was {problem}: fit_calibration(..., {name}={value!r})")
 
 
 def correct_for_sampling(logits: Any, negative_sampling_rate: float, positive_weight: float) -> Any:
@@ -76,10 +80,16 @@ def predict_probabilities(
 
     Returns:
         `np.ndarray` of the same shape, float64 (so that different logits stay different), in [0, 1].
+
+    Raises `ValueError` for a calibration that was fitted for another w or c.
     """
     logits = correct_for_sampling(np.asarray(logits, np.float64), negative_sampling_rate, positive_weight)
-    is_of_mode = calibration is not None and (mode is None or calibration.get("mode", mode) == mode)
-    method = calibration["method"] if is_of_mode else None
+    method = None
+    if calibration is not None and (mode is None or calibration.get("mode", mode) == mode):
+        _check_settings(
+            calibration, {"negative_sampling_rate": negative_sampling_rate, "positive_weight": positive_weight}
+        )
+        method = calibration["method"]
     if method == "isotonic":
         found = np.interp(logits, calibration["logits"], calibration["probabilities"])
         return np.clip(found, 0.0, 1.0)  # rounding goes beyond the last knot

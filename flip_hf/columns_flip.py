@@ -250,13 +250,17 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
             return as_columns(_by_name(list(rows.items())), label)
         return rows if any(is_column(rows[name]) for name in rows) else {name: [rows[name]] for name in rows}
     if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # a datasets.Dataset, whatever its format
+        if rows.format["type"] == "custom":
+            raise ValueError("a transform (set_transform) is of single rows, and the data set is read whole: .map it")
         return with_class_names(rows.with_format("arrow")[:], rows.features, label)
     if hasattr(rows, "column_names") and hasattr(rows, "columns"):  # an Arrow table
         return _by_name(list(zip(rows.column_names, rows.columns, strict=True)))
     if hasattr(rows, "iloc"):  # a frame or a row of pandas
-        return _by_name(list(rows.items())) if hasattr(rows, "columns") else as_columns(rows.to_dict())
+        if not hasattr(rows, "columns"):
+            rows = {name: [value] for name, value in rows.items()}
+        return _by_name(list(rows.items()))
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
-        return as_columns({name: rows[name] for name in rows.dtype.names})
+        return {name: rows[name] if rows.ndim else [rows[name]] for name in rows.dtype.names}
     if hasattr(rows, "to_arrow"):  # of polars, whose categories have names that Arrow cannot look up
         columns = as_columns(rows.to_arrow()).items()
         return {name: as_list(column) if hasattr(column.type, "index_type") else column for name, column in columns}

@@ -291,9 +291,10 @@ class FeatureEncoder:
         statistics leave out the fold a row is in, so that no row reads its own label."""
         return self.encode_columns(self.select_columns(rows), out_of_fold)
 
-    def select_columns(self, rows: Any) -> list[CodedColumn]:
-        """The columns of the fields, in order, coded, after checking that they are there and equally long."""
-        return code_columns(self.fields, as_columns(rows), codes=self.known_by_number)
+    def select_columns(self, rows: Any, first_row: int = 0) -> list[CodedColumn]:
+        """The columns of the fields, in order, coded, after checking that they are there and equally long. Errors
+        count rows from `first_row`."""
+        return code_columns(self.fields, as_columns(rows), first_row, self.known_by_number)
 
     def known_by_number(self, name: str) -> Mapping[str, str]:
         """[`Vocabulary.known_by_number`] of a field, or of the source of a statistic."""

@@ -125,8 +125,9 @@ class ValueField(Field):
 
     def read(self, values: Sequence[Any], codes: Codes = None) -> list[Any]:
         if self.classes is not None:
-            names = dict(enumerate(self.classes))
-            values = [value if isinstance(value, str | bool) else names.get(value, value) for value in values]
+            numbers: dict[Any, str] = {str(number): name for number, name in enumerate(self.classes)}
+            names = {**numbers, **dict(enumerate(self.classes)), **{name: name for name in self.classes}}
+            values = [value if isinstance(value, bool) else names.get(value, value) for value in values]
         return read_values(values, self.type, self.name, codes)
 
 

@@ -68,6 +68,7 @@ class FlipPreTrainedModel(PushMixin, TextTowerMixin, PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """With the digests of its files in `SHA256SUMS`, for `from_pretrained`. With an adapter: without the language
         model, and with the adapter as peft writes it in `text_adapter`."""
+        self.config.check()  # what was set since it was made
         asks, hub = kwargs.pop("push_to_hub", False), dict[str, Any](repo_id=os.path.basename(save_directory))
         hub |= {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
         is_main = kwargs.get("is_main_process", True)

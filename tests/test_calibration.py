@@ -55,7 +55,7 @@ def test_platt_and_isotonic_are_those_of_scikit_learn(weighted):
     found = fit_calibration(labels, logits, "platt", weights=weights)
     assert [found["scale"], found["bias"]] == pytest.approx([-a, -b], rel=1e-4)
 
-    logits, least = logits.round(1), 1 / (2 * len(labels))  # with ties
+    logits, least = logits.round(1), 1 / (2 * (len(labels) if weights is None else weights.sum()))  # with ties
     reference = isotonic.IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
     reference.fit(logits, labels, sample_weight=weights)
     asked = np.linspace(-15, 15, 1001)
@@ -107,7 +107,9 @@ def test_the_correction_for_sampling_comes_first_and_then_the_calibration():
             np.testing.assert_allclose(applied(logits, of_joint, rate, 1.0, mode), right, rtol=1e-12)
 
 
-def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_fits_no_other(processor):
+def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calibration_fits_no_other(
+    processor, tmp_path
+):
     # the weighted loss of a group of click rate p is least where the odds are 20 p / (0.1 (1 - p))
     share = np.array([0.01, 0.05, 0.3])
     learnt = np.log(20.0 * share / (0.1 * (1 - share)))
@@ -125,6 +127,8 @@ def test_a_model_that_weighed_clicks_is_right_after_the_correction_and_its_calib
     model.set_calibration(fitted)
     model.config.negative_sampling_rate = 0.5
     refused("fitted for negative_sampling_rate=0.1, and the model's is 0.5", model.config.check)
+    for call, argument in ((model.predict_probabilities, torch.zeros(1)), (model.save_pretrained, tmp_path)):
+        refused("fitted for negative_sampling_rate=0.1, and the model's is 0.5", call, argument)
     del model.config.calibration["negative_sampling_rate"]  # as it was before: what it is for is not known
     model.config.check()
 

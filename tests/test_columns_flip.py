@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import refused
+from datasets import Dataset
 
 from flip_hf.columns_flip import (
     as_columns,
@@ -198,6 +199,9 @@ def test_one_row_is_a_batch_of_one_and_keys_may_lack():
     assert as_columns({"user": "b", "age": 30}) == one
     assert as_columns(pd.DataFrame(one, dtype=object).iloc[0]) == one
     assert as_columns(np.array([("b", 30)], [("user", "U1"), ("age", int)])[0]) == one
+    lists = {"tags": [["a", "b"]], "history": [["c"]]}  # of a row whose values are all lists
+    one_row = pd.DataFrame(lists).iloc[0], pd.DataFrame(lists).to_records(index=False)[0]
+    assert [as_columns(row) for row in one_row] == [lists, lists]
     assert as_columns(({"user": "b"}, {"age": 3})) == {"user": ["b", None], "age": [None, 3]}
 
 
@@ -205,6 +209,7 @@ def test_what_is_no_table_is_named():
     for rows, name in ((3, "int"), ("ab", "str"), ([1, 2], "list"), (None, "NoneType")):
         refused(f"rows are a {name}: pass a dict of lists", as_columns, rows, error=TypeError)
     refused("no rows: the list is empty", as_columns, [])
+    refused("a transform .set_transform. is of", as_columns, Dataset.from_dict({"a": [1]}).with_transform(dict))
     twice = pa.table([pa.array([1]), pa.array([2])], names=["a", "a"])
     for table, name in ((twice, "a"), (twice.to_pandas(), "a"), (pd.DataFrame([[1, 2]], columns=["1", 1]), "1")):
         refused(f"two columns of the table are named '{name}': rename one", as_columns, table)

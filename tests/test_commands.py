@@ -88,6 +88,11 @@ def test_splits_that_are_not_there_and_unknown_keys_are_named_before_anything_is
         read_rows(str(tmp_path), ["train", "validation"])
     (tmp_path / "a.yaml").write_text("prepared_dir: rows\ntext_model: bert\noutput_dir: run\nlearning_rte: 1\n")
     refused("learning_rte", pretrain.main, [str(tmp_path / "a.yaml")])
+    settings = {"prepared_dir": "rows", "text_model": "bert", "output_dir": "run", "learning_rte": 1}
+    (tmp_path / "tabs.json").write_text(json.dumps(settings, indent="\t"))  # which yaml does not read
+    refused("learning_rte", pretrain.main, [str(tmp_path / "tabs.json")])
+    (tmp_path / "empty.yaml").write_text("")
+    refused("prepared_dir", pretrain.main, [str(tmp_path / "empty.yaml")], error=TypeError)
 
 
 def test_our_errors_are_sentences_with_a_flag_as_remedy_others_keep_their_traceback(tmp_path, capsys, monkeypatch):
@@ -124,11 +129,14 @@ def test_predictions_are_written_as_asked_and_what_cannot_be_is_said_before_scor
     tabular_model(processor).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     Dataset.from_dict(table).to_json(tmp_path / "new.jsonl")
+    (tmp_path / "folder.csv").mkdir()
     (tmp_path / "old.csv").write_text("tags;probability;note\na;0.5;\xfc\n", encoding="latin-1")
     model, out = ["predict", "--model", str(tmp_path / "model"), "--data"], str(tmp_path / "scored")
     flags = ["--delimiter", ";", "--encoding", "latin-1"]
     for argv, message in (
         (["new.jsonl", "--output", f"{out}.xlsx"], "scored.xlsx: name a file that ends in .csv, .jsonl, .parquet"),
+        (["new.jsonl", "--output", f"{out}/a.csv"], "scored/a.csv: there is no folder "),
+        (["new.jsonl", "--output", f"{tmp_path}/folder.csv"], "folder.csv: name a file that ends in"),
         (["new.jsonl", "--output", f"{out}.csv"], "tags holds lists, which a csv does not: take .jsonl or .parquet"),
         (["old.csv", *flags, "--output", f"{out}.csv"], "old.csv has a column 'probability' already: rename it"),
     ):

@@ -61,6 +61,8 @@ def test_from_a_csv_to_scored_and_calibrated_rows(start, text_model_dir):
     np.testing.assert_allclose(male, -female, atol=1e-5)  # of two values one component is left
     with pytest.raises(SystemExit, match="would overwrite what --model has learnt"):
         start("run_finetuning.py", *prepared, *scratch, "--model", "pretrained")
+    with pytest.raises(SystemExit, match="--backbone is for a model from scratch, and --model has its own"):
+        start("run_finetuning.py", *prepared, "--model", "pretrained", "--backbone", "afn", "--output_dir", "afn")
     printed = start("predict.py", "--model", "joint", "--data", "new.csv", "--output", "scored.csv")
     assert "user_id: 50.00% unseen" in printed and "gender: 0.00% unseen, 50.00% missing" in printed
     with open("scored.csv") as file:

@@ -201,6 +201,9 @@ def test_a_class_is_one_value_by_its_number_and_by_its_name_and_a_label_stays_a_
     for form in (dataset.with_format("arrow")[:], dataset.to_pandas(), dataset.to_list(), rows, named):
         np.testing.assert_array_equal(extractor(form), ids)
     np.testing.assert_array_equal(np.concatenate([extractor(dataset[k]) for k in range(4)]), ids)
+    in_csv = ["0", "1", None, "comedy"]
+    np.testing.assert_array_equal(extractor({"genre": in_csv, "tags": named["tags"]})[:, 0], ids[:, 0])
+    assert extractor.fields[0].read(["1", "7", True]) == ["comedy", "7", "True"]
     processor = FlipProcessor(extractor)
     assert processor(dataset, return_text=False)["labels"] == [1.0, 0.0, 1.0, 0.0]
     assert processor.render(dataset[:1]) == ["genre is drama. tags is x, y."]

@@ -49,6 +49,7 @@ def test_rows_of_no_group_are_left_out_of_gauc():
     expected = gauc(labels[users > 0], scores[users > 0], users[users > 0])
     assert gauc(labels, scores, np.where(users > 0, users, np.nan)) == expected
     assert gauc(labels, scores, np.array([f"user {user}" if user else None for user in users], object)) == expected
+    assert gauc(labels, scores, [f"user {user}" if user else np.nan for user in users]) == expected
     assert math.isnan(gauc(labels, scores, np.full(len(labels), np.nan)))
     assert math.isnan(compute_ctr_metrics(labels, scores)["gauc"])
 
@@ -73,8 +74,11 @@ def test_bad_input_is_named():
         ([0, 1], {"num_resamples": 0}, "none of 0 resamples has both classes"),
         ([0, 1, 1], {}, "2 predictions of 'a' for 3 labels"),
         ([1, 1], {}, "none of 1000 resamples has both classes"),
+        ([-1, 1], {}, "labels: -1 in row 0 is neither 0 nor 1"),
+        ([0, 1], {"reference": "b"}, "reference 'b' is none of the models: a"),
     ):
         refused(message, bootstrap_intervals, labels, {"a": np.linspace(0, 1, 2 if len(labels) else 0)}, **options)
+    refused("1 predictions of 'a' are nan", bootstrap_intervals, [0, 1], {"a": [0.5, np.nan]})
 
 
 def test_bootstrap_differences_are_paired_and_intervals_hold_the_value():
@@ -112,3 +116,4 @@ def test_the_evaluate_metric_works_offline_and_gives_the_same():
         metric.add_batch(references=labels[part], predictions=probabilities[part])
     result, expected = metric.compute(), compute_ctr_metrics(labels, probabilities)
     assert result["auc"] == expected["auc"] and result["logloss"] == expected["logloss"]
+    refused("labels: 1.5 in row 0", metric.compute, references=[1.5, 0.5], predictions=[0.5, 0.5])

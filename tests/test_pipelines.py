@@ -236,6 +236,9 @@ def test_what_is_missing_is_named(scorer, model, processor, rows, pretraining_mo
         (rows, {"return_reasons": -1}, ValueError, "return_reasons=-1 is no number of fields"),
     ):
         refused(message, scorer, table, error=error, **options)
+    many = [{**rows[0], "item_id": {"a": 1} if number == 40 else 1} for number in range(50)]  # in chunks of 32 and 8
+    for form in (many, iter(many)):
+        refused("holds a dict in row 40", lambda form=form: list(scorer(form, batch_size=1)), error=TypeError)
     without_tokenizer = FlipProcessor(processor.feature_extractor)
     other = FlipProcessor(FlipFeatureExtractor.fit(Dataset.from_dict(make_table(40))), processor.tokenizer)
     for one, reader, error, message in (

@@ -463,6 +463,12 @@ def test_a_card_has_no_figures_of_other_weights_than_those_that_are_pushed(encod
     trainer.state.global_step = 99  # of which there was no evaluation
     assert "No figures were given." in card(trainer)
     refused("test_dataset was trained or selected on", trainer.create_model_card, test_dataset=trainer.eval_dataset)
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": encoded["test"]}
+    refused("test_dataset was trained or selected on", trainer.create_model_card, test_dataset=encoded["test"])
+    clicks = encoded["test"].filter(lambda row: row["labels"] == 1)
+    with pytest.warns(UserWarning, match="labels are 1"):
+        text = card(trainer, test_dataset=clicks)
+    assert f"On {len(clicks)} test rows" in text and "| log loss (nats) |" in text and "| AUC |" not in text
     trainer = trained(trainer_of("best"))
     step = trainer.state.best_global_step
     best = next(one for one in trainer.state.log_history if "eval_auc" in one and one["step"] == step)

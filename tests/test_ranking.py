@@ -118,6 +118,7 @@ def test_what_cannot_be_ranked_is_named(model, processor, items):
         (whole, {"label": [0, 1]}, "the items have no column of any field, only label"),
     ):
         refused(message, rank, model, processor, user, table)
+    refused("batch_size=0 has to be 1 or more", rank, model, processor, USER, items, batch_size=0)
     refused("top_k=-1 candidates cannot be returned", rank, model, processor, USER, items, top_k=-1)
     # a label, or anything else that is no field, may be on both sides
     noted = rank(model, processor, {**USER, "label": 1}, {**items, "label": [0] * len(items["genre"])})
@@ -146,6 +147,10 @@ def test_a_field_of_several_kinds_on_either_side():
         ranking = rank(model, processor, user, items)
         expected = np.array([row["probability"] for row in scores])[ranking.indices]
         np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)
+        one = rank(
+            model, processor, user, {name: values[0] for name, values in items.items()}
+        )  # whose tags are a list
+        np.testing.assert_allclose(one.probabilities, scores[0]["probability"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["joint", "text"])

@@ -32,7 +32,8 @@ def fit_calibration(
     - `"temperature"` (Guo et al., arXiv 1706.04599): sigmoid(z / T), T by maximum likelihood.
     - `"platt"` (Platt, 1999): sigmoid(a z + b) by maximum likelihood of softened labels: (n1 + 1) / (n1 + 2) for a
       click, 1 / (n0 + 2) for none.
-    - `"isotonic"` (Zadrozny and Elkan, 2002): the ascending curve of least squares, 1 / (2B) away from 0 and 1.
+    - `"isotonic"` (Zadrozny and Elkan, 2002): the ascending curve of least squares, 1 / (2B) away from 0 and 1,
+      where B counts a row by its weight.
 
     Args:
         labels, logits (`np.ndarray` of shape `(B,)`): 0 or 1, and `output.logits` of the model.
@@ -106,7 +107,7 @@ def _fit_isotonic(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -
             pool = pool + pools.pop()
         pools.append(pool)
     clicks, rows, sizes = np.array(pools).T
-    least = 1 / (2 * len(labels))
+    least = 1 / (2 * rows.sum())
     values = np.clip(clicks / rows, least, 1 - least).repeat(sizes.astype(int))
     says = np.diff(values, prepend=-1, append=2) != 0  # between equal values a knot says nothing
     says = says[:-1] | says[1:]

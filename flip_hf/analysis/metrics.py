@@ -117,7 +117,8 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 def gauc(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
     """`(B,)` three times -> mean AUC of the groups that have both classes, weighted by rows; nan if none has."""
-    rows = pd.DataFrame({"group": np.asarray(groups), "label": np.asarray(labels, np.float64), "score": scores})
+    groups = pd.Series(groups).to_numpy()  # numpy would make a word of a nan among words
+    rows = pd.DataFrame({"group": groups, "label": np.asarray(labels, np.float64), "score": scores})
     rows["rank"] = rows.groupby("group")["score"].rank() * rows["label"]  # of clicks; ties share their mean rank
     grouped = rows.groupby("group")
     size, clicks, ranks = grouped.size(), grouped["label"].sum(), grouped["rank"].sum()
@@ -165,11 +166,18 @@ def bootstrap_intervals(
         reference (`str`, *optional*): the model that differences are taken to.
         metric (`Callable`): of (labels, predictions).
         num_resamples (`int`): R; a resample on which the metric is nan (of one class, say) is left out.
+
+    Raises `ValueError` for a label that is neither 0 nor 1, a prediction that is nan, and an unknown reference.
     """
-    labels, values = np.asarray(labels), {name: np.asarray(model, np.float64) for name, model in predictions.items()}
+    values = {name: np.asarray(model, np.float64) for name, model in predictions.items()}
+    if reference is not None and reference not in values:
+        raise ValueError(f"reference {reference!r} is none of the models: {', '.join(values)}")
     for name, model in values.items():
+        if np.isnan(model).any():
+            raise ValueError(f"{np.isnan(model).sum()} predictions of {name!r} are nan")
         if len(model) != len(labels) or not len(labels):
             raise ValueError(f"{len(model)} predictions of {name!r} for {len(labels)} labels")
+    (labels,) = check_rows(labels=labels)
     generator = np.random.default_rng(seed)
     is_click = (labels == 1).astype(np.float64)
     levels = [np.unique(model, return_inverse=True)[1] for model in values.values()]  # sorted once for all resamples

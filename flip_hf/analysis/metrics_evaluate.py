@@ -18,7 +18,7 @@ class CTRMetric(evaluate.Metric):
             description=compute_ctr_metrics.__doc__ or "",
             citation="",
             inputs_description="predictions: click probabilities; references: labels, 0 or 1",
-            features=Features({"predictions": Value("float64"), "references": Value("int8")}),
+            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
         )
 
     def _compute(self, predictions: Any, references: Any, groups: Any = None) -> dict[str, float]:

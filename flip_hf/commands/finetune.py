@@ -61,6 +61,11 @@ def build_model(arguments: ModelArguments, processor: FlipProcessor) -> FlipForC
     if arguments.model:
         if arguments.start_from_words:
             raise SystemExit("--start_from_words would overwrite what --model has learnt: leave one of them out")
+        for name in ("text_model", "num_hidden_layers", "backbone"):
+            if getattr(arguments, name) is not None:
+                raise SystemExit(
+                    f"--{name} is for a model from scratch, and --model has its own: leave one of them out"
+                )
         model = FlipForCTR.from_pretrained(arguments.model, mode=arguments.mode, **overrides)
         if arguments.restart_backbone:
             restart_backbone(model)

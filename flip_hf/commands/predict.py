@@ -46,9 +46,11 @@ class PredictArguments:
 
 def main(argv: Sequence[str]) -> None:
     arguments, files = read_arguments("predict", __doc__, [PredictArguments, FileArguments], argv)
-    output = Path(arguments.output)
-    if output.suffix not in _WRITERS:
+    output = Path(arguments.output).expanduser()
+    if output.suffix not in _WRITERS or output.is_dir():
         raise ValueError(f"--output {output}: name a file that ends in {', '.join(_WRITERS)}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}")
     options = {name: value for name in ("mode", "text_model") if (value := getattr(arguments, name)) is not None}
     scorer = pipeline("click-through-rate", model=arguments.model, model_kwargs=options)
     label = None if arguments.data in NAMED_DATASETS else ""  # which nobody reads

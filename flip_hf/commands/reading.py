@@ -62,7 +62,8 @@ def read_arguments(
         if "--help_all" not in argv:
             _hide_rare(parser, trainings[0])
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        given = yaml.load(Path(argv[0]).read_text(encoding="utf-8"), _Loader)
+        text = Path(argv[0]).read_text(encoding="utf-8")
+        given = (json.loads(text) if argv[0].endswith(".json") else yaml.load(text, _Loader)) or {}
     else:
         parser.set_defaults(**dict.fromkeys(defaults({})))
         given = vars(parser.parse_args(argv))

@@ -22,11 +22,15 @@ from .rows import raw_names
 BATCHES_OF_TABLE, BATCHES_OF_STREAM = 32, 8
 
 
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+
+
 def chunks(rows: Any, fields: Iterable[Any], batch_size: int, stream: Iterator[Any] | None = None) -> Iterator[Any]:
     """Tables of at most so many batches, one after another; none of an empty list. `stream` gives the rows of one that
     come one by one: keys that rows of it had before are missing in rows that lack them."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} has to be 1 or more")
+    check_batch_size(batch_size)
     size = batch_size * BATCHES_OF_TABLE
     if stream is not None:
         keys: dict[str, None] = {}

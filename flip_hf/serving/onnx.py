@@ -125,9 +125,10 @@ class OnnxClickModel:
         Raises `ValueError` if a logit is not finite.
         """
         extractor = self.encoder.feature_extractor
-        logits = [np.zeros(0, np.float32)]
+        logits, first_row = [np.zeros(0, np.float32)], 0
         for table in chunks(rows, extractor.fields, batch_size):
-            columns = extractor.select_columns(table)
+            columns = extractor.select_columns(table, first_row)
+            first_row += columns[0].num_rows
             encoded = self.encoder.encode_columns(columns, return_text=self.mode != "tabular")
             logits.append(self.logits(encoded, batch_size))
             self._watch.add(count_occurrences(extractor, encoded.feature_ids))

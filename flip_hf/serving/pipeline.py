@@ -127,9 +127,9 @@ class ClickThroughRatePipeline(Pipeline):
             raise ValueError(f"return_reasons={return_reasons} is no number of fields: True gives all")
         return {}, {name: value for name, value in asked.items() if value is not None}, {}
 
-    def preprocess(self, rows: Any) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
-        """A chunk of raw rows -> its coded columns, and what the model reads."""
-        columns = self.processor.feature_extractor.select_columns(rows)
+    def preprocess(self, rows: Any, first_row: int = 0) -> tuple[list[CodedColumn], EncodedRows]:  # type: ignore[override]
+        """A chunk of raw rows -> its coded columns, and what the model reads. Errors count rows from `first_row`."""
+        columns = self.processor.feature_extractor.select_columns(rows, first_row)
         return columns, self.processor.encode_columns(columns, return_text=self.model.config.mode != "tabular")
 
     def _forward(self, encoded: EncodedRows, batch_size: int) -> Scores:  # type: ignore[override]
@@ -152,8 +152,10 @@ class ClickThroughRatePipeline(Pipeline):
     ) -> Iterator[dict[str, Any]]:
         """Results row by row; `rates` is filled on the way."""
         occurrences: Any = 0
+        first_row = 0
         for table in tables:
-            columns, encoded = self.preprocess(table)
+            columns, encoded = self.preprocess(table, first_row)
+            first_row += len(encoded.feature_ids)
             scores = self._forward(encoded, batch_size)
             results = self.postprocess(scores, asked.get("return_towers", False))
             if asked.get("return_reasons"):

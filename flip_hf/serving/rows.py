@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..columns_flip import CodedColumn, as_columns
+from ..columns_flip import CodedColumn, as_columns, is_column
 
 
 def raw_names(fields: Iterable[Any]) -> list[str]:
@@ -15,9 +15,14 @@ def raw_names(fields: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(name for field in fields for name in field.columns))
 
 
+def _table(items: Any) -> Mapping[str, Any]:
+    is_one = isinstance(items, Mapping) and not all(map(is_column, items.values()))  # and its lists are values
+    return as_columns([items] if is_one else items)
+
+
 def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, Any]:
     """The columns that the fields read, with the user's value n times. Raises `ValueError` if one is on both sides."""
-    table = as_columns(items)
+    table = _table(items)
     needed = raw_names(extractor.fields)
     joined = {name: table[name] for name in needed if name in table}
     of_user = {name: user_row[name] for name in needed if name in user_row}
@@ -33,7 +38,7 @@ def join(extractor: Any, user_row: Mapping[str, Any], items: Any) -> dict[str, A
 def columns_of_texts(extractor: Any, items: Any) -> list[CodedColumn]:
     """Items -> columns of all fields, those that only the ID tower reads empty. Raises `ValueError` if the text says
     something that the items do not have."""
-    table = as_columns(items)
+    table = _table(items)
     fields = [extractor.fields[index] for index in extractor.text_fields]
     absent = [name for name in raw_names(fields) if name not in table]
     if absent:

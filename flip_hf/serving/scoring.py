@@ -13,7 +13,7 @@ import torch
 
 from ..modeling_flip_base import evaluating
 from ..text_encoding_flip import EncodedRows
-from .batching import batches, check_finite, order_of_lengths, warn_if_not_calibrated
+from .batching import batches, check_batch_size, check_finite, order_of_lengths, warn_if_not_calibrated
 
 
 # held by whoever adds texts
@@ -112,6 +112,7 @@ def score(
     that it does not read again what is in `texts`. A model that is in evaluation mode is not touched, so that threads
     can share it. Raises `ValueError` if a logit is not finite.
     """
+    check_batch_size(batch_size)
     if not len(encoded.feature_ids):
         return Scores(torch.zeros(0))
     order, known = order_of_lengths(encoded), np.zeros(0, np.int64)

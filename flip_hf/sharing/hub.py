@@ -7,6 +7,7 @@ pictures; whatever else lies there stays at home. (Not `upload_folder`, which ma
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -241,7 +242,9 @@ def write_folder(trainer: Any, *, test_dataset: Any = None, **card: Any) -> Path
 def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
     """Arguments of a card that a trainer has an answer to, and a click model's labels and predictions of test rows."""
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
-    if test_dataset is not None and (test_dataset is trainer.train_dataset or test_dataset is trainer.eval_dataset):
+    seen = [trainer.train_dataset, trainer.eval_dataset]
+    seen += trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else []
+    if test_dataset is not None and any(test_dataset is rows for rows in seen):
         raise ValueError("test_dataset was trained or selected on: leave it out, and the card says so of its figures")
     step, settings = state.global_step, args.to_dict()
     training = {name: settings[name] for name in _TRAINING if settings.get(name) is not None}
@@ -265,9 +268,11 @@ def _known_of(trainer: Any, test_dataset: Any) -> tuple[dict[str, Any], tuple[np
         labels, logits = np.asarray(prediction.label_ids), torch.from_numpy(np.asarray(prediction.predictions))
         probabilities = model.predict_probabilities(logits).numpy()
         metrics: dict[str, Any] = compute_ctr_metrics(labels, probabilities)
+        metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}  # of one class, not asked
         for name, metric in (("auc", auc), ("logloss", logloss), ("ece", ece)):
-            metrics[name] = bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""]
-        known["metrics"] = {name: value for name, value in metrics.items() if name != "gauc"}
+            if name in metrics:
+                metrics[name] = bootstrap_intervals(labels, {"": probabilities}, metric=metric)[""]
+        known["metrics"] = metrics
         return known, (labels, probabilities)
     not_shown: tuple[str, ...] = ("runtime", "per_second", "model_preparation_time")
     if test_dataset is not None:
