@@ -256,9 +256,8 @@ def as_columns(rows: Any, label: str | None = None) -> Mapping[str, Any]:
     if hasattr(rows, "column_names") and hasattr(rows, "columns"):  # an Arrow table
         return _by_name(list(zip(rows.column_names, rows.columns, strict=True)))
     if hasattr(rows, "iloc"):  # a frame or a row of pandas
-        if not hasattr(rows, "columns"):
-            rows = {name: [value] for name, value in rows.items()}
-        return _by_name(list(rows.items()))
+        is_frame = hasattr(rows, "columns")
+        return _by_name([(name, value if is_frame else [value]) for name, value in rows.items()])
     if getattr(getattr(rows, "dtype", None), "names", None):  # records of numpy
         return {name: rows[name] if rows.ndim else [rows[name]] for name in rows.dtype.names}
     if hasattr(rows, "to_arrow"):  # of polars, whose categories have names that Arrow cannot look up
