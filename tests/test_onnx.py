@@ -110,6 +110,8 @@ def test_probabilities_come_in_the_order_of_the_rows_to_all_threads_and_of_any_f
     np.testing.assert_allclose(model.predict(columns), expected[0], rtol=0, atol=1e-6)
     refused("no column for field 'user_id'", model.predict, [{"title": "red"}])
     refused("batch_size=0", model.predict, strange, 0)
+    wrong = [*strange[:1] * 40, {**strange[0], "title": {"a": 1}}]  # in the second chunk
+    refused("holds a dict in row 40", model.predict, wrong, 1, error=TypeError)
     model.session = SimpleNamespace(run=lambda names, inputs: [np.full(len(inputs["input_ids"]), np.nan)])
     refused("logits of 40 of 40 rows are not finite", model.predict, strange)
 

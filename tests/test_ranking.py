@@ -147,9 +147,8 @@ def test_a_field_of_several_kinds_on_either_side():
         ranking = rank(model, processor, user, items)
         expected = np.array([row["probability"] for row in scores])[ranking.indices]
         np.testing.assert_allclose(ranking.probabilities, expected, rtol=1e-6)
-        one = rank(
-            model, processor, user, {name: values[0] for name, values in items.items()}
-        )  # whose tags are a list
+        item = {name: values[0] for name, values in items.items()}  # whose tags are a list
+        one = rank(model, processor, user, item)
         np.testing.assert_allclose(one.probabilities, scores[0]["probability"], rtol=1e-6)
 
 
